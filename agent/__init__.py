@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The daemon that ferries rotated secrets into microVMs, and the operator's command `credferry`."""

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""The launcher's one base error, and its exit statuses."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """Exit statuses for ``RestartPreventExitStatus=``: after these, starting again cannot help."""
+
+    USAGE = 64
+    """The launcher's own arguments, or a cloud-hypervisor option that it does not know."""
+    CREDENTIALS = 65
+    """Credentials are missing, malformed, or over a limit."""
+    HYPERVISOR = 69
+    """cloud-hypervisor is not there, or refuses the VM."""
+
+
+class LaunchError(Exception):
+    """A start that is refused: the text names the thing and the limit, the hint the remedy; never a value."""
+
+    def __init__(self, message: str, *, hint: str, status: Exit) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} ({self.hint})"

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: MIT
+"""The contract between agent and launcher: file names, manifest, stamp, and the form of an OEM string.
+
+The agent writes a generation of sealed credentials; PID 1 unseals it into the VM unit's credential
+directory; the launcher reads it there and leaves a stamp. Both sides import this module and nothing
+else of one another.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+CREDENTIAL_PREFIX = "credferry"
+"""ID of the unit's ``LoadCredentialEncrypted=`` of a whole generation directory."""
+
+MANIFEST_FILE = "manifest"
+VALUE_PREFIX = "value."
+RUNTIME_PARENT = "credferry-vms"
+"""``RuntimeDirectory=credferry-vms/%i`` of the VM's own unit: it goes when the VM stops."""
+STAMP_FILE = "stamp.json"
+FORMAT_VERSION = 1
+
+NAME_MAX = 255 - len(f"{CREDENTIAL_PREFIX}_{VALUE_PREFIX}")
+"""Bytes. systemd allows 255 (CREDENTIAL_NAME_MAX, src/shared/creds-util.h) for the unit's own name of it."""
+
+OEM_TOTAL_BEFORE_257 = 4091
+"""Bytes of all OEM strings that a guest's systemd 252 to 256 sees: one read() of a 4096-byte sysfs page,
+less the 5-byte header. The string that straddles the limit is cut silently (systemd PR #33539)."""
+OEM_TOTAL_MAX = 65_398
+"""Bytes of all OEM strings that fit between 0xF0000 and 0x100000 beside cloud-hypervisor's own tables
+(arch/src/x86_64/smbios.rs, which does not check)."""
+OEM_COUNT_MAX = 255
+"""The SMBIOS type 11 count is one byte, and cloud-hypervisor lets it wrap."""
+SYSTEMD_READS_ALL_OEM_STRINGS = 257
+"""The first systemd whose guest side reads more than one page of OEM strings."""
+
+MESSAGE_ID_LAUNCHED = "3f0d1b2ad3ff4b7c9a5b1c6f0f8e6c11"
+MESSAGE_ID_GUEST_REBOOT = "8d2f6f0a5f2e4f6c8b7a9e10d4c2b357"
+MESSAGE_ID_LAUNCH_REFUSED = "c1a4e7d09b3f4c55a2d86e4b7f01932e"
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_VM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_HEX = re.compile(r"[0-9a-f]*")
+
+# Credentials that give whoever sets them power over the guest (systemd.system-credentials(7)).
+_POWERFUL_NAMES = frozenset(
+    {
+        "fstab.extra",
+        "import.pull",
+        "ssh.authorized_keys.root",
+        "ssh.ephemeral-authorized_keys-all",
+        "ssh.listen",
+        "sysctl.extra",
+        "sysusers.extra",
+        "tmpfiles.extra",
+        "vmm.notify_socket",
+    }
+)
+_POWERFUL_PREFIXES = (
+    "cryptsetup.",
+    "home.create.",
+    "network.",
+    "passwd.",
+    "ssh.",
+    "systemd.",
+    "udev.",
+)
+
+
+class HandoffError(ValueError):
+    """A manifest or stamp that does not keep the contract; the text never quotes its content."""
+
+
+@final
+class Secret:
+    """Bytes that do not show themselves: no repr, no format, no pickle tells the value or its length."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """The value. The caller sees to it that it goes nowhere but to its destination."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    __hash__ = None  # type: ignore[assignment]  # a hash would be a digest of the value without a key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a secret is not pickled")
+
+
+class Kind(enum.StrEnum):
+    """What a credential's bytes are when they leave the host."""
+
+    PLAIN = "plain"
+    """A secret, readable by whoever sees the OEM string."""
+    SEALED = "sealed"
+    """A secret sealed with the guest's own key: systemd's encrypted credential, Base64 on one line."""
+    TEXT = "text"
+    """Not a secret: its text stands in the configuration."""
+
+
+class Channel(enum.StrEnum):
+    """How the OEM strings reach cloud-hypervisor."""
+
+    API = "api"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a VM's configuration says about handing credentials over.
+
+    ``guest_systemd`` is the lowest systemd version the guest may run; it sets the budget of OEM strings.
+    """
+
+    channel: Channel = Channel.API
+    guest_systemd: int = 252
+    plaintext_in_argv: bool = False
+    allowed_names: tuple[str, ...] = ()
+
+    @property
+    def oem_total_max(self) -> int:
+        """Bytes that all OEM strings of the VM may take, each with its NUL."""
+        return OEM_TOTAL_MAX if self.guest_systemd >= SYSTEMD_READS_ALL_OEM_STRINGS else OEM_TOTAL_BEFORE_257
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """One credential of a generation. The fingerprint is keyed: it tells nothing without the host's key."""
+
+    name: str
+    kind: Kind
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a generation holds. It is itself one of the generation's sealed credentials.
+
+    ``digest`` (64 hex digits) stands for everything that the guest gets; ``run`` is the correlation id
+    (32 hex digits) under which the journal tells this generation's story.
+    """
+
+    vm: str
+    generation: int
+    digest: str
+    run: str
+    delivery: Delivery
+    credentials: tuple[ManifestEntry, ...]
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON, keys sorted, the same bytes for the same manifest."""
+        return _dump(asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
+        return _load("manifest", data, _manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What one invocation of a VM's unit was started with.
+
+    ``other_oem_bytes``: bytes that OEM strings not ours took at that start, so that the agent can tell
+    beforehand whether a new generation still fits.
+    """
+
+    vm: str
+    generation: int
+    digest: str
+    run: str
+    invocation_id: str
+    channel: Channel
+    other_oem_bytes: int
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON, keys sorted."""
+        return _dump(asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Stamp:
+        """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
+        return _load("stamp", data, _stamp)
+
+
+def is_credential_name(name: str) -> bool:
+    """Whether a name is valid for systemd and safe in every version of cloud-hypervisor's option grammar."""
+    return _NAME.fullmatch(name) is not None and name not in {".", ".."} and len(name) <= NAME_MAX
+
+
+def is_vm_name(name: str) -> bool:
+    """Whether a name can be a unit's instance, a directory and a journal field's value without escaping."""
+    return _VM_NAME.fullmatch(name) is not None and len(name) <= 64  # noqa: PLR2004 (HOST_NAME_MAX)
+
+
+def is_powerful_name(name: str) -> bool:
+    """Whether the guest's systemd would let a credential of this name change the guest itself."""
+    return name in _POWERFUL_NAMES or name.startswith(_POWERFUL_PREFIXES)
+
+
+def value_file(name: str) -> str:
+    """File name of a credential within a generation directory."""
+    return VALUE_PREFIX + name
+
+
+def unit_credential(file: str) -> str:
+    """Name of a generation's file in ``$CREDENTIALS_DIRECTORY``; it is sealed under this name, too."""
+    return f"{CREDENTIAL_PREFIX}_{file}"
+
+
+def oem_string(name: str, kind: Kind, value: Secret) -> Secret:
+    """The SMBIOS OEM string of a credential, without its NUL.
+
+    Plain values travel as Base64, since no other form survives every version's parser; sealed ones are
+    Base64 already and must stay text, or `LoadCredentialEncrypted=` cannot read them.
+    """
+    if kind is Kind.SEALED:
+        return Secret(b"io.systemd.credential:" + name.encode() + b"=" + value.reveal())
+    encoded = base64.b64encode(value.reveal())
+    return Secret(b"io.systemd.credential.binary:" + name.encode() + b"=" + encoded)
+
+
+def oem_size(strings: Iterable[bytes]) -> int:
+    """Bytes that OEM strings take in the SMBIOS table: each with its NUL."""
+    return sum(len(string) + 1 for string in strings)
+
+
+def stamp_path(vm: str, runtime: Path) -> Path:
+    """Where a VM's stamp is, below the system's runtime directory (``/run``)."""
+    return runtime / RUNTIME_PARENT / vm / STAMP_FILE
+
+
+def write_stamp(directory: Path, stamp: Stamp) -> None:
+    """Put a stamp into a runtime directory: whole or not at all, readable by everyone."""
+    temporary = directory / f".{STAMP_FILE}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(stamp.to_bytes())
+        temporary.rename(directory / STAMP_FILE)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _dump(fields: dict[str, Any]) -> bytes:
+    return json.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
+    try:
+        fields = json.loads(data)
+        if not isinstance(fields, dict) or fields.pop("version", None) != FORMAT_VERSION:
+            raise HandoffError(f"{what}: not of format version {FORMAT_VERSION}")
+        return build(fields)
+    except HandoffError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise HandoffError(f"{what}: malformed") from None
+
+
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    delivery = fields.pop("delivery")
+    manifest = Manifest(
+        vm=_name(fields.pop("vm")),
+        generation=_number(fields.pop("generation")),
+        digest=_hex(fields.pop("digest"), 64),
+        run=_hex(fields.pop("run"), 32),
+        delivery=Delivery(
+            channel=Channel(delivery["channel"]),
+            guest_systemd=_number(delivery["guest_systemd"]),
+            plaintext_in_argv=_flag(delivery["plaintext_in_argv"]),
+            allowed_names=tuple(_credential(name) for name in delivery["allowed_names"]),
+        ),
+        credentials=tuple(
+            ManifestEntry(_credential(entry["name"]), Kind(entry["kind"]), _hex(entry["fingerprint"], 16))
+            for entry in fields.pop("credentials")
+        ),
+    )
+    names = [entry.name for entry in manifest.credentials]
+    if fields or len(set(names)) != len(names):
+        raise HandoffError("manifest: unknown field or repeated credential")
+    return manifest
+
+
+def _stamp(fields: dict[str, Any]) -> Stamp:
+    stamp = Stamp(
+        vm=_name(fields.pop("vm")),
+        generation=_number(fields.pop("generation")),
+        digest=_hex(fields.pop("digest"), 64),
+        run=_hex(fields.pop("run"), 32),
+        invocation_id=_hex(fields.pop("invocation_id"), 32),
+        channel=Channel(fields.pop("channel")),
+        other_oem_bytes=_number(fields.pop("other_oem_bytes")),
+    )
+    if fields:
+        raise HandoffError("stamp: unknown field")
+    return stamp
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not is_vm_name(value):
+        raise ValueError
+    return value
+
+
+def _credential(value: object) -> str:
+    if not isinstance(value, str) or not is_credential_name(value):
+        raise ValueError
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError
+    return value
+
+
+def _hex(value: object, digits: int) -> str:
+    if not isinstance(value, str) or len(value) != digits or not _HEX.fullmatch(value):
+        raise ValueError
+    return value
