@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""The agent's one base error and the table of exit statuses."""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class ExitStatus(enum.IntEnum):
+    """Exit statuses of the command `credferry`, where there is one after sysexits.h."""
+
+    OK = 0
+    FAILED = 1
+    """Something that was to be done was not: a VM was refused, or its restart failed."""
+    USAGE = 2
+    CREDENTIAL = 65
+    SOURCE = 66
+    UNAVAILABLE = 69
+    INTERNAL = 70
+    STORE = 73
+    KEY = 77
+    CONFIGURATION = 78
+
+
+class CredferryError(Exception):
+    """Anything that ends a verb. The text names the thing and the limit, ``hint`` says what to do.
+
+    Neither ever holds a secret value or the length of one.
+    """
+
+    status: ClassVar[ExitStatus] = ExitStatus.FAILED
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigurationError(CredferryError):
+    """The configuration file: unreadable, malformed, or asking for something impossible."""
+
+    status = ExitStatus.CONFIGURATION
+
+
+class SourceError(CredferryError):
+    """The published secrets as a whole cannot be read."""
+
+    status = ExitStatus.SOURCE
+
+
+class KeyFileError(CredferryError):
+    """A credential key file is missing, unsafe, or somebody else's."""
+
+    status = ExitStatus.KEY
+
+
+class SealError(CredferryError):
+    """A value cannot be sealed, or a sealed one cannot be opened."""
+
+    status = ExitStatus.CREDENTIAL
+
+
+class StoreError(CredferryError):
+    """The store of sealed generations cannot be read or written."""
+
+    status = ExitStatus.STORE
+
+
+class BusError(CredferryError):
+    """systemd cannot be reached over D-Bus, or refuses."""
+
+    status = ExitStatus.UNAVAILABLE

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""The sealing format, held against what real systemd-creds wrote."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.errors import KeyFileError, SealError
+from agent.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key
+from agent.sealing import NEVER, PLAINTEXT_MAX, is_valid_name, one_line, seal, unseal
+
+VECTORS = json.loads((Path(__file__).parents[1] / "data/sealed-credential-vectors.json").read_text())["sets"]
+OPEN = [
+    pytest.param(each, vector, id=f"{each['systemd'][:11]} {number} {vector['name'][:20]}")
+    for each in VECTORS
+    for number, vector in enumerate(each["open"])
+]
+REFUSE = [
+    pytest.param(each, vector, id=f"{each['systemd'][:11]} {vector['why']}")
+    for each in VECTORS
+    for vector in each["refuse"]
+]
+KEY = CredentialKey(bytes(range(256)) * 16)
+
+
+def key_of(vectors: dict[str, Any]) -> CredentialKey:
+    """The host key that a set of vectors was written with."""
+    return CredentialKey.from_file_content(base64.b64decode(vectors["secret_file_base64"]))
+
+
+@pytest.mark.parametrize(("vectors", "vector"), OPEN)
+def test_opens_what_systemd_creds_sealed(vectors: dict[str, Any], vector: dict[str, Any]) -> None:
+    """What systemd-creds 252 and 257 sealed with the host key opens to the same bytes."""
+    plaintext = unseal(vector["sealed"].encode(), name=vector["name"], key=key_of(vectors))
+    assert plaintext == base64.b64decode(vector["plaintext_base64"])
+
+
+@pytest.mark.parametrize(("vectors", "vector"), REFUSE)
+def test_refuses_what_must_be_refused(vectors: dict[str, Any], vector: dict[str, Any]) -> None:
+    """Expired, renamed, null-key, altered and cut credentials are refused, for that reason."""
+    expected = {
+        "expired": "has expired",
+        "name": "was sealed under the name",
+        "null key": "the null key",
+        "tampered": "does not open",
+        "tampered iv": "does not open",
+        "truncated": "does not open|cut short|not Base64",
+    }[vector["why"]]
+    with pytest.raises(SealError, match=expected):
+        unseal(vector["sealed"].encode(), name=vector["name"], key=key_of(vectors))
+
+
+@pytest.mark.parametrize("vectors", VECTORS, ids=lambda value: value["systemd"])
+def test_machine_id_of_the_vectors(vectors: dict[str, Any]) -> None:
+    """The header that systemd wrote is the machine id's hash that we compute."""
+    assert base64.b64decode(vectors["secret_file_base64"])[:16] == hashed_machine_id(vectors["machine_id"])
+
+
+def test_known_answer_of_the_format() -> None:
+    """A blob built from known parts opens: key derivation, padding and the order of fields hold."""
+    blob = (
+        b"Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABAAAAAAAQIDBAUGBwgJCgsAAAAAQC8w6tYVJSXL6gM\n"
+        b"EOF7LaARu2ww46zyaipFfjYBo+bsjKKngiwxGk11LgPEYI6HKfsyVIJeyjQw=\n"
+    )
+    assert unseal(blob, name="db-password", key=KEY) == b"hunter2\n"
+
+
+def test_machine_id_known_answer() -> None:
+    """The application-specific machine id is what systemd-id128 prints."""
+    assert hashed_machine_id("0123456789abcdef0123456789abcdef").hex() == "f65a25a6c02a44888e0e49b6adb6b1f9"
+
+
+@given(value=st.binary(max_size=3000), name=st.text("abcXYZ019._- =~", min_size=1, max_size=255))
+def test_what_is_sealed_opens(value: bytes, name: str) -> None:
+    """Every value comes back under its own name, and under no other."""
+    if not is_valid_name(name):
+        return
+    blob = seal(value, name=name, key=KEY)
+    assert unseal(one_line(blob), name=name, key=KEY) == value
+    assert all(len(line) <= 79 for line in blob.splitlines())
+    with pytest.raises(SealError):
+        unseal(blob, name="another", key=KEY)
+
+
+@given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
+def test_any_flipped_byte_is_refused(at: int, flip: int) -> None:
+    """Not one byte of a sealed credential can be changed unnoticed, the padding of the header included."""
+    raw = bytearray(base64.b64decode(seal(b"v" * 40, name="n", key=KEY)))
+    raw[at % len(raw)] ^= flip
+    with pytest.raises(SealError):
+        unseal(base64.b64encode(bytes(raw)), name="n", key=KEY)
+
+
+@given(st.binary(max_size=300))
+def test_rubbish_is_refused(data: bytes) -> None:
+    """No input raises anything but the one error."""
+    for blob in (data, base64.b64encode(data)):
+        with pytest.raises(SealError):
+            unseal(blob, name="n", key=KEY)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a\n", "ü", "x" * 256])
+def test_bad_names_are_refused(name: str) -> None:
+    """A name that systemd would not take is refused before anything is sealed."""
+    with pytest.raises(SealError, match="not a credential name"):
+        seal(b"v", name=name, key=KEY)
+
+
+def test_limits() -> None:
+    """1 MiB seals and opens, a byte more is refused; the error tells neither value nor length."""
+    assert len(unseal(seal(b"x" * PLAINTEXT_MAX, name="n", key=KEY), name="n", key=KEY)) == PLAINTEXT_MAX
+    with pytest.raises(SealError) as caught:
+        seal(b"canary" * PLAINTEXT_MAX, name="n", key=KEY)
+    assert "canary" not in f"{caught.value} {caught.value.hint}"
+    assert str(6 * PLAINTEXT_MAX) not in str(caught.value)
+
+
+def test_expiry() -> None:
+    """A credential opens until its not-after, and not after it."""
+    blob = seal(b"v", name="n", key=KEY, timestamp=1000, not_after=2000)
+    assert unseal(blob, name="n", key=KEY, now=2000) == b"v"
+    with pytest.raises(SealError, match="expired"):
+        unseal(blob, name="n", key=KEY, now=2001)
+    with pytest.raises(SealError, match="expire before"):
+        seal(b"v", name="n", key=KEY, timestamp=1000, not_after=1000)
+
+
+def test_no_name_inside_goes_with_any(tmp_path: Path) -> None:
+    """A timestamp of infinity and an unchecked name are accepted, as systemd does."""
+    blob = seal(b"v", name="n", key=KEY, timestamp=NEVER - 1)
+    assert unseal(blob, name=None, key=KEY) == b"v"
+    assert not list(tmp_path.iterdir())
+
+
+class TestKeyFiles:
+    """Key files under systemd's own conditions."""
+
+    MACHINE_ID = "0123456789abcdef0123456789abcdef"
+
+    def test_created_as_systemd_would(self, tmp_path: Path) -> None:
+        """4112 bytes, mode 0400, the machine id's hash first; a second time nothing is touched."""
+        path = tmp_path / "credential.secret"
+        (tmp_path / "machine-id").write_text(self.MACHINE_ID + "\n")
+        first = host_key(path, machine_id_file=tmp_path / "machine-id")
+        content = path.read_bytes()
+        assert (len(content), path.stat().st_mode & 0o7777) == (4112, 0o400)
+        assert content[:16] == hashed_machine_id(self.MACHINE_ID)
+        assert host_key(path, machine_id_file=tmp_path / "machine-id").aes_key == first.aes_key
+        with pytest.raises(FileExistsError):
+            create_key(path, machine_id=self.MACHINE_ID)
+        assert path.read_bytes() == content
+
+    @pytest.mark.parametrize(
+        ("spoil", "expected"),
+        [
+            (lambda path: path.chmod(0o600), "mode is 0600"),
+            (lambda path: path.with_name("link").hardlink_to(path), "one link"),
+            (lambda path: (path.chmod(0o600), path.write_bytes(b"x" * 16), path.chmod(0o400)), "17 to 4112"),
+            (lambda path: (path.chmod(0o600), path.write_bytes(b"x" * 4113), path.chmod(0o400)), "17 to"),
+            (lambda path: (path.rename(path.with_name("t")), path.symlink_to("t")), "symbolic link"),
+        ],
+    )
+    def test_unsafe_files_are_refused_and_kept(self, tmp_path: Path, spoil: Any, expected: str) -> None:  # noqa: ANN401 (a lambda of any result)
+        """A file that systemd would not take is refused with the reason, and stays where it is."""
+        path = tmp_path / "credential.secret"
+        create_key(path, machine_id=self.MACHINE_ID)
+        spoil(path)
+        with pytest.raises(KeyFileError, match=expected):
+            read_key(path, machine_id=self.MACHINE_ID)
+        assert path.exists()
+
+    def test_another_machines_key_is_refused_and_kept(self, tmp_path: Path) -> None:
+        """Systemd would delete it; we say whose it is not, and leave it."""
+        path = tmp_path / "credential.secret"
+        create_key(path, machine_id="f" * 32)
+        with pytest.raises(KeyFileError, match="another machine id"):
+            read_key(path, machine_id=self.MACHINE_ID)
+        assert path.exists()
+
+    @pytest.mark.parametrize("machine_id", ["", "0" * 32, "g" * 32, "12", "0123456789abcdef" * 3])
+    def test_bad_machine_ids(self, machine_id: str) -> None:
+        """An uninitialised or malformed machine id is refused."""
+        with pytest.raises(KeyFileError, match="not a machine id"):
+            hashed_machine_id(machine_id)
+
+    def test_keys_do_not_show_themselves(self) -> None:
+        """A key's repr holds nothing of it."""
+        assert repr(KEY) == "CredentialKey(…)"
