@@ -18,7 +18,7 @@ class Exit(enum.IntEnum):
 
 
 class LaunchError(Exception):
-    """A start that is refused: the text names the thing and the limit, the hint the remedy; never a value."""
+    """A start that is refused: the text names thing and limit, the hint the remedy; never a value."""
 
     def __init__(self, message: str, *, hint: str, status: Exit) -> None:
         super().__init__(message)

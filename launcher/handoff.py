@@ -178,7 +178,8 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
-        return _load("manifest", data, _manifest)
+        manifest: Manifest = _load("manifest", data, _manifest)
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,8 @@ class Stamp:
     @classmethod
     def from_bytes(cls, data: bytes) -> Stamp:
         """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
-        return _load("stamp", data, _stamp)
+        stamp: Stamp = _load("stamp", data, _stamp)
+        return stamp
 
 
 def is_credential_name(name: str) -> bool:

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""cloud-hypervisor's option grammar: parse, merge, render, as each version's own parser does it.
+
+Source of the grammar: cloud-hypervisor option_parser/src/lib.rs. It changed once, in v48.0 (commit
+9825397350aa): until then quotes were dropped when the option was split and lists were split at every
+comma; since then quotes stay in list elements, and brackets and quotes protect commas there.
+
+There is no escape for a comma, so not every string can be written down: a merge is read back and refused
+where the parser would make something else of it. No error of this module quotes an option's value.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+WHITESPACE: Final = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+"""What Rust's ``str::trim`` takes off (Unicode White_Space); ``str.strip`` takes four characters more."""
+
+OEM_STRINGS: Final = "oem_strings"
+
+
+class Grammar(enum.Enum):
+    """Which of the two parsers reads the option."""
+
+    UP_TO_47 = 47
+    FROM_48 = 48
+
+    @classmethod
+    def of(cls, major: int) -> Grammar:
+        """The grammar of a cloud-hypervisor release."""
+        return cls.FROM_48 if major >= cls.FROM_48.value else cls.UP_TO_47
+
+
+class Fault(enum.Enum):
+    """Why cloud-hypervisor would refuse an option; or why a merge is refused before it sees it."""
+
+    SYNTAX = "quotes or brackets do not match, or a key has no value"
+    UNKNOWN_KEY = "it has a key that this cloud-hypervisor does not know"
+    CONVERSION = "a list in it cannot be read"
+    REPEATED_STRINGS = "oem_strings occurs twice, and cloud-hypervisor silently keeps the last one only"
+    UNFAITHFUL = "its strings cannot be written down together so that cloud-hypervisor reads them unchanged"
+
+
+class OptionError(ValueError):
+    """An option that is refused. The text says why and never what stands in the option."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.value)
+        self.fault = fault
+
+
+def split_commas(text: str, grammar: Grammar) -> list[str]:
+    """The comma-separated pieces, as this grammar's parser sees them. Raises `OptionError` (SYNTAX)."""
+    return [piece for piece, _ in _split(text, grammar)]
+
+
+def _split(text: str, grammar: Grammar) -> list[tuple[str, str]]:
+    """Each piece as the parser sees it, and as it was written (they differ in quotes up to v47)."""
+    drop_quotes = grammar is Grammar.UP_TO_47
+    pieces: list[tuple[str, str]] = []
+    seen: list[str] = []
+    written: list[str] = []
+    depth = 0
+    quoted = False
+    for char in text.strip(WHITESPACE):
+        if char == "," and not quoted and depth == 0:
+            pieces.append(("".join(seen), "".join(written)))
+            seen.clear()
+            written.clear()
+            continue
+        written.append(char)
+        if char == '"':
+            quoted = not quoted
+            if drop_quotes:
+                continue
+        elif char in "[]" and (drop_quotes or not quoted):
+            depth += 1 if char == "[" else -1
+            if depth < 0:
+                raise OptionError(Fault.SYNTAX)
+        seen.append(char)
+    if quoted or depth:
+        raise OptionError(Fault.SYNTAX)
+    pieces.append(("".join(seen), "".join(written)))
+    return pieces
+
+
+def parse(text: str, keys: Container[str], grammar: Grammar) -> dict[str, str]:
+    """Raw values by key; of a repeated key the last one, as cloud-hypervisor has it.
+
+    Raises `OptionError` (SYNTAX, UNKNOWN_KEY).
+    """
+    values: dict[str, str] = {}
+    if not text.strip(WHITESPACE):
+        return values
+    for piece in split_commas(text, grammar):
+        key, equals, value = piece.partition("=")
+        if key not in keys:
+            raise OptionError(Fault.UNKNOWN_KEY)
+        if not equals:
+            raise OptionError(Fault.SYNTAX)
+        values[key] = value.strip(WHITESPACE)
+    return values
+
+
+def words(text: str, grammar: Grammar) -> list[tuple[str, str | None]]:
+    """Keys with their raw values, for options that also have keys without one (``tty``)."""
+    if not text.strip(WHITESPACE):
+        return []
+    pieces = [piece.partition("=") for piece in split_commas(text, grammar)]
+    return [(key, value.strip(WHITESPACE) if equals else None) for key, equals, value in pieces]
+
+
+def plain(value: str, grammar: Grammar) -> str:
+    """A value with its quotes taken off: in quotes, ``""`` stands for one quote (from v48 on)."""
+    if grammar is Grammar.UP_TO_47:
+        return value
+    out: list[str] = []
+    previous = ""
+    quoted = False
+    for char in value:
+        if char != '"':
+            out.append(char)
+        else:
+            if previous == '"' and not quoted:
+                out.append('"')
+            quoted = not quoted
+        previous = char
+    return "".join(out)
+
+
+def string_list(value: str, grammar: Grammar) -> list[str]:
+    """The elements of a list value. Raises `OptionError` (CONVERSION)."""
+    inner = value.strip(WHITESPACE).strip("[]")
+    if grammar is Grammar.UP_TO_47:
+        return inner.split(",")
+    try:
+        return split_commas(inner, grammar)
+    except OptionError:
+        raise OptionError(Fault.CONVERSION) from None
+
+
+def oem_strings(platform: str, grammar: Grammar) -> list[str]:
+    """The OEM strings of a ``--platform`` value. Raises `OptionError`, also where they are given twice."""
+    return _strings(_pieces(platform, grammar), grammar)
+
+
+def merge_oem_strings(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
+    """The ``--platform`` value with more OEM strings after those that it has.
+
+    All else in it stays as it was written. The result is read back: it gives exactly the strings that
+    were there and then the new ones, or `OptionError` (UNFAITHFUL) is raised.
+    """
+    pieces = _pieces(platform, grammar)
+    wanted = [*_strings(pieces, grammar), *strings]
+    rendered = f"{OEM_STRINGS}=[{','.join(wanted)}]"
+    out = [rendered if _key(seen) == OEM_STRINGS else written for seen, written in pieces]
+    if rendered not in out:
+        out.append(rendered)
+    merged = ",".join(out)
+    try:
+        again = _pieces(merged, grammar)
+        faithful = _strings(again, grammar) == wanted and _others(again) == _others(pieces)
+    except OptionError:
+        faithful = False
+    if not faithful:
+        raise OptionError(Fault.UNFAITHFUL)
+    return merged
+
+
+def _pieces(platform: str, grammar: Grammar) -> list[tuple[str, str]]:
+    pieces = _split(platform, grammar) if platform.strip(WHITESPACE) else []
+    if any("=" not in seen for seen, _ in pieces):
+        raise OptionError(Fault.SYNTAX)
+    return pieces
+
+
+def _strings(pieces: Sequence[tuple[str, str]], grammar: Grammar) -> list[str]:
+    found = [seen.partition("=")[2].strip(WHITESPACE) for seen, _ in pieces if _key(seen) == OEM_STRINGS]
+    if len(found) > 1:
+        raise OptionError(Fault.REPEATED_STRINGS)
+    return string_list(found[0], grammar) if found and found[0] else []
+
+
+def _key(piece: str) -> str:
+    return piece.partition("=")[0]
+
+
+def _others(pieces: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [
+        (key, value.strip(WHITESPACE))
+        for key, _, value in (seen.partition("=") for seen, _ in pieces)
+        if key != OEM_STRINGS
+    ]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""Values of cloud-hypervisor's options, converted to what its JSON interface wants in their place.
+
+Source of each conversion: cloud-hypervisor option_parser/src/lib.rs and the `FromStr` of each type in
+vmm/src/config.rs. A converter raises `ValueError` (`OptionError` is one) for what the parser would
+refuse; the text never holds the value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from launcher.options import WHITESPACE, Fault, Grammar, OptionError, plain, split_commas, string_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Json = str | int | bool | list["Json"] | dict[str, "Json"]
+    Converter = Callable[[str, Grammar], Json]
+
+_DIGITS: Final = re.compile(r"\+?[0-9]{1,20}")
+_SHIFTS: Final = {"K": 10, "M": 20, "G": 30}
+_SWITCH: Final = {"": False, "on": True, "off": False, "true": True, "false": False}
+_U64: Final = 1 << 64
+_RANGE_ENDS: Final = 2
+_TOPOLOGY: Final = ("threads_per_core", "cores_per_die", "dies_per_package", "packages")
+_LIST_MAX: Final = 65_536
+"""Elements of an integer list: a bound, so that ``0-99999999999`` does not eat the host's memory."""
+
+
+def _refused() -> OptionError:
+    return OptionError(Fault.CONVERSION)
+
+
+def text(value: str, grammar: Grammar) -> Json:
+    """A string, as it is."""
+    return plain(value, grammar)
+
+
+def toggle(value: str, grammar: Grammar) -> Json:
+    """``on``, ``off``, ``true`` or ``false``, in any case."""
+    try:
+        return _SWITCH[plain(value, grammar).lower()]
+    except KeyError:
+        raise _refused() from None
+
+
+def uint(value: str, grammar: Grammar) -> Json:
+    """A number without sign."""
+    return _number(plain(value, grammar))
+
+
+def size(value: str, grammar: Grammar) -> Json:
+    """Bytes, from a number with an optional ``K``, ``M`` or ``G`` (binary)."""
+    trimmed = plain(value, grammar).strip(WHITESPACE)
+    shift = _SHIFTS.get(trimmed[-1:], 0)
+    result = _number(trimmed.rstrip("KMG")) << shift
+    if result >= _U64:
+        raise _refused()
+    return result
+
+
+def integers(value: str, _grammar: Grammar) -> Json:
+    """A list like ``[0,2-4]``."""
+    return list(_integers(value))
+
+
+def strings(value: str, grammar: Grammar) -> Json:
+    """A list of strings."""
+    return list(string_list(value, grammar))
+
+
+def choice(**names: str) -> Converter:
+    """One of a few words (``_`` stands for ``-``), in any case, to the name that JSON has for it."""
+    table = {word.replace("_", "-"): name for word, name in names.items()}
+
+    def convert(value: str, grammar: Grammar) -> Json:
+        try:
+            return table[plain(value, grammar).lower()]
+        except KeyError:
+            raise _refused() from None
+
+    return convert
+
+
+def pairs(first: str, second: str, *, many: bool) -> Converter:
+    """A list like ``[0@[1-2],1@[3]]``, each pair an object with these two keys."""
+
+    def convert(value: str, grammar: Grammar) -> Json:
+        trimmed = value.strip(WHITESPACE)
+        if not (trimmed.startswith("[") and trimmed.endswith("]")) or trimmed == "[":
+            raise _refused()
+        out: list[Json] = []
+        for pair in split_commas(trimmed[1:-1], grammar):
+            left, at, right = pair.partition("@")
+            if not at:
+                raise _refused()
+            held: Json = list(_integers(right)) if many else _number(right)
+            out.append({first: _number(plain(left, grammar)), second: held})
+        return out
+
+    return convert
+
+
+def topology(value: str, grammar: Grammar) -> Json:
+    """``threads:cores:dies:packages``."""
+    parts = plain(value, grammar).split(":")
+    if len(parts) != len(_TOPOLOGY):
+        raise _refused()
+    return {key: _number(part) for key, part in zip(_TOPOLOGY, parts, strict=True)}
+
+
+def cpu_features(value: str, grammar: Grammar) -> Json:
+    """A list of CPU features; there is one."""
+    if set(string_list(value, grammar)) != {"amx"}:
+        raise _refused()
+    return {"amx": True}
+
+
+def io_port(value: str, grammar: Grammar) -> Json:
+    """A port like ``0xe9``."""
+    found = re.fullmatch(r"0x([0-9a-fA-F]{1,4})", plain(value, grammar))
+    if found is None:
+        raise _refused()
+    return int(found[1], 16)
+
+
+def _number(digits: str) -> int:
+    if _DIGITS.fullmatch(digits) is None or int(digits) >= _U64:
+        raise _refused()
+    return int(digits)
+
+
+def _integers(value: str) -> list[int]:
+    out: list[int] = []
+    for part in value.strip(WHITESPACE).strip("[]").split(","):
+        ends = [_number(end) for end in part.split("-")]
+        if len(ends) > _RANGE_ENDS or (len(ends) == _RANGE_ENDS and ends[0] >= ends[1]):
+            raise _refused()
+        if ends[-1] - ends[0] + len(out) >= _LIST_MAX:
+            raise _refused()
+        out.extend(range(ends[0], ends[-1] + 1))
+    return out

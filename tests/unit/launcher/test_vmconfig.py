@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""Command lines → ``vm.create`` documents, against what cloud-hypervisor's own parser made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import cmdline, vmconfig
+from launcher.errors import Exit, LaunchError
+
+DATA = Path(__file__).parents[2] / "data" / "microvm-nix-commands.json"
+CASES: list[dict[str, Any]] = json.loads(DATA.read_text())["cases"]
+CONVERTED = [case for case in CASES if case.get("vm_config") is not None]
+REFUSED = [case for case in CASES if case.get("argv") and case.get("vm_config") is None]
+REPEATED = "second --platform with oem_strings slips past the check"
+KERNEL = ("--kernel", "/k")
+
+
+def convert(*argv: str, major: int = 53) -> vmconfig.VmConfig:
+    """The VM of a command line."""
+    return vmconfig.convert(cmdline.parse(argv), major)
+
+
+def of_case(case: dict[str, Any]) -> vmconfig.VmConfig:
+    """The VM of a recorded case."""
+    return convert(*case["argv"][1:], major=int(case["cloud_hypervisor_version"].split(".")[0]))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CONVERTED if case["name"] != REPEATED], ids=lambda case: case["name"]
+)
+def test_a_recorded_command_line_gives_the_recorded_document(case: dict[str, Any]) -> None:
+    """Document, networks to be added and the idle VMM's own options are those of the record."""
+    vm = of_case(case)
+    assert vm.document == case["vm_config"]
+    assert [{"config": net.config, "fds": list(net.fds)} for net in vm.add_net] == case.get("add_net", [])
+    assert list(vm.vmm) == case["vmm_argv"][1:]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["name"])
+def test_what_cloud_hypervisor_refuses_is_refused_by_name(case: dict[str, Any]) -> None:
+    """Also the versions that are too old to be known; the text names an option or the version."""
+    with pytest.raises(LaunchError) as caught:
+        of_case(case)
+    assert caught.value.status is Exit.USAGE
+    assert "--" in str(caught.value) or "older than 46" in str(caught.value)
+
+
+def test_repeated_oem_strings_are_refused() -> None:
+    """cloud-hypervisor keeps the last list and silently loses the notify socket; a launcher must not."""
+    (case,) = (case for case in CASES if case["name"] == REPEATED)
+    with pytest.raises(LaunchError, match="oem_strings occurs twice"):
+        of_case(case)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--memory", "size=1G"), {"memory": {"size": 1 << 30}}),
+        (("--memory", "shared=on"), {"memory": {"size": 512 << 20, "shared": True}}),
+        (
+            ("--memory", "mergeable=on", "--memory-zone", "id=a,size=1K", "id=b,mergeable=off"),
+            {
+                "memory": {
+                    "size": 512 << 20,
+                    "mergeable": True,
+                    "zones": [
+                        {"id": "a", "size": 1024, "mergeable": True},
+                        {"id": "b", "size": 512 << 20, "mergeable": False},
+                    ],
+                }
+            },
+        ),
+        (("--cpus", "max=4"), {"cpus": {"boot_vcpus": 1, "max_vcpus": 4}}),
+        (
+            ("--cpus", "boot=2,topology=1:2:1:1"),
+            {
+                "cpus": {
+                    "boot_vcpus": 2,
+                    "max_vcpus": 2,
+                    "topology": {
+                        "threads_per_core": 1,
+                        "cores_per_die": 2,
+                        "dies_per_package": 1,
+                        "packages": 1,
+                    },
+                }
+            },
+        ),
+        (("--balloon", "deflate_on_oom=on"), {"balloon": {"size": 0, "deflate_on_oom": True}}),
+        (("--rng", "iommu=on"), {"rng": {"src": "/dev/urandom", "iommu": True}}),
+        (("--rtc",), {"rtc": {}}),
+        (("--rtc", "id=r"), {"rtc": {"id": "r"}}),
+        (("--serial", "file=/log"), {"serial": {"mode": "File", "file": "/log"}}),
+        (("--console", "tty,iommu=on"), {"console": {"mode": "Tty", "iommu": True}}),
+        (("--debug-console", "tty,iobase=0xe9"), {"debug_console": {"mode": "Tty", "iobase": 0xE9}}),
+        (
+            ("--disk", "vhost_user=on,socket=/s,image_type=raw"),
+            {"disks": [{"vhost_user": True, "vhost_socket": "/s"}]},
+        ),
+        (("--disk", "path=/d,bw_size=5"), {"disks": [{"path": "/d"}]}),
+        (
+            ("--platform", "system_uuid=a,uuid=b,iommu_address_width=40"),
+            {"platform": {"system_uuid": "a", "iommu_address_width_bits": 40}},
+        ),
+        (("--platform=num_pci_segments=2",), {"platform": {"num_pci_segments": 2}}),
+        (
+            ("--numa", "guest_numa_id=0,cpus=[0-1,3],distances=[1@20],memory_zones=[a,b]"),
+            {
+                "numa": [
+                    {
+                        "guest_numa_id": 0,
+                        "cpus": [0, 1, 3],
+                        "distances": [{"destination": 1, "distance": 20}],
+                        "memory_zones": ["a", "b"],
+                    }
+                ]
+            },
+        ),
+        (("--tpm", "socket=/t"), {"tpm": {"socket": "/t"}}),
+        (("--vdpa", "path=/v,num_queues=2"), {"vdpa": [{"path": "/v", "num_queues": 2}]}),
+        (("--user-device", "socket=/u"), {"user_devices": [{"socket": "/u"}]}),
+        (
+            ("--memory", "size=1G,hotplug_method=virtio-mem,hotplug_size=2G,hotplugged_size=1G"),
+            {
+                "memory": {
+                    "size": 1 << 30,
+                    "hotplug_method": "VirtioMem",
+                    "hotplug_size": 2 << 30,
+                    "hotplugged_size": 1 << 30,
+                }
+            },
+        ),
+    ],
+)
+def test_defaults_that_differ_between_the_two_ways_in(
+    argv: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    """Forced keys are sent, other defaults are left to cloud-hypervisor, names are JSON's."""
+    document = convert(*KERNEL, *argv).document
+    del document["payload"]
+    assert document == expected
+
+
+def test_older_releases_keep_their_own_names() -> None:
+    """Up to v52 JSON knows ``uuid`` and ignores ``system_uuid``; zones inherit nothing before v52."""
+    assert convert(*KERNEL, "--platform", "uuid=u", major=52).document["platform"] == {"uuid": "u"}
+    zones = convert(*KERNEL, "--memory", "mergeable=on", "--memory-zone", "id=a", major=51).document[
+        "memory"
+    ]
+    assert zones["zones"] == [{"id": "a", "size": 512 << 20}]
+    assert convert(*KERNEL, "--numa", "cpus=[0]", major=50).document["numa"] == [
+        {"cpus": [0], "guest_numa_id": 0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ((*KERNEL, "--restore", "source_url=canary"), "--restore"),
+        ((*KERNEL, "--gdb", "canary"), "--gdb"),
+        ((*KERNEL, "--disk", "path=canary,colour=canary"), "--disk has a key colour"),
+        ((*KERNEL, "--platform", "oem_strings=[a],canary=b"), "--platform has a key that"),
+        ((*KERNEL, "--device", "fd=7"), "--device has a key fd"),
+        ((*KERNEL, "--platform", "iommufd_fd=7"), "--platform"),
+        ((*KERNEL, "--memory", "size=canary"), "--memory: the value of size"),
+        ((*KERNEL, "--cpus", "boot=-1"), "--cpus: the value of boot"),
+        ((*KERNEL, "--fs", "tag=canary"), "--fs: socket is missing"),
+        ((*KERNEL, "--serial", "canary"), "--serial"),
+        ((*KERNEL, "--serial", "file="), "--serial: file has no value"),
+        ((*KERNEL, "--watchdog", "canary"), "belongs to no option"),
+        ((*KERNEL, "--watchdog=canary"), "--watchdog takes no value"),
+        ((*KERNEL, "--watchdog", "--watchdog"), "--watchdog is given more than once"),
+        ((*KERNEL, "--kernel=/canary"), "--kernel is given more than once"),
+        ((*KERNEL, "--", "canary"), "belongs to no option"),
+        (("canary",), "belongs to no option"),
+        (("--cpus", "boot=1"), "--kernel"),
+        ((*KERNEL, "--firmware", "/canary"), "--firmware"),
+        ((*KERNEL, "--memory", "shared=on,mergeable=on"), "--memory is both"),
+        ((*KERNEL, "--rate-limit-group", "id=canary"), "--rate-limit-group limits nothing"),
+        ((*KERNEL, "--numa", "guest_numa_id=0,cpus=[0-99999999]"), "--numa: the value of cpus"),
+        ((*KERNEL, "--cpus", "features=canary"), "--cpus: the value of features"),
+    ],
+)
+def test_refusals_name_the_option_and_never_its_value(argv: tuple[str, ...], named: str) -> None:
+    """Each refusal is one line, has the usage status and does not quote what it refuses."""
+    with pytest.raises(LaunchError) as caught:
+        convert(*argv)
+    assert named in str(caught.value)
+    assert "canary" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status is Exit.USAGE
+
+
+def test_options_without_credentials_in_their_repr() -> None:
+    """A repr in a traceback or a log shows the option's name only."""
+    (option,) = cmdline.parse(["--platform", "oem_strings=[canary]"])
+    assert repr(option) == "Option(name='platform')"
