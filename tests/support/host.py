@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""A throwaway host: a whole systemd with its own bus, journal and credentials, gone without a trace.
+
+It is this machine's own file system, seen through an overlay, booted by systemd-nspawn with a fresh
+identity and an empty ``/etc/systemd/system``. Booting takes about a second, ending it a tenth.
+Needs root. Works without pytest: ``with Host() as host: host.run("systemctl", "status")``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.support.boot import ENVIRONMENT, HostError, boot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+RUN_SECONDS = 60.0
+POLL_SECONDS = 0.02
+_SYMLINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
+
+
+class CommandError(HostError):
+    """A command inside the host failed; the text shows its arguments, status and standard error."""
+
+
+class Host:
+    """One throwaway host, from `__enter__` to `__exit__`, or until the process that made it is gone."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._stack = ExitStack()
+        self._leader = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._leader = boot(self._cache, stack)
+            self._stack = stack.pop_all()
+        self.run("systemctl", "is-system-running", "--wait", check=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def leader(self) -> int:
+        """PID of the host's PID 1, as this machine sees it."""
+        return self._leader
+
+    def run(
+        self,
+        *arguments: str,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float = RUN_SECONDS,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, as root or as `user`, with `stdin` as its input (else none).
+
+        Raises `CommandError` where `check` is set and the command fails.
+        """
+        done = subprocess.run(
+            self._command(arguments, user),
+            check=False,
+            input=stdin if stdin is not None else "",
+            env={**ENVIRONMENT, **(env or {})},
+            timeout=timeout,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        if check and done.returncode != 0:
+            raise CommandError(f"{' '.join(arguments)}: status {done.returncode}: {done.stderr.strip()}")
+        return done
+
+    def spawn(
+        self, *arguments: str, env: Mapping[str, str] | None = None, user: str | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a command inside, with pipes to its three standard streams; it ends with the host at last.
+
+        Killing what is returned kills the command, by SIGKILL.
+        """
+        process = subprocess.Popen(
+            self._command(arguments, user),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**ENVIRONMENT, **(env or {})},
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        self._stack.callback(_end, process)
+        return process
+
+    def path(self, inside: str, *, follow: bool = True) -> Path:
+        """Where this machine sees a file of the host, which need not exist.
+
+        Symlinks are followed as inside: an absolute one, such as ``/run/secrets``, would otherwise lead
+        into this machine's own files. With `follow` unset the last component is taken as it stands.
+        """
+        root = Path(f"/proc/{self._leader}/root")
+        resolved = PurePosixPath("/")
+        todo = list(reversed(PurePosixPath(inside).parts[1:]))
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                resolved = resolved.parent
+                continue
+            seen = root / resolved.relative_to("/") / part
+            if not seen.is_symlink() or (not todo and not follow):
+                resolved /= part
+                continue
+            links += 1
+            if links > _SYMLINKS_MAX:
+                raise HostError(f"{inside}: too many symlinks")
+            target = PurePosixPath(seen.readlink())
+            if target.is_absolute():
+                resolved = PurePosixPath("/")
+            todo += reversed([part for part in target.parts if part != "/"])
+        return root / resolved.relative_to("/")
+
+    def write(self, inside: str, text: str | bytes, mode: int = 0o644) -> None:
+        """Write a file of the host, with the directories that it needs; owned by root."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(text.encode() if isinstance(text, str) else text)
+
+    def unit(self, name: str) -> dict[str, str]:
+        """All properties of a unit, as ``systemctl show`` prints them."""
+        lines = self.run("systemctl", "show", "--", name).stdout.splitlines()
+        return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+    def kill(self, unit: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the main process of a unit."""
+        self.run("systemctl", "kill", "--kill-whom=main", f"--signal={number.name}", "--", unit)
+
+    def journal(self, **matches: str) -> list[dict[str, str]]:
+        """All journal entries whose fields are as given, oldest first, each with all of its fields."""
+        self.run("journalctl", "--sync")
+        return [_entry(line) for line in self.run(*_journalctl(matches)).stdout.split("\n") if line]
+
+    def wait_journal(
+        self, predicate: Callable[[dict[str, str]], bool], deadline: float = 10.0, **matches: str
+    ) -> dict[str, str]:
+        """The first journal entry, old or new, that satisfies the predicate, within so many seconds."""
+        end = time.monotonic() + deadline
+        follow = self._command(_journalctl(matches, "--follow", "--no-tail"))
+        with subprocess.Popen(follow, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+            try:
+                for entry in _entries_until(process, end):
+                    if predicate(entry):
+                        return entry
+            finally:
+                process.kill()
+        raise HostError(f"the journal has no such entry after {deadline} s: {matches}")
+
+    def wait(self, predicate: Callable[[], object], deadline: float = 10.0, what: str = "condition") -> None:
+        """Wait until the predicate holds; for what sends no event. Raises `HostError` when time is up."""
+        end = time.monotonic() + deadline
+        while not predicate():
+            if time.monotonic() > end:
+                raise HostError(f"{what}: not within {deadline} s")
+            time.sleep(POLL_SECONDS)
+
+    def _command(self, arguments: tuple[str, ...], user: str | None = None) -> list[str]:
+        enter = ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]
+        # nsenter waits outside for the command inside: killing the one must kill the other.
+        become = ["setpriv", "--pdeathsig=KILL"]
+        if user:
+            become += [f"--reuid={user}", f"--regid={self._group_of(user)}", "--init-groups"]
+        return [*enter, *become, "--", *arguments]
+
+    def _group_of(self, user: str) -> str:
+        for line in self.path("/etc/passwd").read_text().splitlines():
+            name, _, _, group, *_ = line.split(":")
+            if name == user:
+                return group
+        raise HostError(f"the throwaway host has no user {user}")
+
+
+def _journalctl(matches: Mapping[str, str], *options: str) -> tuple[str, ...]:
+    fields = (f"{name}={value}" for name, value in matches.items())
+    return ("journalctl", "--quiet", "--no-pager", "--output=json", "--all", *options, *fields)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _entry(line: str | bytes) -> dict[str, str]:
+    return {name: _text(value) for name, value in json.loads(line).items()}
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 (journalctl's JSON: text, a list of byte values, or a list of either)
+    if isinstance(value, list):
+        if all(isinstance(item, int) for item in value):
+            return bytes(value).decode(errors="replace")
+        return "\n".join(map(_text, value))
+    return str(value)
+
+
+def _entries_until(process: subprocess.Popen[bytes], end: float) -> Iterator[dict[str, str]]:
+    assert process.stdout
+    descriptor = process.stdout.fileno()
+    pending = b""
+    while (left := end - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], left)[0]:
+            return
+        data = os.read(descriptor, 65536)
+        if not data:
+            return
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            yield _entry(line)
