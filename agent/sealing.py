@@ -136,6 +136,12 @@ def one_line(blob: bytes) -> bytes:
     return b"".join(blob.split())
 
 
+def sealed_size(name: str, value: bytes) -> int:
+    """Characters that a value takes once it is sealed and on one line."""
+    metadata = (_METADATA.size + len(name) + 7) & ~7
+    return 4 * ((_AAD_SIZE + metadata + len(value) + _TAG_SIZE + 2) // 3)
+
+
 def is_valid_name(name: str) -> bool:
     """Whether systemd takes it for a credential's name (filename_is_valid() and fdname_is_valid())."""
     return (

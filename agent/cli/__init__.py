@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""The command `credferry`: one file a verb."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from agent import log
+from agent.cli import agent, audit, check, guest_key, plan, status, sync
+from agent.errors import CredferryError, ExitStatus
+
+app = typer.Typer(
+    name="credferry",
+    help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
+    no_args_is_help=True,
+    # Its pretty tracebacks show what local variables hold.
+    pretty_exceptions_enable=False,
+)
+for _verb in (agent, sync, plan, status, check, audit, guest_key):
+    _verb.register(app)
+
+
+def main() -> None:
+    """Run a verb; end with a status of `ExitStatus`, and one line on standard error if it failed."""
+    log.configure()
+    try:
+        app()
+    except CredferryError as error:
+        _fail(f"{error}: {error.hint}", error.status)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitStatus.OK)
+    except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} at {frame.name}, line {frame.lineno}"
+        _fail(f"internal error: {where}: please report it", ExitStatus.INTERNAL)
+
+
+def _fail(line: str, status: ExitStatus) -> None:
+    print(f"credferry: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201 (the one line)
+    sys.exit(status)

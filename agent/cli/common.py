@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""What verbs have in common: their options, tables, and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agent.config import DEFAULT_PATH, Config, VmConfig
+from agent.reconcile import Decision, State
+from agent.units import SystemManager
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", envvar="CREDFERRY_CONFIG", help="Configuration file.", metavar="FILE"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+VmOption = Annotated[
+    list[str] | None, typer.Option("--vm", help="Only this VM; may be repeated.", metavar="VM")
+]
+DEFAULT_CONFIG = DEFAULT_PATH
+
+
+def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
+    """Systemd on the system bus. Raises `BusError`."""
+    # Imported late: GObject's introspection takes most of a short verb's time.
+    from agent.systemd import SystemBus  # noqa: PLC0415 (see above)
+
+    return SystemBus(on_job)
+
+
+def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
+    """The VMs asked for, by default all. Raises `ConfigurationError` for an unknown one."""
+    return [config.vm(name) for name in names] if names else list(config.vms.values())
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes)
+    """Print a JSON document on standard output."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; in colour, and fitted, on a terminal only."""
+    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        table.add_row(*row)
+    if not sys.stdout.isatty():
+        console.width = 10_000  # what reads a pipe does its own folding
+    console.print(table, crop=False)
+
+
+def steps(decision: Decision, config: Config) -> list[str]:
+    """What a decision would do, in words, in order."""
+    words = []
+    if decision.seal is not None:
+        names = ", ".join(entry.name for entry in decision.seal.entries)
+        words.append(f"seal {names}")
+    if decision.restart:
+        words.append(f"restart {config.vm(decision.vm.name).unit}")
+    return words
+
+
+def is_bad(state: State) -> bool:
+    """Whether a VM's state is a failure that an exit status should tell."""
+    return state.name in {"REFUSED", "FAILED", "HALTED"}

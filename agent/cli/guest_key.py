@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""``credferry guest-key``: keys that guests' systemd opens their credentials with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from agent.config import load
+from agent.errors import KeyFileError
+from agent.keys import create_key, read_key
+from agent.observe import guest_key_path
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    verbs = typer.Typer(help="Keys that guests' systemd opens their credentials with.", no_args_is_help=True)
+    app.add_typer(verbs, name="guest-key")
+
+    @verbs.callback()
+    def _verbs() -> None:
+        """Keep `create` a verb of its own while it is the only one."""
+
+    @verbs.command("create")
+    def create(
+        vm: Annotated[str, typer.Argument(help="The VM, as the configuration names it.")],
+        machine_id: Annotated[
+            str, typer.Option("--machine-id", help="The guest's machine id.", metavar="ID")
+        ],
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", help="Also write the guest's copy there.", metavar="FILE"),
+        ] = None,
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        """Make a guest's key. The guest needs it as /var/lib/systemd/credential.secret, mode 0400."""
+        loaded = load(config)
+        path = guest_key_path(loaded, loaded.vm(vm).name)
+        if output is not None and output.exists():
+            raise KeyFileError(f"{output}: exists", hint="remove it first; keys are not overwritten")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_key(path, machine_id=machine_id)
+        except FileExistsError:
+            raise KeyFileError(
+                f"{path}: VM {vm!r} has a key already",
+                hint="the guest's copy is that file; to replace it, move it away first",
+            ) from None
+        except OSError as error:
+            raise KeyFileError(f"{path.parent}: {error.strerror}", hint="run as root") from None
+        read_key(path, machine_id=machine_id)
+        if output is not None:
+            _copy(path, output)
+        typer.echo(f"{path}: made for machine {machine_id}")
+
+
+def _copy(path: Path, output: Path) -> None:
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        with os.fdopen(descriptor, "wb") as target, path.open("rb") as source:
+            shutil.copyfileobj(source, target)
+            os.fchmod(descriptor, 0o400)
+            target.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        raise KeyFileError(f"{output}: {error.strerror}", hint="name another place") from None

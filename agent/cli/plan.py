@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""``credferry plan``: what would happen, touching nothing."""
+
+from __future__ import annotations
+
+import typer
+
+from agent.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    VmOption,
+    chosen,
+    connect,
+    is_bad,
+    print_json,
+    print_table,
+    steps,
+)
+from agent.config import load
+from agent.errors import ExitStatus
+from agent.observe import Observer, open_store_untouched
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command("plan")
+    def plan(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
+        """Show what a sync would do now. Nothing is written, and no VM is touched."""
+        loaded = load(config)
+        vms = chosen(loaded, vm)
+        manager = connect()
+        look = Observer(loaded, open_store_untouched(loaded)).look(vms, manager)
+        manager.close()
+        rows = [
+            {
+                "vm": decision.vm.name,
+                "state": decision.state.value,
+                "steps": steps(decision, loaded),
+                "reasons": list(decision.reasons),
+            }
+            for decision in look.decisions
+        ]
+        if json:
+            print_json(rows)
+        else:
+            print_table(
+                ["VM", "STATE", "WOULD", "REASON"],
+                [
+                    [
+                        decision.vm.name,
+                        decision.state.value,
+                        ", then ".join(steps(decision, loaded)) or "do nothing",
+                        "; ".join(decision.reasons),
+                    ]
+                    for decision in look.decisions
+                ],
+            )
+        if any(is_bad(decision.state) for decision in look.decisions):
+            raise typer.Exit(ExitStatus.FAILED)

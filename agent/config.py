@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: MIT
+"""The configuration file: TOML into frozen, validated records; every error names file, key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from agent.errors import ConfigurationError
+from launcher.handoff import (
+    NAME_MAX,
+    Channel,
+    Delivery,
+    Kind,
+    is_credential_name,
+    is_powerful_name,
+    is_vm_name,
+)
+
+DEFAULT_PATH = Path("/etc/credferry/config.toml")
+_SIZE_MAX = 1 << 20
+"""Bytes of a configuration file; ten thousand credentials stay below it."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+
+
+class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where secrets are published, and how changes there are taken for settled."""
+
+    path: AbsolutePath = "/run/secrets"
+    follow_links: bool = False
+    """Whether a symlink in the source may lead out of it."""
+    quiet_seconds: Seconds = 1.0
+    """How long a file written in place must have stayed the same; a symlink's swap needs no settling."""
+    quiet_max_seconds: Seconds = 10.0
+    """After this long an unquiet source is read as it is."""
+    resync_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
+    """Every so often the source is looked at without a hint, for what inotify cannot see."""
+
+
+class RolloutConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restarts are carried out."""
+
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 2
+    retry_seconds: Seconds = 5.0
+    """Before the second attempt; doubled before each further one."""
+    stamp_seconds: Seconds = 30.0
+    """How long after the job's end the launcher may take to leave its stamp."""
+
+
+class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One credential of a VM: a secret of the source, or a text that is none."""
+
+    secret: str | None = None
+    text: str | None = None
+    required: bool = True
+    seal: bool | None = None
+    """Whether it is sealed for the guest; by default every secret of a VM with ``guest_key`` is."""
+
+
+class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One VM. ``name`` and ``credentials`` are filled in from the file's tables."""
+
+    name: str = ""
+    unit: str = ""
+    channel: Channel = Channel.API
+    guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
+    guest_key: bool = False
+    plaintext_in_argv: bool = False
+    allow_names: tuple[str, ...] = ()
+    credentials: dict[str, CredentialConfig] = {}
+
+    @property
+    def delivery(self) -> Delivery:
+        """What the launcher is told."""
+        return Delivery(self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names)
+
+    def kind(self, name: str) -> Kind:
+        """In which form a credential leaves the host."""
+        credential = self.credentials[name]
+        if credential.seal if credential.seal is not None else self.guest_key and credential.text is None:
+            return Kind.SEALED
+        return Kind.PLAIN if credential.text is None else Kind.TEXT
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration. ``file`` is where it came from, for messages."""
+
+    file: Path = DEFAULT_PATH
+    source: SourceConfig = SourceConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    state_directory: AbsolutePath = "/var/lib/credferry"
+    runtime_directory: AbsolutePath = "/run"
+    host_key: AbsolutePath = "/var/lib/systemd/credential.secret"
+    machine_id_file: AbsolutePath = "/etc/machine-id"
+    vms: dict[str, VmConfig] = {}
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Names, in the source, of all secrets that any VM uses."""
+        return frozenset(
+            credential.secret
+            for vm in self.vms.values()
+            for credential in vm.credentials.values()
+            if credential.secret is not None
+        )
+
+    def vm(self, name: str) -> VmConfig:
+        """The VM of a name. Raises `ConfigurationError` for one that is not configured."""
+        try:
+            return self.vms[name]
+        except KeyError:
+            raise ConfigurationError(
+                f"{self.file}: there is no VM {name!r}",
+                hint=f"add a table [vms.{name}], or use {_one_of(name, self.vms)}",
+            ) from None
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises `ConfigurationError`, whose text names the file, the key and what is expected there.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SIZE_MAX + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {os.strerror(error.errno or 0)}",
+            hint="write it, or name another with --config",
+        ) from None
+    if len(content) > _SIZE_MAX:
+        raise ConfigurationError(
+            f"{path}: over {_SIZE_MAX} bytes", hint="it should hold no values of secrets"
+        )
+    return parse(content, path)
+
+
+def parse(content: bytes, path: Path) -> Config:
+    """Check the content of a configuration file; ``path`` is for messages. Raises `ConfigurationError`."""
+    try:
+        table = tomllib.loads(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        # tomllib quotes at most one character of the file.
+        raise ConfigurationError(
+            f"{path}: not TOML: {error}", hint="see https://toml.io/en/v1.0.0"
+        ) from None
+    vms = table.pop("vms", {})
+    config = _convert(table, Config, path, "")
+    if config.file != DEFAULT_PATH or config.vms:
+        raise ConfigurationError(f"{path}: unknown key 'file'", hint="remove it")
+    if not isinstance(vms, dict):
+        raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
+    checked = {name: _vm(name, vm, path) for name, vm in vms.items()}
+    units: dict[str, str] = {}
+    for vm in checked.values():
+        if vm.unit in units:
+            raise ConfigurationError(
+                f"{path}: vms.{vm.name}.unit: {vm.unit} is the unit of VM {units[vm.unit]!r} already",
+                hint="give each VM a unit of its own",
+            )
+        units[vm.unit] = vm.name
+    return msgspec.structs.replace(config, file=path, vms=checked)
+
+
+def _vm(name: str, table: object, path: Path) -> VmConfig:
+    key = f"vms.{name}"
+    if not is_vm_name(name):
+        raise ConfigurationError(
+            f"{path}: {key}: not a VM name",
+            hint="use up to 64 of A-Z a-z 0-9 _ . -, beginning with a letter, digit or _",
+        )
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{path}: {key}: expected a table", hint=f"write [{key}]")
+    credentials = table.pop("credentials", {})
+    for forbidden in ("name",):
+        if forbidden in table:
+            raise ConfigurationError(f"{path}: {key}: unknown key {forbidden!r}", hint="remove it")
+    if not isinstance(credentials, dict) or not credentials:
+        raise ConfigurationError(
+            f"{path}: {key}.credentials: expected a table with at least one credential",
+            hint=f'write [{key}.credentials] and below it: API_KEY = {{ secret = "api-key" }}',
+        )
+    vm = _convert(table, VmConfig, path, key)
+    vm = msgspec.structs.replace(
+        vm,
+        name=name,
+        unit=vm.unit or f"microvm@{name}.service",
+        credentials={
+            each: _convert(value, CredentialConfig, path, f"{key}.credentials.{each}")
+            for each, value in credentials.items()
+        },
+    )
+    if not vm.unit.endswith(".service") or "/" in vm.unit:
+        raise ConfigurationError(f"{path}: {key}.unit: not a service", hint="name it with its .service")
+    for each in vm.allow_names:
+        _check_name(each, path, f"{key}.allow_names")
+    for each in vm.credentials:
+        _check_credential(vm, each, path, f"{key}.credentials.{each}")
+    return vm
+
+
+def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
+    credential = vm.credentials[name]
+    _check_name(name, path, key)
+    if is_powerful_name(name) and name not in vm.allow_names:
+        raise ConfigurationError(
+            f"{path}: {key}: a credential of this name gives power over the guest",
+            hint=f'if that is meant: allow_names = ["{name}"] in [vms.{vm.name}]',
+        )
+    if (credential.secret is None) == (credential.text is None):
+        raise ConfigurationError(
+            f"{path}: {key}: expected either secret or text",
+            hint='secret = "name in the source", or text = "not secret"',
+        )
+    if credential.secret is not None and not is_secret_name(credential.secret):
+        raise ConfigurationError(
+            f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is no name in it",
+            hint="use a relative path without '.' and '..', such as db/password",
+        )
+    if credential.text == "":
+        raise ConfigurationError(f"{path}: {key}.text: is empty", hint="give it a text, or remove it")
+    kind = vm.kind(name)
+    if kind is Kind.SEALED and not vm.guest_key:
+        raise ConfigurationError(
+            f"{path}: {key}.seal: VM {vm.name!r} has no guest key to seal with",
+            hint=f"guest_key = true in [vms.{vm.name}], and: credferry guest-key create {vm.name}",
+        )
+    if kind is Kind.PLAIN and vm.channel is Channel.COMMAND and not vm.plaintext_in_argv:
+        raise ConfigurationError(
+            f'{path}: {key}: channel = "command" would show it in /proc/PID/cmdline',
+            hint='channel = "api", or guest_key = true, or plaintext_in_argv = true to allow it',
+        )
+
+
+def _check_name(name: str, path: Path, key: str) -> None:
+    if not is_credential_name(name):
+        raise ConfigurationError(
+            f"{path}: {key}: not a credential name",
+            hint=f"use up to {NAME_MAX} of A-Z a-z 0-9 . _ -",
+        )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a name is a path within the source: relative, and without ``.`` and ``..``."""
+    return "\0" not in name and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def _convert(table: object, kind: type[_T], path: Path, key: str) -> _T:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        where, expectation = _explain(str(error), key)
+        raise ConfigurationError(
+            f"{path}: {where}{expectation}", hint=_remedy(expectation, kind, table)
+        ) from None
+
+
+def _explain(message: str, key: str) -> tuple[str, str]:
+    """Split msgspec's ``expectation - at `$.a.b` `` into our dotted key and the expectation."""
+    expectation, _, at = message.partition(" - at `$")
+    inner = at.rstrip("`").lstrip(".")
+    where = ".".join(part for part in (key, inner) if part)
+    return (f"{where}: " if where else ""), expectation[:1].lower() + expectation[1:]
+
+
+def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
+    if "unknown field" in expectation and isinstance(table, dict):
+        known = {field.name for field in msgspec.structs.fields(kind)} - {"file", "name"}
+        wrong = next((name for name in table if name not in known), "")
+        return f"remove it, or did you mean {_one_of(wrong, known)}?"
+    return "see docs/configuration.md"
+
+
+def _one_of(wrong: str, known: Any) -> str:  # noqa: ANN401 (any iterable of names)
+    near = difflib.get_close_matches(wrong, list(known), n=1)
+    return near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none; there are none"

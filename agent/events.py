@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""The facts that the audit holds: one fixed MESSAGE_ID each, explained in the journal's catalogue."""
+
+from __future__ import annotations
+
+import enum
+import syslog
+
+from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED, MESSAGE_ID_LAUNCHED
+
+
+class Event(enum.Enum):
+    """A kind of fact. The value is its MESSAGE_ID, which never changes."""
+
+    AGENT_STARTED = "2dd81042df244fed8c8abccff1c07e84"
+    AGENT_STOPPED = "990a8db22b7b4ac69d65ba6d746225db"
+    CONFIGURATION = "efe135d978f84e3280cc0513a60c2b51"
+    SOURCE_LOST = "cd42da9f45b140f3844f41f2be2d0cce"
+    SOURCE_BACK = "d4ea00e8f0be4990b7877fb1851f9878"
+    PUBLISHED = "007fb617e36d4469af80831a20b706d9"
+    SEALED = "21b441b55c074bce9c848be83f4f2f52"
+    REFUSED = "6083fe10359e46a78d25b4dad432d3e2"
+    RESTART_ASKED = "818bb249dd58407286f28ad7123d5c1b"
+    RESTARTED = "db001a038d8b4a0584d28a46c6469559"
+    RESTART_FAILED = "965f8815862c4afabbdc41fc2febce98"
+    HALTED = "b5e06340c3a5435b864a12cbd61ce8dd"
+    LAUNCHED = MESSAGE_ID_LAUNCHED
+    LAUNCH_REFUSED = MESSAGE_ID_LAUNCH_REFUSED
+    GUEST_REBOOT = MESSAGE_ID_GUEST_REBOOT
+
+    @property
+    def priority(self) -> int:
+        """The syslog priority of its records."""
+        return _PRIORITIES.get(self, syslog.LOG_NOTICE)
+
+    @property
+    def label(self) -> str:
+        """What people read for it."""
+        return self.name.lower().replace("_", " ")
+
+
+_PRIORITIES = {
+    Event.AGENT_STARTED: syslog.LOG_INFO,
+    Event.AGENT_STOPPED: syslog.LOG_INFO,
+    Event.CONFIGURATION: syslog.LOG_INFO,
+    Event.SOURCE_LOST: syslog.LOG_ERR,
+    Event.REFUSED: syslog.LOG_WARNING,
+    Event.RESTART_FAILED: syslog.LOG_ERR,
+    Event.HALTED: syslog.LOG_WARNING,
+    Event.LAUNCH_REFUSED: syslog.LOG_ERR,
+}

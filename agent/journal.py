@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""The audit: facts written to and read back from journald. The only module that touches the journal.
+
+Each record of ours carries a sequence number and a keyed hash over itself and the record before; the head
+of that chain is kept, fsynced, in the state directory before the record is sent. So a gap, an edit, or a
+lost tail shows. A crash between the two leaves a record unsent: the last one is therefore sent again, to
+the letter, at each start, and readers count it once.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from systemd import journal
+
+from agent.errors import StoreError
+from agent.events import Event
+from agent.store import Store, replace_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_HEAD_FILE = "audit.json"
+_FACILITY_AUTHPRIV = 10
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The last record of the chain, whole, so that it can be sent again."""
+
+    sequence: int = 0
+    hash: str = ""
+    fields: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept."""
+
+    store: Store
+
+    def record(
+        self,
+        event: Event,
+        message: str,
+        *,
+        run: str = "",
+        vm: str = "",
+        unit: str = "",
+        generation: int | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write one fact. ``fingerprints`` are the credentials it is about, by name."""
+        named = {
+            "CREDFERRY_VM": vm,
+            "CREDFERRY_RUN": run,
+            "CREDFERRY_GENERATION": "" if generation is None else str(generation),
+            # So that journalctl -u shows it with the VM's own messages.
+            "OBJECT_SYSTEMD_UNIT": unit,
+            **(extra or {}),
+        }
+        fields = [f"MESSAGE={message}", f"MESSAGE_ID={event.value}", f"PRIORITY={event.priority}"]
+        fields += [f"{key}={value}" for key, value in named.items() if value]
+        for name, fingerprint in (fingerprints or {}).items():
+            fields += [f"CREDFERRY_CREDENTIAL={name}", f"CREDFERRY_FINGERPRINT={name}:{fingerprint}"]
+        with self.store.lock("audit.lock"):
+            head = self._head()
+            fields.append(f"CREDFERRY_SEQUENCE={head.sequence + 1}")
+            fields.append(f"CREDFERRY_PREVIOUS={head.hash}")
+            digest = chain_hash(self.store.key.derive("audit"), fields)
+            fields.append(f"CREDFERRY_HASH={digest}")
+            self._keep(_Head(head.sequence + 1, digest, fields))
+            _send(fields)
+
+    def repeat_last(self) -> None:
+        """Send the last record again: a crash may have come between keeping and sending it."""
+        with self.store.lock("audit.lock"):
+            if (head := self._head()).fields:
+                _send(head.fields)
+
+    def _head(self) -> _Head:
+        try:
+            return msgspec.json.decode((self.store.state / _HEAD_FILE).read_bytes(), type=_Head)
+        except FileNotFoundError:
+            return _Head()
+        except (OSError, msgspec.DecodeError):
+            # Beginning anew shows in the chain as what it is: the head was lost.
+            return _Head(hash="lost")
+
+    def _keep(self, head: _Head) -> None:
+        try:
+            replace_durably(self.store.state / _HEAD_FILE, msgspec.json.encode(head))
+        except OSError as error:
+            raise StoreError(
+                f"{self.store.state / _HEAD_FILE}: the audit's head cannot be kept: {error.strerror}",
+                hint="the state directory must be writable and have room",
+            ) from None
+
+
+def chain_hash(key: bytes, fields: Sequence[str]) -> str:
+    """The hash of a record, over its fields but for the hash itself, in any order. 64 hex digits."""
+    return hmac.digest(key, json.dumps(sorted(fields)).encode(), "sha256").hex()
+
+
+def _send(fields: Sequence[str]) -> None:
+    journal.sendv(*fields, "SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One fact as the journal holds it. ``trusted`` is what journald itself vouches for."""
+
+    time: datetime
+    event: Event
+    message: str
+    vm: str
+    run: str
+    generation: int | None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    trusted: bool = False
+
+
+def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Record]:
+    """The audit's records, oldest first, each once; ``directory`` is a journal elsewhere, None this host's.
+
+    A record counts as trusted when journald says that root sent it, or, for what a launcher sends, that it
+    came from the VM's own unit. Anybody can send our MESSAGE_IDs; what is not trusted is not returned.
+    """
+    with journal.Reader(path=str(directory) if directory else None) as reader:
+        for event in Event:
+            reader.add_match(MESSAGE_ID=event.value)
+        seen: set[str] = set()
+        for entry in reader:
+            record = _record(entry)
+            chain = _text(entry.get("CREDFERRY_HASH", ""))
+            if record is None or not record.trusted or (chain and chain in seen):
+                continue
+            seen.add(chain)
+            if vm is None or record.vm in {vm, ""}:
+                yield record
+
+
+_BY_ID = {event.value: event for event in Event}
+_FROM_LAUNCHER = {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}
+
+
+def _record(entry: Mapping[str, Any]) -> Record | None:
+    message_id = entry.get("MESSAGE_ID", "")
+    event = _BY_ID.get(getattr(message_id, "hex", message_id))
+    if event is None:
+        return None
+    vm = _text(entry.get("CREDFERRY_VM", ""))
+    generation = _text(entry.get("CREDFERRY_GENERATION", ""))
+    moment = entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]
+    return Record(
+        time=moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.now(UTC),
+        event=event,
+        message=_text(entry.get("MESSAGE", "")),
+        vm=vm,
+        run=_text(entry.get("CREDFERRY_RUN", "")),
+        generation=int(generation) if generation.isdigit() else None,
+        fingerprints=_fingerprints(entry.get("CREDFERRY_FINGERPRINT", [])),
+        trusted=_is_trusted(event, vm, entry),
+    )
+
+
+def _is_trusted(event: Event, vm: str, entry: Mapping[str, Any]) -> bool:
+    if event in _FROM_LAUNCHER:
+        return vm != "" and _text(entry.get("_SYSTEMD_UNIT", "")).endswith(f"@{vm}.service")
+    return entry.get("_UID") in {0, "0"}
+
+
+def _fingerprints(values: object) -> dict[str, str]:
+    pairs = [_text(value).partition(":") for value in (values if isinstance(values, list) else [values])]
+    return {name: fingerprint for name, _, fingerprint in pairs if name}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""Looking: everything that a decision about a VM needs, read afresh each time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent import source
+from agent.keys import CredentialKey, host_key, read_key, read_machine_id
+from agent.reconcile import Decision, Desired, Observed, decide, desired
+from agent.store import Store
+from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.config import Config, VmConfig
+    from agent.source import Generation
+    from agent.units import SystemManager, UnitState
+
+_STAMP_SIZE_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found: the generation of the source that was read, and a decision for each VM."""
+
+    generation: Generation
+    observed: tuple[Observed, ...]
+    decisions: tuple[Decision, ...]
+
+    @property
+    def content(self) -> object:
+        """Compares equal exactly when the same is published."""
+        return tuple(
+            each.desired.digest if isinstance(each.desired, Desired) else each.desired
+            for each in self.observed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Looks at VMs of one configuration."""
+
+    config: Config
+    store: Store
+
+    def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
+        """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
+
+        Raises `SourceError` where there is no source, `BusError`, and `KeyFileError` for a guest key that is
+        there and cannot be used.
+        """
+        vms = list(vms)
+        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
+        snapshot = source.take(
+            Path(self.config.source.path), names, follow_links=self.config.source.follow_links
+        )
+        observed = tuple(self._observe(vm, snapshot, manager) for vm in vms)
+        grace = self.config.rollout.stamp_seconds
+        return Look(
+            snapshot.generation,
+            observed,
+            tuple(
+                decide(each, grace_over=each.unit is None or each.unit.active_seconds > grace)
+                for each in observed
+            ),
+        )
+
+    def guest_key(self, vm: VmConfig) -> CredentialKey | None:
+        """The master copy of a VM's guest key; None when there is none. Raises `KeyFileError`."""
+        if not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
+            return None
+        try:
+            return read_key(guest_key_path(self.config, vm.name), machine_id=None)
+        except FileNotFoundError:
+            return None
+
+    def stamp(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
+        """The stamp of the unit's present invocation; any other counts as none."""
+        try:
+            with stamp_path(vm.name, Path(self.config.runtime_directory)).open("rb") as file:
+                stamp = Stamp.from_bytes(file.read(_STAMP_SIZE_MAX))
+        except (OSError, HandoffError):
+            return None
+        return stamp if stamp.vm == vm.name and stamp.invocation_id == unit.invocation_id else None
+
+    def _observe(self, vm: VmConfig, snapshot: source.Snapshot, manager: SystemManager | None) -> Observed:
+        # The unit before the stamp: a stamp of a later invocation then counts as none, and the next look
+        # finds it; the other way round an older stamp could pass for the new invocation's.
+        unit = manager.unit(vm.unit) if manager is not None else None
+        return Observed(
+            vm=vm,
+            desired=desired(vm, snapshot, self.store.key, self.guest_key(vm)),
+            sealed=self.store.current(vm.name),
+            unit=unit,
+            stamp=self.stamp(vm, unit) if unit is not None else None,
+            assumed=self.store.assumed(vm.name),
+            attempt=self.store.attempt(vm.name),
+        )
+
+
+def open_store(config: Config) -> Store:
+    """The store of a configuration, with the host's key, made where there is none. Raises `KeyFileError`."""
+    key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
+    return Store(Path(config.state_directory), key)
+
+
+def open_store_untouched(config: Config) -> Store:
+    """The same for verbs that change nothing. Raises `KeyFileError`.
+
+    Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
+    """
+    machine_id = read_machine_id(Path(config.machine_id_file))
+    try:
+        key = read_key(Path(config.host_key), machine_id=machine_id)
+    except FileNotFoundError:
+        key = CredentialKey(os.urandom(32))
+    return Store(Path(config.state_directory), key)
+
+
+def guest_key_path(config: Config, vm: str) -> Path:
+    """Where the master copy of a guest's key is."""
+    return Path(config.state_directory) / "guest-keys" / f"{vm}.secret"

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""The daemon: waits for hints and timers, looks, seals, and hands restarts to a thread of their own.
+
+The loop never waits for a VM. Each turn is one whole look; a turn that completes feeds systemd's watchdog.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from systemd import daemon
+
+from agent import config as configuration
+from agent.errors import BusError, CredferryError, SourceError
+from agent.events import Event
+from agent.journal import Audit
+from agent.observe import Look, Observer, open_store
+from agent.reconcile import State
+from agent.rollout import Reporter, Rollout, describe
+from agent.settle import Settler
+from agent.units import SystemManager
+from agent.watch import Watch
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from agent.config import Config
+
+_log = structlog.get_logger()
+_LOOK_AGAIN_SECONDS = 1.0
+_JITTER = 0.1
+_BUS_RETRY_SECONDS = 5.0
+
+Connect = Callable[[Callable[[str], None]], SystemManager]
+"""Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Restarts:
+    """What the loop asks of the restarting thread."""
+
+    names: tuple[str, ...]
+
+
+class Service:
+    """One run of the daemon over one configuration file."""
+
+    def __init__(self, path: Path, connect: Connect) -> None:
+        self._path = path
+        self._connect = connect
+        self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._work: queue.SimpleQueue[_Restarts | None] = queue.SimpleQueue()
+        self._restarting: set[str] = set()
+        self._restarting_lock = threading.Lock()
+        self._manager: SystemManager | None = None
+        self._worker_error: BaseException | None = None
+        self._told_source: str | None = None
+        self._told_bus = False
+        self._bus_retry_at = 0.0
+        self._use(configuration.load(path))
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+        Raises `ConfigurationError`, `KeyFileError` and `StoreError`, which end it; what may pass by itself,
+        such as a missing source or bus, is reported once and waited for.
+        """
+        with ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self._audit.repeat_last()
+            self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
+            self._watch.start()
+            stack.callback(self._watch.stop)
+            worker = threading.Thread(target=self._work_off, name="rollout", daemon=True)
+            worker.start()
+            stack.callback(self._end_worker, worker)
+            ready = False
+            while not self._stop.is_set():
+                delay = self._turn()
+                if not ready:
+                    daemon.notify("READY=1")
+                    ready = True
+                self._wait(delay)
+            daemon.notify("STOPPING=1")
+        self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
+
+    def _use(self, config: Config) -> None:
+        self._config = config
+        self._store = open_store(config)
+        self._audit = Audit(self._store)
+        self._observer = Observer(config, self._store)
+        self._rollout = Rollout(config, self._store, self._observer, self._audit, self._stop)
+        self._reporter = Reporter(self._audit)
+        self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
+        self._watch = Watch(Path(config.source.path), self._hints.put)
+
+    def _turn(self) -> float:
+        """One whole look, and what follows from it. Seconds until the next without a hint."""
+        if self._worker_error is not None:
+            raise self._worker_error
+        # Armed before looking: a change after the look then has its hint.
+        self._watch.arm(self._config.secrets)
+        try:
+            delay = self._look()
+        except SourceError as error:
+            if self._told_source != str(error):
+                self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
+                self._told_source = str(error)
+            delay = self._resync()
+        except BusError as error:
+            self._lose_bus(error)
+            delay = _BUS_RETRY_SECONDS
+        daemon.notify("WATCHDOG=1")
+        return delay
+
+    def _look(self) -> float:
+        look = self._observer.look(self._config.vms.values(), self._bus())
+        if self._told_source is not None:
+            self._audit.record(Event.SOURCE_BACK, f"source {self._config.source.path} can be read again")
+            self._told_source = None
+        unsettled = self._unsettled(look)
+        if unsettled:
+            return unsettled
+        self._rollout.seal_due(look)
+        self._reporter.report(look.decisions)
+        self._ask_for_restarts(look)
+        daemon.notify(f"STATUS={_summary(look)}")
+        again = any(decision.look_again for decision in look.decisions) or self._manager is None
+        return _LOOK_AGAIN_SECONDS if again else self._resync()
+
+    def _unsettled(self, look: Look) -> float:
+        """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
+        left = self._settler.wait(look.generation, look.content, time.monotonic())
+        return left if any(decision.seal for decision in look.decisions) else 0.0
+
+    def _ask_for_restarts(self, look: Look) -> None:
+        due = [decision.vm.name for decision in look.decisions if decision.restart]
+        with self._restarting_lock:
+            names = tuple(name for name in due if name not in self._restarting)
+            self._restarting.update(names)
+        if names:
+            self._work.put(_Restarts(names))
+
+    def _work_off(self) -> None:
+        """The restarting thread. What it cannot handle ends the daemon, through the loop."""
+        while (work := self._work.get()) is not None:
+            try:
+                manager = self._manager
+                if manager is not None and not self._stop.is_set():
+                    outcome = self._rollout.restart(work.names, manager)
+                    for name, state in outcome.items():
+                        _log.info("rollout", vm=name, state=state.value)
+            except (BusError, SourceError) as error:
+                _log.warning("a rollout was cut short; looking again", reason=describe(error))
+            except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
+                self._worker_error = error
+            finally:
+                with self._restarting_lock:
+                    self._restarting.difference_update(work.names)
+                self._hints.put("rollout")
+
+    def _end_worker(self, worker: threading.Thread) -> None:
+        self._stop.set()
+        self._work.put(None)
+        if self._manager is not None:
+            self._manager.close()  # wakes the worker where it waits for a job
+        worker.join(timeout=10)
+
+    def _bus(self) -> SystemManager | None:
+        """systemd, connected anew where the bus was lost; None while it cannot be had.
+
+        Sealing goes on without it: a VM that starts meanwhile gets what is published.
+        """
+        if self._manager is None and time.monotonic() >= self._bus_retry_at:
+            try:
+                self._manager = self._connect(self._on_job)
+            except BusError as error:
+                self._lose_bus(error)
+            else:
+                self._told_bus = False
+        return self._manager
+
+    def _lose_bus(self, error: BusError) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        self._bus_retry_at = time.monotonic() + _BUS_RETRY_SECONDS
+        if not self._told_bus:
+            _log.error("no restarts until systemd can be reached", reason=describe(error))
+            self._told_bus = True
+
+    def _on_job(self, unit: str) -> None:
+        if not unit or any(vm.unit == unit for vm in self._config.vms.values()):
+            self._hints.put("job")
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._hints.put("reload")
+        else:
+            self._stop.set()
+            self._hints.put("stop")
+
+    def _resync(self) -> float:
+        period = self._config.source.resync_seconds
+        return period * random.uniform(1 - _JITTER, 1)  # noqa: S311 (spreads load, guards nothing)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for a hint, at most so long; then take all there are."""
+        hints: set[str] = set()
+        with suppress(queue.Empty):
+            hints.add(self._hints.get(timeout=seconds))
+            while True:
+                hints.add(self._hints.get_nowait())
+        if "reload" in hints:
+            self._reload()
+
+    def _reload(self) -> None:
+        daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            config = configuration.load(self._path)
+        except CredferryError as error:
+            _log.error("the configuration stays as it was", reason=describe(error))
+        else:
+            self._watch.stop()
+            self._use(config)
+            self._watch.start()
+            self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
+        daemon.notify("READY=1")
+
+
+def _summary(look: Look) -> str:
+    counts = dict.fromkeys(State, 0)
+    for decision in look.decisions:
+        counts[decision.state] += 1
+    return ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)

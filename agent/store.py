@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""Generations of sealed credentials per VM: written whole, durable, published by renaming one symlink.
+
+::
+
+    STATE/lock                                 held while generations are written
+    STATE/rollout.lock                         held while VMs are restarted
+    STATE/guest-keys/VM.secret                 master copies of guests' keys
+    STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
+    STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
+    STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last restart
+
+PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two generations.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from agent.errors import SealError, StoreError
+from agent.sealing import seal, unseal
+from launcher.handoff import (
+    MANIFEST_FILE,
+    VALUE_PREFIX,
+    HandoffError,
+    Manifest,
+    Secret,
+    unit_credential,
+    value_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from agent.keys import CredentialKey
+
+KEEP = 3
+"""Generations kept for each VM, the current one included."""
+
+
+class Assumed(msgspec.Struct, frozen=True):
+    """What an invocation that left no stamp is taken to run: what was current when it was seen."""
+
+    invocation_id: str
+    digest: str
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """How the last rollout onto a digest ended, where it did not end well."""
+
+    digest: str
+    outcome: str
+    """``failed``: its restart failed; ``halted``: it was held back since another VM's restart failed."""
+    reason: str
+
+
+_T = TypeVar("_T", Assumed, Attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The sealed generations below one state directory, readable by root alone."""
+
+    state: Path
+    key: CredentialKey
+
+    def vm_directory(self, vm: str) -> Path:
+        """Where everything about one VM is."""
+        return self.state / "vms" / vm
+
+    def current(self, vm: str) -> Manifest | None:
+        """The manifest of a VM's current generation; None when there is none that a start could use.
+
+        A generation that cannot be opened, is another VM's, or lacks a file counts as none: it is simply
+        sealed again.
+        """
+        directory = self.vm_directory(vm) / "current"
+        try:
+            blob = (directory / MANIFEST_FILE).read_bytes()
+            manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
+            files = {path.name for path in directory.iterdir()}
+        except (OSError, SealError, HandoffError):
+            return None
+        expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
+        return manifest if manifest.vm == vm and files == expected else None
+
+    def values(self, vm: str) -> dict[str, Secret]:
+        """The values of a VM's current generation. Raises `StoreError` when they cannot be opened."""
+        directory = self.vm_directory(vm) / "current"
+        try:
+            return {
+                path.name.removeprefix(VALUE_PREFIX): Secret(
+                    unseal(path.read_bytes(), name=unit_credential(path.name), key=self.key)
+                )
+                for path in directory.glob(f"{VALUE_PREFIX}*")
+            }
+        except OSError as error:
+            raise _failed(directory, error) from None
+
+    def next_number(self, vm: str) -> int:
+        """The number of the VM's next generation; numbers are not used twice while any is left."""
+        return max(self._numbers(vm), default=0) + 1
+
+    def write(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+        """Write a generation and publish it. After this returns it survives a power failure.
+
+        Raises `StoreError`; the generation that was current then still is.
+        """
+        directory = self.vm_directory(manifest.vm)
+        generation = directory / "generations" / str(manifest.generation)
+        contents = {MANIFEST_FILE: Secret(manifest.to_bytes())}
+        contents |= {value_file(name): value for name, value in values.items()}
+        try:
+            _make_directory(generation.parent)
+            generation.mkdir(0o700)
+            for name, content in contents.items():
+                _write_durably(
+                    generation / name,
+                    seal(content.reveal(), name=unit_credential(name), key=self.key),
+                )
+            _sync_directory(generation)
+            _sync_directory(generation.parent)
+            _point(directory / "current", f"generations/{manifest.generation}")
+        except OSError as error:
+            shutil.rmtree(generation, ignore_errors=True)
+            raise _failed(generation, error) from None
+        self._prune(manifest.vm, manifest.generation)
+
+    def assumed(self, vm: str) -> Assumed | None:
+        """What the VM's unstamped invocation is taken to run."""
+        return _load(self.vm_directory(vm) / "assumed.json", Assumed)
+
+    def assume(self, vm: str, assumed: Assumed) -> None:
+        """Remember it. Raises `StoreError`."""
+        self._save(vm, "assumed.json", assumed)
+
+    def attempt(self, vm: str) -> Attempt | None:
+        """How the VM's last rollout ended, if it did not end well."""
+        return _load(self.vm_directory(vm) / "rollout.json", Attempt)
+
+    def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
+        """Remember or, with None, forget it. Raises `StoreError`."""
+        if attempt is None:
+            (self.vm_directory(vm) / "rollout.json").unlink(missing_ok=True)
+        else:
+            self._save(vm, "rollout.json", attempt)
+
+    @contextmanager
+    def lock(self, name: str = "lock") -> Iterator[None]:
+        """Keep other processes of ours from doing the same; waits. Raises `StoreError`."""
+        try:
+            _make_directory(self.state)
+            descriptor = os.open(self.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _failed(self.state / name, error) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _save(self, vm: str, name: str, record: Assumed | Attempt) -> None:
+        path = self.vm_directory(vm) / name
+        try:
+            _make_directory(path.parent)
+            replace_durably(path, msgspec.json.encode(record))
+        except OSError as error:
+            raise _failed(path, error) from None
+
+    def _numbers(self, vm: str) -> list[int]:
+        try:
+            generations = list((self.vm_directory(vm) / "generations").iterdir())
+        except OSError:
+            return []
+        return [int(path.name) for path in generations if path.name.isdigit()]
+
+    def _prune(self, vm: str, current: int) -> None:
+        # Also what a crash left half-written, which has a number but was never current.
+        numbers = sorted(self._numbers(vm), reverse=True)
+        kept = [number for number in numbers if number <= current][:KEEP]
+        for number in set(numbers) - set(kept):
+            shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Replace a file's content whole, mode 0600, so that it survives a power failure. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write_durably(temporary, content)
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _load(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _make_directory(path: Path) -> None:
+    missing = [path]
+    while not missing[-1].parent.is_dir():
+        missing.append(missing[-1].parent)
+    for directory in reversed(missing):
+        directory.mkdir(0o700, exist_ok=True)
+        _sync_directory(directory.parent)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.symlink_to(target)
+        temporary.rename(link)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(link.parent)
+
+
+def _failed(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: {os.strerror(error.errno or 0)}",
+        hint="the store must be on a writable file system with room; run as root",
+    )

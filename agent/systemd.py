@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""systemd over D-Bus; the only module that knows pydbus.
+
+pydbus waits for ever unless told otherwise, and its shared connection kills the process when the bus goes
+(GDBus's exit-on-close). So the connection is our own, and every call has a deadline. JobRemoved can arrive
+before the method that made the job has returned, so every result is kept until it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pydbus
+from gi.repository import Gio, GLib
+
+from agent.errors import BusError
+from agent.units import UnitState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SYSTEMD = "org.freedesktop.systemd1"
+_MANAGER_PATH = "/org/freedesktop/systemd1"
+_UNIT = f"{_SYSTEMD}.Unit"
+_SERVICE = f"{_SYSTEMD}.Service"
+_CALL_SECONDS = 20.0
+_RESULTS_KEPT = 1024
+_MARGIN_SECONDS = 10.0
+_FOREVER = 2**64 - 1
+_UNBOUNDED_START_SECONDS = 3600.0
+"""How long a unit whose own timeouts are infinite may take for a restart."""
+_SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
+
+
+class SystemBus:
+    """`SystemManager` over the system bus.
+
+    ``on_job`` is called, in another thread, with the name of each unit whose job has ended, and with ""
+    when the connection is lost. It must return at once and must not raise.
+    """
+
+    def __init__(self, on_job: Callable[[str], None] = lambda _: None) -> None:
+        self._on_job = on_job
+        self._results: OrderedDict[str, str] = OrderedDict()
+        self._ended = threading.Condition()
+        self._alive = True
+        address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", _SYSTEM_BUS)
+        try:
+            self._bus = pydbus.connect(address)
+        except GLib.Error as error:
+            raise BusError(
+                f"no connection to the system bus: {_reason(error)}",
+                hint="is dbus.service running, and /run/dbus reachable from here?",
+            ) from None
+        self._bus.con.set_exit_on_close(False)
+        self._bus.con.connect("closed", self._on_closed)
+        self._bus.con.signal_subscribe(
+            _SYSTEMD,
+            f"{_SYSTEMD}.Manager",
+            "JobRemoved",
+            _MANAGER_PATH,
+            None,
+            Gio.DBusSignalFlags.NONE,
+            self._on_job_removed,
+        )
+        self._loop = GLib.MainLoop()
+        self._thread = threading.Thread(target=self._loop.run, name="systemd-signals", daemon=True)
+        self._thread.start()
+        try:
+            self._manager = self._bus.get(_SYSTEMD, _MANAGER_PATH, timeout=_CALL_SECONDS)
+            self._manager.Subscribe(timeout=_CALL_SECONDS)
+        except GLib.Error as error:
+            self.close()
+            raise _refused("systemd", error) from None
+
+    def unit(self, name: str) -> UnitState:
+        """See `SystemManager`."""
+        try:
+            path = self._manager.LoadUnit(name, timeout=_CALL_SECONDS)
+            unit = self._properties(path, _UNIT)
+            service = self._properties(path, _SERVICE) if unit["LoadState"] == "loaded" else {}
+        except GLib.Error as error:
+            raise _refused(name, error) from None
+        now = time.clock_gettime(time.CLOCK_MONOTONIC)
+        active = unit["ActiveState"] == "active"
+        return UnitState(
+            name=name,
+            load=unit["LoadState"],
+            active=unit["ActiveState"],
+            sub=unit["SubState"],
+            invocation_id=bytes(unit["InvocationID"]).hex(),
+            result=service.get("Result", "success"),
+            has_job=unit["Job"][0] != 0,
+            active_seconds=max(0.0, now - unit["ActiveEnterTimestampMonotonic"] / 1e6) if active else 0.0,
+            restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
+            + _seconds(service.get("TimeoutStartUSec", 0)),
+        )
+
+    def try_restart(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self._job(name, self._manager.TryRestartUnit)
+
+    def restart_failed(self, name: str) -> str:
+        """See `SystemManager`."""
+        try:
+            # A start limit that was hit would refuse the start, whatever its cause has become.
+            self._manager.ResetFailedUnit(name, timeout=_CALL_SECONDS)
+        except GLib.Error as error:
+            raise _refused(name, error) from None
+        return self._job(name, self._manager.RestartUnit)
+
+    def _job(self, name: str, method: Callable[..., str]) -> str:
+        deadline = time.monotonic() + self.unit(name).restart_seconds + _MARGIN_SECONDS
+        try:
+            job = method(name, "replace", timeout=_CALL_SECONDS)
+        except GLib.Error as error:
+            raise _refused(name, error) from None
+        with self._ended:
+            while job not in self._results:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return "no result in time"
+                if not self._alive:
+                    raise BusError(
+                        f"{name}: the connection to the bus was lost during its restart",
+                        hint="what became of it is seen at the next look",
+                    )
+                self._ended.wait(left)
+            return self._results.pop(job)
+
+    def close(self) -> None:
+        """See `SystemManager`."""
+        self._loop.quit()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+        if not self._bus.con.is_closed():
+            self._bus.con.close_sync(None)
+
+    def _properties(self, path: str, interface: str) -> dict[str, Any]:
+        # Not through pydbus's proxies: those would introspect each unit first, a call and a class each.
+        reply = self._bus.con.call_sync(
+            _SYSTEMD,
+            path,
+            "org.freedesktop.DBus.Properties",
+            "GetAll",
+            GLib.Variant("(s)", (interface,)),
+            GLib.VariantType("(a{sv})"),
+            Gio.DBusCallFlags.NONE,
+            int(_CALL_SECONDS * 1000),
+            None,
+        )
+        properties: dict[str, Any] = reply.unpack()[0]
+        return properties
+
+    def _on_job_removed(self, *signal: Any) -> None:  # noqa: ANN401 (GDBus's six positional arguments)
+        _number, job, unit, result = signal[5].unpack()
+        with self._ended:
+            self._results[job] = result
+            while len(self._results) > _RESULTS_KEPT:
+                self._results.popitem(last=False)
+            self._ended.notify_all()
+        self._on_job(unit)
+
+    def _on_closed(self, *_: Any) -> None:  # noqa: ANN401 (GDBus's arguments, none of use)
+        with self._ended:
+            self._alive = False
+            self._ended.notify_all()
+        self._on_job("")
+
+
+def _seconds(microseconds: int) -> float:
+    return _UNBOUNDED_START_SECONDS if microseconds == _FOREVER else microseconds / 1e6
+
+
+def _reason(error: Any) -> str:  # noqa: ANN401 (GLib.Error has no stubs)
+    return str(error.message).removeprefix("GDBus.Error:").strip()
+
+
+def _refused(what: str, error: Any) -> BusError:  # noqa: ANN401 (GLib.Error has no stubs)
+    return BusError(f"{what}: {_reason(error)}", hint="see: systemctl status, and journalctl -b")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""What is known of a VM's unit, and what is asked of systemd; how it is asked is `agent.systemd`'s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What systemd says of a unit at one moment.
+
+    ``active_seconds`` is how long it has been active, on the monotonic clock; 0.0 when it is not.
+    """
+
+    name: str
+    load: str
+    active: str
+    sub: str
+    invocation_id: str
+    result: str = "success"
+    has_job: bool = False
+    active_seconds: float = 0.0
+    restart_seconds: float = 0.0
+    """How long a restart may take by the unit's own timeouts."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether systemd knows the unit, and it is not masked."""
+        return self.load == "loaded"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is up and staying so."""
+        return self.active == "active"
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether it is on its way up or down."""
+        return self.has_job or self.active in {"activating", "deactivating", "reloading", "refreshing"}
+
+
+class SystemManager(Protocol):
+    """What is asked of systemd. Every method raises `BusError` when systemd cannot be reached or refuses."""
+
+    def unit(self, name: str) -> UnitState:
+        """The unit's state; one that does not exist has ``load`` of ``not-found``."""
+
+    def try_restart(self, name: str) -> str:
+        """Restart a unit if it runs, wait for the job's end, and return systemd's word for its result.
+
+        Anything but ``done`` is a failure; ``done`` says no more than that the job ended.
+        """
+
+    def restart_failed(self, name: str) -> str:
+        """Start again a unit that a restart of ours left down: the same, without minding that it is down."""
+
+    def close(self) -> None:
+        """Let the connection go."""
