@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""What PID 1 unsealed for this start: the manifest and the values that it names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import (
+    CREDENTIAL_PREFIX,
+    MANIFEST_FILE,
+    HandoffError,
+    Kind,
+    Manifest,
+    Secret,
+    oem_string,
+    unit_credential,
+    value_file,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SIZE_MAX: Final = 1 << 20
+"""Bytes. systemd's CREDENTIAL_SIZE_MAX (src/shared/creds-util.h)."""
+
+_SETTING: Final = f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:/var/lib/credferry/vms/%i/current"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """One credential on its way into the guest."""
+
+    name: str
+    kind: Kind
+    value: Secret
+
+    @property
+    def string(self) -> Secret:
+        """Its OEM string."""
+        return oem_string(self.name, self.kind, self.value)
+
+    @property
+    def redacted(self) -> str:
+        """Its OEM string as it may be shown."""
+        return oem_string(self.name, self.kind, Secret(b"")).reveal().decode() + "<redacted>"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A generation as it arrived: the manifest, and all that it names, in its order."""
+
+    manifest: Manifest
+    credentials: tuple[Credential, ...]
+
+    @property
+    def has_plaintext(self) -> bool:
+        """Whether a secret is among them that is not sealed for the guest."""
+        return any(credential.kind is Kind.PLAIN for credential in self.credentials)
+
+
+def read(directory: Path) -> Delivered:
+    """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS)."""
+    data = _read(directory, MANIFEST_FILE, "the manifest")
+    try:
+        manifest = Manifest.from_bytes(data.reveal())
+    except HandoffError as error:
+        raise _refuse(str(error), "agent and launcher must be of one release: seal the VM again") from None
+    return Delivered(
+        manifest,
+        tuple(
+            Credential(
+                entry.name,
+                entry.kind,
+                _read(directory, value_file(entry.name), f"credential {entry.name}"),
+            )
+            for entry in manifest.credentials
+        ),
+    )
+
+
+def _read(directory: Path, file: str, what: str) -> Secret:
+    path = directory / unit_credential(file)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as stream:
+            data = stream.read(_SIZE_MAX + 1)
+    except OSError as error:
+        raise _refuse(
+            f"{what} is not in the unit's credentials ({path.name}: {error.strerror})",
+            f"the unit needs {_SETTING}, and a sealed generation there",
+        ) from None
+    if len(data) > _SIZE_MAX:
+        raise _refuse(f"{what} is larger than {_SIZE_MAX} bytes", "systemd takes no larger credential")
+    return Secret(data)
+
+
+def _refuse(message: str, hint: str) -> LaunchError:
+    return LaunchError(message, hint=hint, status=Exit.CREDENTIALS)

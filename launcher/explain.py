@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""``--explain``: a plan as JSON, with every credential's value redacted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
+
+
+def render(plan: Plan, *, real: str, version: str, events_fd: int) -> str:
+    """What would be executed and sent. OEM strings that the command line has already are shown."""
+    credentials = plan.delivered.credentials if plan.delivered else ()
+    return json.dumps(
+        {
+            "channel": plan.channel.value,
+            "argv0": plan.argv0,
+            "vmm": [real, *plan.start.shown, "--event-monitor", f"fd={events_fd}"],
+            "vm_create": plan.start.document,
+            "add_net": [{"config": net.config, "fds": list(net.fds)} for net in plan.start.add_net],
+            "hypervisor_version": version,
+            "credentials": [{"name": c.name, "kind": c.kind.value} for c in credentials],
+            "notes": list(plan.notes),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Records for journald, in its native protocol (systemd docs/JOURNAL_NATIVE_PROTOCOL.md).
+
+A VM never fails to start for want of a journal: no socket, a full one, or none who listens is silence.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from launcher.handoff import Manifest
+
+SOCKET: Final = "/run/systemd/journal/socket"
+IDENTIFIER: Final = "credferry-launch"
+ERROR: Final = 3
+WARNING: Final = 4
+INFO: Final = 6
+_DIGITS: Final = 16
+
+
+def fields(manifest: Manifest) -> list[tuple[str, str]]:
+    """What tells a generation in every record about it."""
+    return [
+        ("CREDFERRY_VM", manifest.vm),
+        ("CREDFERRY_GENERATION", str(manifest.generation)),
+        ("CREDFERRY_RUN", manifest.run),
+        ("CREDFERRY_CHANNEL", manifest.delivery.channel.value),
+        ("CREDFERRY_DIGEST", manifest.digest[:_DIGITS]),
+        *(("CREDFERRY_CREDENTIAL", entry.name) for entry in manifest.credentials),
+    ]
+
+
+def send(
+    message: str,
+    *,
+    message_id: str,
+    priority: int,
+    extra: Iterable[tuple[str, str]] = (),
+    path: str = SOCKET,
+) -> None:
+    """Send one record, or do nothing. The caller sees to it that no field holds a value."""
+    record = b"".join(
+        _field(key, value)
+        for key, value in [
+            ("MESSAGE", message),
+            ("MESSAGE_ID", message_id),
+            ("PRIORITY", str(priority)),
+            ("SYSLOG_IDENTIFIER", IDENTIFIER),
+            *extra,
+        ]
+    )
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+            peer.setblocking(False)
+            peer.sendto(record, path)
+    except OSError:
+        return
+
+
+def _field(key: str, value: str) -> bytes:
+    data = value.encode(errors="backslashreplace")
+    if b"\n" not in data:
+        return key.encode() + b"=" + data + b"\n"
+    return key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""Every limit that credentials meet on their way into a guest, checked before anything starts.
+
+A refusal names the credential, the limit and the ways out; never a value, and never its length.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import (
+    NAME_MAX,
+    OEM_COUNT_MAX,
+    SYSTEMD_READS_ALL_OEM_STRINGS,
+    Kind,
+    is_credential_name,
+    is_powerful_name,
+    oem_size,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from launcher.credentials import Credential
+    from launcher.handoff import Delivery
+
+BODY_MAX: Final = 51_200
+"""Bytes of an API request's body up to v53 (micro_http's MAX_PAYLOAD_SIZE, src/server.rs)."""
+BODY_MAX_AFTER_53: Final = 4 << 20
+"""Bytes, since cloud-hypervisor commit 247fa0c1a91f."""
+_LAST_WITH_SMALL_BODY: Final = 53
+
+ARGUMENT_MAX: Final = 128 << 10
+"""Bytes of one argument with its NUL (Linux MAX_ARG_STRLEN)."""
+
+_ARCHITECTURE: Final = "x86_64"
+_NULL_KEY: Final = bytes.fromhex("058469daf6f54324800549da0f8ea2fb")
+"""ID of blobs sealed with the null key (systemd src/shared/creds-util.h): they prove nothing."""
+_HEADER: Final = 48
+_GUEST_STRING: Final = re.compile(r"io\.systemd\.credential(?:\.binary)?:([^=]*)=", re.DOTALL)
+
+
+def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: Delivery) -> None:
+    """Refuse what would not arrive whole in the guest. Raises `LaunchError` (CREDENTIALS).
+
+    ``existing`` are the OEM strings that the command line has already.
+    """
+    for credential in credentials:
+        _check_one(credential, delivery)
+    _check_names(credentials, existing)
+    if "" in existing:
+        raise _refuse(
+            "--platform has an empty OEM string",
+            "it would end the guest's table before all others: drop it",
+        )
+    for index, credential in enumerate(credentials):
+        if len(existing) + index + 1 > OEM_COUNT_MAX:
+            raise _refuse(
+                f"credential {credential.name} is one too many: a VM has at most {OEM_COUNT_MAX} strings",
+                "deliver fewer credentials",
+            )
+    limit = delivery.oem_total_max
+    used = oem_size(os.fsencode(string) for string in existing)
+    if used > limit:
+        raise _refuse(
+            f"the OEM strings of --platform alone are over the guest's limit of {limit} bytes",
+            _ways_out(delivery),
+        )
+    for name, size in _sizes(credentials):
+        used += size
+        if used > limit:
+            raise _refuse(
+                f"credential {name} does not fit: all OEM strings of the VM may take {limit} bytes",
+                _ways_out(delivery),
+            )
+
+
+def check_machine(machine: str) -> None:
+    """Refuse machines on which cloud-hypervisor gives the guest no OEM strings."""
+    if machine != _ARCHITECTURE:
+        raise _refuse(
+            f"cloud-hypervisor has no OEM strings on {machine}",
+            f"credentials reach guests on {_ARCHITECTURE} hosts only",
+        )
+
+
+def body_max(major: int) -> int:
+    """Bytes that the body of an API request may have."""
+    return BODY_MAX if major <= _LAST_WITH_SMALL_BODY else BODY_MAX_AFTER_53
+
+
+def check_body(size: int, credentials: Sequence[Credential], major: int) -> None:
+    """Refuse a ``vm.create`` of this many bytes, if cloud-hypervisor would. Raises `LaunchError`."""
+    limit = body_max(major)
+    if size <= limit:
+        return
+    # A string of ours takes two quotes and a comma in JSON, and nothing in it is escaped.
+    before = size - sum(length + 2 for _, length in _sizes(credentials))
+    for name, length in _sizes(credentials):
+        before += length + 2
+        if before > limit:
+            raise _refuse(
+                f"credential {name} does not fit: cloud-hypervisor {major} takes {limit} bytes in a request",
+                "deliver fewer or smaller credentials, or use a cloud-hypervisor after 53",
+            )
+    raise _refuse(
+        f"the configuration is over the {limit} bytes that cloud-hypervisor {major} takes in a request",
+        "make the command line shorter, or use a cloud-hypervisor after 53",
+    )
+
+
+def check_arguments(words: Iterable[str]) -> None:
+    """Refuse an argument that the kernel would (`execve` says no more than E2BIG)."""
+    option = "an argument"
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+        if len(os.fsencode(word)) + 1 > ARGUMENT_MAX:
+            raise _refuse(
+                f"{option} does not fit: one argument may take {ARGUMENT_MAX} bytes",
+                "deliver fewer or smaller credentials, or use the api channel",
+            )
+
+
+def _check_one(credential: Credential, delivery: Delivery) -> None:
+    name = credential.name
+    if not is_credential_name(name):
+        raise _refuse(
+            "a credential's name is not valid",
+            f"use 1 to {NAME_MAX} of A-Z a-z 0-9 . _ - in it",
+        )
+    if is_powerful_name(name) and name not in delivery.allowed_names:
+        raise _refuse(
+            f"credential {name} gives power over the guest's system",
+            "name it in the VM's list of allowed names if that is wanted, or rename it",
+        )
+    if credential.kind is Kind.SEALED and not _is_sealed(credential.value.reveal()):
+        raise _refuse(
+            f"credential {name} is not sealed for the guest: not a systemd credential in Base64 on one line",
+            "let the agent seal the VM again",
+        )
+
+
+def _is_sealed(blob: bytes) -> bool:
+    try:
+        data = binascii.a2b_base64(blob, strict_mode=True)
+    except binascii.Error:
+        return False
+    return len(data) > _HEADER and not data.startswith(_NULL_KEY)
+
+
+def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> None:
+    there = {found[1] for string in existing if (found := _GUEST_STRING.match(string))}
+    for credential in credentials:
+        if credential.name in there:
+            raise _refuse(
+                f"credential {credential.name} is given twice, or stands in --platform already",
+                "the guest takes the first and ignores the other: drop one",
+            )
+        there.add(credential.name)
+
+
+def _sizes(credentials: Sequence[Credential]) -> list[tuple[str, int]]:
+    return [(credential.name, oem_size([credential.string.reveal()])) for credential in credentials]
+
+
+def _ways_out(delivery: Delivery) -> str:
+    if delivery.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS:
+        return (
+            f"older guests than systemd {SYSTEMD_READS_ALL_OEM_STRINGS} cut the rest off silently: "
+            f"declare guest_systemd = {SYSTEMD_READS_ALL_OEM_STRINGS} if it is that new, or deliver fewer or "
+            "smaller credentials; sealing for the guest makes none smaller"
+        )
+    return "deliver fewer or smaller credentials"
+
+
+def _refuse(message: str, hint: str) -> LaunchError:
+    return LaunchError(message, hint=hint, status=Exit.CREDENTIALS)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""What will be started: decided and checked in full before anything happens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from launcher import cmdline, oem, vmconfig
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import RUNTIME_PARENT, Channel, Delivery, Kind, Secret, oem_size
+from launcher.options import Grammar, OptionError, merge_oem_strings, oem_strings, parse, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launcher.cmdline import Option
+    from launcher.credentials import Credential, Delivered
+
+PROCESS_PREFIX: Final = "microvm@"
+_API_SOCKET: Final = "api.sock"
+_UNKNOWN_VM: Final = "VM"
+_NO_CREDENTIALS: Final = "no credential directory: this is the VM without credentials, in the api channel"
+_LANDLOCK: Final = (
+    "--landlock: in the api channel it binds the thread that runs the VM, not cloud-hypervisor's other ones"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for: cloud-hypervisor's arguments without its name, and what surrounds them."""
+
+    real: str
+    argv: tuple[str, ...] = field(repr=False)
+    major: int
+    machine: str
+    vm: str | None = None
+    argv0: str | None = None
+    runtime: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """``path=…`` or ``fd=N``, as ``--api-socket`` and ``--event-monitor`` take it."""
+
+    path: str | None
+    fd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One channel's way to start the VM. ``words`` follow argv[0]; ``shown`` are they, redacted.
+
+    The event monitor is not among them yet: its descriptor is known only at the start.
+    """
+
+    words: tuple[str, ...] = field(repr=False)
+    shown: tuple[str, ...] = field(repr=False)
+    api: Endpoint | None
+    document: dict[str, Any] | None = field(default=None, repr=False)
+    body: Secret | None = None
+    add_net: tuple[vmconfig.AddNet, ...] = ()
+    private_api: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A start in full. ``events`` is where the command line itself wants the events to go."""
+
+    channel: Channel
+    vm: str | None
+    argv0: str
+    start: Start
+    events: Endpoint | None
+    delivered: Delivered | None
+    other_oem_bytes: int
+    notes: tuple[str, ...]
+
+
+def make(request: Request, delivered: Delivered | None) -> Plan:
+    """The plan, with every limit checked. Without credentials, the api channel's. Raises `LaunchError`."""
+    _check_text(request.argv)
+    options = cmdline.parse(request.argv)
+    grammar = Grammar.of(request.major)
+    vm = _vm(request, delivered)
+    delivery = delivered.manifest.delivery if delivered else Delivery()
+    credentials = delivered.credentials if delivered else ()
+    existing = _existing(_value(options, "platform") or "", grammar)
+    if delivered:
+        oem.check_machine(request.machine)
+        _check_disclosure(delivered, options)
+    oem.check(credentials, existing, delivery)
+    events = _endpoint(_value(options, "event-monitor"), grammar, "--event-monitor")
+    kept = [option for option in options if option.name != "event-monitor"]
+    if delivery.channel is Channel.COMMAND:
+        start = _by_command(kept, credentials, grammar)
+    else:
+        start = _by_api(kept, credentials, request, vm)
+    notes = [] if delivered else [_NO_CREDENTIALS]
+    if start.document and start.document.get("landlock_enable"):
+        notes.append(_LANDLOCK)
+    return Plan(
+        channel=delivery.channel,
+        vm=vm,
+        argv0=request.argv0 or (PROCESS_PREFIX + vm if vm else Path(request.real).name),
+        start=start,
+        events=events,
+        delivered=delivered,
+        other_oem_bytes=oem_size(string.encode() for string in existing),
+        notes=tuple(notes),
+    )
+
+
+def _by_command(options: Sequence[Option], credentials: Sequence[Credential], grammar: Grammar) -> Start:
+    strings = [credential.string.reveal().decode() for credential in credentials]
+    words = _merged(options, strings, grammar)
+    oem.check_arguments(words)
+    return Start(
+        words=words,
+        shown=_merged(options, [credential.redacted for credential in credentials], grammar),
+        api=_api_socket(options, grammar),
+    )
+
+
+def _by_api(
+    options: Sequence[Option], credentials: Sequence[Credential], request: Request, vm: str | None
+) -> Start:
+    config = vmconfig.convert(options, request.major)
+    strings = [credential.string.reveal().decode() for credential in credentials]
+    body = Secret(json.dumps(_document(config, strings), ensure_ascii=False, separators=(",", ":")).encode())
+    oem.check_body(len(body.reveal()), credentials, request.major)
+    words = config.vmm
+    api = _api_socket(options, Grammar.of(request.major))
+    private = api is None
+    if api is None:
+        runtime = request.runtime or Path("/run") / RUNTIME_PARENT / (vm or _UNKNOWN_VM)
+        api = Endpoint(str(runtime / _API_SOCKET), None)
+        words = (*words, "--api-socket", f"path={api.path}")
+    return Start(
+        words=words,
+        shown=words,
+        api=api,
+        document=_document(config, [credential.redacted for credential in credentials]),
+        body=body,
+        add_net=config.add_net,
+        private_api=private,
+    )
+
+
+def _document(config: vmconfig.VmConfig, strings: Sequence[str]) -> dict[str, Any]:
+    if not strings:
+        return config.document
+    platform = config.document.get("platform", {})
+    merged = {**platform, "oem_strings": [*platform.get("oem_strings", ()), *strings]}
+    return {**config.document, "platform": merged}
+
+
+def _merged(options: Sequence[Option], strings: Sequence[str], grammar: Grammar) -> tuple[str, ...]:
+    """The command line with these strings in its ``--platform``, and nothing else changed."""
+    if not strings:
+        return tuple(word for option in options for word in option.words)
+    words: list[str] = []
+    platform: str | None = None
+    for option in options:
+        if option.name == "platform":
+            platform = _merge(option.values[0], strings, grammar)
+            words += ["--platform", platform]
+        else:
+            words += option.words
+    if platform is None:
+        words += ["--platform", _merge("", strings, grammar)]
+    return tuple(words)
+
+
+def _merge(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
+    try:
+        return merge_oem_strings(platform, strings, grammar)
+    except OptionError as error:
+        raise cmdline.usage(f"--platform cannot take credentials: {error}", "use the api channel") from None
+
+
+def _existing(platform: str, grammar: Grammar) -> list[str]:
+    try:
+        return oem_strings(platform, grammar)
+    except OptionError as error:
+        raise cmdline.usage(
+            f"--platform cannot be read: {error}", "write it as cloud-hypervisor wants it"
+        ) from None
+
+
+def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
+    """Plaintext goes neither into a world-readable argument vector nor into a log."""
+    secret = next((c.name for c in delivered.credentials if c.kind is Kind.PLAIN), None)
+    if secret is None:
+        return
+    delivery = delivered.manifest.delivery
+    if delivery.channel is Channel.COMMAND and not delivery.plaintext_in_argv:
+        raise LaunchError(
+            f"credential {secret} would be readable by everyone in /proc/PID/cmdline",
+            hint="seal it for the guest, use the api channel, or set plaintext_in_argv if that is wanted",
+            status=Exit.CREDENTIALS,
+        )
+    if any(option.is_verbose for option in options):
+        raise cmdline.usage(
+            f"-v would make cloud-hypervisor log credential {secret}",
+            "drop -v, or seal the credential for the guest",
+        )
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    try:
+        for word in argv:
+            word.encode()
+    except UnicodeEncodeError:
+        raise cmdline.usage(
+            "a word of cloud-hypervisor's command line is not UTF-8", "it takes nothing else"
+        ) from None
+
+
+def _vm(request: Request, delivered: Delivered | None) -> str | None:
+    named = request.vm
+    if delivered is None:
+        own = request.argv0 or ""
+        return named or (own.removeprefix(PROCESS_PREFIX) if own.startswith(PROCESS_PREFIX) else None)
+    if named is not None and named != delivered.manifest.vm:
+        raise LaunchError(
+            f"the credentials are those of VM {delivered.manifest.vm}, not of {named}",
+            hint="correct --vm, or the unit's LoadCredentialEncrypted=",
+            status=Exit.CREDENTIALS,
+        )
+    return delivered.manifest.vm
+
+
+def _value(options: Sequence[Option], name: str) -> str | None:
+    return next((option.values[0] for option in options if option.name == name), None)
+
+
+def _api_socket(options: Sequence[Option], grammar: Grammar) -> Endpoint | None:
+    value = _value(options, "api-socket")
+    try:
+        return _endpoint(value, grammar, "--api-socket")
+    except LaunchError:
+        # A bare path: whatever is neither path= nor fd= (cloud-hypervisor main.rs, parse_api_socket).
+        return Endpoint(value, None)
+
+
+def _endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | None:
+    if value is None:
+        return None
+    try:
+        found = parse(value, {"path", "fd"}, grammar)
+        if found.get("fd"):
+            return Endpoint(None, int(plain(found["fd"], grammar)))
+        if found.get("path"):
+            return Endpoint(plain(found["path"], grammar), None)
+    except ValueError:
+        pass
+    raise cmdline.usage(f"{option} has neither path= nor fd=", "give it one")

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""Becoming cloud-hypervisor: pipe, child, exec.
+
+The launcher's process is the unit's main process and stays it, as an exec keeps the process. Descriptors
+from 3 up, which microvm.nix opens for macvtap, go to cloud-hypervisor as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from launcher import cmdline, supervise
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import STAMP_FILE, Channel, Stamp, write_stamp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launcher.credentials import Delivered
+    from launcher.plan import Endpoint, Plan
+
+_EVENTS_FROM: Final = 100
+"""Lowest number for the event pipe: below are those that a command line may name."""
+_NO_INVOCATION: Final = "0" * 32
+_INVOCATION_DIGITS: Final = 32
+
+
+def events_fd_number() -> int:
+    """The number that the event pipe would get now."""
+    probe = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = fcntl.fcntl(probe, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
+        os.close(number)
+        return number
+    finally:
+        os.close(probe)
+
+
+def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoReturn:
+    """Become cloud-hypervisor. Raises `LaunchError` where that cannot be."""
+    _check_descriptors(plan)
+    sink = _open_sink(plan.events)
+    # Secrets are in this process's memory and will be in cloud-hypervisor's: neither leaves a core.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    stamp = _stamp(plan, delivered)
+    if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(plan.start.api.path)  # noqa: PTH108 (a socket of ours that an earlier run left)
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    given = fcntl.fcntl(writing, fcntl.F_DUPFD, _EVENTS_FROM)
+    os.close(writing)
+    vmm = os.pidfd_open(os.getpid())
+    boot = None
+    if plan.start.body is not None:
+        quotable = not delivered.has_plaintext
+        boot = supervise.Boot(plan.start.body, plan.start.add_net, quotable)
+    task = supervise.Task(
+        manifest=delivered.manifest,
+        stamp=stamp,
+        runtime=runtime,
+        vmm=vmm,
+        events=reading,
+        sink=sink,
+        socket=_socket(plan.start.api),
+        boot=boot,
+    )
+    if plan.channel is Channel.COMMAND:
+        _stamp_now(runtime, stamp)
+        supervise.record_launch(delivered.manifest)
+    if os.fork() == 0:
+        _be_child(task)
+    # Python ignores these two, and an exec would hand that on.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            (runtime / STAMP_FILE).unlink(missing_ok=True)
+        raise LaunchError(
+            f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
+            hint="correct --real",
+            status=Exit.HYPERVISOR,
+        ) from None
+
+
+def _be_child(task: supervise.Task) -> NoReturn:
+    """Never returns, and never lets an exception with a value in it reach the standard error."""
+    try:
+        _keep_only(task)
+        supervise.hide()
+        supervise.run(task)
+    except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
+        with contextlib.suppress(BaseException):
+            os.write(2, f"credferry-launch: internal error: {type(error).__name__}\n".encode())
+            if task.boot is not None:
+                signal.pidfd_send_signal(task.vmm, supervise.FAILURE_SIGNAL)
+    finally:
+        os._exit(0)
+
+
+def _keep_only(task: supervise.Task) -> None:
+    """Let go of what the child must not hold: its VMM's end of the pipe, standard input, tap devices."""
+    keep = {task.vmm, task.events, task.sink}
+    if task.boot is not None:
+        keep.update(descriptor for net in task.boot.add_net for descriptor in net.fds)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (names are all there is)
+        if int(name) > 2 and int(name) not in keep:  # noqa: PLR2004 (standard error)
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _check_descriptors(plan: Plan) -> None:
+    for net in plan.start.add_net:
+        for descriptor in net.fds:
+            _check_descriptor(descriptor, "--net")
+    if plan.start.api is not None and plan.start.api.fd is not None:
+        _check_descriptor(plan.start.api.fd, "--api-socket")
+
+
+def _check_descriptor(descriptor: int, option: str) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        descriptor = -1
+    if descriptor <= 2:  # noqa: PLR2004 (standard error)
+        raise cmdline.usage(
+            f"{option}: a descriptor is not open", "open it before cloud-hypervisor is started"
+        )
+
+
+def _open_sink(events: Endpoint | None) -> int | None:
+    """Where the command line wants the events: the VMM writes to our pipe, and we copy.
+
+    Opened as cloud-hypervisor opens it, and not passed on, so that its reader sees the end of the stream.
+    """
+    if events is None:
+        return None
+    try:
+        if events.fd is not None:
+            sink = events.fd
+            os.set_inheritable(sink, False)
+        else:
+            assert events.path is not None  # noqa: S101 (one of the two)
+            sink = os.open(events.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        os.set_blocking(sink, False)
+    except OSError as error:
+        raise cmdline.usage(
+            f"--event-monitor cannot be written to: {error.strerror}", "correct it"
+        ) from None
+    return sink
+
+
+def _socket(endpoint: Endpoint | None) -> supervise.Socket | None:
+    if endpoint is None:
+        return None
+    if endpoint.path is not None:
+        return supervise.Socket(endpoint.path, os.getpid())
+    assert endpoint.fd is not None  # noqa: S101 (one of the two)
+    with socket.socket(fileno=os.dup(endpoint.fd)) as listening:
+        return supervise.Socket(str(listening.getsockname()), None)
+
+
+def _stamp(plan: Plan, delivered: Delivered) -> Stamp:
+    invocation = os.environ.get("INVOCATION_ID", "")
+    if len(invocation) != _INVOCATION_DIGITS or set(invocation) - set("0123456789abcdef"):
+        invocation = _NO_INVOCATION
+    manifest = delivered.manifest
+    return Stamp(
+        vm=manifest.vm,
+        generation=manifest.generation,
+        digest=manifest.digest,
+        run=manifest.run,
+        invocation_id=invocation,
+        channel=plan.channel,
+        other_oem_bytes=plan.other_oem_bytes,
+    )
+
+
+def _stamp_now(runtime: Path, stamp: Stamp) -> None:
+    try:
+        write_stamp(runtime, stamp)
+    except OSError as error:
+        raise LaunchError(
+            f"the stamp cannot be written: {runtime}: {error.strerror}",
+            hint="it must be a directory of the VM's user, as RuntimeDirectory= makes it",
+            status=Exit.USAGE,
+        ) from None

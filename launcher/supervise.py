@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""The launcher's child: creates and boots the VM over the API, then watches for guest reboots.
+
+cloud-hypervisor is the unit's main process, so the launcher becomes it and this child does the talking. It
+ends when the VMM does: the VMM's end of the event pipe closes with it, and its pidfd becomes readable.
+
+A guest that reboots from inside gets the strings of its first boot again, as cloud-hypervisor keeps the
+configuration (vmm/src/lib.rs, `vm_reboot`). So a reboot ends the VMM, and systemd starts it with fresh ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from launcher import api, journal
+from launcher.events import EventParser
+from launcher.handoff import (
+    MESSAGE_ID_GUEST_REBOOT,
+    MESSAGE_ID_LAUNCH_REFUSED,
+    MESSAGE_ID_LAUNCHED,
+    write_stamp,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from socket import socket
+
+    from launcher.handoff import Manifest, Secret, Stamp
+    from launcher.vmconfig import AddNet
+
+FAILURE_SIGNAL: Final = signal.SIGUSR2
+"""Ends the VMM when the VM cannot be started, so that ``RestartPreventExitStatus=SIGUSR2`` can name it: no
+program here uses it otherwise, it is deadly by default, and leaves no core."""
+
+_SOCKET_SECONDS: Final = 30.0
+_CREATE_SECONDS: Final = 15.0
+_BOOT_SECONDS: Final = 140.0
+_END_SECONDS: Final = 10.0
+_RETRY_MS: Final = 5
+_MESSAGE_MAX: Final = 300
+_CHUNK: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """The VMM's API socket; ``listener`` is who must have made it listen, if that is known."""
+
+    path: str
+    listener: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret."""
+
+    body: Secret
+    add_net: tuple[AddNet, ...]
+    quotable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """All that the child needs; descriptors are its own."""
+
+    manifest: Manifest
+    stamp: Stamp
+    runtime: Path
+    vmm: int
+    events: int
+    sink: int | None
+    socket: Socket | None
+    boot: Boot | None
+
+
+class _RefusedError(Exception):
+    """The VM cannot be started; the text may be shown."""
+
+
+class _GoneError(Exception):
+    """The VMM ended by itself."""
+
+
+def run(task: Task) -> None:
+    """Do the child's work to its end. Raises nothing that has a value in it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # systemd signals the whole unit; the VMM decides when it is over.
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        if task.boot is not None:
+            _boot(task, task.boot)
+            record_launch(task.manifest)
+        _watch(task)
+    except _GoneError:
+        _say(task, "cloud-hypervisor ended before the VM was started", "see what it said before this")
+    except _RefusedError as error:
+        _say(task, str(error), "correct the VM's configuration, then start the unit again")
+        _signal(task, FAILURE_SIGNAL)
+
+
+def hide() -> None:
+    """Keep this process out of core dumps and out of reach of other processes of the same user."""
+    import ctypes  # noqa: PLC0415 (3 ms that only the child has time for, while cloud-hypervisor starts)
+
+    pr_set_dumpable = 4
+    ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+
+
+def record_launch(manifest: Manifest) -> None:
+    """Tell the journal that the VM was started with this generation."""
+    journal.send(
+        f"VM {manifest.vm} was started with generation {manifest.generation}",
+        message_id=MESSAGE_ID_LAUNCHED,
+        priority=journal.INFO,
+        extra=journal.fields(manifest),
+    )
+
+
+def _boot(task: Task, boot: Boot) -> None:
+    _request(task, boot, "vm.create", _CREATE_SECONDS, boot.body.reveal())
+    for net in boot.add_net:
+        _add_net(task, boot, net)
+    _request(task, boot, "vm.boot", _BOOT_SECONDS)
+    try:
+        write_stamp(task.runtime, task.stamp)
+    except OSError as error:
+        raise _RefusedError(f"the stamp cannot be written: {task.runtime}: {error.strerror}") from None
+
+
+def _add_net(task: Task, boot: Boot, net: AddNet) -> None:
+    import json  # noqa: PLC0415 (few VMs have such networks)
+
+    body = json.dumps(net.config, ensure_ascii=False, separators=(",", ":")).encode()
+    _request(task, boot, "vm.add-net", _CREATE_SECONDS, body, net.fds)
+    for descriptor in net.fds:
+        os.close(descriptor)
+
+
+def _request(  # noqa: PLR0917 (the parts of one request)
+    task: Task, boot: Boot, endpoint: str, seconds: float, body: bytes = b"", fds: tuple[int, ...] = ()
+) -> None:
+    connection = _connect(task, time.monotonic() + _SOCKET_SECONDS)
+    try:
+        answer = api.put(connection, endpoint, deadline=time.monotonic() + seconds, body=body, fds=fds)
+    except api.ApiError as error:
+        if _ended(task, _RETRY_MS):
+            raise _GoneError from None
+        raise _RefusedError(f"cloud-hypervisor did not answer: {error}") from None
+    if not answer.good:
+        said = f": {_printable(answer.body)}" if boot.quotable else ""
+        raise _RefusedError(f"cloud-hypervisor refused {endpoint} with status {answer.status}{said}")
+
+
+def _connect(task: Task, deadline: float) -> socket:
+    """A connection to this VMM's own socket: a listener from before it would get the secrets otherwise."""
+    assert task.socket is not None  # noqa: S101 (the api channel always has one)
+    problem = "nobody listens"
+    while time.monotonic() < deadline:
+        try:
+            connection = api.connect(task.socket.path, deadline)
+        except OSError as error:
+            problem = error.strerror or str(type(error).__name__)
+        else:
+            if task.socket.listener in {None, api.listener_pid(connection)}:
+                return connection
+            connection.close()
+            problem = "another process listens there"
+        if _ended(task, _RETRY_MS):
+            raise _GoneError
+    raise _RefusedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
+
+
+def _watch(task: Task) -> None:
+    parser = EventParser()
+    poll = select.poll()
+    poll.register(task.events, select.POLLIN)
+    poll.register(task.vmm, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        data = os.read(task.events, _CHUNK) if task.events in ready else b""
+        if not data:
+            return
+        _copy(task, data)
+        if any(event.source == "vm" and event.name == "rebooting" for event in parser.feed(data)):
+            journal.send(
+                f"VM {task.manifest.vm} rebooted from inside: ending its hypervisor, for fresh credentials",
+                message_id=MESSAGE_ID_GUEST_REBOOT,
+                priority=journal.INFO,
+                extra=journal.fields(task.manifest),
+            )
+            _end(task)
+            return
+
+
+def _copy(task: Task, data: bytes) -> None:
+    """Pass the events on. As with cloud-hypervisor itself, what a slow reader has no room for is lost."""
+    if task.sink is not None:
+        with contextlib.suppress(OSError):
+            os.write(task.sink, data)
+
+
+def _end(task: Task) -> None:
+    """End the VMM: as gently as it lets us."""
+    if task.socket is not None:
+        deadline = time.monotonic() + _END_SECONDS
+        with contextlib.suppress(OSError, api.ApiError):
+            api.put(api.connect(task.socket.path, deadline), "vmm.shutdown", deadline=deadline)
+            if _ended(task, _END_SECONDS * 1000):
+                return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal(task, number)
+        if _ended(task, _END_SECONDS * 1000):
+            return
+
+
+def _ended(task: Task, milliseconds: float) -> bool:
+    poll = select.poll()
+    poll.register(task.vmm, select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
+def _signal(task: Task, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(task.vmm, number)
+
+
+def _say(task: Task, message: str, hint: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"credferry-launch: {message}: {hint}\n")
+        sys.stderr.flush()
+    journal.send(
+        f"VM {task.manifest.vm} was not started: {message}",
+        message_id=MESSAGE_ID_LAUNCH_REFUSED,
+        priority=journal.ERROR,
+        extra=journal.fields(task.manifest),
+    )
+
+
+def _printable(body: bytes) -> str:
+    text = body[:_MESSAGE_MAX].decode(errors="replace")
+    return "".join(char if char.isprintable() else " " for char in text)
