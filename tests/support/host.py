@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +31,15 @@ _SYMLINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
 
 class CommandError(HostError):
     """A command inside the host failed; the text shows its arguments, status and standard error."""
+
+
+def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> None:
+    """Look every few milliseconds whether the predicate holds. Raises `HostError` after so many seconds."""
+    end = time.monotonic() + deadline
+    while not predicate():
+        if time.monotonic() > end:
+            raise HostError(f"{what}: not within {deadline} s")
+        time.sleep(POLL_SECONDS)
 
 
 class Host:
@@ -74,36 +83,24 @@ class Host:
 
         Raises `CommandError` where `check` is set and the command fails.
         """
-        done = subprocess.run(
-            self._command(arguments, user),
-            check=False,
-            input=stdin if stdin is not None else "",
-            env={**ENVIRONMENT, **(env or {})},
-            timeout=timeout,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
-        if check and done.returncode != 0:
-            raise CommandError(f"{' '.join(arguments)}: status {done.returncode}: {done.stderr.strip()}")
-        return done
+        with self._start(arguments, env, user) as process:
+            try:
+                output, errors = process.communicate(stdin or "", timeout)
+            except BaseException:
+                process.kill()
+                raise
+        if check and process.returncode != 0:
+            raise CommandError(f"{' '.join(arguments)}: status {process.returncode}: {errors.strip()}")
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
     def spawn(
         self, *arguments: str, env: Mapping[str, str] | None = None, user: str | None = None
     ) -> subprocess.Popen[str]:
         """Start a command inside, with pipes to its three standard streams; it ends with the host at last.
 
-        Killing what is returned kills the command, by SIGKILL.
+        Signals sent to what is returned reach the command.
         """
-        process = subprocess.Popen(
-            self._command(arguments, user),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**ENVIRONMENT, **(env or {})},
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
+        process = self._start(arguments, env, user)
         self._stack.callback(_end, process)
         return process
 
@@ -163,8 +160,7 @@ class Host:
     ) -> dict[str, str]:
         """The first journal entry, old or new, that satisfies the predicate, within so many seconds."""
         end = time.monotonic() + deadline
-        follow = self._command(_journalctl(matches, "--follow", "--no-tail"))
-        with subprocess.Popen(follow, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+        with self._start(_journalctl(matches, "--follow", "--no-tail")) as process:
             try:
                 for entry in _entries_until(process, end):
                     if predicate(entry):
@@ -175,19 +171,25 @@ class Host:
 
     def wait(self, predicate: Callable[[], object], deadline: float = 10.0, what: str = "condition") -> None:
         """Wait until the predicate holds; for what sends no event. Raises `HostError` when time is up."""
-        end = time.monotonic() + deadline
-        while not predicate():
-            if time.monotonic() > end:
-                raise HostError(f"{what}: not within {deadline} s")
-            time.sleep(POLL_SECONDS)
+        wait_until(predicate, deadline, what)
 
-    def _command(self, arguments: tuple[str, ...], user: str | None = None) -> list[str]:
-        enter = ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]
-        # nsenter waits outside for the command inside: killing the one must kill the other.
+    def _start(
+        self, arguments: tuple[str, ...], env: Mapping[str, str] | None = None, user: str | None = None
+    ) -> _Inside:
+        enter = ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-n", "-p", "--wd", "--"]
+        # nsenter waits outside for the command inside, and may itself be killed.
         become = ["setpriv", "--pdeathsig=KILL"]
         if user:
             become += [f"--reuid={user}", f"--regid={self._group_of(user)}", "--init-groups"]
-        return [*enter, *become, "--", *arguments]
+        return _Inside(
+            [*enter, *become, "--", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**ENVIRONMENT, **(env or {})},
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
 
     def _group_of(self, user: str) -> str:
         for line in self.path("/etc/passwd").read_text().splitlines():
@@ -195,6 +197,19 @@ class Host:
             if name == user:
                 return group
         raise HostError(f"the throwaway host has no user {user}")
+
+
+class _Inside(subprocess.Popen[str]):
+    """A command inside, started by an nsenter that waits for it and ends as it does."""
+
+    def send_signal(self, sig: int) -> None:
+        """Signal the command, not nsenter: an orphan would stay until this machine's init notices."""
+        if self.poll() is not None:
+            return
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in [int(child) for child in children] or [self.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, sig)
 
 
 def _journalctl(matches: Mapping[str, str], *options: str) -> tuple[str, ...]:
@@ -219,7 +234,7 @@ def _text(value: Any) -> str:  # noqa: ANN401 (journalctl's JSON: text, a list o
     return str(value)
 
 
-def _entries_until(process: subprocess.Popen[bytes], end: float) -> Iterator[dict[str, str]]:
+def _entries_until(process: subprocess.Popen[str], end: float) -> Iterator[dict[str, str]]:
     assert process.stdout
     descriptor = process.stdout.fileno()
     pending = b""

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""One host for all tests of a session: each leaves it as it found it, or boots a `Host` of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cache import cache_directory
+from tests.support.host import Host
+from tests.support.installation import install
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    """A throwaway host with credferry, its units and a cloud-hypervisor installed, and nothing configured.
+
+    The cloud-hypervisor is the one that the environment's CLOUD_HYPERVISOR names, else the stand-in.
+    """
+    real = os.environ.get("CLOUD_HYPERVISOR")
+    with Host(cache_directory()) as booted:
+        install(booted, hypervisor=Path(real) if real else None)
+        yield booted

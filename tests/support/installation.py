@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""credferry installed into a throwaway host from this checkout, as a distribution's package would do it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+VM_USER = "microvm"
+HYPERVISOR = "/usr/bin/cloud-hypervisor"
+
+_MODULES = "/usr/lib/credferry"
+_TEST_MODULES = "/usr/lib/credferry-test"
+
+# -I: neither the environment nor the working directory decides what is imported.
+_AGENT = """#!{python} -I
+import sys
+
+sys.path.insert(0, "{modules}")
+from agent.cli import main
+
+sys.exit(main())
+"""
+_LAUNCHER = """#!/usr/bin/python3 -IS
+import sys
+
+sys.path.insert(0, "{modules}")
+from launcher.__main__ import main
+
+sys.exit(main())
+"""
+_STAND_IN = """#!/bin/sh
+exec /usr/bin/python3 -I {modules}/hypervisor/__main__.py "$@"
+"""
+
+# Where contrib/ goes; what does not exist (yet) is passed over.
+_CONTRIB = {
+    "systemd": "/usr/lib/systemd/system",
+    "catalog": "/usr/lib/systemd/catalog",
+    "dbus": "/usr/share/dbus-1/system.d",
+    "polkit": "/usr/share/polkit-1/rules.d",
+}
+
+
+def install(host: Host, *, hypervisor: Path | None = None) -> None:
+    """Install agent, launcher, units and a cloud-hypervisor: a real one where its path is given.
+
+    May be called again: files are written anew, and systemd reads its units again.
+    """
+    for package in ("agent", "launcher"):
+        _copy(host, CHECKOUT / package, f"{_MODULES}/{package}")
+    host.write("/usr/bin/credferry", _AGENT.format(python=sys.executable, modules=_MODULES), 0o755)
+    host.write("/usr/bin/credferry-launch", _LAUNCHER.format(modules=_MODULES), 0o755)
+    if hypervisor:
+        host.write(HYPERVISOR, hypervisor.read_bytes(), 0o755)
+    else:
+        _copy(host, CHECKOUT / "tests/support/hypervisor", f"{_TEST_MODULES}/hypervisor")
+        host.write(HYPERVISOR, _STAND_IN.format(modules=_TEST_MODULES), 0o755)
+    for name, target in _CONTRIB.items():
+        _copy(host, CHECKOUT / "contrib" / name, target)
+    if (CHECKOUT / "contrib/catalog").is_dir():
+        host.run("journalctl", "--update-catalog")
+    if host.run("getent", "passwd", VM_USER, check=False).returncode != 0:
+        host.run("groupadd", "--system", "--force", "kvm")
+        host.run(
+            "useradd", "--system", "--gid=kvm", "--home-dir=/var/lib/microvms", "--no-create-home", VM_USER
+        )
+    host.run("systemctl", "daemon-reload")
+
+
+def _copy(host: Host, source: Path, target: str) -> None:
+    for file in _files(source):
+        mode = 0o755 if os.access(file, os.X_OK) else 0o644
+        host.write(f"{target}/{file.relative_to(source)}", file.read_bytes(), mode)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")) if directory.is_dir() else ():
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
