@@ -78,12 +78,15 @@ class Watch:
         To be called after each look: it costs nothing where nothing moved. A directory that cannot be
         watched is left to the resync, and reported.
         """
-        if not self._is_healthy():
+        if not self._observer.is_alive():
             self._replace()
+        # The observer outlives its emitters: only they tell whether anything is still being watched.
+        dead = {emitter.watch for emitter in self._observer.emitters if not emitter.is_alive()}
         wanted = self._directories(names)
-        for path in [path for path in self._armed if self._identity[path] != wanted.get(path)]:
-            self._observer.unschedule(self._armed.pop(path))
-            del self._identity[path]
+        for path, watch in list(self._armed.items()):
+            if watch in dead or self._identity[path] != wanted.get(path):
+                del self._armed[path], self._identity[path]
+                self._observer.unschedule(watch)
         parent = os.path.realpath(self._source.parent)
         for path, identity in wanted.items():
             if path in self._armed:
@@ -119,12 +122,8 @@ class Watch:
                 found[path] = (status.st_dev, status.st_ino)
         return found
 
-    def _is_healthy(self) -> bool:
-        # The observer outlives its emitters: only they tell whether anything is still being watched.
-        return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
-
     def _replace(self) -> None:
-        _log.info("watching anew")
+        _log.warning("the observer ended; watching anew")
         self.stop()
         self._observer = Observer()
         self._armed.clear()

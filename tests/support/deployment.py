@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""credferry at work inside a throwaway host: VMs under microvm.nix's layout, configuration, agent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from launcher.handoff import Stamp
+from tests.support.boot import HostError
+from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.support.host import Host
+
+CONFIG = "/etc/credferry/config.toml"
+UNIT_STARTED = "39f53479d3a045ac8e11786248231fbf"
+"""PID 1's own MESSAGE_ID for a unit that was started: counts restarts without asking us."""
+_PLAIN = "io.systemd.credential.binary:"
+_SEALED = "io.systemd.credential:"
+
+
+@dataclass(frozen=True, slots=True)
+class VmFiles:
+    """What a VM is made of: cloud-hypervisor's arguments, and variables of its unit.
+
+    A light VM, the default, has a hypervisor process with all of its API, and no guest.
+    """
+
+    arguments: Sequence[str] = ("--kernel", "/dev/null", "--memory", "size=64M")
+    environment: Mapping[str, str] = field(default_factory=lambda: {"CREDFERRY_STANDIN_BOOT": "0"})
+    launcher: bool = True
+
+
+class Deployment:
+    """VMs of one host, served by credferry. ``close`` leaves the host as it was found."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._vms: list[str] = []
+
+    def configure(self, text: str) -> None:
+        """Write the configuration, with delays that suit tests unless ``text`` has tables of its own."""
+        tables = "[source]\nquiet_seconds = 0.2\nresync_seconds = 1.0\n" if "[source]" not in text else ""
+        tables += "[rollout]\nretry_seconds = 0.2\nstamp_seconds = 5.0\n" if "[rollout]" not in text else ""
+        self.host.write(CONFIG, tables + text)
+
+    def add_vm(self, name: str, files: VmFiles | None = None) -> None:
+        """Lay a VM out as microvm.nix does, wired to the launcher by the drop-in from contrib."""
+        files = files or VmFiles()
+        home = f"/var/lib/microvms/{name}"
+        command = ["--cpus", "boot=1", *files.arguments, "--api-socket", f"{name}.sock"]
+        wrapped = ["credferry-launch", "--real", HYPERVISOR, "--"] if files.launcher else [HYPERVISOR]
+        script = f"#!/bin/bash\nexec -a microvm@{name} {shlex.join([*wrapped, *command])}\n"
+        self.host.write(f"{home}/current/bin/microvm-run", script, 0o755)
+        self.host.run("chown", VM_USER, home)
+        drop_in = f"/etc/systemd/system/microvm@{name}.service.d"
+        conf = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text()
+        if not files.launcher:
+            conf = "[Service]\n"
+        environment = "".join(f"Environment={key}={value}\n" for key, value in files.environment.items())
+        self.host.write(f"{drop_in}/50-credferry.conf", conf + "RestartSec=200ms\n" + environment)
+        self.host.run("systemctl", "daemon-reload")
+        self._vms.append(name)
+
+    def credferry(self, *arguments: str, check: bool = True) -> str:
+        """Run the operator's command; its standard output. Raises `CommandError` for a bad status."""
+        return self.host.run("credferry", *arguments, check=check).stdout
+
+    def status(self) -> dict[str, Any]:
+        """What ``credferry status --json`` says, by VM."""
+        return {row["vm"]: row for row in json.loads(self.credferry("status", "--json", check=False))}
+
+    def start_agent(self) -> None:
+        """Start the daemon, and wait until it is ready."""
+        self.host.run("systemctl", "reset-failed", "credferry.service", check=False)
+        self.host.run("systemctl", "start", "credferry.service")
+
+    def start_vm(self, *names: str) -> None:
+        """Start VMs, and wait until each runs with a stamp of its own."""
+        for name in names:
+            self.host.run("systemctl", "start", f"microvm@{name}.service")
+        for name in names:
+            self.host.wait(lambda name=name: self.stamp(name), 20, f"stamp of {name}")  # type: ignore[misc]  # a default binds the name
+
+    def unit(self, name: str) -> dict[str, str]:
+        """Properties of a VM's unit."""
+        return self.host.unit(f"microvm@{name}.service")
+
+    def stamp(self, name: str) -> Stamp | None:
+        """The stamp of the VM's present invocation; None while there is none."""
+        try:
+            stamp = Stamp.from_bytes(self.host.path(f"/run/credferry-vms/{name}/stamp.json").read_bytes())
+        except OSError:
+            return None
+        return stamp if stamp.invocation_id == self.unit(name)["InvocationID"] else None
+
+    def delivered(self, name: str) -> dict[str, bytes]:
+        """What the running VM's SMBIOS table holds, as the hypervisor's own API tells it."""
+        info = self.vm_info(name)
+        strings = info["config"]["platform"]["oem_strings"]
+        plain = (each.removeprefix(_PLAIN).partition("=") for each in strings if each.startswith(_PLAIN))
+        sealed = (each.removeprefix(_SEALED).partition("=") for each in strings if each.startswith(_SEALED))
+        return {key: base64.b64decode(value) for key, _, value in plain} | {
+            key: value.encode() for key, _, value in sealed
+        }
+
+    def vm_info(self, name: str) -> dict[str, Any]:
+        """The hypervisor's ``vm.info``."""
+        path = self.host.path(f"/var/lib/microvms/{name}/{name}.sock")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            # Through a descriptor of its directory: the whole path is longer than a socket's may be.
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+            try:
+                client.connect(f"/proc/self/fd/{directory}/{path.name}")
+            finally:
+                os.close(directory)
+            client.sendall(b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < _length(answer):
+                chunk = client.recv(65536)
+                if not chunk:
+                    raise HostError(f"{name}: the hypervisor hung up")
+                answer += chunk
+        information: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+        return information
+
+    def starts(self, name: str) -> int:
+        """How often the VM's unit was started since the host booted, by PID 1's own account."""
+        entries = self.host.journal(MESSAGE_ID=UNIT_STARTED, UNIT=f"microvm@{name}.service", _PID="1")
+        return len(entries)
+
+    def wait_in_step(self, name: str, deadline: float = 20.0) -> None:
+        """Wait until a VM runs what is published."""
+        self.host.wait(lambda: self._in_step(name), deadline, f"{name} in step")
+
+    def close(self) -> None:
+        """Stop everything and remove what was laid out."""
+        units = ["credferry.service", *(f"microvm@{name}.service" for name in self._vms)]
+        self.host.run("systemctl", "stop", *units, check=False)
+        self.host.run("systemctl", "reset-failed", check=False)
+        paths = [f"/etc/systemd/system/microvm@{name}.service.d" for name in self._vms]
+        paths += [f"/var/lib/microvms/{name}" for name in self._vms]
+        self.host.run("rm", "-rf", "/var/lib/credferry", "/etc/credferry", *paths)
+        self.host.run("systemctl", "daemon-reload")
+        self._vms.clear()
+
+    def _in_step(self, name: str) -> bool:
+        row = self.status().get(name)
+        return row is not None and row["state"] == "in step" and row["running"] is not None
+
+
+def _length(answer: bytes) -> int:
+    for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.lower() == b"content-length":
+            return int(value)
+    return 0
