@@ -78,10 +78,10 @@ def boot(cache: Path, stack: ExitStack) -> int:
 
 
 def _binds(cache: Path) -> list[str]:
-    # The cache, and the Python that runs this, may lie on a file system of their own, or below /tmp, which
-    # is empty inside. Mounts below them (the stage is one) stay out.
+    # The cache, and the environment of the Python that runs this, may lie on a file system of their own, or
+    # below /tmp, which is empty inside. Mounts below them (the stage is one) stay out.
     trees = [cache]
-    if not Path(sys.prefix).is_relative_to(cache):
+    if sys.prefix != sys.base_prefix and not Path(sys.prefix).is_relative_to(cache):
         trees.append(Path(sys.prefix))
     binds = [f"--bind-ro={tree}:{tree}:norbind" for tree in trees]
     if Path("/dev/kvm").exists():

@@ -76,6 +76,13 @@ def install(host: Host, *, hypervisor: Path | None = None) -> None:
     host.run("systemctl", "daemon-reload")
 
 
+def serve(host: Host, vm: str) -> None:
+    """Let credferry serve a VM: put its drop-in beside the VM's unit, as an operator does."""
+    drop_in = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text()
+    host.write(f"/etc/systemd/system/microvm@{vm}.service.d/50-credferry.conf", drop_in)
+    host.run("systemctl", "daemon-reload")
+
+
 def _copy(host: Host, source: Path, target: str) -> None:
     for file in _files(source):
         mode = 0o755 if os.access(file, os.X_OK) else 0o644
