@@ -15,7 +15,9 @@ help:
 demo:
 	@exec $(BOOTSTRAP) full python -m tests.demo
 
-test: check
+test:
+	@exec $(BOOTSTRAP) full
+	@exec $(MAKE) --no-print-directory check
 	@exec $(BOOTSTRAP) full python -m pytest
 
 test-unit:
