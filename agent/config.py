@@ -153,10 +153,12 @@ def parse(content: bytes, path: Path) -> Config:
         raise ConfigurationError(
             f"{path}: not TOML: {error}", hint="see https://toml.io/en/v1.0.0"
         ) from None
-    vms = table.pop("vms", {})
-    config = _convert(table, Config, path, "")
-    if config.file != DEFAULT_PATH or config.vms:
+    if "file" in table:
         raise ConfigurationError(f"{path}: unknown key 'file'", hint="remove it")
+    vms = table.pop("vms", {})
+    source = _convert(table.pop("source", {}), SourceConfig, path, "source")
+    rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
+    config = _convert(table, Config, path, "")
     if not isinstance(vms, dict):
         raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
     checked = {name: _vm(name, vm, path) for name, vm in vms.items()}
@@ -168,7 +170,7 @@ def parse(content: bytes, path: Path) -> Config:
                 hint="give each VM a unit of its own",
             )
         units[vm.unit] = vm.name
-    return msgspec.structs.replace(config, file=path, vms=checked)
+    return msgspec.structs.replace(config, file=path, source=source, rollout=rollout, vms=checked)
 
 
 def _vm(name: str, table: object, path: Path) -> VmConfig:
@@ -181,9 +183,8 @@ def _vm(name: str, table: object, path: Path) -> VmConfig:
     if not isinstance(table, dict):
         raise ConfigurationError(f"{path}: {key}: expected a table", hint=f"write [{key}]")
     credentials = table.pop("credentials", {})
-    for forbidden in ("name",):
-        if forbidden in table:
-            raise ConfigurationError(f"{path}: {key}: unknown key {forbidden!r}", hint="remove it")
+    if "name" in table:
+        raise ConfigurationError(f"{path}: {key}: unknown key 'name'", hint="remove it")
     if not isinstance(credentials, dict) or not credentials:
         raise ConfigurationError(
             f"{path}: {key}.credentials: expected a table with at least one credential",

@@ -16,7 +16,7 @@ from agent.errors import KeyFileError, SealError
 from agent.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key
 from agent.sealing import NEVER, PLAINTEXT_MAX, is_valid_name, one_line, seal, unseal
 
-VECTORS = json.loads((Path(__file__).parents[1] / "data/sealed-credential-vectors.json").read_text())["sets"]
+VECTORS = json.loads((Path(__file__).parents[2] / "data/sealed-credential-vectors.json").read_text())["sets"]
 OPEN = [
     pytest.param(each, vector, id=f"{each['systemd'][:11]} {number} {vector['name'][:20]}")
     for each in VECTORS

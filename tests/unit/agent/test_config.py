@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The configuration: what is accepted, and that every refusal names file, key and remedy."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import Config, is_secret_name, load, parse
+from agent.errors import ConfigurationError, ExitStatus
+from launcher.handoff import Channel, Kind
+
+FILE = Path("/etc/credferry/config.toml")
+VM = '[vms.web.credentials]\nK = { secret = "k" }\n'
+SEALED_VM = '[vms.web]\nguest_key = true\nchannel = "command"\n[vms.web.credentials]\n'
+
+TWO_OF_ONE_UNIT = "".join(
+    f'[vms.{name}]\nunit = "u.service"\n[vms.{name}.credentials]\nK = {{ text = "k" }}\n' for name in "ab"
+)
+
+
+def parsed(text: str) -> Config:
+    """The configuration of a text."""
+    return parse(text.encode(), FILE)
+
+
+def test_defaults() -> None:
+    """A VM needs no more than its credentials; the unit is microvm.nix's."""
+    config = parsed(VM)
+    vm = config.vm("web")
+    assert (vm.unit, vm.channel, vm.kind("K")) == ("microvm@web.service", Channel.API, Kind.PLAIN)
+    assert config.source.path == "/run/secrets"
+    assert config.secrets == {"k"}
+
+
+def test_kinds() -> None:
+    """With a guest key secrets are sealed and texts are not, unless a credential says otherwise."""
+    vm = parsed(
+        SEALED_VM.replace('channel = "command"\n', "")
+        + 'A = { secret = "a" }\nB = { secret = "b", seal = false }\nC = { text = "c" }\n'
+        'D = { text = "d", seal = true }\n'
+    ).vm("web")
+    assert [vm.kind(name) for name in "ABCD"] == [Kind.SEALED, Kind.PLAIN, Kind.TEXT, Kind.SEALED]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        ("[source", "not TOML", "toml.io"),
+        ("source = 3", "source: ", "docs"),
+        ('[sources]\npath = "/x"', "unknown field `sources`", "did you mean source"),
+        ('[source]\npaht = "/x"', "source: ", "did you mean path"),
+        ('[source]\npath = "relative"', "source.path", "docs"),
+        ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "docs"),
+        ("[rollout]\nattempts = 0", "rollout.attempts", "docs"),
+        ("vms = 1", "vms: expected a table", "[vms.NAME]"),
+        ("[vms]\nweb = 1", "vms.web: expected a table", "[vms.web]"),
+        ("[vms.web]", "vms.web.credentials", "API_KEY"),
+        ('[vms.web]\nname = "x"\n' + VM, "unknown key 'name'", "remove"),
+        ('[vms."a/b".credentials]\nK = { secret = "k" }', "vms.a/b", "A-Z"),
+        ('[vms.web]\nchannel = "smoke"\n' + VM, "vms.web.channel", "docs"),
+        ("[vms.web]\nchanel = 1\n" + VM, "vms.web: ", "did you mean channel"),
+        ('[vms.web]\nunit = "web"\n' + VM, "vms.web.unit", ".service"),
+        ("[vms.web.credentials]\nK = {}", "vms.web.credentials.K", "text"),
+        ('[vms.web.credentials]\nK = { secret = "k", text = "t" }', "vms.web.credentials.K", "text"),
+        ('[vms.web.credentials]\nK = { secrets = "k" }', "vms.web.credentials.K", "did you mean secret"),
+        ('[vms.web.credentials]\nK = "k"', "vms.web.credentials.K", "docs"),
+        ('[vms.web.credentials]\n"a b" = { secret = "k" }', "vms.web.credentials.a b", "A-Z"),
+        (f'[vms.web.credentials]\n{"x" * 240} = {{ secret = "k" }}', "not a credential name", "239"),
+        ('[vms.web.credentials]\nK = { secret = "../k" }', "leads out of the source", "relative"),
+        ('[vms.web.credentials]\nK = { secret = "/k" }', "leads out of the source", "relative"),
+        ('[vms.web.credentials]\nK = { text = "" }', "vms.web.credentials.K.text", "remove"),
+        ('[vms.web.credentials]\n"ssh.listen" = { text = "x" }', "power over the guest", "allow_names"),
+        ('[vms.web.credentials]\nK = { secret = "k", seal = true }', "no guest key", "guest-key create"),
+        ('[vms.web]\nchannel = "command"\n' + VM, "/proc/PID/cmdline", "guest_key"),
+        (TWO_OF_ONE_UNIT, "vms.b.unit", "of its own"),
+        ('file = "/x"', "unknown key 'file'", "remove"),
+    ],
+)  # fmt: skip
+def test_refusals(text: str, key: str, remedy: str) -> None:
+    """Each mistake is refused with the file, the key and what to do, in one line."""
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(text)
+    assert str(caught.value).startswith(f"{FILE}: ")
+    assert key in str(caught.value)
+    assert remedy in caught.value.hint
+    assert "\n" not in str(caught.value) + caught.value.hint
+    assert caught.value.status is ExitStatus.CONFIGURATION
+
+
+def test_powerful_names_can_be_allowed() -> None:
+    """A credential that gives power over the guest goes through where it is allowed by name."""
+    text = '[vms.web]\nallow_names = ["ssh.listen"]\n[vms.web.credentials]\n"ssh.listen" = { text = "x" }'
+    assert parsed(text).vm("web").delivery.allowed_names == ("ssh.listen",)
+
+
+def test_unknown_vm() -> None:
+    """An unknown VM is refused with the nearest known one."""
+    with pytest.raises(ConfigurationError, match="no VM 'wbe'") as caught:
+        parsed(VM).vm("wbe")
+    assert "use web" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"#" * (2 << 20)])
+def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
+    """A missing file, one that is not text, and one without bounds are refused with its name."""
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=str(path)):
+        load(path)
+
+
+@given(st.binary(max_size=200))
+def test_no_input_raises_anything_else(content: bytes) -> None:
+    """Whatever a file holds, it is a configuration or a `ConfigurationError`."""
+    with contextlib.suppress(ConfigurationError):
+        parse(content, FILE)
+
+
+@given(st.text())
+def test_secret_names_stay_inside(name: str) -> None:
+    """A name that is accepted never resolves, lexically, to a place outside of the source."""
+    if is_secret_name(name):
+        inside = Path("/run/secrets", name)
+        assert not name.startswith("/")
+        assert inside.parts[:3] == ("/", "run", "secrets")
+        assert ".." not in inside.parts

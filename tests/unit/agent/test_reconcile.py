@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""Decisions: published, sealed and running compared; never a restart without a change."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
+from agent.keys import CredentialKey
+from agent.reconcile import Decision, Desired, Observed, Refused, State, decide, desired
+from agent.source import Generation, Problem, Snapshot
+from agent.store import Assumed, Attempt
+from agent.units import UnitState
+from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
+
+KEY = CredentialKey(bytes(4096))
+GUEST = CredentialKey(b"\1" * 4096)
+VM = VmConfig(name="web", unit="microvm@web.service", credentials={"K": CredentialConfig(secret="k")})
+NEW, OLD = "e" * 64, "0" * 64
+INVOCATION, OTHER = "a" * 32, "b" * 32
+
+
+def snapshot(**values: Secret | Problem) -> Snapshot:
+    """What a source said."""
+    return Snapshot(Generation(1, 1, committed=True), values)
+
+
+def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
+    """A sealed generation."""
+    return Manifest("web", 1, digest, "0" * 32, delivery, ())
+
+
+def stamp(digest: str, invocation: str = INVOCATION, other: int = 0) -> Stamp:
+    """A stamp that some invocation left."""
+    return Stamp("web", 1, digest, "0" * 32, invocation, Channel.API, other)
+
+
+def unit(active: str = "active", load: str = "loaded", job: bool = False) -> UnitState:
+    """The unit as systemd tells it."""
+    return UnitState("microvm@web.service", load, active, "running", INVOCATION, has_job=job)
+
+
+WANTED = Desired(NEW, (), {}, VM.delivery)
+
+
+def observed(
+    wanted: Desired | Refused = WANTED,
+    sealed: Manifest | None = None,
+    state: UnitState | None = None,
+    left: Stamp | None = None,
+    assumed: Assumed | None = None,
+    attempt: Attempt | None = None,
+) -> Observed:
+    """Everything about the VM at one moment."""
+    return Observed(VM, wanted, sealed, state, left, assumed, attempt)
+
+
+@pytest.mark.parametrize(
+    ("now", "state", "seal", "restart"),
+    [
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW)), State.IN_STEP, False, False),
+        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD)), State.RESTART_DUE, True, True),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD)), State.RESTART_DUE, False, True),
+        (observed(sealed=manifest(OLD), state=unit("inactive")), State.STOPPED, True, False),
+        (observed(sealed=manifest(OLD), state=unit("failed")), State.STOPPED, True, False),
+        (observed(sealed=manifest(OLD), state=unit("activating")), State.CHANGING, True, False),
+        (observed(sealed=manifest(OLD), state=unit(job=True), left=stamp(OLD)), State.CHANGING, True, False),
+        (observed(sealed=manifest(OLD), state=unit(load="not-found")), State.NO_UNIT, True, False),
+        (observed(sealed=manifest(OLD)), State.SEAL_DUE, True, False),
+        (observed(sealed=manifest(NEW)), State.IN_STEP, False, False),
+        (observed(Refused(("x",)), manifest(OLD), unit(), stamp(OLD)), State.REFUSED, False, False),
+        (observed(Refused(("x",)), manifest(NEW), unit(), stamp(OLD)), State.REFUSED, False, False),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, "failed", "")),
+         State.FAILED, False, False),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, "halted", "")),
+         State.HALTED, False, False),
+        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD), attempt=Attempt(OLD, "failed", "")),
+         State.RESTART_DUE, True, True),
+        (observed(sealed=manifest(NEW, Delivery(guest_systemd=257)), state=unit(), left=stamp(NEW)),
+         State.SEAL_DUE, True, False),
+    ],
+    ids=[
+        "in step", "changed", "sealed before a crash", "stopped", "down after a failure", "starting", "job",
+        "no unit", "systemd not asked", "systemd not asked and in step", "refused", "refused after sealing",
+        "failed before", "halted before", "changed since it failed", "only the delivery differs",
+    ],
+)  # fmt: skip
+def test_decisions(now: Observed, state: State, seal: bool, restart: bool) -> None:
+    """Each situation has its one decision."""
+    decision = decide(now)
+    assert (decision.state, decision.seal is not None, decision.restart) == (state, seal, restart)
+
+
+class TestWithoutAStamp:
+    """A VM that was started without a launcher, or by one that has not left its stamp yet."""
+
+    def test_is_waited_for_at_first(self) -> None:
+        """A unit that came up just now gets time to leave its stamp."""
+        decision = decide(observed(sealed=manifest(OLD), state=unit()), grace_over=False)
+        assert (decision.state, decision.look_again, decision.restart) == (State.CHANGING, True, False)
+
+    def test_is_taken_to_run_what_was_sealed_before(self) -> None:
+        """Then a change restarts it; the assumption is written down, so that a crash does not lose it."""
+        decision = decide(observed(sealed=manifest(OLD), state=unit()))
+        assert decision.assume == Assumed(INVOCATION, OLD)
+        assert decision.restart
+
+    def test_is_left_alone_at_the_first_sealing_of_all(self) -> None:
+        """Installing credferry on a host with running VMs restarts none of them."""
+        decision = decide(observed(state=unit()))
+        assert decision.assume == Assumed(INVOCATION, NEW)
+        assert (decision.seal, decision.restart) == (WANTED, False)
+
+    def test_an_assumption_survives_sealing(self) -> None:
+        """After a crash between sealing and restarting, what was assumed before still tells of the gap."""
+        decision = decide(
+            observed(sealed=manifest(NEW), state=unit(), assumed=Assumed(INVOCATION, OLD)), grace_over=True
+        )
+        assert decision.restart
+
+    def test_an_assumption_of_another_invocation_counts_as_none(self) -> None:
+        """What was assumed of an earlier invocation says nothing of this one."""
+        decision = decide(observed(sealed=manifest(NEW), state=unit(), assumed=Assumed(OTHER, OLD)))
+        assert not decision.restart
+
+
+@given(
+    sealed=st.sampled_from([None, manifest(OLD), manifest(NEW)]),
+    state=st.builds(
+        unit,
+        st.sampled_from(["active", "inactive", "failed", "activating", "deactivating", "reloading"]),
+        st.sampled_from(["loaded", "not-found", "masked"]),
+        st.booleans(),
+    ),
+    left=st.sampled_from([None, stamp(OLD), stamp(NEW), stamp(OLD, OTHER), stamp(NEW, OTHER)]),
+    assumed=st.sampled_from([None, Assumed(INVOCATION, OLD), Assumed(OTHER, NEW)]),
+    attempt=st.sampled_from([None, Attempt(NEW, "failed", ""), Attempt(OLD, "halted", "")]),
+    wanted=st.sampled_from([WANTED, Refused(("absent",))]),
+    grace=st.booleans(),
+)
+def test_restarts_have_a_reason(
+    sealed: Manifest | None,
+    state: UnitState,
+    left: Stamp | None,
+    assumed: Assumed | None,
+    attempt: Attempt | None,
+    wanted: Desired | Refused,
+    grace: bool,
+) -> None:
+    """A restart is decided only for an active unit that is known to run something else than is published."""
+    decision = decide(observed(wanted, sealed, state, left, assumed, attempt), grace_over=grace)
+    if decision.restart:
+        assert isinstance(wanted, Desired)
+        assert state.is_active
+        assert not state.has_job
+        assert not (left and left.invocation_id == INVOCATION and left.digest == NEW)
+        assert not (attempt and attempt.digest == NEW)
+    if isinstance(wanted, Refused):
+        assert decision.seal is None
+
+
+class TestDesired:
+    """What a VM should get, from what is published."""
+
+    def test_same_bytes_same_digest(self) -> None:
+        """Another generation with identical bytes is no change."""
+        first = desired(VM, snapshot(k=Secret(b"canary")), KEY, None)
+        again = desired(VM, Snapshot(Generation(9, 9, committed=False), {"k": Secret(b"canary")}), KEY, None)
+        assert isinstance(first, Desired)
+        assert isinstance(again, Desired)
+        assert first.digest == again.digest
+        assert "canary" not in repr(first)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            desired(VM, snapshot(k=Secret(b"w")), KEY, None),
+            desired(VM, snapshot(k=Secret(b"v")), GUEST, None),
+            desired(
+                VmConfig(name="web", credentials={"L": CredentialConfig(secret="k")}),
+                snapshot(k=Secret(b"v")), KEY, None,
+            ),
+            desired(
+                VmConfig(name="web", guest_key=True, credentials={"K": CredentialConfig(secret="k")}),
+                snapshot(k=Secret(b"v")), KEY, GUEST,
+            ),
+        ],
+        ids=["value", "host key", "credential's name", "sealed"],
+    )  # fmt: skip
+    def test_any_difference_is_another_digest(self, other: Desired | Refused) -> None:
+        """The digest covers all that the guest gets, and tells nothing without the host's key."""
+        first = desired(VM, snapshot(k=Secret(b"v")), KEY, None)
+        assert isinstance(first, Desired)
+        assert isinstance(other, Desired)
+        assert first.digest != other.digest
+
+    def test_a_new_guest_key_is_a_change(self) -> None:
+        """Values sealed with a key that the guest no longer has would not open."""
+        vm = VmConfig(name="web", guest_key=True, credentials={"K": CredentialConfig(secret="k")})
+        digests = {
+            each.digest
+            for key in (KEY, GUEST)
+            if isinstance(each := desired(vm, snapshot(k=Secret(b"v")), KEY, key), Desired)
+        }
+        assert len(digests) == 2
+        assert isinstance(desired(vm, snapshot(k=Secret(b"v")), KEY, None), Refused)
+
+    @pytest.mark.parametrize("problem", list(Problem))
+    def test_required_secrets(self, problem: Problem) -> None:
+        """A required secret with any problem refuses the VM; the reason names credential and secret."""
+        result = desired(VM, snapshot(k=problem), KEY, None)
+        assert isinstance(result, Refused)
+        assert result.reasons == (f"K: secret 'k' {problem}",)
+
+    @pytest.mark.parametrize("problem", list(Problem))
+    def test_optional_secrets(self, problem: Problem) -> None:
+        """An optional one may be absent or empty; any other problem still refuses."""
+        vm = VmConfig(name="web", credentials={"K": CredentialConfig(secret="k", required=False)})
+        result = desired(vm, snapshot(k=problem), KEY, None)
+        assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY})
+
+
+class TestLimits:
+    """A generation that the way into the guest would cut or refuse is not sealed."""
+
+    @staticmethod
+    def decision(size: int, *, systemd: int = 252, other: int = 0) -> Decision:
+        """The decision for a VM with one secret of so many bytes, whose running stamp tells of others."""
+        vm = VmConfig(name="web", guest_systemd=systemd, credentials={"KEY": CredentialConfig(secret="k")})
+        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), KEY, None)
+        return decide(Observed(vm, wanted, None, unit(), stamp(OLD, other=other), None, None))
+
+    def test_old_guests(self) -> None:
+        """4,091 bytes with prefix, name, Base64 and NUL, less what others need; one over is named."""
+        # 29 for the prefix, 4 for "KEY=", 1 for the NUL; 4,056 characters hold 3,042 bytes.
+        assert self.decision(3042).state is State.RESTART_DUE
+        over = self.decision(3043)
+        assert over.state is State.REFUSED
+        assert over.reasons[0].startswith("KEY: ")
+        assert "4091" in over.reasons[0]
+        assert "guest_systemd = 257" in over.reasons[0]
+        assert self.decision(3042, other=60).state is State.REFUSED
+
+    def test_new_guests(self) -> None:
+        """With 257 the API's body is the limit."""
+        assert self.decision(36_000, systemd=257).state is State.RESTART_DUE
+        assert "API" in self.decision(37_000, systemd=257).reasons[0]
+
+
+def test_configuration_reaches_the_decision() -> None:
+    """The example of the README parses and asks for what it says."""
+    config: Config = parse(
+        b'[vms.test-vm.credentials]\nAPI_KEY = { secret = "api-key" }\nENVIRONMENT = { text = "test" }\n',
+        DEFAULT_PATH,
+    )
+    result = desired(config.vm("test-vm"), snapshot(**{"api-key": Secret(b"v")}), KEY, None)
+    assert isinstance(result, Desired)
+    assert {entry.name: entry.kind.value for entry in result.entries} == {
+        "API_KEY": "plain",
+        "ENVIRONMENT": "text",
+    }

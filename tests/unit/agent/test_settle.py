@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Settling: commits at once, writes in place after a quiet period, and never later than the maximum."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.settle import Settler
+from agent.source import Generation
+
+FIRST = Generation(1, 1, committed=True)
+SECOND = Generation(1, 2, committed=True)
+DIRECTORY = Generation(1, 3, committed=False)
+
+
+def test_a_swap_is_a_commit() -> None:
+    """A symlink's swap is believed at once, also at the first look."""
+    settler = Settler(1, 10)
+    assert settler.wait(FIRST, "a", 0) == 0
+    assert settler.wait(SECOND, "b", 0.1) == 0
+
+
+def test_a_write_in_place_falls_quiet() -> None:
+    """The same generation with other content is believed once it has stayed the same for the period."""
+    settler = Settler(1, 10)
+    settler.wait(FIRST, "a", 0)
+    assert settler.wait(FIRST, "b", 5) == 1
+    assert settler.wait(FIRST, "c", 5.5) == 1
+    assert settler.wait(FIRST, "c", 6) == 0.5
+    assert settler.wait(FIRST, "c", 6.5) == 0
+    assert settler.wait(FIRST, "c", 60) == 0
+
+
+def test_a_swap_during_the_wait_ends_it() -> None:
+    """A commit that comes while a write is being waited for is believed at once."""
+    settler = Settler(1, 10)
+    settler.wait(FIRST, "a", 0)
+    assert settler.wait(FIRST, "b", 1) == 1
+    assert settler.wait(SECOND, "c", 1.1) == 0
+    assert settler.wait(SECOND, "c", 1.2) == 0
+
+
+def test_a_directory_settles_at_first_sight() -> None:
+    """A plain directory may be in the middle of being written when it is first seen."""
+    assert Settler(1, 10).wait(DIRECTORY, "a", 0) == 1
+
+
+@given(st.lists(st.floats(min_value=0.01, max_value=0.9), min_size=20, max_size=60))
+def test_endless_writing_is_read_at_the_maximum(steps: list[float]) -> None:
+    """However often it changes, a source is believed within the maximum of having begun to change."""
+    settler = Settler(1, 5)
+    settler.wait(FIRST, -1, 0)
+    now, began = 0.0, None
+    for number, step in enumerate(steps):
+        now += step
+        if began is None:
+            began = now
+        if settler.wait(FIRST, number, now) == 0:
+            assert now - began >= 5
+            began = None
+        else:
+            assert now - began < 5

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Snapshots of a source: consistent, bounded, and never out of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.errors import SourceError
+from agent.sealing import PLAINTEXT_MAX
+from agent.source import Problem, take
+from launcher.handoff import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def generation(tmp_path: Path) -> Path:
+    """A published generation with one secret, behind a symlink `secrets`."""
+    directory = tmp_path / "secrets.d" / "1"
+    (directory / "db").mkdir(parents=True)
+    (directory / "api-key").write_bytes(b"value")
+    (directory / "db" / "password").write_bytes(b"nested")
+    (tmp_path / "secrets").symlink_to(directory)
+    return directory
+
+
+def test_reads_plain_and_nested_names(tmp_path: Path, generation: Path) -> None:
+    """Names are paths within the source; a symlinked source is a committed generation."""
+    snapshot = take(tmp_path / "secrets", ["api-key", "db/password"])
+    assert snapshot.values == {"api-key": Secret(b"value"), "db/password": Secret(b"nested")}
+    assert snapshot.generation.committed
+    assert not take(generation, []).generation.committed
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (str, Problem.ABSENT),
+        (lambda path: path.write_bytes(b""), Problem.EMPTY),
+        (lambda path: path.write_bytes(b"x" * (PLAINTEXT_MAX + 1)), Problem.TOO_LARGE),
+        (lambda path: path.mkdir(), Problem.NOT_A_FILE),
+        (os.mkfifo, Problem.NOT_A_FILE),
+        (lambda path: path.symlink_to("/etc/passwd"), Problem.ESCAPES),
+        (lambda path: path.symlink_to("../../outside"), Problem.ESCAPES),
+        (lambda path: path.symlink_to("db/../../../outside"), Problem.ESCAPES),
+        (lambda path: path.symlink_to("x"), Problem.ESCAPES),
+        (lambda path: path.symlink_to("missing"), Problem.ABSENT),
+        (lambda path: path.symlink_to("api-key/below"), Problem.ABSENT),
+        (lambda path: path.symlink_to("."), Problem.NOT_A_FILE),
+        (lambda path: path.symlink_to("/dev/zero"), Problem.ESCAPES),
+        (lambda path: path.symlink_to("db/./password"), Secret(b"nested")),
+        (lambda path: path.symlink_to("db/../api-key"), Secret(b"value")),
+        (lambda path: path.write_bytes(b"x" * PLAINTEXT_MAX), Secret(b"x" * PLAINTEXT_MAX)),
+    ],
+    ids=[
+        "absent", "empty", "too large", "directory", "FIFO", "absolute link", "link up", "detour up",
+        "loop", "dangling", "below a file", "to itself", "device", "nested link", "there and back", "1 MiB",
+    ],
+)  # fmt: skip
+def test_one_bad_name_is_a_problem(
+    tmp_path: Path, generation: Path, make: Callable[[Path], object], expected: Secret | Problem
+) -> None:
+    """What a name leads to is a value or a problem of its own; the others are read all the same."""
+    (tmp_path / "outside").write_bytes(b"not yours")
+    make(generation / "x")
+    snapshot = take(tmp_path / "secrets", ["x", "api-key"])
+    assert snapshot.values == {"x": expected, "api-key": Secret(b"value")}
+
+
+def test_links_out_may_be_allowed(tmp_path: Path, generation: Path) -> None:
+    """Only where the configuration says so does a link lead out of the source."""
+    (tmp_path / "outside").write_bytes(b"elsewhere")
+    (generation / "x").symlink_to(tmp_path / "outside")
+    assert take(tmp_path / "secrets", ["x"], follow_links=True).values == {"x": Secret(b"elsewhere")}
+
+
+def test_devices_are_refused_where_links_are_followed(tmp_path: Path, generation: Path) -> None:
+    """An endless device behind an allowed link is neither read nor waited for."""
+    (generation / "x").symlink_to("/dev/zero")
+    assert take(tmp_path / "secrets", ["x"], follow_links=True).values == {"x": Problem.NOT_A_FILE}
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    """No source is one error with a remedy."""
+    with pytest.raises(SourceError, match="No such file") as caught:
+        take(tmp_path / "secrets", ["x"])
+    assert "producer" in caught.value.hint
+
+
+def test_never_mixes_generations(tmp_path: Path) -> None:
+    """While generations are swapped and pruned as fast as can be, every snapshot is of one of them."""
+    link = tmp_path / "secrets"
+    stop = threading.Event()
+
+    def publish(number: int) -> None:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        for name in ("a", "b", "c"):
+            (directory / name).write_text(str(number))
+        (tmp_path / "new").symlink_to(directory)
+        (tmp_path / "new").rename(link)
+
+    def publish_all() -> None:
+        number = 1
+        while not stop.is_set():
+            number += 1
+            publish(number)
+            for path in (tmp_path / str(number - 1)).iterdir():
+                path.unlink()
+            (tmp_path / str(number - 1)).rmdir()
+
+    publish(1)
+    producer = threading.Thread(target=publish_all)
+    producer.start()
+    seen: set[bytes] = set()
+    try:
+        while len(seen) < 200:
+            try:
+                values = take(link, ["a", "b", "c"]).values
+            except SourceError as error:
+                assert "while it was being read" in str(error)  # noqa: PT017 (raised only under this load)
+                continue
+            revealed = {value.reveal() for value in values.values() if isinstance(value, Secret)}
+            assert len(values) == 3
+            assert len(revealed) == 1, values
+            seen |= revealed
+    finally:
+        stop.set()
+        producer.join()

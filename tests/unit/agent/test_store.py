@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""The store: written whole, published by one rename, and nothing half-made ever current."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.errors import StoreError
+from agent.keys import CredentialKey
+from agent.store import KEEP, Assumed, Attempt, Store
+from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = CredentialKey(b"k" * 4096)
+CANARY = b"canary-0451"
+
+
+def manifest(number: int, *names: str, vm: str = "web") -> Manifest:
+    """A generation's manifest."""
+    entries = tuple(ManifestEntry(name, Kind.PLAIN, "0" * 16) for name in names)
+    return Manifest(vm, number, f"{number:064x}", "0" * 32, Delivery(), entries)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "state", KEY)
+
+
+def test_what_is_written_is_current(store: Store) -> None:
+    """Manifest and values come back; numbers go up; nothing on disk holds a value or is open to others."""
+    assert store.current("web") is None
+    assert store.next_number("web") == 1
+    store.write(manifest(1, "A", "B"), {"A": Secret(CANARY), "B": Secret(b"2")})
+    assert store.current("web") == manifest(1, "A", "B")
+    assert store.values("web") == {"A": Secret(CANARY), "B": Secret(b"2")}
+    assert store.next_number("web") == 2
+    for path in store.state.rglob("*"):
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o077 == 0
+        if path.is_file():
+            assert CANARY not in path.read_bytes()
+
+
+def test_old_generations_are_pruned(store: Store) -> None:
+    """The last few are kept, and what a crash left half-written goes."""
+    for number in range(1, 8):
+        store.write(manifest(number), {})
+    (store.vm_directory("web") / "generations" / "99").mkdir()
+    store.write(manifest(8), {})
+    names = {path.name for path in (store.vm_directory("web") / "generations").iterdir()}
+    assert names == {str(number) for number in range(9 - KEEP, 9)}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda current: (current / "manifest").unlink(),
+        lambda current: (current / "value.A").unlink(),
+        lambda current: (current / "value.B").write_bytes(b""),
+        lambda current: (current / "manifest").write_bytes(b"rubbish"),
+        lambda current: current.unlink(),
+    ],
+    ids=["no manifest", "a value is missing", "a value too many", "rubbish", "no link"],
+)
+def test_a_spoiled_generation_counts_as_none(store: Store, spoil) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 (a table of lambdas)
+    """What a start could not use is not taken for sealed: it will be sealed again."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    spoil(store.vm_directory("web") / "current")
+    assert store.current("web") is None
+    store.write(manifest(store.next_number("web"), "A"), {"A": Secret(b"1")})
+    assert store.current("web") is not None
+
+
+def test_another_keys_generation_counts_as_none(store: Store) -> None:
+    """After a host key is replaced, everything is sealed again."""
+    store.write(manifest(1), {})
+    assert Store(store.state, CredentialKey(b"other")).current("web") is None
+
+
+def test_another_vms_generation_counts_as_none(store: Store) -> None:
+    """A generation copied from one VM to another is not that VM's."""
+    store.write(manifest(1, vm="db"), {})
+    store.vm_directory("db").rename(store.vm_directory("web"))
+    assert store.current("web") is None
+
+
+def test_a_failed_write_leaves_the_last_good_generation(store: Store) -> None:
+    """Where a write fails, what was current still is, and nothing half-made is left."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    (store.vm_directory("web") / "generations" / "2").write_bytes(b"in the way")
+    with pytest.raises(StoreError, match=os.strerror(errno.EEXIST)) as caught:
+        store.write(manifest(2, "A"), {"A": Secret(CANARY)})
+    assert CANARY.decode() not in f"{caught.value}{caught.value.hint}"
+    assert store.current("web") == manifest(1, "A")
+
+
+def test_readers_never_see_a_mix(store: Store) -> None:
+    """A reader that opens the current directory once, as PID 1 does, sees one generation whole."""
+    store.write(manifest(1, "A", "B"), {"A": Secret(b"1"), "B": Secret(b"1")})
+    stop = threading.Event()
+
+    def write_all() -> None:
+        for number in range(2, 60):
+            value = Secret(str(number).encode())
+            store.write(manifest(number, "A", "B"), {"A": value, "B": value})
+        stop.set()
+
+    writer = threading.Thread(target=write_all)
+    writer.start()
+    from agent.sealing import unseal  # noqa: PLC0415 (only this test opens files by itself)
+
+    reads = 0
+    while not stop.is_set():
+        directory = os.open(store.vm_directory("web") / "current", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            seen = set()
+            for name in ("value.A", "value.B"):
+                with os.fdopen(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
+                    seen.add(unseal(file.read(), name=f"credferry_{name}", key=KEY))
+            assert len(seen) == 1
+            reads += 1
+        except FileNotFoundError:
+            continue  # pruned below our feet, after KEEP more generations
+        finally:
+            os.close(directory)
+    writer.join()
+    assert reads > 0
+
+
+def test_small_records(store: Store) -> None:
+    """What is known of a VM's invocation and last rollout is kept, and can be forgotten."""
+    assert (store.assumed("web"), store.attempt("web")) == (None, None)
+    store.assume("web", Assumed("a" * 32, "0" * 64))
+    store.record_attempt("web", Attempt("0" * 64, "failed", "its unit is failed"))
+    assert store.assumed("web") == Assumed("a" * 32, "0" * 64)
+    assert store.attempt("web") == Attempt("0" * 64, "failed", "its unit is failed")
+    store.record_attempt("web", None)
+    (store.vm_directory("web") / "assumed.json").write_bytes(b"{")
+    assert (store.assumed("web"), store.attempt("web")) == (None, None)
