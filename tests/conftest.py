@@ -50,7 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _tier(item: pytest.Item) -> str:
-    return item.path.relative_to(_TESTS).parts[0]
+    return item.path.relative_to(_TESTS).parts[0] if item.path.is_relative_to(_TESTS) else ""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
