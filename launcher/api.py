@@ -89,10 +89,14 @@ def put(
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sent = connection.sendmsg([data], rights)
-    connection.sendall(data[sent:])
+    # Not an empty send: that fails where the answer has come already and the connection is closed.
+    if data[sent:]:
+        connection.sendall(data[sent:])
 
 
 def _send_all(connection: socket.socket, data: bytes, deadline: float) -> None:
+    if not data:
+        return
     connection.settimeout(_left(deadline))
     try:
         connection.sendall(data)

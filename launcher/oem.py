@@ -170,10 +170,12 @@ def _sizes(credentials: Sequence[Credential]) -> list[tuple[str, int]]:
 
 def _ways_out(delivery: Delivery) -> str:
     if delivery.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS:
+        enough = SYSTEMD_READS_ALL_OEM_STRINGS
+        enough = SYSTEMD_READS_ALL_OEM_STRINGS
         return (
-            f"older guests than systemd {SYSTEMD_READS_ALL_OEM_STRINGS} cut the rest off silently: "
-            f"declare guest_systemd = {SYSTEMD_READS_ALL_OEM_STRINGS} if it is that new, or deliver fewer or "
-            "smaller credentials; sealing for the guest makes none smaller"
+            f"a guest older than systemd {enough} cuts the rest off silently: if it is that new, declare "
+            f"guest_systemd = {enough}; or deliver fewer or smaller credentials; sealing for the guest "
+            "makes none smaller"
         )
     return "deliver fewer or smaller credentials"
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from launcher import cmdline, oem, vmconfig
 from launcher.errors import Exit, LaunchError
-from launcher.handoff import RUNTIME_PARENT, Channel, Delivery, Kind, Secret, oem_size
+from launcher.handoff import (
+    RUNTIME_PARENT,
+    SYSTEMD_READS_ALL_OEM_STRINGS,
+    Channel,
+    Delivery,
+    Kind,
+    Secret,
+    oem_size,
+)
 from launcher.options import Grammar, OptionError, merge_oem_strings, oem_strings, parse, plain
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ PROCESS_PREFIX: Final = "microvm@"
 _API_SOCKET: Final = "api.sock"
 _UNKNOWN_VM: Final = "VM"
 _NO_CREDENTIALS: Final = "no credential directory: this is the VM without credentials, in the api channel"
+_NOTHING_DELIVERED: Final = Delivery(guest_systemd=SYSTEMD_READS_ALL_OEM_STRINGS)
 _LANDLOCK: Final = (
     "--landlock: in the api channel it binds the thread that runs the VM, not cloud-hypervisor's other ones"
 )
@@ -85,7 +94,7 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     options = cmdline.parse(request.argv)
     grammar = Grammar.of(request.major)
     vm = _vm(request, delivered)
-    delivery = delivered.manifest.delivery if delivered else Delivery()
+    delivery = delivered.manifest.delivery if delivered else _NOTHING_DELIVERED
     credentials = delivered.credentials if delivered else ()
     existing = _existing(_value(options, "platform") or "", grammar)
     if delivered:

@@ -44,6 +44,7 @@ _CREATE_SECONDS: Final = 15.0
 _BOOT_SECONDS: Final = 140.0
 _END_SECONDS: Final = 10.0
 _RETRY_MS: Final = 5
+_RETRY_MS_MAX: Final = 100
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
 
@@ -161,6 +162,7 @@ def _connect(task: Task, deadline: float) -> socket:
     """A connection to this VMM's own socket: a listener from before it would get the secrets otherwise."""
     assert task.socket is not None  # noqa: S101 (the api channel always has one)
     problem = "nobody listens"
+    pause = _RETRY_MS
     while time.monotonic() < deadline:
         try:
             connection = api.connect(task.socket.path, deadline)
@@ -171,8 +173,9 @@ def _connect(task: Task, deadline: float) -> socket:
                 return connection
             connection.close()
             problem = "another process listens there"
-        if _ended(task, _RETRY_MS):
+        if _ended(task, pause):
             raise _GoneError
+        pause = min(pause * 2, _RETRY_MS_MAX)
     raise _RefusedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
 
 

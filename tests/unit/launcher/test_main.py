@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: MIT
+"""The command: what it explains, and how it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from launcher import plan as plans
+from launcher.credentials import read
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import Channel, Delivery, Kind
+
+from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CASES: list[dict[str, Any]] = json.loads(
+    (ROOT / "tests" / "data" / "microvm-nix-commands.json").read_text()
+)["cases"]
+GENERATED = [case for case in CASES if case.get("argv")]
+# What cloud-hypervisor takes and the launcher does not: strings would be lost, or end the guest's table.
+UNSAFE = {
+    "second --platform with oem_strings slips past the check": "oem_strings occurs twice",
+    "empty OEM string in the list": "empty OEM string",
+}
+SECRET = (Kind.PLAIN, CANARY.encode())
+SEALED = (Kind.SEALED, base64.b64encode(bytes(range(120))))
+KERNEL = ("--kernel", "/k")
+
+
+def explain(*argv: str, version: str = "53.0", **environment: str) -> subprocess.CompletedProcess[str]:
+    """``--explain``, as a process."""
+    return run(
+        "--real", "/real/ch", "--explain", "--hypervisor-version", version, "--", *argv, **environment
+    )
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **environment,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def request(case: dict[str, Any]) -> plans.Request:
+    """What a case asks for."""
+    version = case["cloud_hypervisor_version"]
+    return plans.Request(
+        real=case["argv"][0],
+        argv=tuple(case["argv"][1:]),
+        major=int(version.split(".")[0]),
+        machine="x86_64",
+        argv0=case["argv0"],
+    )
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=lambda case: case["name"])
+def test_a_generated_command_is_planned_without_loss(case: dict[str, Any]) -> None:
+    """The plan that `--explain` shows: the recorded document and words, and our additions at the end."""
+    if case.get("vm_config") is None or case["name"] in UNSAFE:
+        with pytest.raises(LaunchError, match=UNSAFE.get(case["name"], "--|older")):
+            plans.make(request(case), None)
+        return
+    plan = plans.make(request(case), None)
+    assert plan.start.document == case["vm_config"]
+    assert [{"config": n.config, "fds": list(n.fds)} for n in plan.start.add_net] == case.get("add_net", [])
+    words = case["vmm_argv"][1:]
+    if "--event-monitor" in words:  # ours takes its place, and copies the stream to it
+        at = words.index("--event-monitor")
+        assert plan.events is not None
+        del words[at : at + 2]
+    assert list(plan.start.words[: len(words)]) == words
+    more = list(plan.start.words[len(words) :])
+    assert more == (
+        []
+        if "--api-socket" in words
+        else ["--api-socket", f"path=/run/credferry-vms/{case['host_name']}/api.sock"]
+    )
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=lambda case: case["name"])
+def test_a_generated_command_takes_credentials_in_both_channels(
+    case: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ours come after the strings that were there; the two channels give the guest the same list."""
+    if case.get("vm_config") is None or case["name"] in UNSAFE:
+        return
+    before = case["vm_config"]["platform"].get("oem_strings", [])
+    ours = [f"io.systemd.credential:OURS={SEALED[1].decode()}", "io.systemd.credential.binary:T=dA=="]
+    values = {"OURS": SEALED, "T": (Kind.TEXT, b"t")}
+    for channel in Channel:
+        directory = tmp_path / channel.value
+        credentials(directory, values, Delivery(channel=channel, guest_systemd=257), case["host_name"])
+        plan = plans.make(request(case), read(directory))
+        if channel is Channel.API:
+            assert plan.start.body is not None
+            body = json.loads(plan.start.body.reveal())
+            assert body["platform"].pop("oem_strings") == [*before, *ours]
+            assert body == {
+                **case["vm_config"],
+                "platform": {k: v for k, v in case["vm_config"]["platform"].items() if k != "oem_strings"},
+            }
+        else:
+            merged = plans.make(
+                plans.Request("ch", plan.start.words, request(case).major, "x86_64", argv0="microvm@x"), None
+            )
+            assert merged.start.document is not None
+            assert merged.start.document["platform"]["oem_strings"] == [*before, *ours]
+            expected = [w for w in case["argv"][1:] if not w.startswith(("oem_strings", "uuid="))]
+            if "--event-monitor" in expected:
+                at = expected.index("--event-monitor")
+                del expected[at : at + 2]
+            rest = [w for w in plan.start.words if not w.startswith(("oem_strings", "uuid="))]
+            assert [w for w in rest if w] == [w for w in expected if w]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two CPUs, 1 GiB, vsock 3 (README style)",
+        "two macvtaps and a tap between them, two CPUs",
+        "event monitor descriptor",
+        "socket null: no --api-socket",
+        "store share, credentials, package 50.0",
+    ],
+)
+def test_explain_shows_a_generated_command_without_credentials(name: str) -> None:
+    """As a process, with argv[0] as microvm.nix's runner sets it."""
+    (case,) = (case for case in CASES if case["name"] == name)
+    done = explain(case["argv0"], *case["argv"][1:], version=case["cloud_hypervisor_version"])
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["channel"] == "api"
+    assert shown["argv0"] == case["argv0"]
+    assert shown["vm_create"] == case["vm_config"]
+    assert shown["add_net"] == case.get("add_net", [])
+    assert shown["vmm"][0] == "/real/ch"
+    assert shown["vmm"][-2:] == ["--event-monitor", "fd=100"]
+    assert shown["credentials"] == []
+    assert "no credential directory" in shown["notes"][0]
+
+
+@pytest.mark.parametrize("channel", Channel)
+def test_explain_redacts_every_value(channel: Channel, tmp_path: Path) -> None:
+    """Names and kinds are shown, values never; strings of the command line are shown as they are."""
+    values = {"TOKEN": SEALED, "T": (Kind.TEXT, CANARY.encode())}
+    credentials(tmp_path, values, Delivery(channel=channel))
+    done = explain(
+        *KERNEL, "--platform", "oem_strings=[io.systemd.credential:A=b]", CREDENTIALS_DIRECTORY=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    strings = [
+        "io.systemd.credential:A=b",
+        "io.systemd.credential:TOKEN=<redacted>",
+        "io.systemd.credential.binary:T=<redacted>",
+    ]
+    if channel is Channel.API:
+        assert shown["vm_create"]["platform"]["oem_strings"] == strings
+    else:
+        assert shown["vm_create"] is None
+        assert f"oem_strings=[{','.join(strings)}]" in shown["vmm"]
+    assert shown["credentials"] == [{"name": "TOKEN", "kind": "sealed"}, {"name": "T", "kind": "text"}]
+    for leak in (CANARY, CANARY_BASE64, SEALED[1].decode()):
+        assert leak not in done.stdout + done.stderr
+
+
+REFUSALS: list[tuple[str, dict[str, Any], tuple[str, ...], Exit, tuple[str, ...]]] = [
+    ("-v with plaintext", {}, (*KERNEL, "-v"), Exit.USAGE, ("-v", "API_KEY")),
+    ("-vvv with plaintext", {}, (*KERNEL, "-vvv"), Exit.USAGE, ("-v", "API_KEY")),
+    (
+        "plaintext in argv",
+        {"channel": Channel.COMMAND},
+        KERNEL,
+        Exit.CREDENTIALS,
+        ("API_KEY", "/proc/PID/cmdline", "plaintext_in_argv"),
+    ),
+    (
+        "-v with plaintext in argv",
+        {"channel": Channel.COMMAND, "plaintext_in_argv": True},
+        (*KERNEL, "-v"),
+        Exit.USAGE,
+        ("-v", "API_KEY"),
+    ),
+    ("second --platform", {}, (*KERNEL, "--platform", "", "--platform", ""), Exit.USAGE, ("--platform",)),
+    ("unknown option", {}, (*KERNEL, "--gpu", "x"), Exit.USAGE, ("--gpu",)),
+    ("bad platform", {}, (*KERNEL, "--platform", 'oem_strings=[a"]'), Exit.USAGE, ("--platform",)),
+    ("bad event monitor", {}, (*KERNEL, "--event-monitor", "x"), Exit.USAGE, ("--event-monitor",)),
+    ("not UTF-8", {}, (*KERNEL, "--cmdline", "\udcff"), Exit.USAGE, ("UTF-8",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "delivery", "argv", "status", "said"), REFUSALS, ids=[what for what, *_ in REFUSALS]
+)
+def test_a_refusal_is_one_line_with_the_same_status_as_a_start(
+    what: str,
+    delivery: dict[str, Any],
+    argv: tuple[str, ...],
+    status: Exit,
+    said: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """Explained or started: the same line and the same exit status, and no value."""
+    assert what
+    credentials(tmp_path / "c", {"API_KEY": SECRET}, Delivery(**delivery))
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "c")}
+    explained = explain(*argv, **environment)
+    started = run("--real", "/x", "--hypervisor-version", "53", "--", *argv, **environment)
+    assert explained.stderr == started.stderr
+    assert explained.returncode == started.returncode == status
+    assert explained.stdout == started.stdout == ""
+    assert explained.stderr.startswith("credferry-launch: ")
+    assert explained.stderr.count("\n") == 1
+    assert all(part in explained.stderr for part in said)
+    assert CANARY not in explained.stderr
+    assert CANARY_BASE64 not in explained.stderr
+
+
+def test_plaintext_in_argv_where_the_configuration_says_so(tmp_path: Path) -> None:
+    """In so many words, and only then."""
+    credentials(tmp_path, {"API_KEY": SECRET}, Delivery(channel=Channel.COMMAND, plaintext_in_argv=True))
+    done = explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert json.loads(done.stdout)["vmm"][3:5] == [
+        "--platform",
+        "oem_strings=[io.systemd.credential.binary:API_KEY=<redacted>]",
+    ]
+
+
+def test_unknown_options_pass_through_the_command_channel(tmp_path: Path) -> None:
+    """What the launcher does not know is cloud-hypervisor's business there."""
+    credentials(tmp_path, {"TOKEN": SEALED}, Delivery(channel=Channel.COMMAND))
+    odd = ("--gpu", "socket=a", "b", "--restore=x", "-x", "--disk", "path=a,odd=1")
+    done = explain(*KERNEL, *odd, CREDENTIALS_DIRECTORY=str(tmp_path))
+    shown = json.loads(done.stdout)["vmm"]
+    assert shown[1 : 1 + len(KERNEL) + len(odd)] == [*KERNEL, *odd]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), Exit.USAGE, "--"),
+        (("--",), Exit.USAGE, "--real"),
+        (("--real", "/x"), Exit.USAGE, "--"),
+        (("--colour", "--"), Exit.USAGE, "not known"),
+        (("--real", "/x", "--vm", "../x", "--"), Exit.USAGE, "--vm"),
+        (("--real", "/x", "--hypervisor-version", "new", "--"), Exit.USAGE, "--hypervisor-version"),
+        (("--real", "/does/not/exist", "--", *KERNEL), Exit.HYPERVISOR, "/does/not/exist"),
+        (("--real", "/bin/true", "--", *KERNEL), Exit.HYPERVISOR, "--hypervisor-version"),
+        (("--real", "/x", "--hypervisor-version", "53", "--", *KERNEL), Exit.CREDENTIALS, "LoadCredential"),
+    ],
+)
+def test_the_launchers_own_arguments(words: tuple[str, ...], status: Exit, said: str) -> None:
+    """One line, one status, nothing started."""
+    done = run(*words)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("missing value", "credential API_KEY is not in the unit's credentials"),
+        ("missing manifest", "the manifest is not in the unit's credentials"),
+        ("torn manifest", "manifest: malformed"),
+        ("other VM", "not of other"),
+        ("no runtime directory", "RuntimeDirectory=credferry-vms/%i"),
+        ("no binary", "/does/not/exist"),
+    ],
+)
+def test_a_start_without_what_it_needs_is_refused(spoil: str, said: str, tmp_path: Path) -> None:
+    """Whatever the unit lacks is named with its remedy; nothing is started."""
+    directory = tmp_path / "c"
+    credentials(directory, {"API_KEY": SECRET}, Delivery())
+    runtime = tmp_path / "credferry-vms" / VM
+    runtime.mkdir(parents=True)
+    words = ["--real", "/bin/true", "--hypervisor-version", "53", "--vm", VM]
+    match spoil:
+        case "missing value":
+            (directory / "credferry_value.API_KEY").unlink()
+        case "missing manifest":
+            (directory / "credferry_manifest").unlink()
+        case "torn manifest":
+            (directory / "credferry_manifest").write_bytes(b'{"version":1,"vm":"' + CANARY.encode())
+        case "other VM":
+            words[-1] = "other"
+        case "no runtime directory":
+            runtime.rmdir()
+        case "no binary":
+            words[1] = "/does/not/exist"
+    done = run(
+        *words,
+        "--",
+        *KERNEL,
+        CREDENTIALS_DIRECTORY=str(directory),
+        RUNTIME_DIRECTORY=str(runtime),
+    )
+    assert done.returncode in set(Exit)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert CANARY not in done.stderr
+
+
+def test_help() -> None:
+    """Says how to call it."""
+    assert run("--help").stdout.startswith("usage: credferry-launch --real PATH")
