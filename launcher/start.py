@@ -49,6 +49,8 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
     # Secrets are in this process's memory and will be in cloud-hypervisor's: neither leaves a core.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     stamp = _stamp(plan, delivered)
+    with contextlib.suppress(OSError):
+        (runtime / STAMP_FILE).unlink(missing_ok=True)  # an earlier run's, where the directory is preserved
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(plan.start.api.path)  # noqa: PTH108 (a socket of ours that an earlier run left)

@@ -128,7 +128,7 @@ class Vm:
         path = kernel or str(self.directory / "vmlinux")
         return ["--kernel", path, "--memory", "size=64M", "--serial", "null", "--console", "null", *more]
 
-    def start(self, *argv: str, pass_fds: Sequence[int] = (), **environment: str) -> None:
+    def start(self, *argv: str, pass_fds: Sequence[int] = ()) -> None:
         """Start the unit's main process."""
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -136,7 +136,7 @@ class Vm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env={**self.environment, **environment},
+                env=self.environment,
                 cwd=self.directory,
                 pass_fds=pass_fds,
             )

@@ -134,6 +134,22 @@ def test_a_generated_command_takes_credentials_in_both_channels(
 
 
 @pytest.mark.parametrize(
+    "case",
+    [case for case in GENERATED if case["cloud_hypervisor_version"] in {"35.0", "36.0", "46.0", "50.0"}],
+    ids=lambda case: case["name"],
+)
+def test_the_command_channel_serves_every_version(case: dict[str, Any], tmp_path: Path) -> None:
+    """Also those that are too old for the api channel, and with options that this version refuses."""
+    credentials(
+        tmp_path, {"OURS": SEALED}, Delivery(channel=Channel.COMMAND, guest_systemd=257), case["host_name"]
+    )
+    words = plans.make(request(case), read(tmp_path)).start.words
+    at = words.index("--platform")
+    assert words[at + 1].endswith(f"io.systemd.credential:OURS={SEALED[1].decode()}]")
+    assert [*words[: at + 1], *words[at + 2 :]] == [*case["argv"][1 : at + 2], *case["argv"][at + 3 :]]
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "two CPUs, 1 GiB, vsock 3 (README style)",

@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ import pytest
 
 from launcher.handoff import Channel, Kind
 
-from .conftest import CANARY, CANARY_BASE64, INVOCATION, SECONDS, VM
+from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, SECONDS, VM
 
 if TYPE_CHECKING:
     from .conftest import Vm
@@ -93,10 +95,11 @@ def test_a_guest_reboot_ends_the_hypervisor(vm: Vm) -> None:
 def test_a_guest_reboot_ends_the_hypervisor_in_the_command_channel(vm: Vm) -> None:
     """The same where the VM was started by its command line, over the API socket of that."""
     vm.credentials(Channel.COMMAND, TOKEN=SEALED)
-    vm.start(*vm.argv("--api-socket", "own.sock"))
+    vm.start(*vm.argv("--api-socket", "own.sock", "--event-monitor", "path=events"))
     vm.wait_stamp()
     own = vm.directory / "own.sock"
     _wait_for(own, vm)
+    _wait_for(vm.directory / "events", vm, '"booted"')
     assert vm.call("PUT", "vm.reboot", own)[0] == 204
     assert vm.wait() == 0
 
@@ -280,6 +283,28 @@ def test_the_process_that_runs_leaves_signals_as_they_were(light_vm: Vm) -> None
     assert not ignored & 1 << (signal.SIGXFSZ - 1)
 
 
+def test_an_earlier_stamp_does_not_outlive_a_failed_start(light_vm: Vm) -> None:
+    """A runtime directory that systemd was told to preserve holds the last invocation's."""
+    light_vm.credentials(API_KEY=SECRET)
+    (light_vm.runtime / "stamp.json").write_text("{}")
+    light_vm.start(*light_vm.argv(kernel="/does/not/exist"))
+    assert light_vm.wait() == -signal.SIGUSR2
+    assert not (light_vm.runtime / "stamp.json").exists()
+
+
+def test_the_child_cannot_be_read_by_others_of_its_user() -> None:
+    """It holds what it sent: it is kept out of core dumps and from ptrace (PR_GET_DUMPABLE is 0)."""
+    code = "import ctypes; from launcher.supervise import hide; hide(); print(ctypes.CDLL(None).prctl(3,0,0,0,0))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "0\n"
+
+
 def _wait_for(path: Path, vm: Vm, text: str | None = None) -> None:
     """Until a file is there (and holds a text), or the VMM ends."""
     pidfd = os.pidfd_open(vm.pid)
@@ -299,7 +324,8 @@ def _wait_exec(vm: Vm) -> None:
     pidfd = os.pidfd_open(vm.pid)
     try:
         for _ in range(int(SECONDS * 100)):
-            if b"--real" not in Path(f"/proc/{vm.pid}/cmdline").read_bytes():
+            words = Path(f"/proc/{vm.pid}/cmdline").read_bytes()
+            if words and b"--real" not in words:
                 return
             if select.select([pidfd], [], [], 0.01)[0]:
                 break
