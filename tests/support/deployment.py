@@ -45,6 +45,7 @@ class Deployment:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._vms: list[str] = []
+        self._started_before: dict[str, int] = {}
 
     def configure(self, text: str) -> None:
         """Write the configuration, with delays that suit tests unless ``text`` has tables of its own."""
@@ -69,6 +70,7 @@ class Deployment:
         self.host.write(f"{drop_in}/50-credferry.conf", conf + "RestartSec=200ms\n" + environment)
         self.host.run("systemctl", "daemon-reload")
         self._vms.append(name)
+        self._started_before[name] = self._all_starts(name)
 
     def credferry(self, *arguments: str, check: bool = True) -> str:
         """Run the operator's command; its standard output. Raises `CommandError` for a bad status."""
@@ -134,9 +136,8 @@ class Deployment:
         return information
 
     def starts(self, name: str) -> int:
-        """How often the VM's unit was started since the host booted, by PID 1's own account."""
-        entries = self.host.journal(MESSAGE_ID=UNIT_STARTED, UNIT=f"microvm@{name}.service", _PID="1")
-        return len(entries)
+        """How often the VM's unit was started since it was added, by PID 1's own account."""
+        return self._all_starts(name) - self._started_before[name]
 
     def wait_in_step(self, name: str, deadline: float = 20.0) -> None:
         """Wait until a VM runs what is published."""
@@ -152,6 +153,9 @@ class Deployment:
         self.host.run("rm", "-rf", "/var/lib/credferry", "/etc/credferry", *paths)
         self.host.run("systemctl", "daemon-reload")
         self._vms.clear()
+
+    def _all_starts(self, name: str) -> int:
+        return len(self.host.journal(MESSAGE_ID=UNIT_STARTED, UNIT=f"microvm@{name}.service", _PID="1"))
 
     def _in_step(self, name: str) -> bool:
         row = self.status().get(name)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The main job on a real systemd: each rotation reaches the right VMs, and only those, once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.deployment import Deployment
+from tests.support.producer import Agenix, MountedSource, SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+
+pytestmark = pytest.mark.host
+
+VMS = """
+[vms.web.credentials]
+API_KEY = { secret = "api-key" }
+SHARED = { secret = "shared" }
+ENVIRONMENT = { text = "test" }
+
+[vms.db.credentials]
+PASSWORD = { secret = "db/password" }
+SHARED = { secret = "shared" }
+
+[vms.idle.credentials]
+PASSWORD = { secret = "db/password" }
+"""
+USED_BY = {"api-key": {"web"}, "db/password": {"db"}, "shared": {"web", "db"}}
+
+
+@pytest.fixture
+def deployment(host: Host) -> Iterator[Deployment]:
+    """Three light VMs laid out; nothing published, configured or started."""
+    made = Deployment(host)
+    for name in ("web", "db", "idle"):
+        made.add_vm(name)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sops(host: Host) -> Iterator[SopsNix]:
+    """sops-nix as the producer."""
+    made = SopsNix(host)
+    yield made
+    made.remove()
+
+
+def values(number: int) -> dict[str, bytes]:
+    """A whole set of secrets, each with a value of its own."""
+    return {name: f"{name}-{number}".encode() for name in ("api-key", "db/password", "shared", "unused")}
+
+
+def start_all(deployment: Deployment) -> None:
+    """Configure, seal, and start the agent and two of the three VMs."""
+    deployment.configure(VMS)
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web", "db")
+    deployment.start_agent()
+
+
+def test_twenty_rotations(deployment: Deployment, sops: SopsNix) -> None:
+    """Each of 20 rotations in sops-nix's own order reaches the VMs that use the secret, one restart each.
+
+    Between them: generations with identical bytes, generations that are never published, and changes of
+    a secret that no VM uses; none of these restarts anything. The stopped VM stays stopped, and starts on
+    the newest values.
+    """
+    secrets = values(0)
+    sops.publish(secrets)
+    start_all(deployment)
+    starts = {"web": deployment.starts("web"), "db": deployment.starts("db")}
+    assert starts == {"web": 1, "db": 1}
+    for number in range(1, 21):
+        name = ("api-key", "db/password", "shared")[number % 3]
+        sops.dry_activate(values(1000 + number))
+        sops.publish(secrets)
+        secrets |= {name: f"{name}-{number}".encode(), "unused": str(number).encode()}
+        sops.publish(secrets)
+        for vm in ("web", "db"):
+            deployment.wait_in_step(vm)
+            starts[vm] += vm in USED_BY[name]
+        assert {vm: deployment.starts(vm) for vm in starts} == starts, f"rotation {number} of {name}"
+        assert deployment.delivered("web") == {
+            "API_KEY": secrets["api-key"],
+            "SHARED": secrets["shared"],
+            "ENVIRONMENT": b"test",
+        }
+        assert deployment.delivered("db") == {
+            "PASSWORD": secrets["db/password"],
+            "SHARED": secrets["shared"],
+        }
+    assert deployment.starts("idle") == 0
+    deployment.start_vm("idle")
+    assert deployment.delivered("idle") == {"PASSWORD": secrets["db/password"]}
+    assert sum(starts.values()) == 2 + 6 + 7 + 2 * 7
+    names = {entry["MESSAGE"] for entry in deployment.host.journal(SYSLOG_IDENTIFIER="credferry")}
+    assert not [name for name in names if "failed" in name]
+
+
+def test_many_secrets_at_once_restart_once(deployment: Deployment, sops: SopsNix) -> None:
+    """However many of a VM's secrets change in one generation, it restarts once."""
+    sops.publish(values(0))
+    start_all(deployment)
+    sops.publish(values(1))
+    for vm in ("web", "db"):
+        deployment.host.wait(lambda vm=vm: deployment.starts(vm) == 2, 20, vm)  # type: ignore[misc]  # a default binds the name
+        deployment.wait_in_step(vm)
+        assert deployment.starts(vm) == 2
+    assert deployment.delivered("web")["API_KEY"] == b"api-key-1"
+
+
+def test_a_write_in_place_is_found(deployment: Deployment, sops: SopsNix) -> None:
+    """A secret written in place, not published as a generation, is noticed by inotify and settles."""
+    sops.publish(values(0))
+    start_all(deployment)
+    sops.write_in_place("api-key", b"edited")
+    deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
+    deployment.wait_in_step("web")
+    assert deployment.delivered("web")["API_KEY"] == b"edited"
+    assert deployment.starts("db") == 1
+
+
+def test_a_mount_over_the_source_is_found(deployment: Deployment, host: Host) -> None:
+    """Clan's backends mount a new source over the old: no event tells, the resync finds it."""
+    producer = MountedSource(host)
+    producer.publish(values(0))
+    try:
+        start_all(deployment)
+        producer.publish(values(0) | {"api-key": b"mounted"})
+        deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
+        deployment.wait_in_step("web")
+        assert deployment.delivered("web")["API_KEY"] == b"mounted"
+        assert deployment.starts("db") == 1
+    finally:
+        producer.remove()
+
+
+def test_agenix(deployment: Deployment, host: Host) -> None:
+    """Agenix's swap, a link made beside and renamed over, is seen as well."""
+    producer = Agenix(host)
+    producer.publish(values(0))
+    try:
+        table = '[source]\npath = "/run/agenix"\nresync_seconds = 3600\n'
+        deployment.configure(table + VMS)
+        deployment.credferry("sync", "--no-restart")
+        deployment.start_vm("web", "db")
+        deployment.start_agent()
+        producer.publish(values(0) | {"api-key": b"from agenix"})
+        deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
+        assert deployment.starts("db") == 1
+    finally:
+        producer.remove()
+
+
+def test_inotify_alone_suffices_for_swaps(deployment: Deployment, sops: SopsNix) -> None:
+    """With the resync an hour away, swap after swap is seen: the watch does not die with the first."""
+    sops.publish(values(0))
+    deployment.configure("[source]\nresync_seconds = 3600\n" + VMS)
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web")
+    deployment.start_agent()
+    for number in range(1, 5):
+        sops.publish(values(0) | {"api-key": str(number).encode()})
+        deployment.host.wait(lambda n=number: deployment.starts("web") == 1 + n, 20, f"swap {number}")  # type: ignore[misc]  # a default binds the number
+        deployment.wait_in_step("web")
+        assert deployment.delivered("web")["API_KEY"] == str(number).encode()
+
+
+def test_a_missing_secret_keeps_the_vm_running(deployment: Deployment, sops: SopsNix) -> None:
+    """Without a required secret, or with an empty one, the VM is refused: no restart into absence."""
+    sops.publish(values(0))
+    start_all(deployment)
+    invocation = deployment.unit("web")["InvocationID"]
+    for broken in ({"shared": b"1", "db/password": b"1"}, {**values(1), "api-key": b""}):
+        sops.publish(broken)
+        deployment.host.wait(lambda: deployment.status()["web"]["state"] == "refused", 20, "refusal")
+        assert "api-key" in deployment.status()["web"]["reasons"][0]
+    deployment.wait_in_step("db")
+    assert deployment.unit("web")["InvocationID"] == invocation
+    sops.publish(values(2))
+    deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
+    deployment.wait_in_step("web")
+    assert deployment.delivered("web")["API_KEY"] == b"api-key-2"
+
+
+def test_sync_does_the_same_without_a_daemon(deployment: Deployment, sops: SopsNix) -> None:
+    """One pass of the command rotates as the daemon would; plan tells beforehand and touches nothing."""
+    sops.publish(values(0))
+    deployment.configure(VMS)
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web", "db")
+    sops.publish(values(0) | {"api-key": b"new"})
+    plan = deployment.credferry("plan")
+    assert "seal API_KEY, ENVIRONMENT, SHARED, then restart microvm@web.service" in plan
+    assert deployment.starts("web") == 1
+    deployment.credferry("sync")
+    assert (deployment.starts("web"), deployment.starts("db")) == (2, 1)
+    assert deployment.delivered("web")["API_KEY"] == b"new"
+    assert "do nothing" in deployment.credferry("plan")
+
+
+def test_the_audit_tells_the_story(deployment: Deployment, sops: SopsNix) -> None:
+    """Each rotation is one story under one correlation id, from the journal alone, and without values."""
+    sops.publish(values(0))
+    start_all(deployment)
+    sops.publish(values(0) | {"api-key": b"canary-value-3141"})
+    deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
+    deployment.wait_in_step("web")
+    deployment.host.wait(lambda: "runs generation 2" in deployment.credferry("audit"), 10, "result")
+    records = json.loads(deployment.credferry("audit", "--vm", "web", "--json"))
+    run = next(record["run"] for record in records if "runs generation 2" in record["message"])
+    story = [record["event"] for record in records if record["run"] == run]
+    assert sorted(story[2:]) == ["launched", "restart asked", "restarted"]
+    assert story[:3] == ["published", "sealed", "restart asked"]
+    assert "canary" not in json.dumps(records)
+    of_unit = deployment.host.run(
+        "journalctl", "-u", "microvm@web.service", "-o", "cat", "--no-pager"
+    ).stdout
+    assert "web: generation 2 is sealed" in of_unit
