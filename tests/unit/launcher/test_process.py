@@ -294,7 +294,10 @@ def test_an_earlier_stamp_does_not_outlive_a_failed_start(light_vm: Vm) -> None:
 
 def test_the_child_cannot_be_read_by_others_of_its_user() -> None:
     """It holds what it sent: it is kept out of core dumps and from ptrace (PR_GET_DUMPABLE is 0)."""
-    code = "import ctypes; from launcher.supervise import hide; hide(); print(ctypes.CDLL(None).prctl(3,0,0,0,0))"
+    code = (
+        "import ctypes; from launcher.supervise import hide; hide()\n"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
