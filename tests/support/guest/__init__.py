@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""Guests to boot: Debian roots with systemd 252 and 257, as initramfs images, and the kernel they run on.
+
+``python -m tests.support.guest`` builds what is missing. It takes about a minute and needs root, mmdebstrap
+and a Debian mirror; what is built stays in the cache until its recipe changes.
+"""
+
+from __future__ import annotations
+
+from .chroot import chroot_run
+from .image import Guest, guest
+from .overlay import OverlayEntry, OverlayFile, OverlayLink, credential_printer, reboots, sealing_identity
+from .recipe import COMMAND_LINE, DONE, Variant
+
+__all__ = [
+    "COMMAND_LINE",
+    "DONE",
+    "Guest",
+    "OverlayEntry",
+    "OverlayFile",
+    "OverlayLink",
+    "Variant",
+    "chroot_run",
+    "credential_printer",
+    "guest",
+    "reboots",
+    "sealing_identity",
+]
