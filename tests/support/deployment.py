@@ -36,6 +36,7 @@ class VmFiles:
 
     arguments: Sequence[str] = ("--kernel", "/dev/null", "--memory", "size=64M")
     environment: Mapping[str, str] = field(default_factory=lambda: {"CREDFERRY_STANDIN_BOOT": "0"})
+    cpus: str = "boot=1"
     launcher: bool = True
 
 
@@ -57,7 +58,7 @@ class Deployment:
         """Lay a VM out as microvm.nix does, wired to the launcher by the drop-in from contrib."""
         files = files or VmFiles()
         home = f"/var/lib/microvms/{name}"
-        command = ["--cpus", "boot=1", *files.arguments, "--api-socket", f"{name}.sock"]
+        command = ["--cpus", files.cpus, *files.arguments, "--api-socket", f"{name}.sock"]
         wrapped = ["credferry-launch", "--real", HYPERVISOR, "--"] if files.launcher else [HYPERVISOR]
         script = f"#!/bin/bash\nexec -a microvm@{name} {shlex.join([*wrapped, *command])}\n"
         self.host.write(f"{home}/current/bin/microvm-run", script, 0o755)

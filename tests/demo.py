@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""The main job, shown: a secret rotates on a host, and the guest that uses it boots with the new value.
+
+A throwaway systemd stands for the host, Debian guests boot in QEMU behind a stand-in for cloud-hypervisor.
+Run by ``make demo``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment, VmFiles
+from tests.support.guest import (
+    COMMAND_LINE,
+    Guest,
+    Variant,
+    credential_printer,
+    guest,
+    sealing_identity,
+)
+from tests.support.host import Host
+from tests.support.installation import install
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tests.support.guest import OverlayEntry
+
+MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
+CONFIG = """
+[vms.test-vm]
+guest_systemd = 257
+[vms.test-vm.credentials]
+API_KEY = { secret = "api-key" }
+ENVIRONMENT = { text = "test" }
+CLUSTER = { text = "britton-desktop" }
+
+[vms.sealed-vm]
+channel = "command"
+guest_key = true
+[vms.sealed-vm.credentials]
+DB_PASSWORD = { secret = "db/password" }
+"""
+BOOT_SECONDS = 180.0
+PRINTED = "credferry-guest: "
+
+
+def main() -> None:
+    """Show the main job; the exit status is 0 when every step was seen."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        say("A host: systemd as PID 1, its own bus and journal, sops-nix's order of operations")
+        images = {each: guest(each) for each in (Variant.TRIXIE, Variant.BOOKWORM)}
+        host = stack.enter_context(Host(cache_directory()))
+        install(host)
+        producer = SopsNix(host)
+        deployment = Deployment(host)
+        values = {"api-key": fresh(), "db/password": fresh()}
+        generation = producer.publish(values)
+        note(f"/run/secrets -> /run/secrets.d/{generation}: {', '.join(values)}")
+
+        say("Two VMs: test-vm gets its secret over the API; sealed-vm gets it sealed, in the command itself")
+        deployment.configure(CONFIG)
+        note(CONFIG.strip())
+        note(deployment.credferry("guest-key", "create", "sealed-vm", "--machine-id", MACHINE_ID))
+        key = host.path("/var/lib/credferry/guest-keys/sealed-vm.secret").read_bytes()
+        plain = credential_printer(plain=["API_KEY", "ENVIRONMENT", "CLUSTER"])
+        sealed = credential_printer(sealed=["DB_PASSWORD"]) | sealing_identity(MACHINE_ID, key)
+        add_guest(deployment, "test-vm", images[Variant.TRIXIE], plain, "boot=2", "1024M")
+        add_guest(deployment, "sealed-vm", images[Variant.BOOKWORM], sealed, "boot=1", "512M")
+
+        say("Sealed, then started: credferry-seal.service, microvm@test-vm, microvm@sealed-vm, credferry")
+        units = ["microvm@test-vm.service", "microvm@sealed-vm.service"]
+        host.run("systemctl", "start", "credferry-seal.service", *units)
+        deployment.start_agent()
+        expect(deployment, "test-vm", {"API_KEY": values["api-key"], "ENVIRONMENT": b"test"})
+        expect(deployment, "sealed-vm", {"DB_PASSWORD": values["db/password"]})
+        note(deployment.credferry("status"))
+
+        say("API_KEY is rotated; nothing else is done by hand")
+        values["api-key"] = fresh()
+        rotated = time.monotonic()
+        producer.publish(values)
+        host.wait(lambda: deployment.starts("test-vm") == 2, 30, "restart of test-vm")
+        note(f"test-vm is restarted {time.monotonic() - rotated:.1f} s after the new generation")
+        expect(deployment, "test-vm", {"API_KEY": values["api-key"], "CLUSTER": b"britton-desktop"})
+        require(deployment.starts("sealed-vm") == 1, "sealed-vm was left alone")
+
+        say("An identical generation is published: nothing happens")
+        generation = producer.publish(values)
+        deployment.credferry("sync")
+        require(deployment.starts("test-vm") == 2, f"generation {generation} restarts nothing")
+
+        say("What a look into /proc, the journal and the store finds of the values")
+        require(
+            not leaks(host, [*values.values()]), "no argument vector, environment, journal or file holds one"
+        )
+
+        say("Status and audit")
+        note(deployment.credferry("status"))
+        note(deployment.credferry("audit"))
+        require(json.loads(deployment.credferry("audit", "--json")), "the journal alone tells the story")
+        deployment.close()
+    say(f"Done in {time.monotonic() - began:.0f} s; nothing is left behind")
+
+
+def add_guest(
+    deployment: Deployment,
+    name: str,
+    image: Guest,
+    overlay: Mapping[str, OverlayEntry],
+    cpus: str,
+    memory: str,
+) -> None:
+    """Lay out a VM that boots a real guest, with the arguments that microvm.nix would give."""
+    home = f"/var/lib/microvms/{name}"
+    with tempfile.TemporaryDirectory() as directory:
+        initramfs = image.initramfs(overlay, Path(directory))
+        deployment.host.write(f"{home}/initrd", initramfs.read_bytes())
+    deployment.host.write(f"{home}/vmlinux", image.kernel.read_bytes())
+    arguments = ["--watchdog", "--kernel", f"{home}/vmlinux", "--initramfs", f"{home}/initrd"]
+    arguments += ["--cmdline", COMMAND_LINE, "--seccomp", "true"]
+    arguments += ["--memory", f"mergeable=on,shared=off,size={memory}", "--platform", ""]
+    arguments += ["--console", "null", "--serial", "tty"]
+    deployment.add_vm(name, VmFiles(arguments, {}, cpus))
+
+
+def expect(deployment: Deployment, name: str, values: Mapping[str, bytes]) -> None:
+    """Wait until a VM's guest has printed the fingerprint of each value, and show what it printed."""
+    for credential, value in values.items():
+        digest = hashlib.sha256(value).hexdigest()[:16]
+        line = f"{PRINTED}{credential} sha256={digest}"
+        entry = deployment.host.wait_journal(
+            partial(_has_line, line), BOOT_SECONDS, _SYSTEMD_UNIT=f"microvm@{name}.service"
+        )
+        require(entry, f"guest of {name}: {entry['MESSAGE'].strip().removeprefix(PRINTED)}")
+
+
+def _has_line(line: str, entry: Mapping[str, str]) -> bool:
+    return line in entry.get("MESSAGE", "")
+
+
+def leaks(host: Host, values: list[bytes]) -> list[str]:
+    """Where any of the values is to be seen: argument vectors, environments, journal, store."""
+    return list(_leaks(host, values))
+
+
+def _leaks(host: Host, values: list[bytes]) -> Iterator[str]:
+    proc = host.path("/proc")
+    places = [path / part for path in proc.glob("[0-9]*") for part in ("cmdline", "environ")]
+    for top in ("/var/lib/credferry", "/var/log/journal", "/var/lib/microvms", "/run/credferry-vms"):
+        places += [path for path in host.path(top).rglob("*") if path.is_file()]
+    for path in places:
+        with contextlib.suppress(OSError):  # a process that has ended meanwhile
+            content = path.read_bytes()
+            if any(value in content for value in values):
+                yield str(path)
+
+
+def fresh() -> bytes:
+    """A new secret value."""
+    return secrets.token_hex(16).encode()
+
+
+def say(text: str) -> None:
+    """Print a heading."""
+    print(f"\n── {text}", flush=True)  # noqa: T201 (this program prints)
+
+
+def note(text: str) -> None:
+    """Print something below a heading."""
+    for line in text.rstrip().splitlines():
+        print(f"   {line.rstrip()}", flush=True)  # noqa: T201 (this program prints)
+
+
+def require(seen: object, text: str) -> None:
+    """Print what was seen; end with status 1 if it was not."""
+    if not seen:
+        sys.exit(f"   NOT SEEN: {text}")
+    note(f"✓ {text}")
+
+
+if __name__ == "__main__":
+    main()
