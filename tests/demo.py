@@ -12,30 +12,19 @@ import hashlib
 import json
 import secrets
 import sys
-import tempfile
 import time
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.cache import cache_directory
-from tests.support.deployment import Deployment, VmFiles
-from tests.support.guest import (
-    COMMAND_LINE,
-    Guest,
-    Variant,
-    credential_printer,
-    guest,
-    sealing_identity,
-)
+from tests.support.deployment import Deployment, guest_files
+from tests.support.guest import Variant, credential_printer, guest, sealing_identity
 from tests.support.host import Host
 from tests.support.installation import install
+from tests.support.leaks import leaks
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from tests.support.guest import OverlayEntry
+    from collections.abc import Mapping
 
 MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 CONFIG = """
@@ -77,8 +66,10 @@ def main() -> None:
         key = host.path("/var/lib/credferry/guest-keys/sealed-vm.secret").read_bytes()
         plain = credential_printer(plain=["API_KEY", "ENVIRONMENT", "CLUSTER"])
         sealed = credential_printer(sealed=["DB_PASSWORD"]) | sealing_identity(MACHINE_ID, key)
-        add_guest(deployment, "test-vm", images[Variant.TRIXIE], plain, "boot=2", "1024M")
-        add_guest(deployment, "sealed-vm", images[Variant.BOOKWORM], sealed, "boot=1", "512M")
+        deployment.add_vm("test-vm", guest_files(deployment, "test-vm", images[Variant.TRIXIE], plain))
+        deployment.add_vm(
+            "sealed-vm", guest_files(deployment, "sealed-vm", images[Variant.BOOKWORM], sealed)
+        )
 
         say("Sealed, then started: credferry-seal.service, microvm@test-vm, microvm@sealed-vm, credferry")
         units = ["microvm@test-vm.service", "microvm@sealed-vm.service"]
@@ -115,57 +106,12 @@ def main() -> None:
     say(f"Done in {time.monotonic() - began:.0f} s; nothing is left behind")
 
 
-def add_guest(
-    deployment: Deployment,
-    name: str,
-    image: Guest,
-    overlay: Mapping[str, OverlayEntry],
-    cpus: str,
-    memory: str,
-) -> None:
-    """Lay out a VM that boots a real guest, with the arguments that microvm.nix would give."""
-    home = f"/var/lib/microvms/{name}"
-    with tempfile.TemporaryDirectory() as directory:
-        initramfs = image.initramfs(overlay, Path(directory))
-        deployment.host.write(f"{home}/initrd", initramfs.read_bytes())
-    deployment.host.write(f"{home}/vmlinux", image.kernel.read_bytes())
-    arguments = ["--watchdog", "--kernel", f"{home}/vmlinux", "--initramfs", f"{home}/initrd"]
-    arguments += ["--cmdline", COMMAND_LINE, "--seccomp", "true"]
-    arguments += ["--memory", f"mergeable=on,shared=off,size={memory}", "--platform", ""]
-    arguments += ["--console", "null", "--serial", "tty"]
-    deployment.add_vm(name, VmFiles(arguments, {}, cpus))
-
-
 def expect(deployment: Deployment, name: str, values: Mapping[str, bytes]) -> None:
     """Wait until a VM's guest has printed the fingerprint of each value, and show what it printed."""
     for credential, value in values.items():
         digest = hashlib.sha256(value).hexdigest()[:16]
-        line = f"{PRINTED}{credential} sha256={digest}"
-        entry = deployment.host.wait_journal(
-            partial(_has_line, line), BOOT_SECONDS, _SYSTEMD_UNIT=f"microvm@{name}.service"
-        )
-        require(entry, f"guest of {name}: {entry['MESSAGE'].strip().removeprefix(PRINTED)}")
-
-
-def _has_line(line: str, entry: Mapping[str, str]) -> bool:
-    return line in entry.get("MESSAGE", "")
-
-
-def leaks(host: Host, values: list[bytes]) -> list[str]:
-    """Where any of the values is to be seen: argument vectors, environments, journal, store."""
-    return list(_leaks(host, values))
-
-
-def _leaks(host: Host, values: list[bytes]) -> Iterator[str]:
-    proc = host.path("/proc")
-    places = [path / part for path in proc.glob("[0-9]*") for part in ("cmdline", "environ")]
-    for top in ("/var/lib/credferry", "/var/log/journal", "/var/lib/microvms", "/run/credferry-vms"):
-        places += [path for path in host.path(top).rglob("*") if path.is_file()]
-    for path in places:
-        with contextlib.suppress(OSError):  # a process that has ended meanwhile
-            content = path.read_bytes()
-            if any(value in content for value in values):
-                yield str(path)
+        line = deployment.wait_printed(name, f"{PRINTED}{credential} sha256={digest}", BOOT_SECONDS)
+        require(line, f"guest of {name}: {line.removeprefix(PRINTED)}")
 
 
 def fresh() -> bytes:

@@ -8,16 +8,20 @@ import json
 import os
 import shlex
 import socket
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.handoff import Stamp
 from tests.support.boot import HostError
+from tests.support.guest import COMMAND_LINE
 from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tests.support.guest import Guest, OverlayEntry
     from tests.support.host import Host
 
 CONFIG = "/etc/credferry/config.toml"
@@ -144,6 +148,13 @@ class Deployment:
         """Wait until a VM runs what is published."""
         self.host.wait(lambda: self._in_step(name), deadline, f"{name} in step")
 
+    def wait_printed(self, name: str, text: str, deadline: float = 120.0) -> str:
+        """Wait until a VM's guest has printed a line with this text; the line."""
+        entry = self.host.wait_journal(
+            lambda entry: text in entry.get("MESSAGE", ""), deadline, _SYSTEMD_UNIT=f"microvm@{name}.service"
+        )
+        return entry["MESSAGE"].strip()
+
     def close(self) -> None:
         """Stop everything and remove what was laid out."""
         units = ["credferry.service", *(f"microvm@{name}.service" for name in self._vms)]
@@ -161,6 +172,28 @@ class Deployment:
     def _in_step(self, name: str) -> bool:
         row = self.status().get(name)
         return row is not None and row["state"] == "in step" and row["running"] is not None
+
+
+def guest_files(
+    deployment: Deployment,
+    name: str,
+    image: Guest,
+    overlay: Mapping[str, OverlayEntry],
+    *,
+    cpus: int = 1,
+    memory: str = "512M",
+) -> VmFiles:
+    """A VM that boots a real guest, with the arguments that microvm.nix would give."""
+    home = f"/var/lib/microvms/{name}"
+    with tempfile.TemporaryDirectory() as directory:
+        initramfs = image.initramfs(overlay, Path(directory))
+        deployment.host.write(f"{home}/initrd", initramfs.read_bytes())
+    deployment.host.write(f"{home}/vmlinux", image.kernel.read_bytes())
+    arguments = ["--watchdog", "--kernel", f"{home}/vmlinux", "--initramfs", f"{home}/initrd"]
+    arguments += ["--cmdline", COMMAND_LINE, "--seccomp", "true"]
+    arguments += ["--memory", f"mergeable=on,shared=off,size={memory}", "--platform", ""]
+    arguments += ["--console", "null", "--serial", "tty"]
+    return VmFiles(arguments, {}, f"boot={cpus}")
 
 
 def _length(answer: bytes) -> int:

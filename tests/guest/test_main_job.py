@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""The main job with real guests: what is published on the host is what the guest's own systemd hands out."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment, guest_files
+from tests.support.guest import Variant, credential_printer, guest, reboots, sealing_identity
+from tests.support.host import Host
+from tests.support.installation import install
+from tests.support.leaks import leaks
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MACHINE_IDS = {
+    Variant.BOOKWORM: "5ea1ed00c0ffee00c0ffee0000000252",
+    Variant.TRIXIE: "5ea1ed00c0ffee00c0ffee0000000257",
+}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A host of this module's own, with the stand-in hypervisor that boots guests in QEMU."""
+    with Host(cache_directory()) as booted:
+        install(booted)
+        yield booted
+
+
+@pytest.fixture
+def deployment(host: Host) -> Iterator[Deployment]:
+    """Nothing laid out yet."""
+    made = Deployment(host)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sops(host: Host) -> Iterator[SopsNix]:
+    """sops-nix as the producer."""
+    made = SopsNix(host)
+    yield made
+    made.remove()
+
+
+def printed(name: str, value: bytes, variant: Variant) -> str:
+    """The line with which a guest tells what it was handed."""
+    return (
+        f"credferry-guest: {name} sha256={hashlib.sha256(value).hexdigest()[:16]} systemd={variant.systemd}"
+    )
+
+
+def seal_for(deployment: Deployment, vm: str, variant: Variant) -> bytes:
+    """Make the guest's key with the operator's command; the file that the guest is to have."""
+    deployment.credferry("guest-key", "create", vm, "--machine-id", MACHINE_IDS[variant])
+    return deployment.host.path(f"/var/lib/credferry/guest-keys/{vm}.secret").read_bytes()
+
+
+@pytest.mark.parametrize("channel", ["api", "command"])
+def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, channel: str) -> None:
+    """Guests with systemd 252 and 257 get sealed values, texts and, over the API, plain values as well.
+
+    Then the plain or, in the command channel, the sealed secret of one VM rotates: its guest boots with the
+    new value, and the other VM is left alone. All the while no value is anywhere but in the source and in
+    the VM unit's own credentials.
+    """
+    values = {name: secrets.token_hex(24).encode() for name in ("plain", "sealed-bookworm", "sealed-trixie")}
+    sops.publish(values)
+    plain = 'P = { secret = "plain", seal = false }\n' if channel == "api" else ""
+    deployment.configure(
+        "".join(
+            f'[vms.{variant}]\nchannel = "{channel}"\nguest_key = true\n[vms.{variant}.credentials]\n'
+            f'S = {{ secret = "sealed-{variant}" }}\nT = {{ text = "a text" }}\n'
+            for variant in Variant
+        )
+        + plain
+    )
+    for variant in Variant:
+        key = seal_for(deployment, variant, variant)
+        printer = credential_printer(plain=["T", "P"] if plain else ["T"], sealed=["S"])
+        overlay = printer | sealing_identity(MACHINE_IDS[variant], key)
+        deployment.add_vm(variant, guest_files(deployment, variant, guest(variant), overlay))
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm(*Variant)
+    deployment.start_agent()
+    for variant in Variant:
+        deployment.wait_printed(variant, printed("S", values[f"sealed-{variant}"], variant))
+        deployment.wait_printed(variant, printed("T", b"a text", variant))
+    if plain:
+        deployment.wait_printed(Variant.TRIXIE, printed("P", values["plain"], Variant.TRIXIE))
+    assert leaks(deployment.host, values.values()) == []
+
+    rotated = "plain" if plain else "sealed-trixie"
+    values[rotated] = secrets.token_hex(24).encode()
+    sops.publish(values)
+    name = "P" if plain else "S"
+    deployment.wait_printed(Variant.TRIXIE, printed(name, values[rotated], Variant.TRIXIE))
+    deployment.wait_in_step(Variant.TRIXIE)
+    assert (deployment.starts(Variant.TRIXIE), deployment.starts(Variant.BOOKWORM)) == (2, 1)
+    assert leaks(deployment.host, values.values()) == []
+
+
+def test_a_guest_that_reboots_gets_the_newest_values(deployment: Deployment, sops: SopsNix) -> None:
+    """The hypervisor would boot it again with the strings it had; it is started anew instead."""
+    sops.publish({"api-key": b"first value"})
+    deployment.configure('[vms.web.credentials]\nK = { secret = "api-key" }\n')
+    overlay = credential_printer(plain=["K"]) | reboots()
+    deployment.add_vm("web", guest_files(deployment, "web", guest(Variant.BOOKWORM), overlay))
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web")
+    sops.publish({"api-key": b"second value"})
+    deployment.credferry("sync", "--no-restart")
+    deployment.wait_printed("web", printed("K", b"first value", Variant.BOOKWORM))
+    deployment.wait_printed("web", printed("K", b"second value", Variant.BOOKWORM))
+    assert "guest reboot" in deployment.credferry("audit", "--vm", "web")
+
+
+def test_a_planted_value_is_found(host: Host, deployment: Deployment, sops: SopsNix) -> None:
+    """The search for leaks finds a value in each kind of place that it looks through."""
+    value = b"canary-6f1d0c7e55aa"
+    sops.publish({"api-key": value})
+    assert leaks(host, [value]) == []
+    host.write("/var/lib/leak", b"x" * 1_048_570 + value)
+    host.write("/run/leak", b"...." + value.hex().encode())
+    host.run("logger", "-t", "leak", f"the value is {value.decode()}")
+    process = host.spawn("sleep", "1000", env={"LEAK": value.decode()})
+    spoken = host.spawn("sh", "-c", "sleep 1000; true", value.decode())
+    try:
+        host.run("journalctl", "--sync")
+        found = " ".join(leaks(host, [value]))
+        for place in (
+            "/var/lib/leak",
+            "/run/leak",
+            "the journal",
+            "/cmdline",
+            "/environ",
+            "/var/log/journal",
+        ):
+            assert place in found
+    finally:
+        process.kill()
+        spoken.kill()
+        for path in ("/var/lib/leak", "/run/leak"):
+            host.path(path).unlink()
+    assert deployment.host is host
