@@ -89,7 +89,7 @@ def test_answers_are_those_of_the_real_one(program: Path, tmp_path: Path) -> Non
 
 
 def test_a_vm_goes_through_its_states_and_events_tell_them(light: Hypervisor) -> None:
-    """Create, boot, reboot, shutdown, boot and power off: each state, status and event as in the real one."""
+    """Create, boot, reboot, shutdown, boot, power off: each state, status and event as in the real one."""
     secret = f"io.systemd.credential:A={_CANARY}"
     steps = [
         ("vm.create", _document(secret), 204, "Created"),
