@@ -102,7 +102,7 @@ def _be_child(task: supervise.Task) -> NoReturn:
         with contextlib.suppress(BaseException):
             os.write(2, f"credferry-launch: internal error: {type(error).__name__}\n".encode())
             if task.boot is not None:
-                signal.pidfd_send_signal(task.vmm, supervise.FAILURE_SIGNAL)
+                signal.pidfd_send_signal(task.vmm, supervise.FAILED_SIGNAL)
     finally:
         os._exit(0)
 

@@ -35,10 +35,14 @@ if TYPE_CHECKING:
     from launcher.handoff import Manifest, Secret, Stamp
     from launcher.vmconfig import AddNet
 
-FAILURE_SIGNAL: Final = signal.SIGUSR2
-"""Ends the VMM when the VM cannot be started, so that ``RestartPreventExitStatus=SIGUSR2`` can name it: no
-program here uses it otherwise, it is deadly by default, and leaves no core."""
+REFUSED_SIGNAL: Final = signal.SIGUSR2
+"""Ends the VMM where starting it again cannot help, so that ``RestartPreventExitStatus=SIGUSR2`` can name
+it: no program here uses it otherwise, it is deadly by default, and leaves no core."""
+FAILED_SIGNAL: Final = signal.SIGUSR1
+"""Ends it where the next try may do better: a tap device still busy, a virtiofsd not up yet. ``Restart=``
+applies, as it would if cloud-hypervisor had been given its command line and had ended with an error."""
 
+_BOOT: Final = "vm.boot"
 _SOCKET_SECONDS: Final = 30.0
 _CREATE_SECONDS: Final = 15.0
 _BOOT_SECONDS: Final = 140.0
@@ -81,7 +85,11 @@ class Task:
 
 
 class _RefusedError(Exception):
-    """The VM cannot be started; the text may be shown."""
+    """The VM cannot be started, now or ever; the text may be shown."""
+
+
+class _FailedError(Exception):
+    """The VM could not be started this time; the text may be shown."""
 
 
 class _GoneError(Exception):
@@ -102,7 +110,10 @@ def run(task: Task) -> None:
         _say(task, "cloud-hypervisor ended before the VM was started", "see what it said before this")
     except _RefusedError as error:
         _say(task, str(error), "correct the VM's configuration, then start the unit again")
-        _signal(task, FAILURE_SIGNAL)
+        _signal(task, REFUSED_SIGNAL)
+    except _FailedError as error:
+        _say(task, str(error), "if that does not pass by itself, correct what it names")
+        _signal(task, FAILED_SIGNAL)
 
 
 def hide() -> None:
@@ -127,7 +138,7 @@ def _boot(task: Task, boot: Boot) -> None:
     _request(task, boot, "vm.create", _CREATE_SECONDS, boot.body.reveal())
     for net in boot.add_net:
         _add_net(task, boot, net)
-    _request(task, boot, "vm.boot", _BOOT_SECONDS)
+    _request(task, boot, _BOOT, _BOOT_SECONDS)
     try:
         write_stamp(task.runtime, task.stamp)
     except OSError as error:
@@ -152,10 +163,12 @@ def _request(  # noqa: PLR0917 (the parts of one request)
     except api.ApiError as error:
         if _ended(task, _RETRY_MS):
             raise _GoneError from None
-        raise _RefusedError(f"cloud-hypervisor did not answer: {error}") from None
+        raise _FailedError(f"cloud-hypervisor did not answer: {error}") from None
     if not answer.good:
         said = f": {_printable(answer.body)}" if boot.quotable else ""
-        raise _RefusedError(f"cloud-hypervisor refused {endpoint} with status {answer.status}{said}")
+        # Only vm.boot touches the host: devices, files, sockets. What comes before it is judged by its form.
+        refused = _FailedError if endpoint == _BOOT else _RefusedError
+        raise refused(f"cloud-hypervisor refused {endpoint} with status {answer.status}{said}")
 
 
 def _connect(task: Task, deadline: float) -> socket:
@@ -176,7 +189,7 @@ def _connect(task: Task, deadline: float) -> socket:
         if _ended(task, pause):
             raise _GoneError
         pause = min(pause * 2, _RETRY_MS_MAX)
-    raise _RefusedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
+    raise _FailedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
 
 
 def _watch(task: Task) -> None:

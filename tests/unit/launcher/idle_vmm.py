@@ -3,7 +3,7 @@
 
 It speaks the API (create, add-net, boot, info, reboot, shutdown) and writes the event monitor's stream; it
 runs no guest. As the real one it refuses to boot without a kernel file, ignores SIGCHLD, keeps the old
-configuration over a reboot, and ends with status 0 on SIGTERM. SIGUSR1 is a guest that reboots.
+configuration over a reboot, and ends with status 0 on SIGTERM. SIGHUP is a guest that reboots.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def act(endpoint: str, body: bytes, fds: list[int]) -> tuple[int, object]:
     match endpoint:
         case "vm.create":
             CREATED.update(json.loads(body))
+            if "refuse" in CREATED["payload"]["kernel"]:
+                return 500, ["Failed to create"]
         case "vm.add-net":
             NETS.append({**json.loads(body), "seen": [os.fstat(fd).st_ino for fd in fds]})
         case "vm.boot":
@@ -101,7 +103,7 @@ def main() -> None:
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGUSR1, reboot)
+    signal.signal(signal.SIGHUP, reboot)
     path = value("--api-socket")
     if path is None:
         emit("booted")

@@ -110,26 +110,36 @@ def test_a_guest_reboot_without_an_api_socket_ends_the_hypervisor(light_vm: Vm) 
     light_vm.start(*light_vm.argv("--event-monitor", "path=events"))
     light_vm.wait_stamp()
     _wait_for(light_vm.directory / "events", light_vm, "booted")
-    os.kill(light_vm.pid, signal.SIGUSR1)
+    os.kill(light_vm.pid, signal.SIGHUP)
     assert light_vm.wait() == 0
 
 
-def test_a_vm_that_cannot_boot_ends_by_a_signal_that_systemd_can_name(vm: Vm) -> None:
-    """SIGUSR2, one line that quotes nothing of the answer, and no stamp."""
+def test_a_vm_that_cannot_boot_ends_by_a_signal_after_which_systemd_tries_again(vm: Vm) -> None:
+    """SIGUSR1, one line that quotes nothing of the answer, and no stamp."""
     vm.credentials(API_KEY=SECRET)
     vm.start(*vm.argv(kernel="/does/not/exist"))
-    assert vm.wait() == -signal.SIGUSR2
+    assert vm.wait() == -signal.SIGUSR1
     assert "credferry-launch: cloud-hypervisor refused vm.boot with status 500: " in vm.said()
     assert CANARY not in vm.said()
     assert CANARY_BASE64 not in vm.said()
     assert not (vm.runtime / "stamp.json").exists()
 
 
+def test_a_vm_that_is_refused_ends_by_the_signal_that_prevents_a_restart(light_vm: Vm) -> None:
+    """SIGUSR2, which the unit's drop-in names: a configuration that is not taken is not taken next time."""
+    light_vm.credentials(API_KEY=SECRET)
+    light_vm.start(*light_vm.argv(kernel="/refuse"))
+    assert light_vm.wait() == -signal.SIGUSR2
+    assert "cloud-hypervisor refused vm.create with status 500: correct" in light_vm.said()
+    prevented = (ROOT / "contrib/systemd/credferry-vm.conf").read_text()
+    assert "\nRestartPreventExitStatus=64 65 69 SIGUSR2\n" in prevented
+
+
 def test_what_the_hypervisor_says_is_shown_where_it_cannot_hold_a_secret(vm: Vm) -> None:
     """With sealed values only, its own words help."""
     vm.credentials(TOKEN=SEALED)
     vm.start(*vm.argv(kernel="/does/not/exist"))
-    assert vm.wait() == -signal.SIGUSR2
+    assert vm.wait() == -signal.SIGUSR1
     assert "kernel" in vm.said().lower()
 
 
@@ -288,7 +298,7 @@ def test_an_earlier_stamp_does_not_outlive_a_failed_start(light_vm: Vm) -> None:
     light_vm.credentials(API_KEY=SECRET)
     (light_vm.runtime / "stamp.json").write_text("{}")
     light_vm.start(*light_vm.argv(kernel="/does/not/exist"))
-    assert light_vm.wait() == -signal.SIGUSR2
+    assert light_vm.wait() == -signal.SIGUSR1
     assert not (light_vm.runtime / "stamp.json").exists()
 
 
