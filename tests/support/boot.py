@@ -74,6 +74,9 @@ def boot(cache: Path, stack: ExitStack) -> int:
             console.seek(0)
             said = console.read().decode(errors="replace").strip()
             raise HostError(f"the throwaway host does not boot: {said or 'it says nothing'}")
+    # systemd-nspawn passes the system's STATUS= on, which comes every second while a job is slow: unread,
+    # they fill our queue, and its PID 1 waits for us for ever. To a closed socket it sends nothing.
+    notify.close()
     return _leader_below(warden.pid)
 
 
