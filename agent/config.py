@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,6 +26,11 @@ from launcher.handoff import (
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
 _SIZE_MAX = 1 << 20
 """Bytes of a configuration file; ten thousand credentials stay below it."""
+
+_SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
+"""A template without its instance is none (systemd.unit(5))."""
+_UNIT_NAME_MAX = 255
+"""Bytes: UNIT_NAME_MAX."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
@@ -148,8 +154,9 @@ def parse(content: bytes, path: Path) -> Config:
         table = tomllib.loads(content.decode())
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        # tomllib quotes at most one character of the file.
+    except (ValueError, RecursionError) as error:
+        # tomllib quotes at most one character of the file. A number of thousands of digits is no
+        # TOMLDecodeError but int()'s own ValueError.
         raise ConfigurationError(
             f"{path}: not TOML: {error}", hint="see https://toml.io/en/v1.0.0"
         ) from None
@@ -200,8 +207,11 @@ def _vm(name: str, table: object, path: Path) -> VmConfig:
             for each, value in credentials.items()
         },
     )
-    if not vm.unit.endswith(".service") or "/" in vm.unit:
-        raise ConfigurationError(f"{path}: {key}.unit: not a service", hint="name it with its .service")
+    # systemd refuses the call for a name that is none, and one VM's would end each look at all of them.
+    if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
+        raise ConfigurationError(
+            f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
+        )
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")
     for each in vm.credentials:

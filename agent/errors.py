@@ -42,6 +42,10 @@ class ConfigurationError(CredferryError):
     status = ExitStatus.CONFIGURATION
 
 
+class VmError(CredferryError):
+    """A VM was refused, or its restart failed; the others were served."""
+
+
 class SourceError(CredferryError):
     """The published secrets as a whole cannot be read."""
 
@@ -64,6 +68,12 @@ class StoreError(CredferryError):
     """The store of sealed generations cannot be read or written."""
 
     status = ExitStatus.STORE
+
+
+class JournalError(CredferryError):
+    """The journal that is to be read is not there, or not for us to read."""
+
+    status = ExitStatus.UNAVAILABLE
 
 
 class BusError(CredferryError):

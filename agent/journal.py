@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from systemd import journal
 
-from agent.errors import StoreError
+from agent.errors import JournalError, StoreError
 from agent.events import Event
 from agent.store import Store, replace_durably
 
@@ -131,8 +132,16 @@ def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Re
 
     A record counts as trusted when journald says that root sent it, or, for what a launcher sends, that it
     came from the VM's own unit. Anybody can send our MESSAGE_IDs; what is not trusted is not returned.
+    Raises `JournalError`.
     """
-    with journal.Reader(path=str(directory) if directory else None) as reader:
+    try:
+        opened = journal.Reader(path=str(directory) if directory else None)
+    except OSError as error:
+        raise JournalError(
+            f"{directory or 'the journal'}: cannot be read: {os.strerror(error.errno or 0)}",
+            hint="name a directory of journal files, and run as root",
+        ) from None
+    with opened as reader:
         for event in Event:
             reader.add_match(MESSAGE_ID=event.value)
         seen: set[str] = set()

@@ -125,7 +125,7 @@ def desired(
             case Problem.ABSENT | Problem.EMPTY if not credential.required:
                 pass
             case Problem():
-                reasons.append(f"{name}: secret {credential.secret!r} {published}")
+                reasons.append(f"{name}: secret {credential.secret!r} {published}: {published.remedy}")
                 passing = passing or published is Problem.BEING_WRITTEN
     if guest_key is None and any(vm.kind(name) is Kind.SEALED for name in values):
         reasons.append(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from agent.config import Config
+    from agent.store import Store
 
 _log = structlog.get_logger()
 _LOOK_AGAIN_SECONDS = 1.0
@@ -68,7 +69,8 @@ class Service:
         self._told_source: str | None = None
         self._told_bus = False
         self._bus_retry_at = 0.0
-        self._use(configuration.load(path))
+        config = configuration.load(path)
+        self._use(config, open_store(config))
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -96,9 +98,9 @@ class Service:
             daemon.notify("STOPPING=1")
         self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 
-    def _use(self, config: Config) -> None:
+    def _use(self, config: Config, store: Store) -> None:
         self._config = config
-        self._store = open_store(config)
+        self._store = store
         self._audit = Audit(self._store)
         self._observer = Observer(config, self._store)
         self._rollout = Rollout(config, self._store, self._observer, self._audit, self._stop)
@@ -230,11 +232,12 @@ class Service:
         daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             config = configuration.load(self._path)
+            store = open_store(config)
         except CredferryError as error:
             _log.error("the configuration stays as it was", reason=describe(error))
         else:
             self._watch.stop()
-            self._use(config)
+            self._use(config, store)
             self._watch.start()
             self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
         daemon.notify("READY=1")

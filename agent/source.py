@@ -41,6 +41,22 @@ class Problem(enum.StrEnum):
     BEING_WRITTEN = "is being written"
     UNREADABLE = "cannot be read"
 
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    Problem.ABSENT: "publish it, or say required = false",
+    Problem.EMPTY: "publish a value, or say required = false",
+    Problem.TOO_LARGE: "publish a smaller one",
+    Problem.NOT_A_FILE: "publish it as a file",
+    Problem.ESCAPES: "publish a file, or say follow_links = true in [source]",
+    Problem.BEING_WRITTEN: "look again",
+    Problem.UNREADABLE: "see its mode and owner; run as root",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

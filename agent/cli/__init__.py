@@ -40,5 +40,7 @@ def main() -> None:
 
 
 def _fail(line: str, status: ExitStatus) -> None:
-    print(f"credferry: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201 (the one line)
+    # A name from the configuration may hold anything, also what a terminal obeys.
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(line.split()))
+    print(f"credferry: {shown}", file=sys.stderr)  # noqa: T201 (the one line)
     sys.exit(status)

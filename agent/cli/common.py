@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.config import DEFAULT_PATH, Config, VmConfig
+from agent.errors import VmError
 from agent.reconcile import Decision, State
 from agent.units import SystemManager
 
@@ -71,6 +72,24 @@ def steps(decision: Decision, config: Config) -> list[str]:
     return words
 
 
-def is_bad(state: State) -> bool:
-    """Whether a VM's state is a failure that an exit status should tell."""
-    return state.name in {"REFUSED", "FAILED", "HALTED"}
+def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]]) -> None:
+    """End the verb with one line about the first VM whose state, with its reason, is a failure.
+
+    The table tells of all of them. Raises `VmError` where there is one.
+    """
+    bad = [each for each in outcome if each[1] in _REMEDIES]
+    if not bad:
+        return
+    vm, state, reason = bad[0]
+    raise VmError(
+        f"{config.file}: vms.{vm.name}: {state.value}: {reason}",
+        hint=_REMEDIES[state].format(vm=vm.name, unit=vm.unit)
+        + (f"; and {len(bad) - 1} more like it, see credferry status" if bad[1:] else ""),
+    )
+
+
+_REMEDIES = {
+    State.REFUSED: "until then the VM keeps what it has",
+    State.FAILED: "see journalctl -u {unit}; the next change is tried again",
+    State.HALTED: "see credferry audit; the next change is tried again",
+}

@@ -13,7 +13,7 @@ import typer
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption
 from agent.config import load
 from agent.errors import KeyFileError
-from agent.keys import create_key, read_key
+from agent.keys import create_key, hashed_machine_id, read_key
 from agent.observe import guest_key_path
 
 
@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
         """Make a guest's key. The guest needs it as /var/lib/systemd/credential.secret, mode 0400."""
         loaded = load(config)
         path = guest_key_path(loaded, loaded.vm(vm).name)
+        hashed_machine_id(machine_id)  # before anything is made
         if output is not None and output.exists():
             raise KeyFileError(f"{output}: exists", hint="remove it first; keys are not overwritten")
         try:

@@ -12,13 +12,12 @@ from agent.cli.common import (
     VmOption,
     chosen,
     connect,
-    is_bad,
+    fail_for_bad,
     print_json,
     print_table,
     steps,
 )
 from agent.config import load
-from agent.errors import ExitStatus
 from agent.observe import Observer, open_store_untouched
 
 
@@ -57,5 +56,4 @@ def register(app: typer.Typer) -> None:
                     for decision in look.decisions
                 ],
             )
-        if any(is_bad(decision.state) for decision in look.decisions):
-            raise typer.Exit(ExitStatus.FAILED)
+        fail_for_bad(loaded, ((each.vm, each.state, "; ".join(each.reasons)) for each in look.decisions))

@@ -14,12 +14,11 @@ from agent.cli.common import (
     VmOption,
     chosen,
     connect,
-    is_bad,
+    fail_for_bad,
     print_json,
     print_table,
 )
 from agent.config import load
-from agent.errors import ExitStatus
 from agent.observe import Observer, open_store_untouched
 from agent.reconcile import Decision, Desired, Observed
 
@@ -54,8 +53,7 @@ def register(app: typer.Typer) -> None:
                     for row in rows
                 ],
             )
-        if any(is_bad(decision.state) for decision in look.decisions):
-            raise typer.Exit(ExitStatus.FAILED)
+        fail_for_bad(loaded, ((each.vm, each.state, "; ".join(each.reasons)) for each in look.decisions))
 
 
 def _row(observed: Observed, decision: Decision) -> dict[str, Any]:

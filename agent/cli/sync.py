@@ -15,12 +15,12 @@ from agent.cli.common import (
     VmOption,
     chosen,
     connect,
-    is_bad,
+    fail_for_bad,
     print_json,
     print_table,
 )
 from agent.config import Config, VmConfig, load
-from agent.errors import ExitStatus, SourceError
+from agent.errors import SourceError
 from agent.journal import Audit
 from agent.observe import Look, Observer, open_store
 from agent.reconcile import State
@@ -64,6 +64,9 @@ def register(app: typer.Typer) -> None:
             states |= rollout.restart(due, manager)
             manager.close()
         reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
+        for name, state in states.items():
+            attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
+            reasons[name] = attempt.reason if attempt is not None else reasons[name]
         rows = [
             {
                 "vm": name,
@@ -80,8 +83,7 @@ def register(app: typer.Typer) -> None:
                 ["VM", "SEALED", "STATE", "REASON"],
                 [[row["vm"], "yes" if row["sealed"] else "", row["state"], row["reason"]] for row in rows],  # type: ignore[list-item]  # str and bool in one mapping
             )
-        if any(is_bad(state) for state in states.values()):
-            raise typer.Exit(ExitStatus.FAILED)
+        fail_for_bad(loaded, ((loaded.vm(name), state, reasons[name]) for name, state in states.items()))
 
 
 def _settled_look(

@@ -209,10 +209,10 @@ class TestDesired:
 
     @pytest.mark.parametrize("problem", list(Problem))
     def test_required_secrets(self, problem: Problem) -> None:
-        """A required secret with any problem refuses the VM; the reason names credential and secret."""
+        """A required secret with any problem refuses the VM; the reason names both, and the remedy."""
         result = desired(VM, snapshot(k=problem), KEY, None)
         assert isinstance(result, Refused)
-        assert result.reasons == (f"K: secret 'k' {problem}",)
+        assert result.reasons == (f"K: secret 'k' {problem}: {problem.remedy}",)
 
     @pytest.mark.parametrize("problem", list(Problem))
     def test_optional_secrets(self, problem: Problem) -> None:
