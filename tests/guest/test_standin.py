@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import select
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -23,9 +25,6 @@ from tests.support.guest import (
     sealing_identity,
 )
 from tests.support.hypervisor.harness import Hypervisor
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _BOOT_SECONDS = 120.0
 _MACHINE_ID = "5eed5eed5eed5eed5eed5eed5eed5eed"
@@ -155,3 +154,27 @@ def test_a_guest_without_the_key_tells_that_a_sealed_value_stays_shut(program: P
         running.wait_for_line(DONE, _BOOT_SECONDS)
         told = [line for line in running.console if line.startswith("credferry-guest: ")]
         assert told == ["credferry-guest: API_KEY unopened", "credferry-guest: TOKEN unopened", DONE]
+
+
+def test_a_killed_hypervisor_takes_its_guest_along_and_shows_no_string(
+    program: Path, tmp_path: Path
+) -> None:
+    """QEMU's arguments and environment hold no OEM string, and it does not outlive a killed VMM."""
+    chosen = guest(Variant.TRIXIE)
+    canary = "io.systemd.credential:CANARY=canary-41d7"
+    document = _document(chosen, chosen.base, [canary])
+    with Hypervisor(program, [], tmp_path) as running:
+        assert running.request("PUT", "vm.create", document).status == 204
+        assert running.request("PUT", "vm.boot").status == 204
+        (child,) = (
+            Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        )
+        process = Path("/proc") / child
+        assert process.joinpath("comm").read_text().startswith("qemu-system")
+        for place in ("cmdline", "environ"):
+            assert b"canary-41d7" not in process.joinpath(place).read_bytes()
+        handle = os.pidfd_open(int(child))
+        running.process.kill()
+        ended, _, _ = select.select([handle], [], [], 20)
+        os.close(handle)
+        assert ended
