@@ -131,7 +131,7 @@ def test_a_planted_value_is_found(host: Host, deployment: Deployment, sops: Sops
     host.write("/run/leak", b"...." + value.hex().encode())
     host.run("logger", "-t", "leak", f"the value is {value.decode()}")
     process = host.spawn("sleep", "1000", env={"LEAK": value.decode()})
-    spoken = host.spawn("sh", "-c", "sleep 1000; true", value.decode())
+    spoken = host.spawn("python3", "-c", "import time; time.sleep(1000)", value.decode())
     try:
         host.run("journalctl", "--sync")
         found = " ".join(leaks(host, [value]))

@@ -219,7 +219,11 @@ def _journalctl(matches: Mapping[str, str], *options: str) -> tuple[str, ...]:
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate()
+    process.wait()
+    # Not communicate(): what the command left running may hold the other ends open.
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _entry(line: str | bytes) -> dict[str, str]:
