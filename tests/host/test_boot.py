@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What a VM's start gets: the first sealing of a boot comes before it; it is never of two generations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.deployment import Deployment
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+
+ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
+SEAL = "credferry-seal.service"
+SHORT_WAIT = """[Service]
+ExecStart=
+ExecStart=/usr/bin/credferry sync --no-restart --wait 1
+"""
+# Flips `current` between generations 1 and 2 as fast as it can, by rename, as the store does.
+FLIP = """
+import os
+os.chdir("/var/lib/credferry/vms/web")
+while True:
+    for number in (1, 2):
+        os.symlink(f"generations/{number}", ".flip")
+        os.rename(".flip", "current")
+"""
+
+
+@pytest.fixture
+def deployment(host: Host) -> Iterator[Deployment]:
+    """One light VM, configured, and nothing published."""
+    made = Deployment(host)
+    made.add_vm("web")
+    made.configure(ONE_VM)
+    yield made
+    host.run("systemctl", "stop", SEAL, check=False)
+    host.run("rm", "-rf", f"/etc/systemd/system/{SEAL}.d")
+    made.close()
+
+
+@pytest.fixture
+def sops(host: Host) -> Iterator[SopsNix]:
+    """sops-nix as the producer."""
+    made = SopsNix(host)
+    yield made
+    made.remove()
+
+
+def test_the_first_sealing_waits_for_the_producer(deployment: Deployment, sops: SopsNix) -> None:
+    """Started together, the VM waits for the sealing, and the sealing for the secret to be published."""
+    deployment.host.run("systemctl", "start", "--no-block", SEAL, "microvm@web.service")
+    deployment.host.wait(lambda: deployment.host.unit(SEAL)["ActiveState"] == "activating", 10, SEAL)
+    assert deployment.unit("web")["ActiveState"] == "inactive"
+    sops.publish({"api-key": b"published late"})
+    deployment.host.wait(lambda: deployment.stamp("web"), 20, "stamp of web")
+    assert deployment.delivered("web") == {"API_KEY": b"published late"}
+    assert deployment.starts("web") == 1
+
+
+def test_the_last_good_generation_serves(deployment: Deployment, sops: SopsNix) -> None:
+    """Where the producer is not ready in time, the VM starts on what it last had."""
+    sops.publish({"api-key": b"last good"})
+    deployment.credferry("sync", "--no-restart")
+    sops.remove()
+    deployment.host.write(f"/etc/systemd/system/{SEAL}.d/wait.conf", SHORT_WAIT)
+    deployment.host.run("systemctl", "daemon-reload")
+    deployment.host.run("systemctl", "start", "--no-block", SEAL, "microvm@web.service")
+    deployment.host.wait(lambda: deployment.stamp("web"), 20, "stamp of web")
+    assert deployment.host.unit(SEAL)["ExecMainStatus"] == "66"
+    assert deployment.delivered("web") == {"API_KEY": b"last good"}
+
+
+def test_a_start_never_mixes_two_generations(deployment: Deployment, sops: SopsNix) -> None:
+    """PID 1 opens the directory once: whatever is renamed meanwhile, all of a start's values are of one."""
+    names = [f"K{number:02}" for number in range(40)]
+    table = "\n".join(f'{name} = {{ secret = "{name}" }}' for name in names)
+    deployment.configure(f"[vms.web.credentials]\n{table}\n")
+    for value in (b"1", b"2"):
+        sops.publish(dict.fromkeys(names, value))
+        deployment.credferry("sync", "--no-restart")
+    flipping = deployment.host.spawn("python3", "-c", FLIP)
+    seen = set()
+    try:
+        for _ in range(30):
+            unit = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect"]
+            load = ["-p", "LoadCredentialEncrypted=credferry:/var/lib/credferry/vms/web/current"]
+            show = ["sh", "-c", 'cat "$CREDENTIALS_DIRECTORY"/credferry_value.*']
+            values = deployment.host.run(*unit, *load, *show).stdout
+            assert values in {"1" * 40, "2" * 40}
+            seen.add(values)
+    finally:
+        flipping.kill()
+        flipping.wait()
+    assert len(seen) == 2
+
+
+def test_the_journal_explains_itself(deployment: Deployment, sops: SopsNix) -> None:
+    """Journalctl -x shows, beside a message of the audit, what it means."""
+    sops.publish({"api-key": b"value"})
+    deployment.credferry("sync", "--no-restart")
+    explained = deployment.host.run("journalctl", "-x", "-t", "credferry", "-n", "1", "-o", "short").stdout
+    assert "Generation 1 is sealed for VM web" in explained
+    assert "its next" in explained
+
+
+def test_the_agent_is_confined(deployment: Deployment, sops: SopsNix) -> None:
+    """systemd-analyze scores the agent's exposure at 1.0 or less, and it works under that confinement."""
+    sops.publish({"api-key": b"value"})
+    deployment.start_agent()
+    overall = deployment.host.run("systemd-analyze", "security", "--no-pager").stdout
+    line = next(line for line in overall.splitlines() if line.startswith("credferry.service"))
+    assert float(line.split()[1]) <= 1.0
+    deployment.host.wait(lambda: deployment.status()["web"]["sealed"], 10, "a sealed generation")
