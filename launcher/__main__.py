@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from launcher import cmdline, credentials, journal, plan, version
 from launcher.errors import Exit, LaunchError
@@ -25,6 +25,8 @@ USAGE: Final = (
     "arguments. --explain shows what would be started, as JSON, with every value redacted.\n"
 )
 _INTERNAL: Final = 70
+_QUESTIONS: Final = frozenset({"--version", "-V", "--help", "-h"})
+"""cloud-hypervisor's options that start no VM."""
 _WITH_VALUE: Final = frozenset({"--real", "--hypervisor-version", "--vm"})
 
 
@@ -56,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: _Arguments, manifests: list[Manifest]) -> None:
     """Do what is asked; ``manifests`` takes the generation's, so that a refusal can be told about it."""
+    if set(_without_program(arguments.argv)) & _QUESTIONS and not arguments.explain:
+        _become(arguments.real, _without_program(arguments.argv))
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     delivered = credentials.read(Path(directory)) if directory else None
     manifests += [delivered.manifest] if delivered else []
@@ -102,6 +106,18 @@ def _run(arguments: _Arguments, manifests: list[Manifest]) -> None:
     start.start(made, delivered, arguments.real, runtime)
 
 
+def _become(real: str, words: tuple[str, ...]) -> NoReturn:
+    """Let cloud-hypervisor answer for itself: what stands in its place is asked for its version, too."""
+    try:
+        os.execv(real, [real, *words])  # noqa: S606 (no shell is wanted)
+    except OSError as error:
+        raise LaunchError(
+            f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
+            hint="correct --real",
+            status=Exit.HYPERVISOR,
+        ) from None
+
+
 def _arguments(words: list[str]) -> _Arguments:
     explain = False
     values: dict[str, str] = {}
@@ -133,7 +149,8 @@ def _arguments(words: list[str]) -> _Arguments:
 
 def _version(arguments: _Arguments) -> tuple[str, int]:
     if arguments.version is None:
-        return version.ask(arguments.real)
+        cache = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+        return version.ask(arguments.real, Path(cache) if cache else None)
     given = version.parse(arguments.version)
     if given is None:
         raise cmdline.usage("--hypervisor-version is not a version", "give it as 53.0")

@@ -15,7 +15,9 @@ from launcher.errors import Exit, LaunchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SWITCHES: Final = frozenset({"watchdog", "pvpanic", "landlock", "no-shutdown"})
+SWITCHES: Final = frozenset(
+    {"dbus-system-bus", "landlock", "no-shutdown", "pvmemcontrol", "pvpanic", "watchdog"}
+)
 SINGLE: Final = frozenset(
     {
         "api-socket",
@@ -23,15 +25,23 @@ SINGLE: Final = frozenset(
         "cmdline",
         "console",
         "cpus",
+        "dbus-object-path",
+        "dbus-service-name",
         "debug-console",
         "event-monitor",
         "firmware",
+        "fw-cfg-config",
+        "gdb",
+        "host-data",
+        "igvm",
         "initramfs",
+        "ivshmem",
         "kernel",
         "log-file",
         "log-format",
         "memory",
         "platform",
+        "restore",
         "rng",
         "seccomp",
         "serial",
@@ -44,6 +54,7 @@ LISTS: Final = frozenset(
         "device",
         "disk",
         "fs",
+        "generic-vhost-user",
         "landlock-rules",
         "memory-zone",
         "net",
@@ -51,6 +62,7 @@ LISTS: Final = frozenset(
         "pci-segment",
         "pmem",
         "rate-limit-group",
+        "sgx-epc",
         "user-device",
         "vdpa",
     }

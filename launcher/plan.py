@@ -216,6 +216,12 @@ def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
             f"-v would make cloud-hypervisor log credential {secret}",
             "drop -v, or seal the credential for the guest",
         )
+    bus = next((option for option in options if option.name.startswith("dbus-")), None)
+    if bus is not None:
+        raise cmdline.usage(
+            f"{bus.shown} would show credential {secret} to whoever may call cloud-hypervisor on D-Bus",
+            "drop it, or seal the credential for the guest",
+        )
 
 
 def _check_text(argv: Sequence[str]) -> None:

@@ -21,15 +21,13 @@ from launcher.values import (
     toggle,
     topology,
     uint,
+    virtio_type,
 )
 
 if TYPE_CHECKING:
     from launcher.values import Converter, Json
 
     Keys = dict[str, tuple[str, Converter]]
-
-OLDEST: Final = 46
-"""The oldest release whose JSON interface was compared with its command line."""
 
 _ID: Final[Keys] = {"id": ("id", text), "pci_segment": ("pci_segment", uint)}
 _PCI: Final[Keys] = {**_ID, "pci_device_id": ("pci_device_id", uint)}
@@ -53,6 +51,9 @@ _BACKING: Final[Keys] = {
     "reserve": ("reserve", toggle),
 }
 
+IGNORED: Final = ""
+"""The JSON name of a key that the command line's parser takes and does nothing with."""
+
 OPTIONS: Final[dict[str, Keys]] = {
     "cpus": {
         "boot": ("boot_vcpus", uint),
@@ -64,10 +65,12 @@ OPTIONS: Final[dict[str, Keys]] = {
         "features": ("features", cpu_features),
         "nested": ("nested", toggle),
         "core_scheduling": ("core_scheduling", choice(vm="Vm", vcpu="Vcpu", off="Off")),
+        "profile": ("profile", text),
     },
     "memory": {
         **_BACKING,
         "thp": ("thp", toggle),
+        "file": (IGNORED, text),
         "hotplug_method": ("hotplug_method", choice(acpi="Acpi", virtio_mem="VirtioMem")),
     },
     "memory-zone": {
@@ -129,6 +132,13 @@ OPTIONS: Final[dict[str, Keys]] = {
         "offload_ufo": ("offload_ufo", toggle),
         "offload_csum": ("offload_csum", toggle),
     },
+    "generic-vhost-user": {
+        **_PCI,
+        "socket": ("socket", text),
+        "queue_sizes": ("queue_sizes", integers),
+        "device_type": ("device_type", virtio_type),
+        "virtio_id": ("virtio_id", virtio_type),
+    },
     "fs": {**_PCI, **_QUEUES, "tag": ("tag", text), "socket": ("socket", text)},
     "pmem": {
         **_PCI_IOMMU,
@@ -159,6 +169,7 @@ OPTIONS: Final[dict[str, Keys]] = {
         "cpus": ("cpus", integers),
         "distances": ("distances", pairs("destination", "distance", many=False)),
         "memory_zones": ("memory_zones", strings),
+        "sgx_epc_sections": ("sgx_epc_sections", strings),
         "pci_segments": ("pci_segments", integers),
         "device_id": ("device_id", text),
     },
@@ -167,6 +178,7 @@ OPTIONS: Final[dict[str, Keys]] = {
         "mmio32_aperture_weight": ("mmio32_aperture_weight", uint),
         "mmio64_aperture_weight": ("mmio64_aperture_weight", uint),
     },
+    "sgx-epc": {"id": ("id", text), "size": ("size", size), "prefault": ("prefault", toggle)},
     "rate-limit-group": {**_BUCKETS, "id": ("id", text)},
     "landlock-rules": {"path": ("path", text), "access": ("access", text)},
     "console": {**_PCI_IOMMU, "file": ("file", text), "socket": ("socket", text)},
@@ -176,60 +188,6 @@ OPTIONS: Final[dict[str, Keys]] = {
 
 MODES: Final = {"off": "Off", "pty": "Pty", "tty": "Tty", "null": "Null", "file": "File", "socket": "Socket"}
 """Of consoles, in the order in which the parser looks for them."""
-
-SINCE: Final[dict[tuple[str, str], int]] = {
-    ("cpus", "nested"): 50,
-    ("cpus", "core_scheduling"): 52,
-    ("memory", "reserve"): 53,
-    ("memory-zone", "reserve"): 53,
-    ("memory-zone", "mergeable"): 52,
-    ("platform", "iommufd"): 52,
-    ("platform", "vfio_p2p_dma"): 52,
-    **{
-        ("platform", key): 53
-        for key in (
-            "system_manufacturer",
-            "system_product_name",
-            "system_version",
-            "system_serial_number",
-            "system_uuid",
-            "system_sku_number",
-            "system_family",
-            "chassis_asset_tag",
-        )
-    },
-    ("disk", "backing_files"): 51,
-    ("disk", "sparse"): 51,
-    ("disk", "image_type"): 51,
-    ("disk", "lock_granularity"): 52,
-    ("device", "x_exclude_mmap_bars"): 52,
-    ("numa", "device_id"): 51,
-    ("balloon", "iommu"): 53,
-    ("balloon", "id"): 53,
-    ("balloon", "pci_segment"): 53,
-    ("balloon", "pci_device_id"): 53,
-    ("rtc", ""): 53,
-    **{
-        (option, "pci_device_id"): 52
-        for option in (
-            "disk",
-            "net",
-            "fs",
-            "pmem",
-            "vsock",
-            "device",
-            "user-device",
-            "vdpa",
-            "rng",
-            "console",
-        )
-    },
-    ("rng", "id"): 52,
-    ("console", "id"): 52,
-    ("rng", "pci_segment"): 52,
-    ("console", "pci_segment"): 52,
-}
-"""The first release that takes a key of an option (``""``: the option itself); all others are older."""
 
 FORCED: Final[dict[str, dict[str, Json]]] = {
     "cpus": {"boot_vcpus": 1},
@@ -251,6 +209,8 @@ REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "tpm": ("socket",),
     "numa": ("guest_numa_id",),
     "rate-limit-group": ("id",),
+    "generic-vhost-user": ("socket", "queue_sizes", "device_type"),
+    "sgx-epc": ("id",),
     "landlock-rules": ("path", "access"),
 }
 
@@ -272,6 +232,7 @@ SECTIONS: Final = {
 LISTS: Final = {
     "disk": "disks",
     "net": "net",
+    "generic-vhost-user": "generic_vhost_user",
     "fs": "fs",
     "pmem": "pmem",
     "device": "devices",
@@ -280,6 +241,7 @@ LISTS: Final = {
     "numa": "numa",
     "pci-segment": "pci_segments",
     "rate-limit-group": "rate_limit_groups",
+    "sgx-epc": "sgx_epc",
     "landlock-rules": "landlock_rules",
 }
 """Options that make a list of objects, and its name in the document."""
@@ -287,6 +249,16 @@ LISTS: Final = {
 SWITCHES: Final = {"watchdog": "watchdog", "pvpanic": "pvpanic", "landlock": "landlock_enable"}
 PAYLOAD: Final = ("firmware", "kernel", "initramfs", "cmdline")
 VMM_OWNED: Final = frozenset(
-    {"api-socket", "event-monitor", "log-file", "log-format", "seccomp", "no-shutdown"}
+    {
+        "api-socket",
+        "dbus-object-path",
+        "dbus-service-name",
+        "dbus-system-bus",
+        "event-monitor",
+        "log-file",
+        "log-format",
+        "no-shutdown",
+        "seccomp",
+    }
 )
 """Options that an idle cloud-hypervisor takes; they stay on its command line."""

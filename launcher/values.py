@@ -25,6 +25,57 @@ _SWITCH: Final = {"": False, "on": True, "off": False, "true": True, "false": Fa
 _U64: Final = 1 << 64
 _RANGE_ENDS: Final = 2
 _TOPOLOGY: Final = ("threads_per_core", "cores_per_die", "dies_per_package", "packages")
+_VIRTIO_TYPES: Final = {
+    "net": 1,
+    "block": 2,
+    "console": 3,
+    "rng": 4,
+    "balloon": 5,
+    "iomem": 6,
+    "rpmsg": 7,
+    "scsi": 8,
+    "9p": 9,
+    "mac80211_wlan": 10,
+    "rproc_serial": 11,
+    "caif": 12,
+    "memory_balloon": 13,
+    "gpu": 16,
+    "clock": 17,
+    "input": 18,
+    "vsock": 19,
+    "crypto": 20,
+    "signal_dist": 21,
+    "pstore": 22,
+    "iommu": 23,
+    "mem": 24,
+    "sound": 25,
+    "fs": 26,
+    "pmem": 27,
+    "rpmb": 28,
+    "mac80211_hwsim": 29,
+    "video_encoder": 30,
+    "video_decoder": 31,
+    "scmi": 32,
+    "nitro_sec_mod": 33,
+    "i2c": 34,
+    "watchdog": 35,
+    "can": 36,
+    "dmabuf": 37,
+    "param_serv": 38,
+    "audio_policy": 39,
+    "bt": 40,
+    "gpio": 41,
+    "rdma": 42,
+    "camera": 43,
+    "ism": 44,
+    "spi": 45,
+    "tee": 46,
+    "cpu_balloon": 47,
+    "media": 48,
+    "usb": 49,
+}
+"""Names of virtio device types (`GenericVhostUserConfig::parse`), numbered as in linux/virtio_ids.h."""
+_VIRTIO_UNSUPPORTED: Final = frozenset({_VIRTIO_TYPES["watchdog"], _VIRTIO_TYPES["iommu"]})
 _LIST_MAX: Final = 65_536
 """Elements of an integer list: a bound, so that ``0-99999999999`` does not eat the host's memory."""
 
@@ -93,7 +144,8 @@ def pairs(first: str, second: str, *, many: bool) -> Converter:
             raise _refused()
         out: list[Json] = []
         for pair in split_commas(trimmed[1:-1], grammar):
-            left, at, right = pair.partition("@")
+            # Blanks around a pair: since cloud-hypervisor 54, and harmless before.
+            left, at, right = pair.strip(WHITESPACE).partition("@")
             if not at:
                 raise _refused()
             held: Json = list(_integers(right)) if many else _number(right)
@@ -116,6 +168,15 @@ def cpu_features(value: str, grammar: Grammar) -> Json:
     if set(string_list(value, grammar)) != {"amx"}:
         raise _refused()
     return {"amx": True}
+
+
+def virtio_type(value: str, grammar: Grammar) -> Json:
+    """A virtio device's type, by number or by name; two of them cloud-hypervisor cannot have."""
+    word = plain(value, grammar)
+    number = _VIRTIO_TYPES.get(word) or (_number(word) if word[:1] in set("123456789") else 0)
+    if not number or number in _VIRTIO_UNSUPPORTED:
+        raise _refused()
+    return number
 
 
 def io_port(value: str, grammar: Grammar) -> Json:

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""Which cloud-hypervisor is it? Option grammar, names and limits differ between releases."""
+"""Which cloud-hypervisor is it? Option grammar, names and limits differ between releases.
+
+Asking takes 5 ms, and 50 where the binary is not in memory yet. Where the unit has a cache directory
+(``CacheDirectory=``), the answer is kept there for as long as the file stays the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import signal
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from launcher.errors import Exit, LaunchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _VERSION: Final = re.compile(r"\s*(?:cloud-hypervisor )?v?([0-9]{1,4})((?:\.[0-9]{1,6}){0,2})")
 _SECONDS: Final = 5.0
 _OUTPUT_MAX: Final = 4096
+_CACHE_FILE: Final = "hypervisor-version"
 
 
 def parse(text: str) -> tuple[str, int] | None:
@@ -23,8 +32,51 @@ def parse(text: str) -> tuple[str, int] | None:
     return (found[1] + found[2], int(found[1])) if found else None
 
 
-def ask(real: str) -> tuple[str, int]:
-    """Version and major version of a binary, from ``--version``. Raises `LaunchError` (HYPERVISOR)."""
+def ask(real: str, cache: Path | None = None) -> tuple[str, int]:
+    """Version and major version of a binary, from ``--version``, or from this directory's record of it.
+
+    Raises `LaunchError` (HYPERVISOR).
+    """
+    if cache is None:
+        return _ask(real)
+    with contextlib.suppress(OSError):
+        key = _identity(real)
+        known = _remembered(cache / _CACHE_FILE, key)
+        if known is not None:
+            return known
+        found = _ask(real)
+        with contextlib.suppress(OSError):
+            _remember(cache / _CACHE_FILE, key, found[0])
+        return found
+    return _ask(real)
+
+
+def _identity(real: str) -> str:
+    """What changes when the binary does, on one line."""
+    path = os.path.realpath(real)
+    status = os.stat(path)  # noqa: PTH116 (pathlib would have to be made of it first)
+    return f"{path!r} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
+def _remembered(file: Path, key: str) -> tuple[str, int] | None:
+    try:
+        line, _, text = file.read_text().rstrip("\n").partition("\n")
+    except (OSError, ValueError):
+        return None
+    return parse(text) if line == key else None
+
+
+def _remember(file: Path, key: str, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(f"{key}\n{text}\n")
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _ask(real: str) -> tuple[str, int]:
     try:
         output = _run(real)
     except OSError as error:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from launcher import schema
+from launcher import releases, schema
 from launcher.cmdline import usage
-from launcher.vmobject import WAY_OUT, build
+from launcher.vmobject import WAY_OUT, build, check_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,14 +52,15 @@ class _Parts:
 
 def convert(options: Sequence[Option], major: int) -> VmConfig:
     """The same VM for a cloud-hypervisor of this major version. Raises `LaunchError` (USAGE)."""
-    if major < schema.OLDEST:
+    if major < releases.OLDEST:
         raise usage(
-            f"cloud-hypervisor {major} is older than {schema.OLDEST}",
+            f"cloud-hypervisor {major} is older than {releases.OLDEST}",
             "use a newer one, or seal the values for the guest and use the command channel",
         )
     parts = _Parts()
     vmm: list[str] = []
     for option in options:
+        check_known(option.name, "", major)
         if option.name in schema.VMM_OWNED or option.is_verbose:
             vmm.extend(option.words)
         else:

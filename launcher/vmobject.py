@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from launcher import schema
+from launcher import releases, schema
 from launcher.cmdline import usage
 from launcher.options import Grammar, OptionError, oem_strings, words
 
@@ -33,7 +33,7 @@ _KEY: Final = re.compile(r"[a-z0-9_]{1,32}")
 
 def build(name: str, value: str, major: int) -> Object:
     """The object of one value of option `name`, for this major version. Raises `LaunchError` (USAGE)."""
-    check_since(name, "", major)
+    check_known(name, "", major)
     grammar = Grammar.of(major)
     try:
         found = words(value, grammar)
@@ -59,26 +59,31 @@ def build(name: str, value: str, major: int) -> Object:
     return entry
 
 
-def check_since(name: str, key: str, major: int) -> None:
-    """Refuse what this cloud-hypervisor is too old for."""
-    since = schema.SINCE.get((name, key), 0)
+def check_known(name: str, key: str, major: int) -> None:
+    """Refuse what this cloud-hypervisor does not take (any more), and what the API cannot take."""
+    what = f"--{name}: {key}" if key else f"--{name}"
+    if (name, key) in releases.REFUSED:
+        raise usage(f"{what} does not go through the API: {releases.REFUSED[name, key]}", WAY_OUT)
+    since = releases.SINCE.get((name, key), 0)
     if major < since:
-        what = f"--{name}: {key}" if key else f"--{name}"
         raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it came with {since}: use that")
+    last = releases.LAST.get((name, key), major)
+    if major > last:
+        raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it went after {last}: drop it")
 
 
 def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> None:
+    check_known(name, key, major)
     if key not in schema.OPTIONS[name]:
         # After a stray comma, the key of a --platform may be a piece of somebody's secret.
         named = raw is not None and name != "platform" and _KEY.fullmatch(key)
         shown = f" {key}" if named else ""
         raise usage(f"--{name} has a key{shown} that is not known to the api channel", WAY_OUT)
-    check_since(name, key, major)
     if raw is None:
         raise usage(f"--{name}: {key} has no value", "give it one")
     json_name, convert = schema.OPTIONS[name][key]
     entry.pop(json_name, None)
-    if not raw:
+    if not raw or json_name == schema.IGNORED:
         return
     try:
         entry[json_name] = convert(raw, Grammar.of(major))
@@ -111,6 +116,16 @@ def _platform(entry: Object, major: int) -> None:
 def _numa(entry: Object, major: int) -> None:
     if major < _NUMA_ID_REQUIRED_SINCE:
         entry.setdefault("guest_numa_id", 0)
+    if "device_id" in entry and ("cpus" in entry or "memory_zones" in entry):
+        raise usage(
+            "--numa: device_id is given with cpus or memory_zones", "a node has the one or the other"
+        )
+
+
+def _generic_vhost_user(entry: Object, _major: int) -> None:
+    older = entry.pop("virtio_id", None)
+    if older is not None:
+        entry.setdefault("device_type", older)
 
 
 def _disk(entry: Object, major: int) -> None:
@@ -141,6 +156,7 @@ def _group(entry: Object, major: int) -> None:
 _COMPLETE: Final[dict[str, Callable[[Object, int], None]]] = {
     "cpus": _cpus,
     "platform": _platform,
+    "generic-vhost-user": _generic_vhost_user,
     "numa": _numa,
     "disk": _disk,
     "net": _buckets,

@@ -217,6 +217,7 @@ REFUSALS: list[tuple[str, dict[str, Any], tuple[str, ...], Exit, tuple[str, ...]
         Exit.USAGE,
         ("-v", "API_KEY"),
     ),
+    ("D-Bus", {}, (*KERNEL, "--dbus-service-name", "a.b"), Exit.USAGE, ("--dbus-service-name", "API_KEY")),
     ("second --platform", {}, (*KERNEL, "--platform", "", "--platform", ""), Exit.USAGE, ("--platform",)),
     ("unknown option", {}, (*KERNEL, "--gpu", "x"), Exit.USAGE, ("--gpu",)),
     ("bad platform", {}, (*KERNEL, "--platform", 'oem_strings=[a"]'), Exit.USAGE, ("--platform",)),
@@ -335,6 +336,42 @@ def test_a_start_without_what_it_needs_is_refused(spoil: str, said: str, tmp_pat
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert CANARY not in done.stderr
+
+
+def hypervisor(directory: Path, version: str) -> Path:
+    """A program that says its version and counts how often it was asked."""
+    path = directory / "ch"
+    path.write_text(f"#!/bin/sh\necho asked >> {directory}/asked\necho cloud-hypervisor {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("question", ["--version", "-V"])
+def test_a_question_is_answered_by_cloud_hypervisor_itself(question: str, tmp_path: Path) -> None:
+    """Whoever asks what stands in its place for its version gets the real one's, without credentials."""
+    done = run("--real", str(hypervisor(tmp_path, "v53.0")), "--", "ch", question)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cloud-hypervisor v53.0\n", "")
+
+
+def test_the_version_is_asked_once_for_each_binary(tmp_path: Path) -> None:
+    """With a cache directory of the unit; another file, even at the same path, is asked again."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def shown() -> str:
+        words = ("--real", str(tmp_path / "ch"), "--explain", "--", *KERNEL)
+        done = run(*words, CACHE_DIRECTORY=f"{cache}:/else")
+        return str(json.loads(done.stdout)["hypervisor_version"])
+
+    hypervisor(tmp_path, "v53.0")
+    assert [shown(), shown()] == ["53.0", "53.0"]
+    assert (tmp_path / "asked").read_text().count("asked") == 1
+    (tmp_path / "ch").unlink()
+    hypervisor(tmp_path, "v52.0-dirty")
+    assert [shown(), shown()] == ["52.0", "52.0"]
+    assert (tmp_path / "asked").read_text().count("asked") == 2
+    (cache / "hypervisor-version").write_bytes(b"\xff")
+    assert shown() == "52.0"
 
 
 def test_help() -> None:

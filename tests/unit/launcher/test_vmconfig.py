@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher import cmdline, vmconfig
+from launcher import cmdline, releases, vmconfig
 from launcher.errors import Exit, LaunchError
 
 DATA = Path(__file__).parents[2] / "data" / "microvm-nix-commands.json"
@@ -73,6 +73,26 @@ def test_repeated_oem_strings_are_refused() -> None:
                         {"id": "b", "size": 512 << 20, "mergeable": False},
                     ],
                 }
+            },
+        ),
+        (("--memory", "size=1G,file=/ignored"), {"memory": {"size": 1 << 30}}),
+        (("--cpus", "boot=1,profile=Host"), {"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "profile": "Host"}}),
+        (
+            ("--cpus", "affinity=[0@[1-2], 1@[0]]"),
+            {
+                "cpus": {
+                    "boot_vcpus": 1,
+                    "max_vcpus": 1,
+                    "affinity": [{"vcpu": 0, "host_cpus": [1, 2]}, {"vcpu": 1, "host_cpus": [0]}],
+                }
+            },
+        ),
+        (
+            ("--generic-vhost-user", "virtio_id=7,device_type=fs,socket=/s,queue_sizes=[512,64],id=g"),
+            {
+                "generic_vhost_user": [
+                    {"device_type": 26, "socket": "/s", "queue_sizes": [512, 64], "id": "g"}
+                ]
             },
         ),
         (("--cpus", "max=4"), {"cpus": {"boot_vcpus": 1, "max_vcpus": 4}}),
@@ -158,6 +178,27 @@ def test_older_releases_keep_their_own_names() -> None:
     ]
 
 
+def test_options_that_went_are_taken_by_the_releases_that_had_them() -> None:
+    """SGX enclaves, up to v47."""
+    document = convert(
+        *KERNEL,
+        *("--sgx-epc", "id=a,size=64M", "id=b,prefault=on"),
+        *("--numa", "guest_numa_id=0,sgx_epc_sections=[a,b]"),
+        major=47,
+    ).document
+    assert document["sgx_epc"] == [{"id": "a", "size": 64 << 20}, {"id": "b", "prefault": True}]
+    assert document["numa"] == [{"guest_numa_id": 0, "sgx_epc_sections": ["a", "b"]}]
+
+
+@pytest.mark.parametrize(("option", "key"), sorted(releases.SINCE), ids="-".join)
+def test_a_release_that_is_too_old_is_named_with_the_first_that_will_do(option: str, key: str) -> None:
+    """Each entry of the table: refused by the release before, as its own command line does."""
+    since = releases.SINCE[option, key]
+    value = [f"{key}=1"] if key else ["x"] if option in cmdline.SINGLE | cmdline.LISTS else []
+    with pytest.raises(LaunchError, match=rf"{key or option} is not known.*it came with {since}"):
+        convert(*KERNEL, f"--{option}", *value, major=since - 1)
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -165,8 +206,18 @@ def test_older_releases_keep_their_own_names() -> None:
         ((*KERNEL, "--gdb", "canary"), "--gdb"),
         ((*KERNEL, "--disk", "path=canary,colour=canary"), "--disk has a key colour"),
         ((*KERNEL, "--platform", "oem_strings=[a],canary=b"), "--platform has a key that"),
-        ((*KERNEL, "--device", "fd=7"), "--device has a key fd"),
-        ((*KERNEL, "--platform", "iommufd_fd=7"), "--platform"),
+        ((*KERNEL, "--device", "fd=7"), "--device: fd does not go through the API"),
+        ((*KERNEL, "--platform", "iommufd_fd=7"), "--platform: iommufd_fd does not go through the API"),
+        ((*KERNEL, "--platform", "tdx=on"), "--platform: tdx does not go through the API"),
+        ((*KERNEL, "--fw-cfg-config", "items=[canary]"), "--fw-cfg-config does not go through the API"),
+        ((*KERNEL, "--igvm", "canary"), "--igvm does not go through the API"),
+        ((*KERNEL, "--host-data", "canary"), "--host-data does not go through the API"),
+        ((*KERNEL, "--ivshmem", "path=canary"), "--ivshmem does not go through the API"),
+        ((*KERNEL, "--pvmemcontrol"), "--pvmemcontrol does not go through the API"),
+        ((*KERNEL, "--sgx-epc", "id=canary"), "--sgx-epc is not known to cloud-hypervisor 53"),
+        ((*KERNEL, "--generic-vhost-user", "socket=canary,queue_sizes=[8]"), "device_type is missing"),
+        ((*KERNEL, "--generic-vhost-user", "socket=s,queue_sizes=[8],device_type=iommu"), "device_type"),
+        ((*KERNEL, "--numa", "guest_numa_id=1,device_id=canary,cpus=[0]"), "--numa: device_id"),
         ((*KERNEL, "--memory", "size=canary"), "--memory: the value of size"),
         ((*KERNEL, "--cpus", "boot=-1"), "--cpus: the value of boot"),
         ((*KERNEL, "--fs", "tag=canary"), "--fs: socket is missing"),
