@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _TESTS = Path(__file__).parent
+pytest_plugins = ["tests.support.fixtures"]
 
 
 def pytest_configure() -> None:

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from agent.config import DEFAULT_PATH, Config, VmConfig
+from agent.config import DEFAULT_PATH, Config, VmConfig, load
 from agent.errors import VmError
+from agent.observe import Look, Observer, open_store_untouched
 from agent.reconcile import Decision, State
 from agent.units import SystemManager
 
@@ -40,6 +41,20 @@ def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
 def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
     """The VMs asked for, by default all. Raises `ConfigurationError` for an unknown one."""
     return [config.vm(name) for name in names] if names else list(config.vms.values())
+
+
+def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Look]:
+    """Look at the VMs asked for, and change nothing.
+
+    Raises `ConfigurationError`, `KeyFileError`, `SourceError` and `BusError`.
+    """
+    config = load(path)
+    vms = chosen(config, names)
+    manager = connect()
+    try:
+        return config, Observer(config, open_store_untouched(config)).look(vms, manager)
+    finally:
+        manager.close()
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes)

@@ -10,15 +10,12 @@ from agent.cli.common import (
     ConfigOption,
     JsonOption,
     VmOption,
-    chosen,
-    connect,
     fail_for_bad,
+    look_untouched,
     print_json,
     print_table,
     steps,
 )
-from agent.config import load
-from agent.observe import Observer, open_store_untouched
 
 
 def register(app: typer.Typer) -> None:
@@ -27,11 +24,7 @@ def register(app: typer.Typer) -> None:
     @app.command("plan")
     def plan(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
         """Show what a sync would do now. Nothing is written, and no VM is touched."""
-        loaded = load(config)
-        vms = chosen(loaded, vm)
-        manager = connect()
-        look = Observer(loaded, open_store_untouched(loaded)).look(vms, manager)
-        manager.close()
+        loaded, look = look_untouched(config, vm)
         rows = [
             {
                 "vm": decision.vm.name,

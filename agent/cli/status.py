@@ -12,14 +12,11 @@ from agent.cli.common import (
     ConfigOption,
     JsonOption,
     VmOption,
-    chosen,
-    connect,
     fail_for_bad,
+    look_untouched,
     print_json,
     print_table,
 )
-from agent.config import load
-from agent.observe import Observer, open_store_untouched
 from agent.reconcile import Decision, Desired, Observed
 
 
@@ -29,11 +26,7 @@ def register(app: typer.Typer) -> None:
     @app.command("status")
     def status(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
         """Show for each VM what is published, sealed and running, and whether they are in step."""
-        loaded = load(config)
-        vms = chosen(loaded, vm)
-        manager = connect()
-        look = Observer(loaded, open_store_untouched(loaded)).look(vms, manager)
-        manager.close()
+        loaded, look = look_untouched(config, vm)
         rows = [_row(*pair) for pair in zip(look.observed, look.decisions, strict=True)]
         if json:
             print_json(rows)

@@ -9,29 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, guest_files
 from tests.support.guest import Variant, credential_printer, guest, reboots, sealing_identity
-from tests.support.host import Host
-from tests.support.installation import install
 from tests.support.leaks import leaks
-from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.host import Host
+    from tests.support.producer import SopsNix
 
 MACHINE_IDS = {
     Variant.BOOKWORM: "5ea1ed00c0ffee00c0ffee0000000252",
     Variant.TRIXIE: "5ea1ed00c0ffee00c0ffee0000000257",
 }
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    """A host of this module's own, with the stand-in hypervisor that boots guests in QEMU."""
-    with Host(cache_directory()) as booted:
-        install(booted)
-        yield booted
 
 
 @pytest.fixture
@@ -40,14 +31,6 @@ def deployment(host: Host) -> Iterator[Deployment]:
     made = Deployment(host)
     yield made
     made.close()
-
-
-@pytest.fixture
-def sops(host: Host) -> Iterator[SopsNix]:
-    """sops-nix as the producer."""
-    made = SopsNix(host)
-    yield made
-    made.remove()
 
 
 def printed(name: str, value: bytes, variant: Variant) -> str:

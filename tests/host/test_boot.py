@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.deployment import Deployment
-from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.host import Host
+    from tests.support.producer import SopsNix
 
 ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 SEAL = "credferry-seal.service"
@@ -42,14 +42,6 @@ def deployment(host: Host) -> Iterator[Deployment]:
     host.run("systemctl", "stop", SEAL, check=False)
     host.run("rm", "-rf", f"/etc/systemd/system/{SEAL}.d")
     made.close()
-
-
-@pytest.fixture
-def sops(host: Host) -> Iterator[SopsNix]:
-    """sops-nix as the producer."""
-    made = SopsNix(host)
-    yield made
-    made.remove()
 
 
 def test_the_first_sealing_waits_for_the_producer(deployment: Deployment, sops: SopsNix) -> None:

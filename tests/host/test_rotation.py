@@ -44,14 +44,6 @@ def deployment(host: Host) -> Iterator[Deployment]:
     made.close()
 
 
-@pytest.fixture
-def sops(host: Host) -> Iterator[SopsNix]:
-    """sops-nix as the producer."""
-    made = SopsNix(host)
-    yield made
-    made.remove()
-
-
 def values(number: int) -> dict[str, bytes]:
     """A whole set of secrets, each with a value of its own."""
     return {name: f"{name}-{number}".encode() for name in ("api-key", "db/password", "shared", "unused")}

@@ -12,6 +12,7 @@ import pytest
 from tests.support.cache import cache_directory
 from tests.support.host import Host
 from tests.support.installation import install
+from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,3 +28,11 @@ def host() -> Iterator[Host]:
     with Host(cache_directory()) as booted:
         install(booted, hypervisor=Path(real) if real else None)
         yield booted
+
+
+@pytest.fixture
+def sops(host: Host) -> Iterator[SopsNix]:
+    """sops-nix as the producer."""
+    made = SopsNix(host)
+    yield made
+    made.remove()
