@@ -115,7 +115,7 @@ def _send(fields: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One fact as the journal holds it. ``trusted`` is what journald itself vouches for."""
+    """One fact as the journal holds it."""
 
     time: datetime
     event: Event
@@ -124,7 +124,6 @@ class Record:
     run: str
     generation: int | None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    trusted: bool = False
 
 
 def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Record]:
@@ -145,10 +144,14 @@ def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Re
         for event in Event:
             reader.add_match(MESSAGE_ID=event.value)
         seen: set[str] = set()
+        units: dict[str, str] = {}
         for entry in reader:
             record = _record(entry)
+            if record is None or not _is_trusted(record, entry, units):
+                continue
+            units[record.vm] = _text(entry.get("OBJECT_SYSTEMD_UNIT", "")) or units.get(record.vm, "")
             chain = _text(entry.get("CREDFERRY_HASH", ""))
-            if record is None or not record.trusted or (chain and chain in seen):
+            if chain and chain in seen:
                 continue
             seen.add(chain)
             if vm is None or record.vm in {vm, ""}:
@@ -175,13 +178,14 @@ def _record(entry: Mapping[str, Any]) -> Record | None:
         run=_text(entry.get("CREDFERRY_RUN", "")),
         generation=int(generation) if generation.isdigit() else None,
         fingerprints=_fingerprints(entry.get("CREDFERRY_FINGERPRINT", [])),
-        trusted=_is_trusted(event, vm, entry),
     )
 
 
-def _is_trusted(event: Event, vm: str, entry: Mapping[str, Any]) -> bool:
-    if event in _FROM_LAUNCHER:
-        return vm != "" and _text(entry.get("_SYSTEMD_UNIT", "")).endswith(f"@{vm}.service")
+def _is_trusted(record: Record, entry: Mapping[str, Any], units: Mapping[str, str]) -> bool:
+    """Whether the sender may say so; ``units`` are VMs' units, by earlier records of the agent."""
+    if record.event in _FROM_LAUNCHER:
+        unit = units.get(record.vm) or f"microvm@{record.vm}.service"
+        return _text(entry.get("_SYSTEMD_UNIT", "")) == unit
     return entry.get("_UID") in {0, "0"}
 
 

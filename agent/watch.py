@@ -69,8 +69,11 @@ class Watch:
         self._identity: dict[str, tuple[int, int]] = {}
 
     def start(self) -> None:
-        """Begin to watch. Raises OSError when inotify cannot be had at all."""
-        self._observer.start()
+        """Begin to watch. Where inotify cannot be had at all, the resync has to do, which is reported."""
+        try:
+            self._observer.start()
+        except OSError as error:
+            _log.warning("nothing is watched, all is left to the resync", error=error.strerror)
 
     def arm(self, names: Iterable[str]) -> None:
         """Watch what the source is now: its parent, and the directories that hold the named secrets.
@@ -128,4 +131,4 @@ class Watch:
         self._observer = Observer()
         self._armed.clear()
         self._identity.clear()
-        self._observer.start()
+        self.start()
