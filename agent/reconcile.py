@@ -221,15 +221,18 @@ def _running(
     if not unit.is_active:
         return Decision(vm, State.STOPPED, seal=seal)
     assume = None
+    if now.attempt is not None and now.attempt.digest == wanted.digest:
+        # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing.
+        stamped = now.stamp is not None and now.stamp.invocation_id == unit.invocation_id
+        if not stamped or running != wanted.digest:
+            state = State.HALTED if now.attempt.outcome == "halted" else State.FAILED
+            return Decision(vm, state, seal=seal, reasons=(now.attempt.reason,))
     if running is None:
         # Started without us, or by a launcher that left no stamp: it has what was current before now.
         running = now.sealed.digest if now.sealed is not None else wanted.digest
         assume = Assumed(unit.invocation_id, running)
     if running == wanted.digest:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal, assume=assume)
-    if now.attempt is not None and now.attempt.digest == wanted.digest:
-        state = State.HALTED if now.attempt.outcome == "halted" else State.FAILED
-        return Decision(vm, state, seal=seal, assume=assume, reasons=(now.attempt.reason,))
     return Decision(vm, State.RESTART_DUE, seal=seal, restart=True, assume=assume)
 
 
