@@ -55,11 +55,11 @@ class Rollout:
         Raises `StoreError`, `SealError`, `KeyFileError`.
         """
         due = [decision for decision in look.decisions if decision.seal is not None]
-        for decision in look.decisions:
-            if decision.assume is not None:
-                self.store.assume(decision.vm.name, decision.assume)
         run = new_run()
         with self.store.lock():
+            for decision in look.decisions:
+                if decision.assume is not None:
+                    self.store.assume(decision.vm.name, decision.assume)
             for decision in due:
                 if decision.seal is not None:
                     self._seal(decision.vm, decision.seal, run)

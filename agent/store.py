@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,8 +191,11 @@ class Store:
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Replace a file's content whole, mode 0600, so that it survives a power failure. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Replace a file's content whole, mode 0600, so that it survives a power failure. Raises OSError.
+
+    The caller keeps others of ours from doing the same at the same time.
+    """
+    temporary = _beside(path)
     try:
         _write_durably(temporary, content)
         temporary.rename(path)
@@ -235,8 +237,15 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _beside(path: Path) -> Path:
+    """Where what is to replace a path is made: always the same place, or each crash would leave one more."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
 def _point(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+    temporary = _beside(link)
     try:
         temporary.symlink_to(target)
         temporary.rename(link)
