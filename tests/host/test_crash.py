@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: MIT
+"""The agent killed at any of its steps, then started: the rotation arrives all the same, and once.
+
+Nothing in the agent helps here. It runs as its own unit; once it is ready, strace takes hold of one of its
+threads, and sends SIGKILL at the entry of a chosen system call: what came before has happened, the call
+itself has not. strace counts ``when=`` per thread and per system call, from when it takes hold. Which calls
+have an effect, and how many come before each, is read off one whole rotation that is let through.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment, VmFiles
+from tests.support.host import Host
+from tests.support.installation import install
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+pytestmark = pytest.mark.host
+
+AGENT = "credferry.service"
+STORE = "/var/lib/credferry"
+TRACE = "/tmp/crash.trace"
+ASK, RESTART, JUDGE = "ask systemd", "ask systemd for the restart", "ask systemd how it went"
+RESTART_FAILED = "965f8815862c4afabbdc41fc2febce98"
+# No resync: a look comes from its hint alone, so that counts are the same in each rotation.
+TABLES = """
+[source]
+quiet_seconds = 0.2
+resync_seconds = 3600
+[rollout]
+retry_seconds = 0.1
+stamp_seconds = 5.0
+"""
+VM = """
+[vms.web.credentials]
+API_KEY = { secret = "api-key" }
+"""
+# Some machines have only the calls that end in "at".
+TRACED = (
+    *("openat", "write", "sendmsg", "?mkdir", "mkdirat", "?symlink", "symlinkat"),
+    *("?rename", "?renameat", "renameat2", "?unlink", "unlinkat", "?rmdir"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One effect of a rotation: the nth call of its kind by one of the agent's threads."""
+
+    thread: int
+    """The how manyeth of the agent's threads, the first being 0."""
+    call: str
+    number: int
+    what: str
+    """The call's arguments, without what differs from one rotation to the next."""
+
+    def __str__(self) -> str:
+        return f"thread {self.thread}, {self.call} {self.number}: {self.what}"
+
+
+@dataclass(slots=True)
+class Site:
+    """A VM, a producer, and how often the VM must have been started by now."""
+
+    host: Host
+    deployment: Deployment
+    sops: SopsNix
+    starts: int = 1
+    value: bytes = b""
+    began: int = field(default_factory=lambda: time.time_ns() // 1000)
+    """Microseconds since 1970, as the journal counts."""
+
+    def publish(self) -> None:
+        """Publish a value that has never been."""
+        self.starts += 1
+        self.value = f"value {self.starts}".encode()
+        self.sops.publish({"api-key": self.value})
+
+    def restart_agent(self) -> int:
+        """Start the agent, or start it again; its PID once it is ready."""
+        self.host.run("systemctl", "reset-failed", AGENT, check=False)
+        self.host.run("systemctl", "restart", AGENT)
+        return int(self.host.unit(AGENT)["MainPID"])
+
+    def arrived(self) -> bool:
+        """Whether the VM's present invocation was given what is published."""
+        if self.deployment.stamp("web") is None:
+            return False
+        return self.deployment.delivered("web") == {"API_KEY": self.value}
+
+    def assert_arrives(self, when: object) -> None:
+        """What is published reaches the VM, and no more than one start did it."""
+        self.host.wait(lambda: self.deployment.starts("web") >= self.starts, 20, f"{when}: the restart")
+        self.host.wait(self.arrived, 20, f"{when}: {self.value!r} in the VM")
+        assert self.deployment.starts("web") == self.starts, when
+
+    def threads(self, pid: int) -> list[int]:
+        """The agent's threads in the order of their making; the first is its main one."""
+        return sorted(int(task.name) for task in self.host.path(f"/proc/{pid}/task").iterdir())
+
+    def trace(self, *options: str) -> subprocess.Popen[str]:
+        """Let strace take hold of threads of the agent; it ends with them."""
+        tracer = self.host.spawn("strace", "-y", "-s", "400", "-o", TRACE, *options)
+        assert tracer.stderr
+        assert "attached" in tracer.stderr.readline()
+        return tracer
+
+
+@pytest.fixture(scope="module")
+def crash_host() -> Iterator[Host]:
+    """A host of its own, whose journal holds one agent's records and no others."""
+    with Host(cache_directory()) as host:
+        install(host)
+        yield host
+
+
+@pytest.fixture
+def site(crash_host: Host) -> Iterator[Site]:
+    """One light VM in step with what is published; no agent yet."""
+    deployment, sops = Deployment(crash_host), SopsNix(crash_host)
+    deployment.add_vm("web")
+    made = Site(crash_host, deployment, sops, value=b"value 1")
+    sops.publish({"api-key": made.value})
+    deployment.configure(TABLES + VM)
+    for _ in range(3):  # old generations, for the pruning to have something to prune
+        sops.publish({"api-key": str(_).encode()})
+        deployment.credferry("sync", "--no-restart")
+    sops.publish({"api-key": made.value})
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web")
+    yield made
+    deployment.close()
+    sops.remove()
+
+
+def test_killed_at_every_step(site: Site) -> None:
+    """SIGKILL right before any effect of a rotation: started again, the agent finishes it, once.
+
+    The audit's chain stays whole, nothing half-made is left in the store, and the steps that were struck
+    are all that a rotation has.
+    """
+    steps = steps_of_a_rotation(site)
+    kinds = {step.what for step in steps}
+    for part in (
+        "audit.json",
+        "/current",
+        "generations/N",
+        RESTART,
+        JUDGE,
+        "journal/socket",
+        "rollout.json",
+    ):
+        assert [what for what in kinds if part in what], f"{part}: {sorted(kinds)}"
+    for step in steps:
+        # Now and then a hint more comes, and with it a look more, of three questions to systemd: the count
+        # is then another call's.
+        shifts = (0, -3, 3, 0, -3, 3) if step.what in {RESTART, JUDGE} else (0,) * 6
+        assert any(killed_at(site, step, shift) for shift in shifts), f"never struck: {step}"
+    site.restart_agent()
+    site.publish()
+    site.assert_arrives("the last rotation")
+    site.deployment.wait_in_step("web")
+    assert_store_is_clean(site.host)
+    assert_chain_is_whole(site)
+
+
+def test_killed_at_random_moments(site: Site) -> None:
+    """30 rotations, each with a SIGKILL of the unhindered agent at some moment: each arrives, once."""
+    chance = random.Random(20260)  # noqa: S311 (the same moments in each run)
+    site.restart_agent()
+    for number in range(30):
+        delay = chance.uniform(0, 0.8)
+        site.publish()
+        time.sleep(delay)  # not waiting for anything: this is the moment
+        site.host.kill(AGENT)
+        site.host.wait(lambda: site.host.unit(AGENT)["MainPID"] == "0", 10, "the agent's end")
+        assert site.host.unit(AGENT)["Result"] == "signal"
+        site.restart_agent()
+        site.assert_arrives(f"rotation {number}, killed after {delay:.3f} s")
+    site.deployment.wait_in_step("web")
+    assert site.deployment.starts("web") == site.starts
+    assert_store_is_clean(site.host)
+
+
+def test_killed_while_the_vm_restarts(site: Site) -> None:
+    """Killed while systemd is at the restart that it asked for, the agent does not ask for another."""
+    gate = "/run/crash.gate"
+    site.host.write(gate, "")
+    site.host.write(
+        "/etc/systemd/system/microvm@web.service.d/90-gate.conf",
+        f"[Service]\nExecStartPre=+/usr/bin/flock {gate} /bin/true\n",
+    )
+    site.host.run("systemctl", "daemon-reload")
+    site.restart_agent()
+    holder = site.host.spawn("flock", gate, "sh", "-c", "echo held; read line")
+    assert holder.stdout
+    assert holder.stdin
+    assert holder.stdout.readline() == "held\n"
+    site.publish()
+    site.host.wait(
+        lambda: site.deployment.unit("web")["SubState"] == "start-pre", 20, "the restart's middle"
+    )
+    site.host.kill(AGENT)
+    site.restart_agent()
+    site.host.wait(lambda: site.deployment.status()["web"]["state"] == "changing", 20, "the agent's look")
+    holder.stdin.close()
+    site.assert_arrives("killed during the VM's restart")
+    site.deployment.wait_in_step("web")
+    assert site.deployment.starts("web") == site.starts
+
+
+def test_starting_restarts_nothing(site: Site) -> None:
+    """However often the agent starts, and even when its state is gone, a VM in step is left alone."""
+    invocation = site.deployment.unit("web")["InvocationID"]
+    for _ in range(3):
+        site.restart_agent()
+        site.deployment.wait_in_step("web")
+    site.host.run("systemctl", "stop", AGENT)
+    site.host.run("rm", "-rf", STORE)
+    site.restart_agent()
+    site.deployment.wait_in_step("web")
+    assert site.deployment.unit("web")["InvocationID"] == invocation
+    site.publish()
+    site.assert_arrives("a rotation afterwards")
+
+
+def test_vms_that_were_there_before(crash_host: Host) -> None:
+    """A VM started before credferry was known is left alone by any number of starts of the agent.
+
+    A later change does try; that no stamp comes of it is told loudly, and not tried again.
+    """
+    deployment, sops = Deployment(crash_host), SopsNix(crash_host)
+    deployment.add_vm("old", VmFiles(launcher=False))
+    crash_host.run("systemctl", "start", "microvm@old.service")
+    site = Site(crash_host, deployment, sops)
+    try:
+        sops.publish({"api-key": b"before"})
+        deployment.configure(TABLES.replace("5.0", "0.5") + VM.replace("web", "old"))
+        invocation = deployment.unit("old")["InvocationID"]
+        for _ in range(3):
+            site.restart_agent()
+            crash_host.wait(lambda: deployment.status()["old"]["state"] == "in step", 20, "in step")
+        assert deployment.unit("old")["InvocationID"] == invocation
+        sops.publish({"api-key": b"after"})
+        crash_host.wait(lambda: deployment.status()["old"]["state"] == "failed", 30, "failure")
+        assert "credferry-launch" in deployment.status()["old"]["reasons"][0]
+        failures = crash_host.journal(MESSAGE_ID=RESTART_FAILED, CREDFERRY_VM="old")
+        assert len(failures) == 2, "the first attempt and the one retry"
+        assert {entry["PRIORITY"] for entry in failures} == {"3"}
+        for _ in range(2):
+            site.restart_agent()
+            assert deployment.status()["old"]["state"] == "failed"
+        assert deployment.starts("old") == 3
+    finally:
+        deployment.close()
+        sops.remove()
+
+
+def steps_of_a_rotation(site: Site) -> list[Step]:
+    """All effects of one rotation that is let through, in their order within each thread."""
+    threads = site.threads(site.restart_agent())
+    tracer = site.trace("-f", "-e", f"trace={','.join(TRACED)}", "-p", str(threads[0]))
+    site.publish()
+    site.assert_arrives("the rotation that is watched")
+    site.deployment.wait_in_step("web")
+    site.host.wait(
+        lambda: 'unlink("/var/lib/credferry/vms/web/rollout.json"' in site.host.path(TRACE).read_text(),
+        10,
+        "the rotation's last step",
+    )
+    site.host.run("systemctl", "stop", AGENT)
+    tracer.communicate()
+    counts: Counter[tuple[int, str]] = Counter()
+    steps: list[Step] = []
+    for thread, call, what in effects(site.host.path(TRACE).read_text().splitlines()):
+        counts[thread, call] += 1
+        if what is None or thread not in threads or what == ASK:
+            continue
+        struck = {step.what for step in steps}
+        if (what == JUDGE and JUDGE in struck) or (RESTART in struck and call in {"openat", "write"}):
+            continue  # how many there are depends on how often the stamp is looked for
+        steps.append(Step(threads.index(thread), call, counts[thread, call], what))
+        if "rollout.json" in what:
+            break
+    return steps
+
+
+def effects(lines: Iterable[str]) -> Iterator[tuple[int, str, str | None]]:
+    """The system calls in strace's output, each where it was entered: thread, name, and what it changes."""
+    asked = False
+    for line in lines:
+        if match := re.match(r"(\d+) +(\w+)\((.*)", line):
+            what = effect(match[2], match[3])
+            if what == ASK and asked:
+                what = JUDGE
+            asked = asked or what == RESTART
+            yield int(match[1]), match[2], what
+
+
+def effect(call: str, arguments: str) -> str | None:
+    """What a call changes outside the agent, without what differs between rotations; None for nothing."""
+    # With -y a descriptor shows its path as well; what is after " = " is the result.
+    paths = " ".join(re.findall(r'[<"]([^>"]*)[>"]', re.split(r"\) += | <unf", arguments)[0]))
+    socket = re.search(r'sun_path="([^"]*)"', arguments)
+    if call == "sendmsg" and socket is None:
+        return RESTART if "TryRestartUnit" in arguments else ASK
+    if call == "sendmsg" and socket is not None:
+        what = f"send to {socket[1]}" if "notify" not in socket[1] else ""
+    elif call == "openat":
+        what = f"create {paths}" if "O_CREAT" in arguments and not paths.endswith("lock") else ""
+    elif call == "write":
+        what = f"write {paths.split()[0]}" if f"<{STORE}/" in arguments else ""
+    else:
+        # A directory that is there already is not made; what is taken away first is seldom there.
+        no_effect = "EEXIST" in arguments or (call.startswith("unlink") and paths.endswith(".new"))
+        what = "" if no_effect else f"{call} {paths}"
+    return re.sub(r"\d+", "N", what) or None
+
+
+def killed_at(site: Site, step: Step, shift: int) -> bool:
+    """One rotation with a SIGKILL there, ``shift`` calls off; whether it struck that very step."""
+    threads = site.threads(site.restart_agent())
+    assert site.deployment.starts("web") == site.starts, f"the start before {step}"
+    tracer = site.trace(
+        *("-e", f"trace={step.call}", "-e", f"inject={step.call}:signal=KILL:when={step.number + shift}"),
+        *("-p", str(threads[step.thread])),
+    )
+    site.publish()
+    try:
+        tracer.communicate(timeout=10)
+    except subprocess.TimeoutExpired:  # there were not that many calls
+        tracer.kill()
+        tracer.communicate()
+        site.assert_arrives(f"not killed at {step}")
+        return False
+    # The thread has ended; the process a moment later.
+    site.host.wait(lambda: site.host.unit(AGENT)["Result"] == "signal", 10, f"{step}: the agent's end")
+    assert site.host.unit(AGENT)["ExecMainStatus"] == "9"
+    trace = site.host.path(TRACE).read_text()
+    assert "killed by SIGKILL" in trace
+    site.restart_agent()
+    site.assert_arrives(f"killed at {step}")
+    *_, (_, _, what) = effects(f"{threads[step.thread]} {line}" for line in trace.splitlines())
+    return what == step.what
+
+
+def assert_store_is_clean(host: Host) -> None:
+    """No more generations than are kept, and nothing that was to be renamed into place."""
+    paths = list(host.path(STORE).rglob("*"))
+    assert not [path for path in paths if path.name.startswith(".")]
+    assert len([path for path in paths if path.parent.name == "generations"]) <= 3
+
+
+def assert_chain_is_whole(site: Site) -> None:
+    """Every record of the audit is in the journal under its number; what came twice is the same."""
+    records: dict[int, set[str]] = {}
+    for entry in site.host.journal(SYSLOG_IDENTIFIER="credferry"):
+        if "CREDFERRY_SEQUENCE" in entry and int(entry["__REALTIME_TIMESTAMP"]) >= site.began:
+            records.setdefault(int(entry["CREDFERRY_SEQUENCE"]), set()).add(entry["CREDFERRY_HASH"])
+    assert sorted(records) == list(range(1, len(records) + 1))
+    assert {len(hashes) for hashes in records.values()} == {1}
