@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""A model world around the real controller: whatever happens, VMs end on what is published, restarted once.
+
+The store, the source, the stamps and the decisions are real, in a directory. systemd and journald are
+modelled, as no real ones could be crashed and rewound thousands of times: the model of a unit starts a
+launcher that reads the current generation and leaves a stamp, as the real one does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from agent import journal
+from agent.config import Config, parse
+from agent.errors import BusError, SourceError
+from agent.journal import Audit
+from agent.keys import CredentialKey
+from agent.observe import Observer
+from agent.rollout import Rollout
+from agent.store import Store
+from agent.units import UnitState
+from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONFIG = """
+[rollout]
+retry_seconds = 0
+stamp_seconds = 0
+[vms.a.credentials]
+X = { secret = "x" }
+Y = { secret = "y", required = false }
+[vms.b.credentials]
+X = { secret = "x" }
+T = { text = "t" }
+[vms.c.credentials]
+Z = { secret = "z" }
+"""
+VMS = ("a", "b", "c")
+USES = {
+    "a": [("X", "x", True), ("Y", "y", False)],
+    "b": [("X", "x", True)],
+    "c": [("Z", "z", True)],
+}
+"""What the configuration above says, once more: credential, secret, whether it is required."""
+SECRETS = st.dictionaries(st.sampled_from("xyz"), st.sampled_from(["1", "2", "3", ""]), max_size=3)
+KEY = CredentialKey(b"k" * 4096)
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class CrashError(BaseException):
+    """The agent's process is gone, at once; not an Exception, so that nothing in it can catch it."""
+
+
+class ModelSystemd:
+    """systemd as the agent knows it. ``effect`` is called before and after each restart."""
+
+    def __init__(self, store: Store, runtime: Path, effect: Callable[[], None]) -> None:
+        self.store = store
+        self.runtime = runtime
+        self.effect = effect
+        self.active: dict[str, bool] = dict.fromkeys(VMS, False)
+        self.invocations: Counter[str] = Counter()
+        self.restarts: Counter[str] = Counter()
+        self.running: dict[str, dict[str, bytes]] = {}
+        self.connected = True
+        self.on_restart: Callable[[str], None] = lambda _: None
+
+    def unit(self, name: str) -> UnitState:
+        """See `SystemManager`."""
+        self._reach()
+        vm = name.removeprefix("microvm@").removesuffix(".service")
+        state = "active" if self.active[vm] else "inactive"
+        return UnitState(name, "loaded", state, "", self._invocation(vm), active_seconds=60.0)
+
+    def try_restart(self, name: str) -> str:
+        """See `SystemManager`. The agent can die before or after the restart."""
+        self._reach()
+        self.effect()
+        vm = name.removeprefix("microvm@").removesuffix(".service")
+        if self.active[vm]:
+            self.on_restart(vm)
+            self.restarts[vm] += 1
+            self.start(vm)
+        self.effect()
+        return "done"
+
+    def restart_failed(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self.try_restart(name)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def start(self, vm: str) -> None:
+        """The unit starts, or starts anew; without a generation it cannot."""
+        self.invocations[vm] += 1
+        self.stop(vm)
+        manifest = self.store.current(vm)
+        if manifest is None:
+            return
+        self.active[vm] = True
+        self.running[vm] = {name: value.reveal() for name, value in self.store.values(vm).items()}
+        directory = stamp_path(vm, self.runtime).parent
+        directory.mkdir(parents=True)
+        invocation = self._invocation(vm)
+        digest, run = manifest.digest, manifest.run
+        write_stamp(directory, Stamp(vm, manifest.generation, digest, run, invocation, Channel.API, 0))
+
+    def stop(self, vm: str) -> None:
+        """The unit stops, and its runtime directory goes with it."""
+        self.active[vm] = False
+        shutil.rmtree(stamp_path(vm, self.runtime).parent, ignore_errors=True)
+
+    def _invocation(self, vm: str) -> str:
+        return f"{self.invocations[vm]:032x}"
+
+    def _reach(self) -> None:
+        if not self.connected:
+            raise BusError("the bus is gone", hint="wait")
+
+
+class World(RuleBasedStateMachine):
+    """What may happen to a host, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = Path(tempfile.mkdtemp(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+        self.config: Config = parse(CONFIG.encode(), self.top / "config.toml")
+        self.config = _replaced(self.config, self.top)
+        self.store = Store(self.top / "state", KEY)
+        self.interruption: tuple[int, Callable[[], None]] | None = None
+        self.systemd = ModelSystemd(self.store, self.top / "run", self._effect)
+        self.systemd.on_restart = self._check_restart
+        self.number = 0
+        self.racing = False
+        self.changes: Counter[str] = Counter()
+        self.secrets: dict[str, str] | None = None
+        self.wanted_before: dict[str, dict[str, bytes] | None] = dict.fromkeys(VMS)
+        (self.top / "run").mkdir()
+        self.patches = [
+            patch.object(journal, "_send", lambda _fields: self._effect()),
+            patch("os.fsync", lambda _descriptor: self._effect()),
+        ]
+        for each in self.patches:
+            each.start()
+        self.publish({"x": "1", "y": "1", "z": "1"})
+        self.look()
+        for vm in VMS:
+            self.systemd.start(vm)
+
+    def teardown(self) -> None:
+        """However it went, left alone it ends well."""
+        self.systemd.connected = True
+        self.settle()
+        for each in self.patches:
+            each.stop()
+        shutil.rmtree(self.top)
+
+    @rule(secrets=SECRETS)
+    def publish(self, secrets: dict[str, str]) -> None:
+        """A new generation: new values, old values again, missing or empty ones."""
+        self.number += 1
+        directory = self.top / "secrets.d" / str(self.number)
+        directory.mkdir(parents=True)
+        for name, value in secrets.items():
+            (directory / name).write_text(value)
+        (self.top / "new").symlink_to(directory)
+        (self.top / "new").rename(self.top / "secrets")
+        if self.number > 1:
+            shutil.rmtree(self.top / "secrets.d" / str(self.number - 1), ignore_errors=True)
+        self.secrets = secrets
+        for vm in VMS:
+            wanted = self._wanted(vm)
+            if wanted is not None and wanted != self.wanted_before[vm]:
+                self.changes[vm] += 1
+                self.wanted_before[vm] = wanted
+
+    @rule()
+    def remove_source(self) -> None:
+        """The source vanishes, until something is published again."""
+        (self.top / "secrets").unlink(missing_ok=True)
+        self.secrets = None
+
+    @rule()
+    def look(self) -> None:
+        """One turn of the agent: look, seal, restart; a crash may end it anywhere."""
+        rollout = self._rollout()
+        try:
+            look = rollout.observer.look(self.config.vms.values(), self.systemd)
+            rollout.seal_due(look)
+            due = [decision.vm.name for decision in look.decisions if decision.restart]
+            rollout.restart(due, self.systemd)
+        except (BusError, SourceError):
+            pass
+        except CrashError:
+            pass
+
+    @rule(effects=st.integers(min_value=0, max_value=60))
+    def crash_during_a_turn(self, effects: int) -> None:
+        """The agent dies at its n-th effect: a write made durable, a record, before or after a restart."""
+        self._interrupted_turn(effects, _crash)
+
+    @rule(effects=st.integers(min_value=0, max_value=60), secrets=SECRETS)
+    def publish_during_a_turn(self, effects: int, secrets: dict[str, str]) -> None:
+        """Another generation is published while the agent works."""
+        self._interrupted_turn(effects, lambda: self.publish(secrets))
+
+    @rule(vm=st.sampled_from(VMS))
+    def restart_by_hand(self, vm: str) -> None:
+        """Somebody restarts or starts a VM, which gets the current generation."""
+        self.systemd.start(vm)
+
+    @rule(vm=st.sampled_from(VMS))
+    def stop_by_hand(self, vm: str) -> None:
+        """Somebody stops a VM."""
+        self.systemd.stop(vm)
+
+    @rule()
+    def lose_or_regain_the_bus(self) -> None:
+        """Systemd cannot be reached for a while."""
+        self.systemd.connected = not self.systemd.connected
+
+    @rule()
+    @precondition(lambda self: self.systemd.connected)
+    def settle(self) -> None:
+        """Left alone, the agent brings every active VM to exactly the published values, and then rests."""
+        self.look()
+        self.look()
+        before = self.systemd.restarts.copy()
+        self.look()
+        assert self.systemd.restarts == before, "a restart without a change"
+        for vm in VMS:
+            wanted = self._wanted(vm)
+            if wanted is not None and self.systemd.active[vm]:
+                assert self.systemd.running[vm] == wanted, f"{vm} does not run what is published"
+
+    @invariant()
+    def never_more_than_once_for_a_change(self) -> None:
+        """Each VM was restarted at most once for each change of what it should get."""
+        for vm in VMS:
+            assert self.systemd.restarts[vm] <= self.changes[vm]
+
+    def _check_restart(self, vm: str) -> None:
+        if self.racing:
+            return  # what the agent saw is no longer what is published; that it settles is checked later
+        wanted = self._wanted(vm)
+        assert wanted is not None, "a restart into absence"
+        assert self.systemd.running[vm] != wanted, "a restart without a change"
+        sealed = {name: value.reveal() for name, value in self.store.values(vm).items()}
+        assert sealed == wanted, "a restart onto something else than is published"
+
+    def _wanted(self, vm: str) -> dict[str, bytes] | None:
+        """What a VM should get, by the published bytes alone; None where that cannot be made."""
+        published = self.secrets or {}
+        values = {"T": b"t"} if vm == "b" else {}
+        for name, secret, required in USES[vm]:
+            if published.get(secret):
+                values[name] = published[secret].encode()
+            elif required:
+                return None
+        return values if self.secrets is not None else None
+
+    def _interrupted_turn(self, effects: int, do: Callable[[], None]) -> None:
+        self.interruption = (effects, do)
+        self.racing = True
+        self.look()
+        self.racing = False
+        self.interruption = None
+
+    def _rollout(self) -> Rollout:
+        observer = Observer(self.config, self.store)
+        return Rollout(self.config, self.store, observer, Audit(self.store))
+
+    def _effect(self) -> None:
+        if self.interruption is None:
+            return
+        left, do = self.interruption
+        self.interruption = (left - 1, do) if left else None
+        if not left:
+            do()
+
+
+def _crash() -> None:
+    raise CrashError
+
+
+def _replaced(config: Config, top: Path) -> Config:
+    source = msgspec.structs.replace(config.source, path=str(top / "secrets"))
+    return msgspec.structs.replace(
+        config, source=source, state_directory=str(top / "state"), runtime_directory=str(top / "run")
+    )
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(
+    max_examples=int(os.environ.get("CREDFERRY_MODEL_RUNS", "150")), stateful_step_count=25, deadline=None
+)
