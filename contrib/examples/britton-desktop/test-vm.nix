@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+#
+# The VM. It needs credferry's guest module.
+{
+  microvm = {
+    hypervisor = "cloud-hypervisor";
+    vcpu = 2;
+    mem = 1024;
+    vsock.cid = 3; # a restart is a success only when the guest says that it is up
+    cloud-hypervisor.oemSecretsFiles.API_KEY = "/run/secrets/api-key";
+  };
+
+  # A service takes its credentials as any other; what it must not start without, it asserts.
+  systemd.services.demo-oem-credentials = {
+    wantedBy = [ "multi-user.target" ];
+    unitConfig.AssertCredential = [
+      "API_KEY"
+      "ENVIRONMENT"
+      "CLUSTER"
+    ];
+    serviceConfig = {
+      Type = "oneshot";
+      RemainAfterExit = true;
+      LoadCredential = [
+        "API_KEY"
+        "ENVIRONMENT"
+        "CLUSTER"
+      ];
+    };
+    script = ''
+      echo "ENVIRONMENT=$(cat "$CREDENTIALS_DIRECTORY/ENVIRONMENT") CLUSTER=$(cat "$CREDENTIALS_DIRECTORY/CLUSTER")"
+      echo "API_KEY is there, and is not shown"
+    '';
+  };
+}

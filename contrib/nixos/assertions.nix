@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MIT
+#
+# What is wrong with a host's configuration and can be known when it is built. Each message names the option, the
+# reason and the way out.
+{
+  config,
+  lib,
+  options,
+  ...
+}:
+let
+  inherit (lib)
+    any
+    attrValues
+    concatLists
+    concatStringsSep
+    elem
+    filter
+    mapAttrsToList
+    optionals
+    ;
+
+  cfg = config.services.credferry;
+  budget = import ./budget.nix { inherit lib; };
+  guests = import ./guests.nix {
+    inherit lib;
+    host = config;
+  };
+
+  source = cfg.settings.source.path;
+  vms = cfg.vms;
+  eachVm = f: concatLists (mapAttrsToList f vms);
+  eachCredential = f: eachVm (name: vm: mapAttrsToList (f name vm) vm.credentials);
+  at = name: "services.credferry.vms.${name}";
+  list = names: if names == [ ] then "there are none" else concatStringsSep ", " names;
+
+  # --- Producers -------------------------------------------------------------------------------------------
+
+  sops = optionals (options ? sops) (
+    filter (secret: !secret.neededForUsers) (attrValues config.sops.secrets)
+    ++ attrValues (config.sops.templates or { })
+  );
+  # sops-nix puts a file below /run/secrets by its name, and `path` may be a link to it from elsewhere.
+  published =
+    optionals (options ? sops) (
+      map (secret: "/run/secrets/${secret.name}") (
+        filter (secret: !secret.neededForUsers) (attrValues config.sops.secrets)
+      )
+      ++ map (template: "/run/secrets/rendered/${template.name}") (attrValues (config.sops.templates or { }))
+    )
+    ++ optionals (options ? age) (
+      map (secret: if secret.symlink then "${config.age.secretsDir}/${secret.name}" else secret.path) (
+        attrValues config.age.secrets
+      )
+    );
+  below = filter (lib.hasPrefix "${source}/") published;
+  known = map (lib.removePrefix "${source}/") below;
+
+  # --- Who else restarts a VM ------------------------------------------------------------------------------
+
+  # A unit that microvm@NAME requires takes it along when it is restarted.
+  restarters =
+    vm:
+    let
+      instance = builtins.match "microvm@(.*)[.]service" vm.unit;
+    in
+    [ vm.unit ]
+    ++ optionals (instance != null) (
+      map (part: "microvm-${part}@${builtins.head instance}.service") [
+        "macvtap-interfaces"
+        "pci-devices"
+        "set-booted"
+        "tap-interfaces"
+        "virtiofsd"
+      ]
+    );
+  # sops-nix takes names without a suffix for services, as systemctl does.
+  named = units: unit: any (each: each == unit || "${each}.service" == unit) units;
+
+  bySops =
+    vm:
+    map (secret: secret.name) (
+      filter (
+        secret: any (named ((secret.restartUnits or [ ]) ++ (secret.reloadUnits or [ ]))) (restarters vm)
+      ) sops
+    );
+
+  byPath =
+    vm:
+    builtins.attrNames (
+      lib.filterAttrs (
+        name: path: elem (path.pathConfig.Unit or "${name}.service") (restarters vm)
+      ) config.systemd.paths
+    );
+
+  # The files of the secrets in a unit's triggers: NixOS would restart the VM at each edit of them.
+  encrypted = concatLists (
+    map (
+      secret:
+      filter (each: each != "") (
+        map toString (
+          optionals (secret ? sopsFile) [
+            secret.sopsFile
+            secret.sopsFileHash
+          ]
+        )
+      )
+    ) (filter (secret: secret ? sopsFile) sops)
+    ++ optionals (options ? age) (map (secret: [ (toString secret.file) ]) (attrValues config.age.secrets))
+  );
+  byTrigger =
+    vm:
+    any (trigger: (builtins.isString trigger || builtins.isPath trigger) && elem (toString trigger) encrypted) (
+      config.systemd.services.${lib.removeSuffix ".service" vm.unit}.restartTriggers or [ ]
+    );
+
+  # --- The budget ------------------------------------------------------------------------------------------
+
+  strings =
+    name:
+    let
+      guest = guests.config name;
+    in
+    optionals (guest != null) (
+      (guest.microvm.cloud-hypervisor.platformOEMStrings or [ ])
+      ++ lib.optional ((guest.microvm.vsock.cid or null) != null) budget.notifyString
+    );
+  least =
+    name: vm: budget.static (strings name) + budget.credentials vm.guestKey vm.credentials;
+  count = name: vm: builtins.length (strings name) + builtins.length (builtins.attrNames vm.credentials);
+
+  isSealed = vm: each: if each.seal == null then vm.guestKey && each.text == null else each.seal;
+in
+{
+  config.assertions =
+    # Without the agent nothing would ever be sealed for these VMs, and they would not start.
+    map (name: {
+      assertion = cfg.enable || guests.files name == { };
+      message = ''
+        microvm.vms.${name}: microvm.cloud-hypervisor.oemSecretsFiles is set, but credferry does not run on this host.
+        Set services.credferry.enable = true.
+      '';
+    }) guests.names
+    ++ optionals cfg.enable (
+      eachCredential (
+        name: vm: credential: each: {
+          assertion = (each.secret == null) != (each.text == null);
+          message = ''
+            ${at name}.credentials.${credential}: expected either secret or text.
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion = each.secret == null || !(lib.hasPrefix "/" each.secret);
+          message = ''
+            ${at name}.credentials.${credential}: ${toString each.secret} is not below services.credferry.settings.source.path, ${source}.
+            Name a file that is published there. (A clan var has no path before `clan vars generate`.)
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion =
+            !cfg.checkSecrets
+            || each.secret == null
+            || lib.hasPrefix "/" each.secret
+            || elem each.secret known;
+          message = ''
+            ${at name}.credentials.${credential}: neither sops.secrets nor age.secrets publishes ${source}/${toString each.secret}.
+            Below ${source} are: ${list known}.
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion = vm.channel != "command" || each.text != null || isSealed vm each || vm.plaintextInArgv;
+          message = ''
+            ${at name}.credentials.${credential}: channel = "command" would show it in /proc/PID/cmdline.
+            Use channel = "api", or guestKey = true so that values are sealed for the guest.
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion = !(isSealed vm each) || vm.guestKey;
+          message = ''
+            ${at name}.credentials.${credential}: seal = true needs a guest key to seal with: set guestKey = true.
+          '';
+        }
+      )
+      ++ eachVm (
+        name: vm:
+        let
+          guest = guests.config name;
+        in
+        [
+          {
+            assertion = vm.credentials != { };
+            message = ''
+              ${at name}: has no credentials. Give it some, or remove it: its unit does not start without.
+            '';
+          }
+          {
+            assertion = bySops vm == [ ];
+            message = ''
+              ${at name}: sops-nix restarts ${vm.unit} as well, by restartUnits or reloadUnits of: ${list (bySops vm)}.
+              Remove it there: credferry restarts a VM when a value that it uses has changed, and only then.
+            '';
+          }
+          {
+            assertion = byPath vm == [ ];
+            message = ''
+              ${at name}: ${vm.unit} is restarted by systemd.paths as well: ${list (byPath vm)}.
+              Remove them: credferry restarts a VM when a value that it uses has changed, and only then.
+            '';
+          }
+          {
+            assertion = !(byTrigger vm);
+            message = ''
+              ${at name}: the restartTriggers of ${vm.unit} hold the encrypted file of a secret, so that NixOS restarts it as well.
+              Remove it there: credferry restarts a VM when a value that it uses has changed, and only then.
+            '';
+          }
+          {
+            assertion = least name vm <= budget.limit vm.guestSystemd;
+            message = ''
+              ${at name}: its OEM strings take at least ${toString (least name vm)} bytes, ${toString (budget.static (strings name))} of them by
+              microvm.cloud-hypervisor.platformOEMStrings and the notify socket; a guest with systemd ${toString vm.guestSystemd}
+              reads ${toString (budget.limit vm.guestSystemd)}. Remove some${
+                lib.optionalString (vm.guestSystemd < 257) ", or run systemd 257 in the guest and say so by guestSystemd"
+              }.
+            '';
+          }
+          {
+            assertion = count name vm <= budget.maxCount;
+            message = ''
+              ${at name}: ${toString (count name vm)} OEM strings are more than the ${toString budget.maxCount} that SMBIOS can count.
+            '';
+          }
+          {
+            assertion = guest == null || guest.microvm.hypervisor == "cloud-hypervisor";
+            message = ''
+              ${at name}: its hypervisor is not cloud-hypervisor: set microvm.hypervisor = "cloud-hypervisor" in the VM.
+            '';
+          }
+          {
+            assertion = guest == null || guest.microvm.cloud-hypervisor.package ? credferry;
+            message = ''
+              ${at name}: its hypervisor is not started by credferry-launch, so that no credential would reach it.
+              Import credferry's guest module in the VM and set microvm.cloud-hypervisor.oemSecretsFiles or credferry.enable there.
+            '';
+          }
+          {
+            # What the initrd's PID 1 imported, the system's does not import again (systemd src/core/import-creds.c).
+            assertion =
+              guest == null || !(vm.settings.initrd or false) || (guest.credferry.importInInitrd or false);
+            message = ''
+              ${at name}: values come by the initrd, whose systemd would then be the only one to import credentials.
+              Set credferry.importInInitrd = true in the VM, so that it imports the OEM strings as well.
+            '';
+          }
+        ]
+      )
+    );
+}

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+#
+# For a VM of microvm.nix: its hypervisor starts through credferry-launch, and its systemd can read what it is given.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    any
+    elem
+    hasPrefix
+    literalExpression
+    mkIf
+    mkOption
+    types
+    ;
+
+  cfg = config.credferry;
+  inherit (config.microvm) vmHostPackages;
+  inherit (config.boot) initrd;
+
+  inInitrd = elem "dmi_sysfs" (initrd.availableKernelModules ++ initrd.kernelModules);
+  # nixpkgs mounts /run into the new root before systemd would; not recursively, and the mounts below /run are lost.
+  runMounts = lib.filter (mount: (mount.where or "") == "/sysroot/run") (initrd.systemd.mounts or [ ]);
+  losesCredentials = any (mount: !(elem "rbind" (lib.splitString "," mount.options))) runMounts;
+in
+{
+  options = {
+    microvm.cloud-hypervisor.oemSecretsFiles = mkOption {
+      type = types.attrsOf (types.strMatching "/.*");
+      default = { };
+      example = {
+        API_KEY = "/run/secrets/api-key";
+      };
+      description = ''
+        Credentials for this VM, each with the path on the host of a file that holds its value. They are read when the
+        VM starts, and again whenever one changes; nothing of them is in the store.
+      '';
+    };
+
+    credferry = {
+      enable = mkOption {
+        type = types.bool;
+        default = config.microvm.cloud-hypervisor.oemSecretsFiles != { };
+        defaultText = literalExpression "config.microvm.cloud-hypervisor.oemSecretsFiles != { }";
+        description = "Whether the host's credferry gives this VM credentials. Without them it does not start.";
+      };
+
+      hypervisor = mkOption {
+        type = types.package;
+        default =
+          if config.microvm.graphics.enable or false then
+            vmHostPackages.cloud-hypervisor-graphics
+          else
+            vmHostPackages.cloud-hypervisor;
+        defaultText = literalExpression "the default of microvm.cloud-hypervisor.package";
+        description = "The cloud-hypervisor that is started.";
+      };
+
+      importInInitrd = mkOption {
+        type = types.bool;
+        default =
+          initrd.systemd.enable && any (hasPrefix "systemd.set_credential") config.boot.kernelParams;
+        defaultText = literalExpression "whether the kernel's command line gives the initrd's systemd a credential";
+        description = ''
+          Whether the initrd's systemd imports the credentials, rather than the system's. systemd imports only once: where
+          the initrd finds any credential at all, it must find all.
+        '';
+      };
+    };
+  };
+
+  config = mkIf cfg.enable {
+    microvm.cloud-hypervisor.package = vmHostPackages.callPackage ./wrap.nix {
+      launcher = vmHostPackages.callPackage ./launcher.nix { };
+    } cfg.hypervisor;
+
+    # In NixOS's kernels dmi_sysfs is a module, which systemd does not mean to support (systemd issue 37391): PID 1 loads
+    # it by itself (src/core/kmod-setup.c) and imports at once, silently nothing where it finds no such module. Named
+    # here, a kernel without it is a failed systemd-modules-load.service and not a riddle.
+    boot.kernelModules = [ "dmi_sysfs" ];
+
+    # By default not in the initrd: with it, an initrd's systemd imports, and on nixpkgs without the recursive mount of
+    # /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
+    boot.initrd.availableKernelModules = mkIf cfg.importInInitrd [ "dmi_sysfs" ];
+
+    assertions = [
+      {
+        assertion = config.microvm.hypervisor == "cloud-hypervisor";
+        message = ''
+          credferry gives credentials to cloud-hypervisor only: set microvm.hypervisor = "cloud-hypervisor".
+        '';
+      }
+      {
+        assertion = pkgs.stdenv.hostPlatform.isx86_64;
+        message = ''
+          credferry needs a x86_64 guest: cloud-hypervisor has SMBIOS on no other.
+        '';
+      }
+      {
+        assertion = !(elem "dmi_sysfs" config.boot.blacklistedKernelModules);
+        message = ''
+          boot.blacklistedKernelModules has dmi_sysfs: the guest's systemd could not read its credentials. Remove it there.
+        '';
+      }
+      {
+        assertion = !(initrd.systemd.enable && inInitrd && losesCredentials);
+        message = ''
+          dmi_sysfs is in the initrd, so that its systemd imports the credentials, and this nixpkgs mounts /sysroot/run
+          without "rbind": they would be lost at the switch to the new root (nixpkgs issue 421388). Remove dmi_sysfs from
+          boot.initrd, or use a nixpkgs that has the fix (pull request 405687).
+        '';
+      }
+    ];
+  };
+}

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+#
+# The configurations of the VMs that microvm.nix declares on this host, wherever they are written.
+{ lib, host }:
+let
+  declared = host.microvm.vms or { };
+in
+rec {
+  names = builtins.attrNames declared;
+
+  /*
+    A VM's NixOS configuration, or null for a VM that is not declared on this host (made with `microvm -c`, or
+    without microvm.nix). The three ways are those of microvm.nix (nixos-modules/host/default.nix).
+  */
+  config =
+    name:
+    let
+      vm = declared.${name};
+    in
+    if !(declared ? ${name}) then
+      null
+    else if (vm.flake or null) != null then
+      vm.flake.nixosConfigurations.${name}.config
+    else if (vm.evaluatedConfig or null) != null then
+      vm.evaluatedConfig.config
+    else if (vm.config or null) != null then
+      vm.config.config
+    else
+      null;
+
+  /*
+    What a VM's guest module asks for: credential name to path on the host.
+  */
+  files =
+    name:
+    let
+      guest = config name;
+    in
+    if guest == null then { } else guest.microvm.cloud-hypervisor.oemSecretsFiles or { };
+
+  /*
+    The systemd that a VM's guest runs, or 252 where that is not known: the careful answer.
+  */
+  systemd =
+    name:
+    let
+      guest = config name;
+      major = if guest == null then null else builtins.match "([0-9]+).*" (guest.systemd.package.version or "");
+    in
+    if major == null then 252 else lib.toInt (builtins.head major);
+}

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+#
+# services.credferry: the agent on a host, and what each VM needs to take its credentials.
+{
+  config,
+  lib,
+  options,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    literalExpression
+    mkDefault
+    mkEnableOption
+    mkIf
+    mkMerge
+    mkOption
+    types
+    ;
+
+  cfg = config.services.credferry;
+  toml = pkgs.formats.toml { };
+  units = import ./units.nix { inherit lib; };
+  guests = import ./guests.nix {
+    inherit lib;
+    host = config;
+  };
+
+  source = cfg.settings.source.path;
+
+  # Units that publish secrets where no activation script does: agenix, and clan's backends with userborn or sysusers.
+  # That of sops-nix is in the unit files. One that does not exist orders nothing.
+  producers = [
+    "agenix-install-secrets.service"
+    "age-decrypt-secrets.service"
+    "pass-install-secrets.service"
+  ];
+
+  unitName = vm: lib.removeSuffix ".service" vm.unit;
+
+  # A table of the agent's configuration file; there is no null in TOML.
+  table = lib.filterAttrs (_: value: value != null);
+
+  vmTable =
+    vm:
+    vm.settings
+    // {
+      inherit (vm) unit channel;
+      guest_systemd = vm.guestSystemd;
+      guest_key = vm.guestKey;
+      plaintext_in_argv = vm.plaintextInArgv;
+      allow_names = vm.allowNames;
+      credentials = builtins.mapAttrs (
+        _: each:
+        table {
+          inherit (each) secret text seal;
+          required = if each.text == null then each.required else null;
+        }
+      ) vm.credentials;
+    };
+
+  unchecked = toml.generate "credferry.toml" cfg.settings;
+
+  # The agent's own judgement of its configuration, at build time.
+  checked = pkgs.runCommand "credferry-checked.toml" { } ''
+    ${lib.getExe cfg.package} check --config ${unchecked} >/dev/null
+    cp ${unchecked} $out
+  '';
+  canCheck = cfg.checkConfig && pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+
+  credential = types.submodule {
+    options = {
+      secret = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "db/password";
+        description = "Name of a secret, relative to `services.credferry.settings.source.path`.";
+      };
+      text = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "A text that is no secret, in place of `secret`. It lands in the store, readable by everyone.";
+      };
+      required = mkOption {
+        type = types.bool;
+        default = true;
+        description = "Whether the VM is refused, and keeps running as it is, while the secret is absent or empty.";
+      };
+      seal = mkOption {
+        type = types.nullOr types.bool;
+        default = null;
+        description = "Whether this one is sealed for the guest; null is as `guestKey` says, and never for a text.";
+      };
+    };
+  };
+
+  vm = types.submodule (
+    { name, ... }:
+    {
+      options = {
+        unit = mkOption {
+          type = types.strMatching "[A-Za-z0-9:_.@\\-]+[.]service";
+          default = "microvm@${name}.service";
+          description = "The VM's unit. It gets a drop-in, and the agent restarts it.";
+        };
+        channel = mkOption {
+          type = types.enum [
+            "api"
+            "command"
+          ];
+          default = "api";
+          description = ''
+            How OEM strings reach cloud-hypervisor: over its API, or merged into its command, which everyone on the
+            host can read and which is therefore for values sealed for the guest.
+          '';
+        };
+        guestSystemd = mkOption {
+          type = types.ints.between 250 9999;
+          default = guests.systemd name;
+          defaultText = literalExpression "the guest's systemd.package.version, or 252 where the VM is not declared here";
+          description = ''
+            The lowest version that the guest's systemd may have. Before 257 it reads only the first 4,091 bytes of all
+            OEM strings, and silently cuts the one that straddles them.
+          '';
+        };
+        guestKey = mkOption {
+          type = types.bool;
+          default = false;
+          description = "Whether secrets are sealed with the guest's own key (`credferry guest-key create`).";
+        };
+        plaintextInArgv = mkOption {
+          type = types.bool;
+          default = false;
+          description = "Allows the command channel to show unsealed secrets to everyone on the host.";
+        };
+        allowNames = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "ssh.authorized_keys.root" ];
+          description = "Credentials that give power over the guest, which are refused unless they are named here.";
+        };
+        credentials = mkOption {
+          type = types.attrsOf credential;
+          default = { };
+          example = literalExpression ''{ API_KEY.secret = "api-key"; ENVIRONMENT.text = "test"; }'';
+          description = ''
+            What the guest gets, by the name under which its units load it. Those of
+            `microvm.cloud-hypervisor.oemSecretsFiles` in VMs that are declared on this host are here already.
+          '';
+        };
+        settings = mkOption {
+          inherit (toml) type;
+          default = { };
+          description = "Further keys of the VM's table, as docs/configuration.md has them.";
+        };
+      };
+    }
+  );
+in
+{
+  imports = [ ./assertions.nix ];
+
+  options.services.credferry = {
+    enable = mkEnableOption "the agent that ferries secrets into cloud-hypervisor microVMs";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./package.nix { launcher = pkgs.callPackage ./launcher.nix { }; };
+      defaultText = literalExpression "credferry of this source tree";
+      description = "The package with `credferry`.";
+    };
+
+    checkConfig = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether `credferry check` reads the configuration when the system is built.";
+    };
+
+    checkSecrets = mkOption {
+      type = types.bool;
+      default =
+        (options ? sops || options ? age) && (config.clan.core.vars.settings.secretStore or "sops") == "sops";
+      defaultText = literalExpression "whether sops-nix or agenix is the producer";
+      description = ''
+        Whether each secret must be one that sops-nix or agenix publishes. Where another producer does (clan's age and
+        password-store backends, a person), what it will publish is not known when the system is built.
+      '';
+    };
+
+    settings = mkOption {
+      type = types.submodule {
+        freeformType = toml.type;
+        options.source.path = mkOption {
+          type = types.strMatching "/.*[^/]";
+          default =
+            if (config.age.secrets or { }) != { } && (config.sops.secrets or { }) == { } then
+              toString config.age.secretsDir
+            else
+              "/run/secrets";
+          defaultText = literalExpression ''"/run/secrets", or age.secretsDir where only agenix has secrets'';
+          description = "Where secrets are published.";
+        };
+      };
+      default = { };
+      example = {
+        rollout.attempts = 3;
+      };
+      description = "`/etc/credferry/config.toml`, as docs/configuration.md has it; the VMs are in `vms`.";
+    };
+
+    vms = mkOption {
+      type = types.attrsOf vm;
+      default = { };
+      description = "The VMs that get credentials.";
+    };
+  };
+
+  config = mkIf cfg.enable {
+    services.credferry = {
+      settings.vms = builtins.mapAttrs (_: vmTable) cfg.vms;
+      vms = mkMerge (
+        map (
+          name:
+          let
+            files = guests.files name;
+          in
+          lib.optionalAttrs (files != { }) {
+            ${name}.credentials = builtins.mapAttrs (_: path: {
+              # A path elsewhere is kept whole: no secret has such a name, and the assertion says what is wrong.
+              secret = mkDefault (lib.removePrefix "${source}/" path);
+            }) files;
+          }
+        ) guests.names
+      );
+    };
+
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."credferry/config.toml".source = if canCheck then checked else unchecked;
+    environment.etc."systemd/catalog/credferry.catalog".source = ../catalog/credferry.catalog;
+
+    services.dbus.packages = lib.optional (builtins.pathExists ../dbus) (
+      pkgs.runCommand "credferry-dbus" { } ''
+        mkdir -p $out/share/dbus-1
+        cp -r ${../dbus} $out/share/dbus-1/system.d
+      ''
+    );
+
+    # The unit files are those of ../systemd; what follows extends them, as does what the operator sets.
+    systemd.packages =
+      map
+        (
+          file:
+          pkgs.writeTextDir "lib/systemd/system/${file}" (
+            units.service {
+              agent = lib.getExe cfg.package;
+              kill = lib.getExe' pkgs.coreutils "kill";
+            } (../systemd + "/${file}")
+          )
+        )
+        [
+          "credferry.service"
+          "credferry-seal.service"
+        ];
+
+    systemd.services = mkMerge (
+      [
+        {
+          credferry = {
+            wantedBy = [ "multi-user.target" ];
+            after = producers;
+            # Rereading the file restarts nothing; the agent acts on differences only.
+            reloadTriggers = [ config.environment.etc."credferry/config.toml".source ];
+          };
+          credferry-seal = {
+            wantedBy = [ "microvms.target" ];
+            after = producers;
+            # The pass of this boot is done; what changes later is the agent's.
+            restartIfChanged = false;
+          };
+          # NixOS updates the catalogue's database on the first boot only.
+          credferry-catalog = {
+            description = "Explain credferry's messages in the journal";
+            wantedBy = [ "multi-user.target" ];
+            restartTriggers = [ config.environment.etc."systemd/catalog/credferry.catalog".source ];
+            serviceConfig = {
+              Type = "oneshot";
+              RemainAfterExit = true;
+              ExecStart = "${lib.getExe' config.systemd.package "journalctl"} --update-catalog";
+            };
+          };
+        }
+      ]
+      ++ lib.mapAttrsToList (name: vm: {
+        ${unitName vm} = mkMerge [
+          (units.dropIn {
+            vm = name;
+            inherit (vm) unit;
+          } ../systemd/credferry-vm.conf)
+          {
+            overrideStrategy = "asDropin";
+            # The unit is microvm.nix's: no PATH of ours (it says the same of its own drop-ins).
+            path = lib.mkForce [ ];
+          }
+          # For a VM that is declared here, microvm.vms.NAME.restartIfChanged decides.
+          (lib.optionalAttrs (!(builtins.elem name guests.names)) { restartIfChanged = mkDefault false; })
+        ];
+      }) cfg.vms
+    );
+  };
+}

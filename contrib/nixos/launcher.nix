@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+#
+# credferry-launch alone: it is on every VM's boot path, so it is the standard library and nothing else.
+{
+  lib,
+  stdenvNoCC,
+  python3,
+}:
+stdenvNoCC.mkDerivation {
+  pname = "credferry-launch";
+  inherit ((builtins.fromTOML (builtins.readFile ../../pyproject.toml)).project) version;
+
+  src = lib.fileset.toSource {
+    root = ../..;
+    fileset = lib.fileset.unions [ ../../launcher ];
+  };
+
+  nativeBuildInputs = [ python3 ];
+  strictDeps = true;
+  dontConfigure = true;
+  dontBuild = true;
+
+  # -I and -S: neither environment nor working directory nor site-packages decides what is imported, and no `site`
+  # is loaded. The bytecode is never compared with its source: the store sets all times to 1, so that Python would
+  # take bytecode with a time stamp for outdated and compile the launcher anew at each start of a VM.
+  installPhase = ''
+    runHook preInstall
+    mkdir -p $out/bin $out/lib/credferry
+    cp -r launcher $out/lib/credferry/
+    python3 -m compileall -q --invalidation-mode unchecked-hash $out/lib/credferry
+    cat >$out/bin/credferry-launch <<EOF
+    #!${python3.interpreter} -IS
+    import sys
+
+    sys.path.insert(0, "$out/lib/credferry")
+    from launcher.__main__ import main
+
+    sys.exit(main())
+    EOF
+    chmod 0755 $out/bin/credferry-launch
+    runHook postInstall
+  '';
+
+  doInstallCheck = stdenvNoCC.buildPlatform.canExecute stdenvNoCC.hostPlatform;
+  installCheckPhase = ''
+    $out/bin/credferry-launch --help >/dev/null
+  '';
+
+  meta = {
+    description = "Starts cloud-hypervisor with fresh credentials as SMBIOS OEM strings";
+    license = lib.licenses.mit;
+    mainProgram = "credferry-launch";
+    platforms = lib.platforms.linux;
+  };
+}

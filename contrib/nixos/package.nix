@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+#
+# The agent and the operator's command, `credferry`. Its `credferry-launch` is the one of launcher.nix.
+{
+  lib,
+  python3Packages,
+  glib,
+  gobject-introspection,
+  wrapGAppsNoGuiHook,
+  launcher,
+}:
+python3Packages.buildPythonApplication {
+  pname = "credferry";
+  inherit ((builtins.fromTOML (builtins.readFile ../../pyproject.toml)).project) version;
+  pyproject = true;
+
+  src = lib.fileset.toSource {
+    root = ../..;
+    fileset = lib.fileset.unions [
+      ../../agent
+      ../../launcher
+      ../../pyproject.toml
+      ../../README.md
+      ../../LICENSE
+    ];
+  };
+
+  build-system = [ python3Packages.setuptools ];
+
+  dependencies = with python3Packages; [
+    cryptography
+    msgspec
+    pydbus
+    pygobject3
+    rich
+    structlog
+    systemd-python
+    typer
+    watchdog
+  ];
+
+  # pydbus needs Gio's introspection data at run time: the hook collects its path, and the Python wrapper sets it,
+  # so that there is one wrapper and not two.
+  nativeBuildInputs = [
+    gobject-introspection
+    wrapGAppsNoGuiHook
+  ];
+  buildInputs = [ glib ];
+  dontWrapGApps = true;
+  preFixup = ''
+    makeWrapperArgs+=("''${gappsWrapperArgs[@]}")
+  '';
+
+  # pip's entry point would load site-packages at each start of a VM.
+  postInstall = ''
+    ln -sf ${lib.getExe launcher} $out/bin/credferry-launch
+  '';
+
+  pythonImportsCheck = [
+    "agent.cli"
+    "launcher.handoff"
+  ];
+
+  passthru = { inherit launcher; };
+
+  meta = {
+    description = "Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates";
+    license = lib.licenses.mit;
+    mainProgram = "credferry";
+    platforms = lib.platforms.linux;
+  };
+}

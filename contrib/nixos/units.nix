@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+#
+# The units of ../systemd for NixOS. They are read, not repeated, so that the two cannot diverge.
+{ lib }:
+let
+  inherit (lib)
+    filter
+    foldl'
+    hasPrefix
+    hasSuffix
+    splitString
+    ;
+
+  # NixOS has options of its own for what relates units; in `unitConfig` they would collide with its.
+  relations = {
+    After = "after";
+    Before = "before";
+    BindsTo = "bindsTo";
+    PartOf = "partOf";
+    Requires = "requires";
+    Wants = "wants";
+  };
+
+  # A unit file as { SECTION.KEY = [ value ... ]; }. Continued lines are refused rather than misread.
+  parse =
+    text:
+    (foldl'
+      (
+        state: line:
+        let
+          header = builtins.match "[[]([A-Za-z]+)]" line;
+          pair = builtins.match "([A-Za-z]+)=(.*)" line;
+          key = builtins.head pair;
+          section = state.file.${state.section} or { };
+        in
+        if header != null then
+          state // { section = builtins.head header; }
+        else if pair == null || builtins.match ".*\\\\" line != null then
+          throw "credferry: a unit file has a line that is not understood: ${line}"
+        else
+          state
+          // {
+            file = state.file // {
+              ${state.section} = section // {
+                ${key} = (section.${key} or [ ]) ++ [ (builtins.elemAt pair 1) ];
+              };
+            };
+          }
+      )
+      {
+        file = { };
+        section = null;
+      }
+      (filter (line: line != "" && !(hasPrefix "#" line) && !(hasPrefix ";" line)) (splitString "\n" text))
+    ).file;
+
+  # systemd.unit(5): a setting that is given more than once is a list, as NixOS would have it.
+  simplify = builtins.mapAttrs (_: values: if builtins.length values == 1 then builtins.head values else values);
+in
+{
+  inherit parse;
+
+  /*
+    A unit's text with the programs of this system.
+
+    agent: path of `credferry`; kill: path of `kill`.
+  */
+  service =
+    { agent, kill }:
+    file:
+    builtins.replaceStrings
+      [
+        "=/usr/bin/credferry "
+        "=/bin/kill "
+      ]
+      [
+        "=${agent} "
+        "=${kill} "
+      ]
+      (builtins.readFile file);
+
+  /*
+    The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,
+    %i would not be the VM: its name stands in its place.
+  */
+  dropIn =
+    { vm, unit }:
+    file:
+    let
+      text = builtins.readFile file;
+      sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" ] [ vm ] text);
+      general = sections.Unit or { };
+      related = lib.filterAttrs (key: _: relations ? ${key}) general;
+    in
+    assert removeAttrs sections [ "Unit" "Service" ] == { };
+    {
+      unitConfig = simplify (removeAttrs general (builtins.attrNames relations));
+      serviceConfig = simplify (sections.Service or { });
+    }
+    // lib.mapAttrs' (key: values: {
+      name = relations.${key};
+      value = builtins.concatMap (splitString " ") values;
+    }) related;
+}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+#
+# The options of microvm.nix that the project's modules define or read: nixos-modules/microvm/options.nix in a VM,
+# nixos-modules/host/options.nix on its host.
+{
+  lib,
+  pkgs,
+  evalModules,
+}:
+let
+  inherit (lib) mkOption types;
+  with' = default: type: mkOption { inherit default type; };
+
+  guest =
+    { config, ... }:
+    {
+      imports = [ ./nixos.nix ];
+      options.microvm = {
+        hypervisor = with' "qemu" (
+          types.enum [
+            "qemu"
+            "cloud-hypervisor"
+          ]
+        );
+        vcpu = with' 1 types.ints.positive;
+        mem = with' 512 types.ints.positive;
+        vsock.cid = with' null (types.nullOr types.int);
+        graphics.enable = with' false types.bool;
+        vmHostPackages = with' pkgs types.raw;
+        cloud-hypervisor = {
+          package = with' pkgs.cloud-hypervisor types.package;
+          platformOEMStrings = with' [ ] (types.listOf types.str);
+          extraArgs = with' [ ] (types.listOf types.str);
+        };
+      };
+      # As microvm.optimize does for this hypervisor.
+      config.boot.initrd.systemd.enable = lib.mkDefault (config.microvm.hypervisor == "cloud-hypervisor");
+      # As nixpkgs does, since pull request 405687.
+      config.boot.initrd.systemd.mounts = [
+        {
+          where = "/sysroot/run";
+          what = "/run";
+          options = "rbind";
+        }
+      ];
+    };
+
+  evaluated = types.raw // {
+    description = "Toplevel NixOS config";
+    merge = _: values: evalModules ([ guest ] ++ map (value: value.value or value) values);
+  };
+in
+{
+  inherit guest;
+
+  host =
+    { config, lib, ... }:
+    {
+      options.microvm = {
+        vms = with' { } (
+          types.attrsOf (
+            types.submodule {
+              options = {
+                config = with' null (types.nullOr evaluated);
+                evaluatedConfig = with' null (types.nullOr types.raw);
+                flake = with' null (types.nullOr types.raw);
+                restartIfChanged = with' false types.bool;
+              };
+            }
+          )
+        );
+      };
+      # Its own drop-in for each VM, which the project's must not contradict.
+      config.systemd.services = builtins.mapAttrs (_: drop-in: drop-in) (
+        lib.mapAttrs' (name: vm: {
+          name = "microvm@${name}";
+          value = {
+            overrideStrategy = "asDropin";
+            path = lib.mkForce [ ];
+            serviceConfig.Type = "notify";
+          };
+        }) config.microvm.vms
+      );
+    };
+}

@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: MIT
+"""The NixOS modules and the clan service: what a configuration becomes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import Config, parse
+from launcher.handoff import Channel, Kind
+from tests.support.nix import Nix, NixError, to_toml
+
+VM = "services.credferry.vms.test-vm"
+SERVED = f'{{ services.credferry.enable = true; {VM}.credentials.A.text = "a"; }}'
+GUEST = "microvm.vms.test-vm.config"
+WEB = 'services.credferry.vms.web.credentials.A.text = "a";'
+BIG = 'builtins.concatStringsSep "" (builtins.genList (_: "0123456789") 500)'
+
+
+def sops(*modules: str) -> str:
+    """A host with sops-nix, the example's modules, and more."""
+    return f"t.report (t.sopsHost (t.example ++ [ {' '.join(modules)} ]))"
+
+
+def config_of(report: Any) -> Config:  # noqa: ANN401 (a report is JSON)
+    """What the agent makes of a host's settings."""
+    return parse(to_toml(report["settings"]).encode(), Path("/etc/credferry/config.toml"))
+
+
+def test_example(nix: Nix) -> None:
+    """The example deployment is valid, and the agent takes its configuration for what it is meant to say."""
+    report = nix.evaluate(sops())
+    assert report["failed"] == []
+    vm = config_of(report).vm("test-vm")
+    assert (vm.unit, vm.channel, vm.guest_systemd) == ("microvm@test-vm.service", Channel.API, 257)
+    assert {name: vm.kind(name) for name in vm.credentials} == {
+        "API_KEY": Kind.PLAIN,
+        "CLUSTER": Kind.TEXT,
+        "ENVIRONMENT": Kind.TEXT,
+    }
+    assert vm.credentials["API_KEY"].secret == "api-key"
+    assert vm.credentials["CLUSTER"].text == "britton-desktop"
+    guest = report["guests"]["test-vm"]
+    assert guest["hypervisor"].startswith("credferry-cloud-hypervisor-")
+    assert guest["failed"] == []
+    assert guest["kernelModules"] == ["dmi_sysfs"]
+    assert guest["initrdModules"] == []
+
+
+def test_configuration_is_checked_when_built(nix: Nix) -> None:
+    """/etc/credferry/config.toml is what `credferry check` accepted, unless that is turned off."""
+    built = nix.evaluate(sops())["etc"]["credferry/config.toml"]
+    assert "/bin/credferry check --config /nix/store/" in built
+    assert (
+        "check"
+        not in nix.evaluate(sops("{ services.credferry.checkConfig = false; }"))["etc"][
+            "credferry/config.toml"
+        ]
+    )
+
+
+def test_every_setting_reaches_the_agent(nix: Nix) -> None:
+    """Each option has its key in the agent's configuration; keys without an option of their own pass too."""
+    report = nix.evaluate(
+        """
+        t.report (t.sopsHost [ {
+          sops.secrets."db/password" = { };
+          services.credferry.enable = true;
+          services.credferry.settings = {
+            source.quiet_seconds = 2;
+            rollout.attempts = 3;
+            host_key = "/k";
+          };
+          services.credferry.vms.web = {
+            unit = "guest.service";
+            channel = "command";
+            guestSystemd = 255;
+            guestKey = true;
+            plaintextInArgv = true;
+            allowNames = [ "ssh.listen" ];
+            credentials.A = { secret = "db/password"; required = false; seal = false; };
+            credentials."ssh.listen".text = "x";
+          };
+        } ])
+        """
+    )
+    assert report["failed"] == []
+    config = config_of(report)
+    assert (config.source.quiet_seconds, config.rollout.attempts, config.host_key) == (2, 3, "/k")
+    vm = config.vm("web")
+    assert (vm.unit, vm.channel, vm.guest_systemd) == ("guest.service", Channel.COMMAND, 255)
+    assert (vm.guest_key, vm.plaintext_in_argv, vm.allow_names) == (True, True, ("ssh.listen",))
+    credential = vm.credentials["A"]
+    assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
+
+
+def test_vm_that_is_not_declared_here(nix: Nix) -> None:
+    """A VM that was made otherwise gets the careful budget, and a switch of the host does not restart it."""
+    report = nix.evaluate(f"t.report (t.sopsHost [ {SERVED} ])")
+    assert report["failed"] == []
+    assert config_of(report).vm("test-vm").guest_systemd == 252
+    assert report["services"]["microvm@test-vm"]["restartIfChanged"] is False
+
+
+def test_restarts_of_a_declared_vm_are_microvms_matter(nix: Nix) -> None:
+    """For a VM that is declared on the host, microvm.vms.NAME.restartIfChanged is left alone."""
+    assert nix.evaluate(sops())["services"]["microvm@test-vm"]["restartIfChanged"] is True
+
+
+@pytest.mark.parametrize("way", ["flake.nixosConfigurations.web", "evaluatedConfig"])
+def test_guest_of_a_flake(nix: Nix, way: str) -> None:
+    """What a VM asks for is found wherever its configuration is written."""
+    report = nix.evaluate(
+        f"""
+        let
+          guest = {{
+            imports = [ t.guestModule ];
+            microvm.hypervisor = "cloud-hypervisor";
+            microvm.cloud-hypervisor.oemSecretsFiles.K = "/run/secrets/k";
+          }};
+          evaluated = (t.sopsHost [ {{ microvm.vms.web.config = guest; }} ]).config.microvm.vms.web.config;
+        in
+        t.report (t.sopsHost [ {{
+          services.credferry.enable = true;
+          sops.secrets.k = {{ }};
+          microvm.vms.web.{way} = evaluated;
+        }} ])
+        """
+    )
+    assert report["failed"] == []
+    assert config_of(report).vm("web").credentials["K"].secret == "k"
+
+
+def test_agenix(nix: Nix) -> None:
+    """Where agenix is the only producer, its directory is the source; a secret elsewhere is none of it."""
+    host = (
+        't.report (t.host [ t.producers.age { age.secrets.k.file = "/k.age";'
+        ' age.secrets.other = { file = "/o.age"; path = "/etc/other"; symlink = false; };'
+        " services.credferry = { enable = true; vms.web.credentials.K.secret = "
+    )
+    report = nix.evaluate(host + '"k"; }; } ])')
+    assert report["failed"] == []
+    assert config_of(report).source.path == "/run/agenix"
+    [message] = nix.evaluate(host + '"other"; }; } ])')["failed"]
+    assert "publishes /run/agenix/other" in message
+
+
+def test_other_producers_are_believed(nix: Nix) -> None:
+    """Without sops-nix and agenix, nothing is known of what will be published."""
+    assert (
+        nix.evaluate(
+            "t.report (t.host [ { services.credferry = { enable = true;"
+            ' vms.web.credentials.K.secret = "anything"; }; } ])'
+        )["failed"]
+        == []
+    )
+
+
+def test_disabled(nix: Nix) -> None:
+    """Importing the module alone changes nothing."""
+    report = nix.evaluate("t.report (t.sopsHost [ ])")
+    assert (report["failed"], report["units"], report["services"]) == ([], [], {})
+
+
+REFUSED = {
+    "unknown secret": (
+        f'{{ {VM}.credentials.B.secret = "api-kye"; }}',
+        [f"{VM}.credentials.B", "publishes /run/secrets/api-kye", "are: api-key"],
+    ),
+    "secret for users": (
+        f'{{ sops.secrets.pw.neededForUsers = true; {VM}.credentials.B.secret = "pw"; }}',
+        ["publishes /run/secrets/pw"],
+    ),
+    "file elsewhere": (
+        f'{{ {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles.B = "/etc/b"; }}',
+        [f"{VM}.credentials.B", "/etc/b is not below", "/run/secrets"],
+    ),
+    "neither secret nor text": (f"{{ {VM}.credentials.B = {{ }}; }}", ["expected either secret or text"]),
+    "both secret and text": (
+        f'{{ {VM}.credentials.API_KEY.text = "x"; }}',
+        [f"{VM}.credentials.API_KEY", "expected either secret or text"],
+    ),
+    "no credentials": (
+        "{ services.credferry.vms.web = { }; }",
+        ["services.credferry.vms.web: has no credentials"],
+    ),
+    "restartUnits": (
+        '{ sops.secrets.api-key.restartUnits = [ "microvm@test-vm.service" ]; }',
+        [VM, "restarts microvm@test-vm.service as well", "of: api-key"],
+    ),
+    "restartUnits without a suffix": (
+        '{ sops.secrets.other.restartUnits = [ "microvm@test-vm" ]; }',
+        ["restartUnits", "of: other"],
+    ),
+    "restartUnits of a unit that takes the VM along": (
+        '{ sops.secrets.api-key.restartUnits = [ "microvm-virtiofsd@test-vm.service" ]; }',
+        ["restartUnits", "of: api-key"],
+    ),
+    "restartUnits of a template": (
+        '{ sops.templates.env.restartUnits = [ "microvm@test-vm.service" ]; }',
+        ["of: env"],
+    ),
+    "a path unit": (
+        '{ systemd.paths.watch-secrets.pathConfig.Unit = "microvm@test-vm.service"; }',
+        ["restarted by systemd.paths as well: watch-secrets"],
+    ),
+    "a path unit by its name": (
+        '{ systemd.paths."microvm@test-vm".pathConfig.PathChanged = "/run/secrets"; }',
+        ["systemd.paths as well"],
+    ),
+    "restartTriggers": (
+        '{ systemd.services."microvm@test-vm".restartTriggers = [ "/etc/secrets.yaml" ]; }',
+        ["restartTriggers of microvm@test-vm.service"],
+    ),
+    "the command channel with plain values": (
+        f'{{ {VM}.channel = "command"; }}',
+        [f"{VM}.credentials.API_KEY", "/proc/PID/cmdline", "guestKey = true"],
+    ),
+    "sealed without a key": (f"{{ {VM}.credentials.API_KEY.seal = true; }}", ["set guestKey = true"]),
+    "a text over an old guest's budget": (
+        f"{{ {VM} = {{ guestSystemd = 256; credentials.BIG.text = {BIG}; }}; }}",
+        [VM, "a guest with systemd 256", "reads 4091", "run systemd 257"],
+    ),
+    "static strings over an old guest's budget": (
+        f"{{ {VM}.guestSystemd = 252; {GUEST}.microvm.cloud-hypervisor.platformOEMStrings = [ ({BIG}) ]; }}",
+        ["5061 of them by", "platformOEMStrings and the notify socket", "reads 4091"],
+    ),
+    "the table's size": (
+        f'{{ {VM}.credentials.BIG.text = builtins.concatStringsSep "" (builtins.genList (_: {BIG}) 10); }}',
+        ["a guest with systemd 257", "reads 65398. Remove some.\n"],
+    ),
+    "too many strings": (
+        f"{{ {GUEST}.microvm.cloud-hypervisor.platformOEMStrings = builtins.genList toString 252; }}",
+        ["256 OEM strings are more than the 255"],
+    ),
+    "a hypervisor that is not wrapped": (
+        f'{{ {WEB} microvm.vms.web.config.microvm.hypervisor = "cloud-hypervisor"; }}',
+        ["services.credferry.vms.web", "not started by credferry-launch", "guest module"],
+    ),
+    "a VM of qemu": (
+        f"{{ {WEB} microvm.vms.web.config.microvm.vcpu = 1; }}",
+        ["services.credferry.vms.web", 'microvm.hypervisor = "cloud-hypervisor"'],
+    ),
+    "the initrd's channel, and a system that imports": (
+        f"{{ {VM}.settings.initrd = true; }}",
+        ["credferry.importInInitrd = true"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(nix: Nix, case: str) -> None:
+    """What cannot work is an assertion that names the option, the reason and the way out."""
+    module, wanted = REFUSED[case]
+    messages = nix.evaluate(f"({sops(module)}).failed")
+    assert any(all(part in message for part in wanted) for message in messages), messages
+
+
+ACCEPTED = {
+    "another VM's restartUnits": '{ sops.secrets.api-key.restartUnits = [ "microvm@test-vm2" "nginx" ]; }',
+    "a template": f'{{ sops.templates.env.content = "x"; {VM}.credentials.E.secret = "rendered/env"; }}',
+    "a secret that is linked elsewhere": '{ sops.secrets.api-key.path = "/etc/api-key"; }',
+    "the command channel with sealed values": f'{{ {VM} = {{ channel = "command"; guestKey = true; }}; }}',
+    "the command channel where allowed": f'{{ {VM} = {{ channel = "command"; plaintextInArgv = true; }}; }}',
+    "an old guest within its budget": f"{{ {VM}.guestSystemd = 252; }}",
+    "unchecked secrets": f'{{ services.credferry.checkSecrets = false; {VM}.credentials.B.secret = "b"; }}',
+    "other path units": '{ systemd.paths.x.pathConfig.PathChanged = "/run/secrets"; }',
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(nix: Nix, case: str) -> None:
+    """What is like a mistake and is none passes."""
+    assert nix.evaluate(f"({sops(ACCEPTED[case])}).failed") == []
+
+
+MISTYPED = {
+    "an option of a VM": (f"{{ {VM}.credentails = {{ }}; }}", f"`{VM}.credentails' does not exist"),
+    "an option of a credential": (
+        f'{{ {VM}.credentials.B.sekret = "x"; }}',
+        f"`{VM}.credentials.B.sekret' does not exist",
+    ),
+    "an option of the module": ("{ services.credferry.enabled = true; }", "enabled' does not exist"),
+    "an option of the guest": (
+        f"{{ {GUEST}.microvm.cloud-hypervisor.oemSecretFiles = {{ }}; }}",
+        "oemSecretFiles' does not exist",
+    ),
+    "a channel": (f'{{ {VM}.channel = "apo"; }}', f"`{VM}.channel' is not of type"),
+    "a version": (f'{{ {VM}.guestSystemd = "257"; }}', f"`{VM}.guestSystemd' is not of type"),
+    "a unit": (f'{{ {VM}.unit = "microvm@test-vm"; }}', f"`{VM}.unit' is not of type"),
+    "a path in the guest": (
+        f'{{ {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles.B = "api-key"; }}',
+        "oemSecretsFiles.B' is not of type",
+    ),
+    "a source": ('{ services.credferry.settings.source.path = "secrets"; }', "source.path' is not of type"),
+}
+
+
+@pytest.mark.parametrize("case", MISTYPED)
+def test_mistyped(nix: Nix, case: str) -> None:
+    """A name or a value that no option has is an error that names the option."""
+    module, wanted = MISTYPED[case]
+    with pytest.raises(NixError) as caught:
+        nix.evaluate(sops(module))
+    assert wanted in str(caught.value)
+
+
+def test_guest_without_an_agent(nix: Nix) -> None:
+    """A VM that asks for secrets on a host where the agent is not enabled is refused."""
+    [message] = nix.evaluate(f"({sops('{ services.credferry.enable = t.lib.mkForce false; }')}).failed")
+    assert "microvm.vms.test-vm" in message
+    assert "services.credferry.enable = true" in message
+
+
+NOT_RECURSIVE = """
+    boot.initrd.systemd.mounts = t.lib.mkForce [
+      { where = "/sysroot/run"; what = "/run"; options = "bind"; }
+    ];
+"""
+
+GUEST_REFUSED = {
+    "credentials that an initrd would lose": (
+        f'{NOT_RECURSIVE} boot.initrd.availableKernelModules = [ "dmi_sysfs" ];',
+        "nixpkgs issue 421388",
+    ),
+    "a blacklisted module": ('boot.blacklistedKernelModules = [ "dmi_sysfs" ];', "blacklistedKernelModules"),
+    "another hypervisor": ('microvm.hypervisor = t.lib.mkForce "qemu";', "microvm.hypervisor"),
+}
+
+
+@pytest.mark.parametrize("case", GUEST_REFUSED)
+def test_guest_refused(nix: Nix, case: str) -> None:
+    """A guest that could not read its credentials is refused by an assertion of its own."""
+    module, wanted = GUEST_REFUSED[case]
+    report = nix.evaluate(sops(f"{{ {GUEST} = {{ {module} }}; }}"))
+    [message] = report["guests"]["test-vm"]["failed"]
+    assert wanted in message
+
+
+@pytest.mark.parametrize(
+    ("module", "modules"),
+    [
+        ('boot.kernelParams = [ "systemd.set_credential=a:b" ];', ["dmi_sysfs"]),
+        ("credferry.importInInitrd = true;", ["dmi_sysfs"]),
+        ('boot.kernelParams = [ "systemd.set_credential=a:b" ]; boot.initrd.systemd.enable = false;', []),
+        # Without a systemd in it, an initrd imports nothing, whatever modules it has.
+        (
+            f"""
+            {NOT_RECURSIVE}
+            boot.initrd.availableKernelModules = [ "dmi_sysfs" ];
+            boot.initrd.systemd.enable = false;
+            """,
+            ["dmi_sysfs"],
+        ),
+    ],
+)
+def test_initrd(nix: Nix, module: str, modules: list[str]) -> None:
+    """dmi_sysfs is in the initrd where its systemd imports anyhow or is told to, and not otherwise."""
+    guest = nix.evaluate(sops(f"{{ {GUEST} = {{ {module} }}; }}"))["guests"]["test-vm"]
+    assert guest["failed"] == []
+    assert guest["initrdModules"] == modules
+
+
+CLAN_VM = (
+    "{ microvm.vms.test-vm.config = { imports = [ t.guestModule ]; credferry.enable = true;"
+    ' microvm.hypervisor = "cloud-hypervisor"; }; }'
+)
+
+
+def clan(settings: str, *modules: str) -> str:
+    """A machine of a clan with one instance of the service."""
+    return f't.report (t.clan [ {{ vm = "test-vm"; {settings} }} ] [ {CLAN_VM} {" ".join(modules)} ])'
+
+
+def test_clan(nix: Nix) -> None:
+    """A generated secret becomes a clan var and a credential; strings become texts where they can."""
+    report = nix.evaluate(
+        clan(
+            'runtimeSecrets = { api-key = { oemCredentialName = "API_KEY"; generateSecret = true; };'
+            ' OTHER.secretPath = "/run/secrets/other"; };'
+            ' staticOEMStrings = [ "io.systemd.credential:ENVIRONMENT=a=b,c" "io.example:x" ];',
+            "{ sops.secrets.other = { }; }",
+        )
+    )
+    assert report["failed"] == []
+    assert report["generators"] == {"credferry-test-vm-api-key": ["value"]}
+    credentials = config_of(report).vm("test-vm").credentials
+    assert (
+        credentials["API_KEY"].secret == "vars/per-machine/britton-desktop/credferry-test-vm-api-key/value"
+    )
+    assert credentials["OTHER"].secret == "other"
+    assert credentials["ENVIRONMENT"].text == "a=b,c"
+    assert report["guests"]["test-vm"]["platformOEMStrings"] == ["io.example:x"]
+
+
+def test_clan_example(nix: Nix) -> None:
+    """The example's inventory says what the service takes."""
+    report = nix.evaluate(
+        f"""
+        let
+          example = import (t.root + "/contrib/examples/britton-desktop/clan.nix");
+          inherit (example.inventory.instances.test-vm-secrets.roles.host.machines) britton-desktop;
+        in
+        t.report (t.clan [ britton-desktop.settings ] [ {CLAN_VM} ])
+        """
+    )
+    assert report["failed"] == []
+    assert set(config_of(report).vm("test-vm").credentials) == {"API_KEY", "ENVIRONMENT", "CLUSTER"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ("runtimeSecrets.a = { };", "expected either secretPath or generateSecret"),
+        ('runtimeSecrets.a = { generateSecret = true; secretPath = "/a"; };', "expected either secretPath"),
+        ('runtimeSecrets.A.secretPath = "/run/secrets/gone";', "publishes /run/secrets/gone"),
+        (
+            'runtimeSecrets.A.generateSecret = true; staticOEMStrings = [ "io.systemd.credential:A=x" ];',
+            "same credential name",
+        ),
+    ],
+)
+def test_clan_refused(nix: Nix, settings: str, wanted: str) -> None:
+    """What the service cannot give is an assertion that names the secret."""
+    messages = nix.evaluate(f"({clan(settings)}).failed")
+    assert any(wanted in message for message in messages), messages
+
+
+def test_clan_var_that_restarts_the_vm(nix: Nix) -> None:
+    """A var's restartUnits reach sops-nix, and would restart the VM a second time."""
+    messages = nix.evaluate(f"({clan('runtimeSecrets.A.generateSecret = true;', RESTARTED)}).failed")
+    assert any("sops-nix restarts microvm@test-vm.service" in message for message in messages)
+
+
+RESTARTED = (
+    '{ sops.secrets."vars/per-machine/britton-desktop/credferry-test-vm-A/value".restartUnits'
+    ' = [ "microvm@test-vm.service" ]; }'
+)
