@@ -90,7 +90,8 @@ def observed(
     ids=[
         "in step", "changed", "sealed before a crash", "stopped", "down after a failure", "starting", "job",
         "no unit", "systemd not asked", "systemd not asked and in step", "refused", "refused after sealing",
-        "failed before", "halted before", "changed since it failed", "only the delivery differs",
+        "failed before", "failed and no stamp", "failed and assumed", "failed and come right since",
+        "halted before", "changed since it failed", "only the delivery differs",
     ],
 )  # fmt: skip
 def test_decisions(now: Observed, state: State, seal: bool, restart: bool) -> None:
