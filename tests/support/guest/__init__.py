@@ -7,9 +7,18 @@ and a Debian mirror; what is built stays in the cache until its recipe changes.
 
 from __future__ import annotations
 
+from .build import vsock_device
 from .chroot import chroot_run
 from .image import Guest, guest
-from .overlay import OverlayEntry, OverlayFile, OverlayLink, credential_printer, reboots, sealing_identity
+from .overlay import (
+    OverlayEntry,
+    OverlayFile,
+    OverlayLink,
+    credential_printer,
+    device_user,
+    reboots,
+    sealing_identity,
+)
 from .recipe import COMMAND_LINE, DONE, Variant
 
 __all__ = [
@@ -22,7 +31,9 @@ __all__ = [
     "Variant",
     "chroot_run",
     "credential_printer",
+    "device_user",
     "guest",
     "reboots",
     "sealing_identity",
+    "vsock_device",
 ]

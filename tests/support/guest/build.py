@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _FALLBACK_MIRROR = "http://deb.debian.org/debian"
-_KERNEL_HOOK = """\
+_DOWNLOAD_HOOK = """\
 set -eu
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 cd "$CREDFERRY_DOWNLOADS"
-apt-get -qq download "$(apt-cache depends --important "$CREDFERRY_PACKAGE" | sed -n 's/.*Depends: //p')"
+package=$CREDFERRY_PACKAGE
+case $package in
+linux-image-*) package=$(apt-cache depends --important "$package" | sed -n 's/.*Depends: //p') ;;
+esac
+apt-get -qq download "$package"
 """
 
 
@@ -72,6 +76,18 @@ def image(variant: Variant) -> Path:
         _published(f"guest-{variant}-image", f"an initramfs with systemd {variant.systemd}", build)
         / "initramfs"
     )
+
+
+def vsock_device() -> Path:
+    """The program ``vhost-device-vsock`` of a newer Debian, which runs on this one, too."""
+    program = recipe.VSOCK_PACKAGE
+
+    def build(place: Path) -> None:
+        unpacked = _unpacked(recipe.VSOCK_SUITE, program, place)
+        (unpacked / "usr/bin" / program).rename(place / program)
+        shutil.rmtree(unpacked)
+
+    return _published(program, "a vsock device for guests", build) / program
 
 
 def _published(name: str, what: str, build: Callable[[Path], None]) -> Path:
@@ -152,27 +168,35 @@ def _output(*command: str) -> str:
     ).stdout
 
 
-def _build_kernel(place: Path) -> None:
+def _unpacked(suite: str, package: str, place: Path) -> Path:
+    """The files of a suite's package, below a new directory; a kernel's metapackage is followed."""
     place.mkdir()
     downloads, unpacked, nothing = place / "downloads", place / "unpacked", place / "nothing"
     downloads.mkdir()
     _mmdebstrap(
-        recipe.KERNEL_SUITE,
+        suite,
         nothing,
         "--variant=custom",
-        f"--customize-hook={_KERNEL_HOOK}",
+        # A frozen mirror's newer suites soon count as expired. They are signed all the same.
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        f"--customize-hook={_DOWNLOAD_HOOK}",
         CREDFERRY_DOWNLOADS=str(downloads),
-        CREDFERRY_PACKAGE=recipe.KERNEL_PACKAGE,
+        CREDFERRY_PACKAGE=package,
     )
-    package = next(downloads.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+    subprocess.run(["dpkg-deb", "--extract", next(downloads.glob("*.deb")), unpacked], check=True)
+    for directory in (downloads, nothing):
+        shutil.rmtree(directory)
+    return unpacked
+
+
+def _build_kernel(place: Path) -> None:
+    unpacked = _unpacked(recipe.KERNEL_SUITE, recipe.KERNEL_PACKAGE, place)
     (place / "vmlinux").write_bytes(_vmlinux(next(unpacked.glob("boot/vmlinuz-*")).read_bytes()))
     for module in recipe.KERNEL_MODULES:
         found = next(unpacked.glob(f"**/kernel/{module}*"))
         data = found.read_bytes()
         (place / Path(module).name).write_bytes(lzma.decompress(data) if found.suffix == ".xz" else data)
-    for directory in (downloads, unpacked, nothing):
-        shutil.rmtree(directory)
+    shutil.rmtree(unpacked)
 
 
 def _vmlinux(image: bytes) -> bytes:

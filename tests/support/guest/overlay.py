@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import newc
+from . import newc, recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,46 @@ def reboots() -> dict[str, OverlayEntry]:
         f"{_UNITS}/credferry-guest.target.wants/credferry-guest-reboot.service": OverlayLink(
             "../credferry-guest-reboot.service"
         ),
+    }
+
+
+def device_user(script: str) -> dict[str, OverlayEntry]:
+    """A unit that makes disks, networks and vsock known to the kernel, then runs lines of shell.
+
+    What they print is on the console, before `recipe.DONE`; the first that fails ends them, and
+    ``credferry-guest: devices failed`` is printed. There are mounts at ``/run/NAME`` to be made by ``share
+    NAME TAG`` and ``volume NAME DEVICE``, and ``network NAME ADDRESS/BITS`` brings an interface up.
+    """
+    names = " ".join(Path(module).name for module in recipe.DEVICE_MODULES)
+    lines = f"""\
+echo
+trap '[ $? -eq 0 ] || echo "credferry-guest: devices failed"' EXIT
+set -eu
+for module in {names}; do
+    insmod "{_SCRIPTS}/$module"
+done
+volume() {{
+    mkdir "/run/$1"
+    mount -t ext4 -o ro "$2" "/run/$1"
+}}
+share() {{
+    mkdir "/run/$1"
+    mount -t virtiofs "$2" "/run/$1"
+}}
+network() {{
+    busybox ip link set "$1" up
+    busybox ip addr add "$2" dev "$1"
+}}
+{script}
+"""
+    unit = "credferry-guest-devices.service"
+    return {
+        f"{_SCRIPTS}/devices": OverlayFile(lines.encode()),
+        f"{_UNITS}/{unit}": OverlayFile(_oneshot("Uses its devices", f"{_SCRIPTS}/devices")),
+        f"{_UNITS}/credferry-guest-done.service.d/after-devices.conf": OverlayFile(
+            f"[Unit]\nAfter={unit}\n".encode()
+        ),
+        f"{_UNITS}/credferry-guest.target.wants/{unit}": OverlayLink(f"../{unit}"),
     }
 
 

@@ -27,10 +27,26 @@ class Variant(enum.StrEnum):
 KERNEL_SUITE: Final = Variant.TRIXIE
 """Both guests run on this release's kernel."""
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
-KERNEL_MODULES: Final = ("drivers/input/evdev.ko", "drivers/acpi/button.ko")
+BUTTON_MODULES: Final = ("drivers/input/evdev.ko", "drivers/acpi/button.ko")
 """Without these no guest notices its power button."""
+DEVICE_MODULES: Final = (
+    "drivers/block/virtio_blk.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+    "net/vmw_vsock/vsock.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
+)
+"""What the kernel has not built in of disks, networks and vsock, each after what it needs."""
+KERNEL_MODULES: Final = BUTTON_MODULES + DEVICE_MODULES
 
-PACKAGES: Final = ("systemd-sysv", "kmod", "usr-is-merged")
+VSOCK_SUITE: Final = "testing"
+VSOCK_PACKAGE: Final = "vhost-device-vsock"
+"""Debian 13 has none yet. It asks for libc 2.34, so that one for any newer release runs on all of them."""
+
+PACKAGES: Final = ("systemd-sysv", "kmod", "usr-is-merged", "busybox")
+"""Busybox is there for its ip and nc."""
 LEFT_OUT_OF_ROOT: Final = ("doc", "man", "info", "locale")
 """Directories of /usr/share that are not even installed."""
 

@@ -4,8 +4,9 @@
 It has the real one's option grammar, HTTP API, event monitor, limits and vices (it prints values that it
 cannot parse, shows OEM strings in ``vm.info``, and keeps old strings across a guest's reboot). It boots a
 guest with software emulation: CPUs, memory, kernel, initramfs, command line, serial console, SMBIOS UUID,
-serial number and OEM strings, power button. Disks, network, file systems, vsock, balloon and devices are
-accepted and shown in ``vm.info``, but not emulated; neither are landlock and seccomp.
+serial number and OEM strings, power button, disks, tap devices by name and by descriptor, virtiofs shares,
+and vsock where a ``vhost-device-vsock`` is installed. All other devices are accepted and shown in
+``vm.info``, but not emulated; neither are landlock and seccomp.
 
 Environment: ``CREDFERRY_STANDIN_BOOT=0`` starts no QEMU (the VM "runs" until it is told to end);
 ``CREDFERRY_STANDIN_VERSION=46.0`` speaks as that version, with the option grammar of its time.

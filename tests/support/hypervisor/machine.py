@@ -7,12 +7,13 @@ import contextlib
 import enum
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
+
+from .devices import DeviceError, Devices, die_with_parent, needs_shared_memory
 
 if TYPE_CHECKING:
     from .schema import Json
@@ -79,7 +80,11 @@ class QemuMachine:
         self._buffer = b""
         self._reason: str | None = None
         self._answers: list[Json] = []
-        with ExitStack() as stack:
+        with ExitStack() as stack, ExitStack() as lasting:
+            try:
+                devices = lasting.enter_context(Devices(config))
+            except DeviceError as error:
+                raise BootError(*error.args) from None
             ours, theirs = socket.socketpair()
             stack.callback(theirs.close)
             self._qmp = ours
@@ -90,11 +95,13 @@ class QemuMachine:
             ]
             descriptors = [file.fileno() for file in strings]
             self._process = subprocess.Popen(
-                _arguments(config, theirs.fileno(), descriptors),
+                [*_arguments(config, theirs.fileno(), descriptors), *devices.arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=self._words,
-                pass_fds=[theirs.fileno(), *descriptors],
+                pass_fds=[theirs.fileno(), *descriptors, *devices.descriptors],
             )
+            devices.close_passed()
+            self._lasting = lasting.pop_all()
         try:
             self._wait_until_up()
         except BaseException:
@@ -125,6 +132,7 @@ class QemuMachine:
         """Kill QEMU."""
         self._process.kill()
         self._process.wait()
+        self._lasting.close()
         self._qmp.close()
         with contextlib.suppress(OSError):
             os.close(self._words)
@@ -194,12 +202,13 @@ def _arguments(config: Json, qmp: int, strings: list[int]) -> list[str]:
     """QEMU's command line. Strings are named by descriptor: no argument and no file on disk holds one."""
     payload = config["payload"]
     platform = config.get("platform") or {}
+    size = f"{_memory(config['memory']) >> 20}M"
     # QEMU ends what it reads from path= with a NUL since commit a7a05f5f6a40 (10.0, and stable releases of
     # 2025). Before that, a string whose length is a power of two runs on into whatever lies behind it.
     # fmt: off
     arguments = [
         # QEMU must not outlive the VMM, however that ends.
-        *_setpriv(),
+        *die_with_parent(),
         _QEMU, "-M", "q35",
         # With cmpxchg16b, which Linux 6.12 uses wherever there is one, QEMU 7.2 now and then leaves rubbish
         # in the flags: about one boot of four crashed. Without it, none of 36 did.
@@ -208,7 +217,8 @@ def _arguments(config: Json, qmp: int, strings: list[int]) -> list[str]:
         "-accel", "tcg,thread=single",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-smp", str(config["cpus"]["boot_vcpus"]),
-        "-m", f"{_memory(config['memory']) >> 20}M",
+        "-m", size,
+        *_backing(config, size),
         "-kernel", payload["kernel"],
         "-chardev", f"socket,id=qmp,fd={qmp}",
         "-mon", "chardev=qmp,mode=control",
@@ -228,9 +238,15 @@ def _arguments(config: Json, qmp: int, strings: list[int]) -> list[str]:
     return arguments
 
 
-def _setpriv() -> list[str]:
-    program = shutil.which("setpriv")
-    return [program, "--pdeathsig", "KILL", "--"] if program else []
+def _backing(config: Json, size: str) -> list[str]:
+    if not needs_shared_memory(config):
+        return []
+    return [
+        "-object",
+        f"memory-backend-memfd,id=memory,share=on,size={size}",
+        "-machine",
+        "memory-backend=memory",
+    ]
 
 
 def _memory(memory: Json) -> int:

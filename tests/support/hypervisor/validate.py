@@ -34,6 +34,11 @@ def validate(config: Json) -> None:
     for zone in [memory, *memory.get("zones", ())]:
         if zone["mergeable"] and zone["shared"]:
             raise ValidationError("Invalid to set both 'mergeable' and 'shared' for memory")
+    vhost_user = [
+        device for place in ("disks", "net") for device in config.get(place, ()) if device["vhost_user"]
+    ]
+    if (vhost_user or config.get("fs")) and not _is_shared(memory):
+        raise ValidationError("Using vhost-user requires using shared memory or huge pages")
     for net in config.get("net", ()):
         fds = net.get("fds", ())
         if fds and net["num_queues"] != 2 * len(fds):
@@ -45,3 +50,9 @@ def validate(config: Json) -> None:
     devices += [config[place] for place in _SINGLE_WITH_IOMMU if config.get(place)]
     segments = (config.get("platform") or {}).get("iommu_segments")
     config["iommu"] |= segments is not None or any(device.get("iommu") for device in devices)
+
+
+def _is_shared(memory: Json) -> bool:
+    """Whether another process can map all of the guest's memory."""
+    parts = memory.get("zones", ()) if memory["size"] == 0 else [memory]
+    return all(part["shared"] or part["hugepages"] for part in parts)
