@@ -278,7 +278,7 @@ in
             # The pass of this boot is done; what changes later is the agent's.
             restartIfChanged = false;
           };
-          # NixOS updates the catalogue's database on the first boot only.
+          # systemd's own unit for this runs after an update of /var only (ConditionNeedsUpdate=), which a switch is not.
           credferry-catalog = {
             description = "Explain credferry's messages in the journal";
             wantedBy = [ "multi-user.target" ];
