@@ -373,7 +373,10 @@ def test_a_bad_reload_changes_nothing(site: Site) -> None:
     """A configuration that is wrong at a reload leaves the daemon with the one it has."""
     site.deployment.start_agent()
     daemon = site.host.unit("credferry.service")["MainPID"]
-    for text, naming in ((VMS + "x = 1", "vms.db.credentials.x"), ('machine_id_file = "/nowhere"\n' + VMS, "/nowhere")):
+    for text, naming in (
+        (VMS + "x = 1", "vms.db.credentials.x"),
+        ('machine_id_file = "/nowhere"\n' + VMS, "/nowhere"),
+    ):
         site.host.write(CONFIG, text)
         site.host.run("systemctl", "reload", "credferry.service")
         site.host.wait_journal(
