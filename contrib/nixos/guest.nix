@@ -78,13 +78,13 @@ in
       launcher = vmHostPackages.callPackage ./launcher.nix { };
     } cfg.hypervisor;
 
-    # In NixOS's kernels dmi_sysfs is a module, which systemd does not mean to support (systemd issue 37391): PID 1 loads
-    # it by itself (src/core/kmod-setup.c) and imports at once, silently nothing where it finds no such module. Named
-    # here, a kernel without it is a failed systemd-modules-load.service and not a riddle.
+    # In NixOS's kernels dmi_sysfs is a module, which systemd does not mean to support (systemd issue 37391): PID 1
+    # loads it by itself (src/core/kmod-setup.c) and imports at once, silently nothing where it finds no such module.
+    # Named here, a kernel without it is a failed systemd-modules-load.service and not a riddle.
     boot.kernelModules = [ "dmi_sysfs" ];
 
-    # By default not in the initrd: with it, an initrd's systemd imports, and on nixpkgs without the recursive mount of
-    # /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
+    # By default not in the initrd: with it, an initrd's systemd imports, and on nixpkgs without the recursive mount
+    # of /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
     boot.initrd.availableKernelModules = mkIf cfg.importInInitrd [ "dmi_sysfs" ];
 
     assertions = [

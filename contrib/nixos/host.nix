@@ -278,7 +278,8 @@ in
             # The pass of this boot is done; what changes later is the agent's.
             restartIfChanged = false;
           };
-          # systemd's own unit for this runs after an update of /var only (ConditionNeedsUpdate=), which a switch is not.
+          # systemd's own unit for this runs after an update of /var only (ConditionNeedsUpdate=), which a switch is
+          # not.
           credferry-catalog = {
             description = "Explain credferry's messages in the journal";
             wantedBy = [ "multi-user.target" ];

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
-# cloud-hypervisor behind credferry-launch, for `microvm.cloud-hypervisor.package`: microvm.nix hands bin/cloud-hypervisor
-# the complete arguments of the VM, uses bin/ch-remote for the balloon, and reads the version to know the grammar
-# (lib/runners/cloud-hypervisor.nix).
+# cloud-hypervisor behind credferry-launch, for `microvm.cloud-hypervisor.package`: microvm.nix hands
+# bin/cloud-hypervisor the complete arguments of the VM, uses bin/ch-remote for the balloon, and reads the version to
+# know the grammar (lib/runners/cloud-hypervisor.nix).
 {
   lib,
   runCommand,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# Evaluates a host with the project's modules, on the stubs beside this file; with CREDFERRY_NIXPKGS_LIB, on the `lib` of
-# a real nixpkgs that this names.
+# Evaluates a host with the project's modules, on the stubs beside this file; with CREDFERRY_NIXPKGS_LIB, on the `lib`
+# of a real nixpkgs that this names.
 {
   lib ? import ./lib.nix,
 }:

@@ -435,7 +435,10 @@ let
       if lib.hasSuffix suffix text then substring 0 (stringLength text - stringLength suffix) text else text;
     splitString =
       separator: text:
-      filter isString (split (replaceStrings [ "." "+" "*" "[" "(" "?" "|" "^" "$" ] [ "\\." "\\+" "\\*" "\\[" "\\(" "\\?" "\\|" "\\^" "\\$" ] separator) text);
+      let
+        special = [ "." "+" "*" "[" "(" "?" "|" "^" "$" ];
+      in
+      filter isString (split (replaceStrings special (map (each: "\\${each}") special) separator) text);
     toInt = text: builtins.fromJSON text;
     trim = text: head (match "[[:space:]]*(.*[^[:space:]]|)[[:space:]]*" text);
     getVersion = package: package.version;
@@ -444,7 +447,7 @@ let
     versions.major = text: head (match "([0-9]+).*" text);
     genList = genList;
     fileset = {
-      unions = paths: map (path: if builtins.pathExists path then path else throw "${toString path} does not exist") paths;
+      unions = map (path: if builtins.pathExists path then path else throw "${toString path} does not exist");
       toSource = { root, fileset }: builtins.seq (toString fileset) root;
     };
     licenses.mit.spdxId = "MIT";

@@ -45,7 +45,8 @@ let
     stdenvNoCC = pkgs.stdenv // {
       mkDerivation = attributes: package attributes.pname attributes.version attributes;
     };
-    callPackage = path: extra: import path (builtins.intersectAttrs (builtins.functionArgs (import path)) pkgs // extra);
+    callPackage =
+      path: extra: import path (builtins.intersectAttrs (builtins.functionArgs (import path)) pkgs // extra);
     runCommand =
       name: attributes: script:
       package name "0" ({ inherit name script; } // attributes // (attributes.passthru or { }));

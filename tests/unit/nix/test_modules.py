@@ -410,6 +410,24 @@ def test_clan_example(nix: Nix) -> None:
     assert set(config_of(report).vm("test-vm").credentials) == {"API_KEY", "ENVIRONMENT", "CLUSTER"}
 
 
+def test_two_instances(nix: Nix) -> None:
+    """Each instance serves its VM, and two of one VM add up."""
+    report = nix.evaluate(
+        """
+        t.report (t.clan [
+          { vm = "a"; staticOEMStrings = [ "io.systemd.credential:X=1" ]; }
+          { vm = "a"; staticOEMStrings = [ "io.systemd.credential:Y=2" ]; }
+          { vm = "b"; runtimeSecrets.Z.generateSecret = true; }
+        ] [ ])
+        """
+    )
+    assert report["failed"] == []
+    assert {name: set(vm.credentials) for name, vm in config_of(report).vms.items()} == {
+        "a": {"X", "Y"},
+        "b": {"Z"},
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
