@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import os
 import re
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -22,6 +24,9 @@ from launcher.handoff import (
     is_powerful_name,
     is_vm_name,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
 _SIZE_MAX = 1 << 20
@@ -60,6 +65,16 @@ class RolloutConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How long after the job's end the launcher may take to leave its stamp."""
 
 
+class Policy(enum.StrEnum):
+    """What a change of a VM's secrets does to the VM while it runs."""
+
+    RESTART = "restart"
+    HOLD = "hold"
+    """It is sealed for the next start, and shown as due; somebody else restarts the VM."""
+    IGNORE = "ignore"
+    """It is sealed for the next start, and that is all."""
+
+
 class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One credential of a VM: a secret of the source, or a text that is none."""
 
@@ -75,6 +90,9 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     name: str = ""
     unit: str = ""
+    policy: Policy = Policy.RESTART
+    after: tuple[str, ...] = ()
+    """VMs that are to be restarted before this one, where they are as well."""
     channel: Channel = Channel.API
     guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
     guest_key: bool = False
@@ -177,7 +195,30 @@ def parse(content: bytes, path: Path) -> Config:
                 hint="give each VM a unit of its own",
             )
         units[vm.unit] = vm.name
+    _check_order(checked, path)
     return msgspec.structs.replace(config, file=path, source=source, rollout=rollout, vms=checked)
+
+
+def _check_order(vms: Mapping[str, VmConfig], path: Path) -> None:
+    for vm in vms.values():
+        for other in vm.after:
+            if other not in vms:
+                raise ConfigurationError(
+                    f"{path}: vms.{vm.name}.after: there is no VM {other!r}",
+                    hint=f"name {_one_of(other, vms)}",
+                )
+    try:
+        restart_order(vms)
+    except CycleError as error:
+        raise ConfigurationError(
+            f"{path}: vms.{error.args[1][0]}.after: the order is a circle: {' after '.join(error.args[1])}",
+            hint="leave one of them out",
+        ) from None
+
+
+def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:
+    """All VMs, each after those that it is to be restarted after. Raises `graphlib.CycleError`."""
+    return list(TopologicalSorter({name: vm.after for name, vm in vms.items()}).static_order())
 
 
 def _vm(name: str, table: object, path: Path) -> VmConfig:

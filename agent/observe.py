@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import source
+from agent.desired import Desired, desired
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
-from agent.reconcile import Decision, Desired, Observed, decide, desired
+from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
 from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
 
@@ -100,6 +101,7 @@ class Observer:
             stamp=self.stamp(vm, unit) if unit is not None else None,
             assumed=self.store.assumed(vm.name),
             attempt=self.store.attempt(vm.name),
+            held=self.store.is_held(vm.name),
         )
 
 

@@ -9,54 +9,20 @@ rotation, and a needless one costs nothing.
 from __future__ import annotations
 
 import enum
-import hmac
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.sealing import sealed_size
-from agent.source import Problem, Snapshot
-from agent.store import Assumed, Attempt
-from launcher.handoff import (
-    Channel,
-    Delivery,
-    Kind,
-    Manifest,
-    ManifestEntry,
-    Secret,
-    Stamp,
-    oem_string,
-)
+from agent.config import Policy
+from agent.desired import Desired, Refused, over_limit
+from agent.store import Assumed, Attempt, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from agent.config import VmConfig
-    from agent.keys import CredentialKey
     from agent.units import UnitState
-
-API_STRINGS_MAX = 48 << 10
-"""Bytes of OEM strings over the API: cloud-hypervisor up to v53 takes a document of 51,200 bytes, of which
-the rest of a VM's description needs some."""
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """What a VM's next start should get. ``values`` are as published: nothing is sealed yet."""
-
-    digest: str
-    entries: tuple[ManifestEntry, ...]
-    values: Mapping[str, Secret]
-    delivery: Delivery
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a VM's next generation cannot be made. The VM keeps what it has."""
-
-    reasons: tuple[str, ...]
-    passing: bool = False
-    """Whether a look a little later may well find otherwise."""
+    from launcher.handoff import (
+        Manifest,
+        Stamp,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +36,7 @@ class Observed:
     stamp: Stamp | None
     assumed: Assumed | None
     attempt: Attempt | None
+    held: bool = False
 
 
 class State(enum.StrEnum):
@@ -85,6 +52,9 @@ class State(enum.StrEnum):
     """Its unit is on its way up or down, or has not left its stamp yet; looked at again shortly."""
     REFUSED = "refused"
     FAILED = "failed"
+    """The last change could not be rolled out; it is left alone until it changes again, or a retry."""
+    HELD = "held"
+    IGNORED = "ignored"
     HALTED = "halted"
     NO_UNIT = "no unit"
 
@@ -97,93 +67,15 @@ class Decision:
     state: State
     seal: Desired | None = None
     restart: bool = False
+    roll_back: bool = False
     assume: Assumed | None = None
     reasons: tuple[str, ...] = field(default=())
     look_again: bool = False
 
-
-def desired(
-    vm: VmConfig, snapshot: Snapshot, key: CredentialKey, guest_key: CredentialKey | None
-) -> Desired | Refused:
-    """What the VM should get according to what is published now.
-
-    Digests are keyed with what is derived from the host's key, so that they tell nothing about values.
-    """
-    values: dict[str, Secret] = {}
-    reasons: list[str] = []
-    passing = False
-    for name, credential in sorted(vm.credentials.items()):
-        if credential.text is not None:
-            values[name] = Secret(credential.text.encode())
-            continue
-        if credential.secret is None:  # the configuration's check sees to it
-            continue
-        published = snapshot.values[credential.secret]
-        match published:
-            case Secret():
-                values[name] = published
-            case Problem.ABSENT | Problem.EMPTY if not credential.required:
-                pass
-            case Problem():
-                reasons.append(f"{name}: secret {credential.secret!r} {published}: {published.remedy}")
-                passing = passing or published is Problem.BEING_WRITTEN
-    if guest_key is None and any(vm.kind(name) is Kind.SEALED for name in values):
-        reasons.append(
-            f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
-        )
-    if reasons:
-        return Refused(tuple(reasons), passing)
-    fingerprints = {name: fingerprint(key, vm, name, value) for name, value in values.items()}
-    guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
-    parts = [
-        [name, kind.value, fingerprints[name], guest if kind is Kind.SEALED else ""]
-        for name in sorted(values)
-        for kind in (vm.kind(name),)
-    ]
-    return Desired(
-        digest=hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex(),
-        entries=tuple(
-            ManifestEntry(name, vm.kind(name), fingerprints[name][:16]) for name in sorted(values)
-        ),
-        values=values,
-        delivery=vm.delivery,
-    )
-
-
-def fingerprint(key: CredentialKey, vm: VmConfig, name: str, value: Secret) -> str:
-    """64 hex digits that stand for a secret's value, the same in every VM that uses the secret.
-
-    Bound to the secret's name in the source, so that two secrets of one value do not show it.
-    """
-    credential = vm.credentials[name]
-    label = f"text/{vm.name}/{name}" if credential.secret is None else f"secret/{credential.secret}"
-    return hmac.digest(key.derive("fingerprint"), label.encode() + b"\0" + value.reveal(), "sha256").hex()
-
-
-def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
-    """Which limit of the way into the guest a generation would break, with the remedy; None for none."""
-    sizes = {
-        name: len(oem_string(name, kind, _as_delivered(name, kind, value)).reveal()) + 1
-        for name, value in what.values.items()
-        for kind in (vm.kind(name),)
-    }
-    largest = max(sizes, key=lambda name: sizes[name], default="")
-    if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
-        return (
-            f"{largest}: with it the VM's OEM strings are over {what.delivery.oem_total_max} bytes, "
-            "the most that its guest's systemd reads: pass fewer or smaller ones"
-            + (", or say guest_systemd = 257 if it is that new" if vm.guest_systemd < 257 else "")  # noqa: PLR2004 (systemd's version)
-        )
-    if what.delivery.channel is Channel.API and sum(sizes.values()) > API_STRINGS_MAX:
-        return (
-            f"{largest}: with it the VM's OEM strings are over {API_STRINGS_MAX} bytes, the most that "
-            "cloud-hypervisor's API takes: pass fewer or smaller ones"
-        )
-    return None
-
-
-def _as_delivered(name: str, kind: Kind, value: Secret) -> Secret:
-    return Secret(b"=" * sealed_size(name, value.reveal())) if kind is Kind.SEALED else value
+    @property
+    def needs_rollout(self) -> bool:
+        """Whether something is to be done to the running VM."""
+        return self.restart or self.roll_back
 
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
@@ -194,16 +86,21 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     vm = now.vm
     match now.desired:
         case Refused(reasons, passing):
-            return Decision(vm, State.REFUSED, reasons=reasons, look_again=passing)
+            return Decision(
+                vm, State.REFUSED, roll_back=_must_go_back(now), reasons=reasons, look_again=passing
+            )
         case Desired() as wanted:
             pass
     limit = over_limit(vm, wanted, now.stamp.other_oem_bytes if now.stamp is not None else 0)
     if limit is not None:
-        return Decision(vm, State.REFUSED, reasons=(limit,))
+        return Decision(vm, State.REFUSED, roll_back=_must_go_back(now), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # The delivery alone differing is written for the next start, and restarts nothing: the guest would
     # get the same.
     seal = wanted if stale or now.sealed is None or now.sealed.delivery != wanted.delivery else None
+    attempt = now.attempt if now.attempt is not None and now.attempt.digest == wanted.digest else None
+    if attempt is not None and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} and attempt.previous:
+        seal = None  # what failed is not made current again
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     return _running(now, wanted, seal, now.unit, grace_over=grace_over)
@@ -216,24 +113,68 @@ def _running(
     running = _running_digest(now, unit)
     if not unit.is_loaded:
         return Decision(vm, State.NO_UNIT, seal=seal, reasons=(f"systemd has no unit {vm.unit}",))
-    if unit.is_changing or (unit.is_active and running is None and not grace_over):
+    failed = _after_a_failure(now, wanted, seal, running)
+    if failed is not None:
+        return failed
+    waits = unit.is_changing and not _is_down_by_us(now)
+    if waits or (unit.is_active and running is None and not grace_over):
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if not unit.is_active:
-        return Decision(vm, State.STOPPED, seal=seal)
+        # Down since a restart of ours failed, and there is something newer: that may start.
+        due = _is_down_by_us(now)
+        return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
-    if now.attempt is not None and now.attempt.digest == wanted.digest:
-        # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing.
-        stamped = now.stamp is not None and now.stamp.invocation_id == unit.invocation_id
-        if not stamped or running != wanted.digest:
-            state = State.HALTED if now.attempt.outcome == "halted" else State.FAILED
-            return Decision(vm, state, seal=seal, reasons=(now.attempt.reason,))
     if running is None:
         # Started without us, or by a launcher that left no stamp: it has what was current before now.
         running = now.sealed.digest if now.sealed is not None else wanted.digest
         assume = Assumed(unit.invocation_id, running)
     if running == wanted.digest:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal, assume=assume)
+    if vm.policy is Policy.IGNORE:
+        return Decision(vm, State.IGNORED, seal=seal, assume=assume)
+    if vm.policy is Policy.HOLD or now.held:
+        reason = "by its policy" if vm.policy is Policy.HOLD else "by an operator"
+        return Decision(vm, State.HELD, seal=seal, assume=assume, reasons=(reason,))
     return Decision(vm, State.RESTART_DUE, seal=seal, restart=True, assume=assume)
+
+
+def _after_a_failure(
+    now: Observed, wanted: Desired, seal: Desired | None, running: str | None
+) -> Decision | None:
+    """What follows from an earlier rollout onto the same digest; None for nothing."""
+    attempt = now.attempt
+    if attempt is None or attempt.digest != wanted.digest:
+        return None
+    # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing.
+    if now.stamp is not None and running == wanted.digest:
+        return None
+    match attempt.outcome:
+        case Outcome.HALTED:
+            return Decision(now.vm, State.HALTED, seal=seal, reasons=(attempt.reason,))
+        case Outcome.RESTARTING if not _is_down_by_us(now):
+            return None
+        case Outcome.RESTARTING:
+            reasons: tuple[str, ...] = ("it was down when its restart was interrupted",)
+            return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=reasons)
+        case Outcome.FAILED:
+            return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
+        case Outcome.ROLLED_BACK:
+            return Decision(now.vm, State.FAILED, reasons=(attempt.reason,))
+
+
+def _is_down_by_us(now: Observed) -> bool:
+    """Whether the VM is down since a restart of ours, and not by somebody's wish."""
+    if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
+        return False
+    return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
+
+
+def _must_go_back(now: Observed) -> bool:
+    """Whether the VM is down by us, has something to go back to, and was not put back yet."""
+    attempt = now.attempt
+    if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:
+        return False
+    return _is_down_by_us(now)
 
 
 def _running_digest(now: Observed, unit: UnitState) -> str | None:

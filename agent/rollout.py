@@ -2,7 +2,7 @@
 """Carrying decisions out: sealing what is due, then restarting VMs, one at a time, and judging the result.
 
 Everything is decided afresh right before it is done, under a lock, so that two of us never do it twice.
-Policies (order, windows, rollback) belong into `Rollout.restart`, between the fresh decision and the job.
+Further policies (windows, rates) belong into `Rollout.restart`, between the fresh decision and the job.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
+from agent.config import restart_order
 from agent.events import Event
-from agent.reconcile import Decision, Desired, State
+from agent.reconcile import Decision, Observed, State
 from agent.sealing import one_line, seal
-from agent.store import Attempt, Store
+from agent.store import Attempt, Outcome, Store
 from launcher.handoff import Kind, Manifest, ManifestEntry, Secret, Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from agent.config import Config, VmConfig
+    from agent.desired import Desired
     from agent.errors import BusError
     from agent.journal import Audit
     from agent.observe import Look, Observer
@@ -54,16 +57,16 @@ class Rollout:
 
         Raises `StoreError`, `SealError`, `KeyFileError`.
         """
-        due = [decision for decision in look.decisions if decision.seal is not None]
         run = new_run()
+        sealed = []
         with self.store.lock():
-            for decision in look.decisions:
+            for decision, observed in zip(look.decisions, look.observed, strict=True):
                 if decision.assume is not None:
                     self.store.assume(decision.vm.name, decision.assume)
-            for decision in due:
                 if decision.seal is not None:
-                    self._seal(decision.vm, decision.seal, run)
-        return [decision.vm.name for decision in due]
+                    self._seal(decision.vm, decision.seal, run, _to_keep(observed))
+                    sealed.append(decision.vm.name)
+        return sealed
 
     def restart(self, names: Sequence[str], manager: SystemManager) -> dict[str, State]:
         """Restart VMs that, looked at afresh, still need it; one after the other. The state each ends in.
@@ -74,23 +77,27 @@ class Rollout:
         outcome: dict[str, State] = {}
         failed_runs: dict[str, str] = {}
         with self.store.lock("rollout.lock"):
-            for name in names:
+            for name in sorted(names, key=restart_order(self.config.vms).index):
                 if self.stop.is_set():
                     break
                 vm = self.config.vm(name)
-                decision = self.observer.look([vm], manager).decisions[0]
+                look = self.observer.look([vm], manager)
+                decision, observed = look.decisions[0], look.observed[0]
                 manifest = self.store.current(name)
-                if not decision.restart or decision.seal is not None or manifest is None:
+                if decision.roll_back and observed.attempt is not None:
+                    outcome[name] = self._roll_back(vm, observed.attempt, manager)
+                elif not decision.restart or decision.seal is not None or manifest is None:
                     outcome[name] = decision.state
                 elif manifest.run in failed_runs:
                     outcome[name] = self._halt(vm, manifest, failed_runs[manifest.run])
                 else:
-                    outcome[name] = self._restart(vm, manifest, manager)
+                    previous = _previous(observed)
+                    outcome[name] = self._restart(vm, manifest, previous, manager)
                     if outcome[name] is State.FAILED:
                         failed_runs[manifest.run] = name
         return outcome
 
-    def _seal(self, vm: VmConfig, wanted: Desired, run: str) -> None:
+    def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
         before = self.store.current(vm.name)
         changed = _changed(before, wanted.entries)
         guest = self.observer.guest_key(vm)
@@ -117,7 +124,7 @@ class Rollout:
             unit=vm.unit,
             fingerprints=changed,
         )
-        self.store.write(manifest, values)
+        self.store.write(manifest, values, keep)
         self.audit.record(
             Event.SEALED,
             f"{vm.name}: generation {manifest.generation} is sealed",
@@ -128,20 +135,23 @@ class Rollout:
             fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
         )
 
-    def _restart(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> State:
+    def _restart(self, vm: VmConfig, manifest: Manifest, previous: int, manager: SystemManager) -> State:
+        attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=previous)
+        # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
+        self.store.record_attempt(vm.name, attempt)
         pause = self.config.rollout.retry_seconds
         reason = ""
-        for attempt in range(1, self.config.rollout.attempts + 1):
+        for number in range(1, self.config.rollout.attempts + 1):
             began = time.monotonic()
-            again = attempt > 1
+            again = number > 1
             if again:
                 if self.stop.wait(pause) or not self._is_still_down(vm, manifest, manager):
                     return State.CHANGING
                 pause *= 2
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest)
-            before = manager.unit(vm.unit).invocation_id
-            result = manager.restart_failed(vm.unit) if again else manager.try_restart(vm.unit)
-            reason = self._judge(vm, manifest, manager, before, result)
+            unit = manager.unit(vm.unit)
+            ask = manager.try_restart if unit.is_active and not again else manager.restart_failed
+            reason = self._judge(vm, manifest, manager, unit.invocation_id, ask(vm.unit))
             if not reason:
                 took = time.monotonic() - began
                 message = f"{vm.name}: runs generation {manifest.generation}, restarted in {took:.1f} s"
@@ -156,7 +166,35 @@ class Rollout:
                 vm,
                 manifest,
             )
-        self.store.record_attempt(vm.name, Attempt(manifest.digest, "failed", reason))
+        attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
+        self.store.record_attempt(vm.name, attempt)
+        return self._roll_back(vm, attempt, manager) if previous else State.FAILED
+
+    def _roll_back(self, vm: VmConfig, attempt: Attempt, manager: SystemManager) -> State:
+        """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
+        manifest = self.store.revert(vm.name, attempt.previous)
+        reason = "the previous generation is there no more"
+        if manifest is not None:
+            unit = manager.unit(vm.unit)
+            stamp = self.observer.stamp(vm, unit)
+            stopped = unit.active == "inactive" and unit.result == "success"
+            if stopped or (unit.is_active and stamp is not None and stamp.digest == manifest.digest):
+                reason = ""
+            else:
+                result = manager.restart_failed(vm.unit)
+                reason = self._judge(vm, manifest, manager, unit.invocation_id, result)
+            if self.stop.is_set():
+                return State.CHANGING
+            event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
+            if reason:
+                event = Event.ROLLBACK_FAILED
+                message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
+            self._record(event, message, vm, manifest)
+        else:
+            self.audit.record(Event.ROLLBACK_FAILED, f"{vm.name}: {reason}", vm=vm.name, unit=vm.unit)
+        said = f"{attempt.reason}; " + (reason or f"rolled back to generation {attempt.previous}")
+        done = msgspec.structs.replace(attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "))
+        self.store.record_attempt(vm.name, done)
         return State.FAILED
 
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
@@ -196,13 +234,26 @@ class Rollout:
     def _halt(self, vm: VmConfig, manifest: Manifest, failed: str) -> State:
         reason = f"held back, since the restart of {failed} for the same change failed"
         self._record(Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
-        self.store.record_attempt(vm.name, Attempt(manifest.digest, "halted", reason))
+        self.store.record_attempt(vm.name, Attempt(manifest.digest, Outcome.HALTED, reason))
         return State.HALTED
 
     def _record(self, event: Event, message: str, vm: VmConfig, manifest: Manifest) -> None:
         self.audit.record(
             event, message, run=manifest.run, vm=vm.name, unit=vm.unit, generation=manifest.generation
         )
+
+
+def _previous(observed: Observed) -> int:
+    """The generation that a VM last ran well: the one it runs, or, where we took it down, the one before."""
+    if observed.stamp is not None:
+        return observed.stamp.generation
+    return observed.attempt.previous if observed.attempt is not None else 0
+
+
+def _to_keep(observed: Observed) -> set[int]:
+    """Generations that a rollback may have to go back to, however many were sealed since."""
+    stamp, attempt = observed.stamp, observed.attempt
+    return {each for each in (stamp and stamp.generation, attempt and attempt.previous) if each}
 
 
 def _overdue(unit: UnitState, before: str) -> str:

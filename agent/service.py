@@ -148,7 +148,7 @@ class Service:
         return left if any(decision.seal for decision in look.decisions) else 0.0
 
     def _ask_for_restarts(self, look: Look) -> None:
-        due = [decision.vm.name for decision in look.decisions if decision.restart]
+        due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
         with self._restarting_lock:
             names = tuple(name for name in due if name not in self._restarting)
             self._restarting.update(names)

@@ -9,12 +9,14 @@
     STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
     STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last restart
+    STATE/vms/VM/held                          it is not to be restarted until it is released
 
 PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two generations.
 """
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import os
 import shutil
@@ -37,7 +39,7 @@ from launcher.handoff import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from pathlib import Path
 
     from agent.keys import CredentialKey
@@ -53,13 +55,25 @@ class Assumed(msgspec.Struct, frozen=True):
     digest: str
 
 
+class Outcome(enum.StrEnum):
+    """How far a rollout onto a digest has come, where that has not ended well."""
+
+    RESTARTING = "restarting"
+    """Written before systemd is asked: a VM that is down after a crash of ours was taken down by us."""
+    FAILED = "failed"
+    """Its restart failed, and it is to be put back on what it ran before."""
+    ROLLED_BACK = "rolled back"
+    HALTED = "halted"
+    """It was held back, since another VM's restart for the same change failed."""
+
+
 class Attempt(msgspec.Struct, frozen=True):
-    """How the last rollout onto a digest ended, where it did not end well."""
+    """The last rollout of a VM onto a digest; ``previous`` is the generation before it, 0 for unknown."""
 
     digest: str
-    outcome: str
-    """``failed``: its restart failed; ``halted``: it was held back since another VM's restart failed."""
-    reason: str
+    outcome: Outcome
+    reason: str = ""
+    previous: int = 0
 
 
 _T = TypeVar("_T", Assumed, Attempt)
@@ -82,7 +96,9 @@ class Store:
         A generation that cannot be opened, is another VM's, or lacks a file counts as none: it is simply
         sealed again.
         """
-        directory = self.vm_directory(vm) / "current"
+        return self._manifest(vm, self.vm_directory(vm) / "current")
+
+    def _manifest(self, vm: str, directory: Path) -> Manifest | None:
         try:
             blob = (directory / MANIFEST_FILE).read_bytes()
             manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
@@ -109,9 +125,10 @@ class Store:
         """The number of the VM's next generation; numbers are not used twice while any is left."""
         return max(self._numbers(vm), default=0) + 1
 
-    def write(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+    def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
         """Write a generation and publish it. After this returns it survives a power failure.
 
+        Of older generations the last few stay, and those to ``keep``, as one may have to go back to them.
         Raises `StoreError`; the generation that was current then still is.
         """
         directory = self.vm_directory(manifest.vm)
@@ -132,7 +149,37 @@ class Store:
         except OSError as error:
             shutil.rmtree(generation, ignore_errors=True)
             raise _failed(generation, error) from None
-        self._prune(manifest.vm, manifest.generation)
+        self._prune(manifest.vm, manifest.generation, keep)
+
+    def revert(self, vm: str, number: int) -> Manifest | None:
+        """Make an older generation current again; its manifest, or None when it is there no more.
+
+        Raises `StoreError`.
+        """
+        directory = self.vm_directory(vm)
+        manifest = self._manifest(vm, directory / "generations" / str(number))
+        if manifest is not None:
+            try:
+                _point(directory / "current", f"generations/{number}")
+            except OSError as error:
+                raise _failed(directory / "current", error) from None
+        return manifest
+
+    def is_held(self, vm: str) -> bool:
+        """Whether an operator holds the VM."""
+        return (self.vm_directory(vm) / "held").exists()
+
+    def hold(self, vm: str, *, held: bool) -> None:
+        """Hold a VM or, with False, release it; survives a reboot. Raises `StoreError`."""
+        path = self.vm_directory(vm) / "held"
+        try:
+            if held:
+                _make_directory(path.parent)
+                replace_durably(path, b"")
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed(path, error) from None
 
     def assumed(self, vm: str) -> Assumed | None:
         """What the VM's unstamped invocation is taken to run."""
@@ -182,11 +229,11 @@ class Store:
             return []
         return [int(path.name) for path in generations if path.name.isdigit()]
 
-    def _prune(self, vm: str, current: int) -> None:
+    def _prune(self, vm: str, current: int, keep: Container[int]) -> None:
         # Also what a crash left half-written, which has a number but was never current.
         numbers = sorted(self._numbers(vm), reverse=True)
         kept = [number for number in numbers if number <= current][:KEEP]
-        for number in set(numbers) - set(kept):
+        for number in {number for number in numbers if number not in keep} - set(kept):
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from agent import log
-from agent.cli import agent, audit, check, guest_key, plan, status, sync
+from agent.cli import agent, audit, check, guest_key, hold, plan, status, sync
 from agent.errors import CredferryError, ExitStatus
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     # Its pretty tracebacks show what local variables hold.
     pretty_exceptions_enable=False,
 )
-for _verb in (agent, sync, plan, status, check, audit, guest_key):
+for _verb in (agent, sync, plan, status, check, audit, hold, guest_key):
     _verb.register(app)
 
 

@@ -105,6 +105,6 @@ def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]])
 
 _REMEDIES = {
     State.REFUSED: "until then the VM keeps what it has",
-    State.FAILED: "see journalctl -u {unit}; the next change is tried again",
-    State.HALTED: "see credferry audit; the next change is tried again",
+    State.FAILED: "see journalctl -u {unit}; then credferry retry {vm}, or wait for the next change",
+    State.HALTED: "see credferry audit; then credferry retry {vm}, or wait for the next change",
 }

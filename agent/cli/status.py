@@ -17,7 +17,8 @@ from agent.cli.common import (
     print_json,
     print_table,
 )
-from agent.reconcile import Decision, Desired, Observed
+from agent.desired import Desired
+from agent.reconcile import Decision, Observed
 
 
 def register(app: typer.Typer) -> None:

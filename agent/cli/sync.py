@@ -49,41 +49,50 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Seal what is published and restart the VMs that run something else; once."""
         loaded = load(config)
-        vms = chosen(loaded, vm)
-        manager = None if no_restart else connect()
-        store = open_store(loaded)
-        audit = Audit(store)
-        observer = Observer(loaded, store)
-        rollout = Rollout(loaded, store, observer, audit)
-        look = _settled_look(loaded, observer, vms, manager, time.monotonic() + wait)
-        sealed = rollout.seal_due(look)
-        Reporter(audit).report(look.decisions)
-        states = {decision.vm.name: decision.state for decision in look.decisions}
-        if manager is not None:
-            due = [decision.vm.name for decision in look.decisions if decision.restart]
-            states |= rollout.restart(due, manager)
-            manager.close()
-        reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
-        for name, state in states.items():
-            attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
-            reasons[name] = attempt.reason if attempt is not None else reasons[name]
-        rows = [
-            {
-                "vm": name,
-                "sealed": name in sealed,
-                "state": State.IN_STEP.value if state is State.SEAL_DUE else state.value,
-                "reason": reasons[name],
-            }
-            for name, state in states.items()
-        ]
-        if json:
-            print_json(rows)
-        else:
-            print_table(
-                ["VM", "SEALED", "STATE", "REASON"],
-                [[row["vm"], "yes" if row["sealed"] else "", row["state"], row["reason"]] for row in rows],  # type: ignore[list-item]  # str and bool in one mapping
-            )
-        fail_for_bad(loaded, ((loaded.vm(name), state, reasons[name]) for name, state in states.items()))
+        sync_once(loaded, chosen(loaded, vm), connect_first=not no_restart, wait=wait, json=json)
+
+
+def sync_once(
+    config: Config, vms: list[VmConfig], *, connect_first: bool = True, wait: float = 0.0, json: bool = False
+) -> None:
+    """One pass over some VMs, and the table of what became of each. Raises `VmError` for a failure.
+
+    Without ``connect_first`` systemd is not asked, and nothing is restarted.
+    """
+    manager = connect() if connect_first else None
+    store = open_store(config)
+    audit = Audit(store)
+    observer = Observer(config, store)
+    rollout = Rollout(config, store, observer, audit)
+    look = _settled_look(config, observer, vms, manager, time.monotonic() + wait)
+    sealed = rollout.seal_due(look)
+    Reporter(audit).report(look.decisions)
+    states = {decision.vm.name: decision.state for decision in look.decisions}
+    if manager is not None:
+        due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
+        states |= rollout.restart(due, manager)
+        manager.close()
+    reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
+    for name, state in states.items():
+        attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
+        reasons[name] = attempt.reason if attempt is not None else reasons[name]
+    shown = {name: State.IN_STEP if state is State.SEAL_DUE else state for name, state in states.items()}
+    if json:
+        print_json(
+            [
+                {"vm": name, "sealed": name in sealed, "state": state.value, "reason": reasons[name]}
+                for name, state in shown.items()
+            ]
+        )
+    else:
+        print_table(
+            ["VM", "SEALED", "STATE", "REASON"],
+            [
+                [name, "yes" if name in sealed else "", state.value, reasons[name]]
+                for name, state in shown.items()
+            ],
+        )
+    fail_for_bad(config, ((config.vm(name), state, reasons[name]) for name, state in states.items()))
 
 
 def _settled_look(

@@ -28,7 +28,7 @@ from agent.journal import Audit
 from agent.keys import CredentialKey
 from agent.observe import Observer
 from agent.rollout import Rollout
-from agent.store import Store
+from agent.store import Outcome, Store
 from agent.units import UnitState
 from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
 
@@ -55,7 +55,11 @@ USES = {
     "c": [("Z", "z", True)],
 }
 """What the configuration above says, once more: credential, secret, whether it is required."""
-SECRETS = st.dictionaries(st.sampled_from("xyz"), st.sampled_from(["1", "2", "3", ""]), max_size=3)
+VALUES = st.sampled_from(["1", "2", "bad"])
+SECRETS = st.fixed_dictionaries({"x": VALUES, "z": VALUES}, optional={"y": VALUES}) | st.dictionaries(
+    st.sampled_from("xyz"), st.sampled_from(["1", ""]), max_size=3
+)
+"""Mostly whole, at times lacking; ``bad`` is a value with which a VM does not start."""
 KEY = CredentialKey(b"k" * 4096)
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -72,9 +76,12 @@ class ModelSystemd:
         self.runtime = runtime
         self.effect = effect
         self.active: dict[str, bool] = dict.fromkeys(VMS, False)
+        self.failed: dict[str, bool] = dict.fromkeys(VMS, False)
+        self.down_by_agent: dict[str, bool] = dict.fromkeys(VMS, False)
         self.invocations: Counter[str] = Counter()
         self.restarts: Counter[str] = Counter()
         self.running: dict[str, dict[str, bytes]] = {}
+        self.good: dict[str, dict[str, bytes]] = {}
         self.connected = True
         self.on_restart: Callable[[str], None] = lambda _: None
 
@@ -82,7 +89,7 @@ class ModelSystemd:
         """See `SystemManager`."""
         self._reach()
         vm = name.removeprefix("microvm@").removesuffix(".service")
-        state = "active" if self.active[vm] else "inactive"
+        state = "active" if self.active[vm] else "failed" if self.failed[vm] else "inactive"
         return UnitState(name, "loaded", state, "", self._invocation(vm), active_seconds=60.0)
 
     def try_restart(self, name: str) -> str:
@@ -94,12 +101,20 @@ class ModelSystemd:
             self.on_restart(vm)
             self.restarts[vm] += 1
             self.start(vm)
+            self.down_by_agent[vm] = self.failed[vm]
         self.effect()
         return "done"
 
     def restart_failed(self, name: str) -> str:
         """See `SystemManager`."""
-        return self.try_restart(name)
+        self._reach()
+        self.effect()
+        vm = name.removeprefix("microvm@").removesuffix(".service")
+        assert self.failed[vm], "started though it was not down after a failure"
+        self.start(vm)
+        self.down_by_agent[vm] = self.failed[vm]
+        self.effect()
+        return "done"
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -111,8 +126,12 @@ class ModelSystemd:
         manifest = self.store.current(vm)
         if manifest is None:
             return
+        values = {name: value.reveal() for name, value in self.store.values(vm).items()}
+        if b"bad" in values.values():
+            self.failed[vm] = True
+            return
         self.active[vm] = True
-        self.running[vm] = {name: value.reveal() for name, value in self.store.values(vm).items()}
+        self.running[vm] = self.good[vm] = values
         directory = stamp_path(vm, self.runtime).parent
         directory.mkdir(parents=True)
         invocation = self._invocation(vm)
@@ -121,7 +140,7 @@ class ModelSystemd:
 
     def stop(self, vm: str) -> None:
         """The unit stops, and its runtime directory goes with it."""
-        self.active[vm] = False
+        self.active[vm] = self.failed[vm] = self.down_by_agent[vm] = False
         shutil.rmtree(stamp_path(vm, self.runtime).parent, ignore_errors=True)
 
     def _invocation(self, vm: str) -> str:
@@ -201,7 +220,7 @@ class World(RuleBasedStateMachine):
         try:
             look = rollout.observer.look(self.config.vms.values(), self.systemd)
             rollout.seal_due(look)
-            due = [decision.vm.name for decision in look.decisions if decision.restart]
+            due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
             rollout.restart(due, self.systemd)
         except (BusError, SourceError):
             pass
@@ -211,6 +230,12 @@ class World(RuleBasedStateMachine):
     @rule(effects=st.integers(min_value=0, max_value=60))
     def crash_during_a_turn(self, effects: int) -> None:
         """The agent dies at its n-th effect: a write made durable, a record, before or after a restart."""
+        self._interrupted_turn(effects, _crash)
+
+    @rule(effects=st.integers(min_value=0, max_value=100), secrets=SECRETS)
+    def publish_and_crash(self, effects: int, secrets: dict[str, str]) -> None:
+        """Something is published, and the agent dies on the way to rolling it out, or back."""
+        self.publish(secrets)
         self._interrupted_turn(effects, _crash)
 
     @rule(effects=st.integers(min_value=0, max_value=60), secrets=SECRETS)
@@ -244,8 +269,11 @@ class World(RuleBasedStateMachine):
         assert self.systemd.restarts == before, "a restart without a change"
         for vm in VMS:
             wanted = self._wanted(vm)
-            if wanted is not None and self.systemd.active[vm]:
-                assert self.systemd.running[vm] == wanted, f"{vm} does not run what is published"
+            assert not self.systemd.down_by_agent[vm], f"{vm} was taken down and left there"
+            if wanted is None or not self.systemd.active[vm] or self._is_spared(vm):
+                continue
+            expected = self.systemd.good[vm] if b"bad" in wanted.values() else wanted
+            assert self.systemd.running[vm] == expected, f"{vm} does not run what is published"
 
     @invariant()
     def never_more_than_once_for_a_change(self) -> None:
@@ -272,6 +300,11 @@ class World(RuleBasedStateMachine):
             elif required:
                 return None
         return values if self.secrets is not None else None
+
+    def _is_spared(self, vm: str) -> bool:
+        """Whether the VM is held back, since another one's restart for the same change failed."""
+        attempt = self.store.attempt(vm)
+        return attempt is not None and attempt.outcome is Outcome.HALTED
 
     def _interrupted_turn(self, effects: int, do: Callable[[], None]) -> None:
         self.interruption = (effects, do)

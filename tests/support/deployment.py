@@ -41,6 +41,8 @@ class VmFiles:
     arguments: Sequence[str] = ("--kernel", "/dev/null", "--memory", "size=64M")
     environment: Mapping[str, str] = field(default_factory=lambda: {"CREDFERRY_STANDIN_BOOT": "0"})
     cpus: str = "boot=1"
+    before: str = ""
+    """Shell lines of the run script before the hypervisor is started."""
     launcher: bool = True
 
 
@@ -64,7 +66,7 @@ class Deployment:
         home = f"/var/lib/microvms/{name}"
         command = ["--cpus", files.cpus, *files.arguments, "--api-socket", f"{name}.sock"]
         wrapped = ["credferry-launch", "--real", HYPERVISOR, "--"] if files.launcher else [HYPERVISOR]
-        script = f"#!/bin/bash\nexec -a microvm@{name} {shlex.join([*wrapped, *command])}\n"
+        script = f"#!/bin/bash\n{files.before}\nexec -a microvm@{name} {shlex.join([*wrapped, *command])}\n"
         self.host.write(f"{home}/current/bin/microvm-run", script, 0o755)
         self.host.run("chown", VM_USER, home)
         drop_in = f"/etc/systemd/system/microvm@{name}.service.d"

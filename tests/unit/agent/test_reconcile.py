@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
+from agent.config import DEFAULT_PATH, Config, CredentialConfig, Policy, VmConfig, parse
+from agent.desired import Desired, Refused, desired
 from agent.keys import CredentialKey
-from agent.reconcile import Decision, Desired, Observed, Refused, State, decide, desired
+from agent.reconcile import Decision, Observed, State, decide
 from agent.source import Generation, Problem, Snapshot
-from agent.store import Assumed, Attempt
+from agent.store import Assumed, Attempt, Outcome
 from agent.units import UnitState
 from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
 
@@ -72,17 +74,17 @@ def observed(
         (observed(sealed=manifest(NEW)), State.IN_STEP, False, False),
         (observed(Refused(("x",)), manifest(OLD), unit(), stamp(OLD)), State.REFUSED, False, False),
         (observed(Refused(("x",)), manifest(NEW), unit(), stamp(OLD)), State.REFUSED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, "failed", "")),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, Outcome.FAILED)),
          State.FAILED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), attempt=Attempt(NEW, "failed", "")),
+        (observed(sealed=manifest(NEW), state=unit(), attempt=Attempt(NEW, Outcome.FAILED)),
          State.FAILED, False, False),
         (observed(sealed=manifest(NEW), state=unit(), assumed=Assumed(INVOCATION, NEW),
-                  attempt=Attempt(NEW, "failed", "")), State.FAILED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW), attempt=Attempt(NEW, "failed", "")),
+                  attempt=Attempt(NEW, Outcome.FAILED)), State.FAILED, False, False),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW), attempt=Attempt(NEW, Outcome.FAILED)),
          State.IN_STEP, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, "halted", "")),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, Outcome.HALTED)),
          State.HALTED, False, False),
-        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD), attempt=Attempt(OLD, "failed", "")),
+        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD), attempt=Attempt(OLD, Outcome.FAILED)),
          State.RESTART_DUE, True, True),
         (observed(sealed=manifest(NEW, Delivery(guest_systemd=257)), state=unit(), left=stamp(NEW)),
          State.SEAL_DUE, True, False),
@@ -90,7 +92,7 @@ def observed(
     ids=[
         "in step", "changed", "sealed before a crash", "stopped", "down after a failure", "starting", "job",
         "no unit", "systemd not asked", "systemd not asked and in step", "refused", "refused after sealing",
-        "failed before", "failed and no stamp", "failed and assumed", "failed and come right since",
+        "failed before", "failed without a stamp", "failed, and assumed since", "came right by hand",
         "halted before", "changed since it failed", "only the delivery differs",
     ],
 )  # fmt: skip
@@ -98,6 +100,58 @@ def test_decisions(now: Observed, state: State, seal: bool, restart: bool) -> No
     """Each situation has its one decision."""
     decision = decide(now)
     assert (decision.state, decision.seal is not None, decision.restart) == (state, seal, restart)
+
+
+ROLLBACK = Attempt(NEW, Outcome.FAILED, "it broke", previous=7)
+
+
+@pytest.mark.parametrize(
+    ("now", "state", "roll_back", "restart"),
+    [
+        (observed(sealed=manifest(NEW), state=unit("failed"), attempt=ROLLBACK), State.FAILED, True, False),
+        (observed(sealed=manifest(OLD), state=unit("failed"), attempt=ROLLBACK), State.FAILED, True, False),
+        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD),
+                  attempt=msgspec.structs.replace(ROLLBACK, outcome=Outcome.ROLLED_BACK)),
+         State.FAILED, False, False),
+        (observed(sealed=manifest(NEW), state=unit("failed"),
+                  attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.FAILED, True, False),
+        (observed(sealed=manifest(NEW), state=unit("inactive"),
+                  attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.STOPPED, False, False),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD),
+                  attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.RESTART_DUE, False, True),
+        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW),
+                  attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.IN_STEP, False, False),
+        (observed(sealed=manifest(NEW), state=unit("failed"), attempt=Attempt(NEW, Outcome.FAILED)),
+         State.FAILED, False, False),
+    ],
+    ids=[
+        "failed", "put back and not yet started", "rolled back", "down when the agent died",
+        "stopped when the agent died", "not begun when the agent died", "done when the agent died",
+        "nothing to go back to",
+    ],
+)  # fmt: skip
+def test_rollbacks(now: Observed, state: State, roll_back: bool, restart: bool) -> None:
+    """A failed rollout is rolled back, wherever the agent died in it; what failed is not sealed again."""
+    decision = decide(now)
+    assert (decision.state, decision.roll_back, decision.restart) == (state, roll_back, restart)
+    assert decision.seal is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "held", "state", "restart"),
+    [
+        (Policy.RESTART, False, State.RESTART_DUE, True),
+        (Policy.RESTART, True, State.HELD, False),
+        (Policy.HOLD, False, State.HELD, False),
+        (Policy.IGNORE, False, State.IGNORED, False),
+        (Policy.IGNORE, True, State.IGNORED, False),
+    ],
+)
+def test_policies(policy: Policy, held: bool, state: State, restart: bool) -> None:
+    """A VM that is held, by its policy or by an operator, or ignored, is sealed for, and not restarted."""
+    vm = msgspec.structs.replace(VM, policy=policy)
+    decision = decide(Observed(vm, WANTED, manifest(OLD), unit(), stamp(OLD), None, None, held=held))
+    assert (decision.state, decision.restart, decision.seal) == (state, restart, WANTED)
 
 
 class TestWithoutAStamp:
@@ -143,7 +197,7 @@ class TestWithoutAStamp:
     ),
     left=st.sampled_from([None, stamp(OLD), stamp(NEW), stamp(OLD, OTHER), stamp(NEW, OTHER)]),
     assumed=st.sampled_from([None, Assumed(INVOCATION, OLD), Assumed(OTHER, NEW)]),
-    attempt=st.sampled_from([None, Attempt(NEW, "failed", ""), Attempt(OLD, "halted", "")]),
+    attempt=st.sampled_from([None, Attempt(NEW, Outcome.FAILED), Attempt(OLD, Outcome.HALTED)]),
     wanted=st.sampled_from([WANTED, Refused(("absent",))]),
     grace=st.booleans(),
 )

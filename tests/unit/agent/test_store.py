@@ -12,7 +12,7 @@ import pytest
 
 from agent.errors import StoreError
 from agent.keys import CredentialKey
-from agent.store import KEEP, Assumed, Attempt, Store
+from agent.store import KEEP, Assumed, Attempt, Outcome, Store
 from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def test_small_records(store: Store) -> None:
     """What is known of a VM's invocation and last rollout is kept, and can be forgotten."""
     assert (store.assumed("web"), store.attempt("web")) == (None, None)
     store.assume("web", Assumed("a" * 32, "0" * 64))
-    store.record_attempt("web", Attempt("0" * 64, "failed", "its unit is failed"))
+    store.record_attempt("web", Attempt("0" * 64, Outcome.FAILED, "its unit is failed"))
     assert store.assumed("web") == Assumed("a" * 32, "0" * 64)
-    assert store.attempt("web") == Attempt("0" * 64, "failed", "its unit is failed")
+    assert store.attempt("web") == Attempt("0" * 64, Outcome.FAILED, "its unit is failed")
     store.record_attempt("web", None)
     (store.vm_directory("web") / "assumed.json").write_bytes(b"{")
     assert (store.assumed("web"), store.attempt("web")) == (None, None)

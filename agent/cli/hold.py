@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""``credferry hold``, ``release`` and ``retry``: an operator's word on VMs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen
+from agent.cli.sync import sync_once
+from agent.config import load
+from agent.events import Event
+from agent.journal import Audit
+from agent.observe import open_store
+
+VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+
+    @app.command("hold")
+    def hold(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG) -> None:
+        """Restart these VMs no more when secrets rotate, until they are released; survives a reboot."""
+        loaded = load(config)
+        named = chosen(loaded, vms)
+        store = open_store(loaded)
+        for vm in named:
+            if not store.is_held(vm.name):
+                store.hold(vm.name, held=True)
+                Audit(store).record(Event.HELD, f"{vm.name}: held", vm=vm.name, unit=vm.unit)
+
+    @app.command("release")
+    def release(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+        """Release held VMs, and restart those whose secrets have rotated meanwhile."""
+        loaded = load(config)
+        named = chosen(loaded, vms)
+        store = open_store(loaded)
+        for vm in named:
+            if store.is_held(vm.name):
+                store.hold(vm.name, held=False)
+                Audit(store).record(Event.RELEASED, f"{vm.name}: released", vm=vm.name, unit=vm.unit)
+        sync_once(loaded, named, json=json)
+
+    @app.command("retry")
+    def retry(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+        """Try again what failed for these VMs, though it has not changed since."""
+        loaded = load(config)
+        named = chosen(loaded, vms)
+        store = open_store(loaded)
+        for vm in named:
+            store.record_attempt(vm.name, None)
+        sync_once(loaded, named, json=json)

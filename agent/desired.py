@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""What a VM should get: from what is published and configured, with digests and limits; pure."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.sealing import sealed_size
+from agent.source import Problem, Snapshot
+from launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret, oem_string
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.config import VmConfig
+    from agent.keys import CredentialKey
+
+API_STRINGS_MAX = 48 << 10
+"""Bytes of OEM strings over the API: cloud-hypervisor up to v53 takes a document of 51,200 bytes, of which
+the rest of a VM's description needs some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What a VM's next start should get. ``values`` are as published: nothing is sealed yet."""
+
+    digest: str
+    entries: tuple[ManifestEntry, ...]
+    values: Mapping[str, Secret]
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a VM's next generation cannot be made. The VM keeps what it has."""
+
+    reasons: tuple[str, ...]
+    passing: bool = False
+    """Whether a look a little later may well find otherwise."""
+
+
+def desired(
+    vm: VmConfig, snapshot: Snapshot, key: CredentialKey, guest_key: CredentialKey | None
+) -> Desired | Refused:
+    """What the VM should get according to what is published now.
+
+    Digests are keyed with what is derived from the host's key, so that they tell nothing about values.
+    """
+    values: dict[str, Secret] = {}
+    reasons: list[str] = []
+    passing = False
+    for name, credential in sorted(vm.credentials.items()):
+        if credential.text is not None:
+            values[name] = Secret(credential.text.encode())
+            continue
+        if credential.secret is None:  # the configuration's check sees to it
+            continue
+        published = snapshot.values[credential.secret]
+        match published:
+            case Secret():
+                values[name] = published
+            case Problem.ABSENT | Problem.EMPTY if not credential.required:
+                pass
+            case Problem():
+                reasons.append(f"{name}: secret {credential.secret!r} {published}: {published.remedy}")
+                passing = passing or published is Problem.BEING_WRITTEN
+    if guest_key is None and any(vm.kind(name) is Kind.SEALED for name in values):
+        reasons.append(
+            f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
+        )
+    if reasons:
+        return Refused(tuple(reasons), passing)
+    fingerprints = {name: fingerprint(key, vm, name, value) for name, value in values.items()}
+    guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
+    parts = [
+        [name, kind.value, fingerprints[name], guest if kind is Kind.SEALED else ""]
+        for name in sorted(values)
+        for kind in (vm.kind(name),)
+    ]
+    return Desired(
+        digest=hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex(),
+        entries=tuple(
+            ManifestEntry(name, vm.kind(name), fingerprints[name][:16]) for name in sorted(values)
+        ),
+        values=values,
+        delivery=vm.delivery,
+    )
+
+
+def fingerprint(key: CredentialKey, vm: VmConfig, name: str, value: Secret) -> str:
+    """64 hex digits that stand for a secret's value, the same in every VM that uses the secret.
+
+    Bound to the secret's name in the source, so that two secrets of one value do not show it.
+    """
+    credential = vm.credentials[name]
+    label = f"text/{vm.name}/{name}" if credential.secret is None else f"secret/{credential.secret}"
+    return hmac.digest(key.derive("fingerprint"), label.encode() + b"\0" + value.reveal(), "sha256").hex()
+
+
+def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
+    """Which limit of the way into the guest a generation would break, with the remedy; None for none."""
+    sizes = {
+        name: len(oem_string(name, kind, _as_delivered(name, kind, value)).reveal()) + 1
+        for name, value in what.values.items()
+        for kind in (vm.kind(name),)
+    }
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
+        return (
+            f"{largest}: with it the VM's OEM strings are over {what.delivery.oem_total_max} bytes, "
+            "the most that its guest's systemd reads: pass fewer or smaller ones"
+            + (", or say guest_systemd = 257 if it is that new" if vm.guest_systemd < 257 else "")  # noqa: PLR2004 (systemd's version)
+        )
+    if what.delivery.channel is Channel.API and sum(sizes.values()) > API_STRINGS_MAX:
+        return (
+            f"{largest}: with it the VM's OEM strings are over {API_STRINGS_MAX} bytes, the most that "
+            "cloud-hypervisor's API takes: pass fewer or smaller ones"
+        )
+    return None
+
+
+def _as_delivered(name: str, kind: Kind, value: Secret) -> Secret:
+    return Secret(b"=" * sealed_size(name, value.reveal())) if kind is Kind.SEALED else value

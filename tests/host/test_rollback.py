@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""A value that breaks a VM: it is put back on what it ran, others are spared, nothing is tried for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.deployment import Deployment, VmFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+    from tests.support.producer import SopsNix
+
+CONFIG = """
+[source]
+quiet_seconds = 0.2
+resync_seconds = 1.0
+[rollout]
+retry_seconds = 0.1
+stamp_seconds = 1.0
+[vms.web]
+after = ["db"]
+[vms.web.credentials]
+KEY = { secret = "key" }
+[vms.db.credentials]
+KEY = { secret = "key" }
+"""
+BREAKS = '! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.KEY" || exit 1'
+
+
+@pytest.fixture
+def deployment(host: Host, sops: SopsNix) -> Iterator[Deployment]:
+    """Two VMs of one secret, the one that restarts first with a program that a bad value breaks; all run."""
+    made = Deployment(host)
+    made.add_vm("db", VmFiles(before=BREAKS))
+    made.add_vm("web")
+    made.configure(CONFIG)
+    sops.publish({"key": b"good"})
+    made.credferry("sync", "--no-restart")
+    made.start_vm("db", "web")
+    made.start_agent()
+    yield made
+    made.close()
+
+
+def state(deployment: Deployment, vm: str) -> str:
+    """What ``credferry status`` says of a VM."""
+    return str(deployment.status()[vm]["state"])
+
+
+def wait_rolled_back(deployment: Deployment, vm: str = "db") -> None:
+    """Wait until a VM is said to be back on what it ran before."""
+    deployment.host.wait(
+        lambda: "rolled back to generation" in " ".join(deployment.status()[vm]["reasons"]), 30, "rollback"
+    )
+
+
+def test_a_value_that_breaks_a_vm(deployment: Deployment, sops: SopsNix) -> None:
+    """The VM runs its old value again, the next VM is spared, and the next good value reaches both."""
+    sops.publish({"key": b"bad value"})
+    wait_rolled_back(deployment)
+    assert deployment.delivered("db") == {"KEY": b"good"}
+    assert deployment.unit("db")["ActiveState"] == "active"
+    deployment.host.wait(lambda: state(deployment, "web") == "halted", 10, "halt of web")
+    assert (deployment.starts("web"), deployment.delivered("web")) == (1, {"KEY": b"good"})
+    audit = deployment.credferry("audit", "--vm", "db")
+    assert "db: back on generation 1" in audit
+    starts = deployment.starts("db")
+    sops.publish({"key": b"bad value"})
+    deployment.credferry("sync", check=False)
+    assert deployment.starts("db") == starts
+    assert state(deployment, "db") == "failed"
+    sops.publish({"key": b"better"})
+    for vm in ("db", "web"):
+        deployment.wait_in_step(vm)
+        assert deployment.delivered(vm) == {"KEY": b"better"}
+
+
+def test_an_operator_may_try_again(deployment: Deployment, sops: SopsNix) -> None:
+    """What failed is left alone until it changes, or until somebody who has mended the VM says so."""
+    sops.publish({"key": b"bad value"})
+    wait_rolled_back(deployment)
+    run = "/var/lib/microvms/db/current/bin/microvm-run"
+    script = deployment.host.path(run).read_text()
+    deployment.host.write(run, script.replace(BREAKS, ""), 0o755)
+    deployment.credferry("retry", "db", "web")
+    for vm in ("db", "web"):
+        assert deployment.delivered(vm) == {"KEY": b"bad value"}
+        assert state(deployment, vm) == "in step"
+
+
+def test_a_held_vm(deployment: Deployment, sops: SopsNix) -> None:
+    """While held it is sealed for and not restarted; after many rotations it can still go back."""
+    deployment.credferry("hold", "db")
+    for number in range(5):
+        sops.publish({"key": str(number).encode()})
+        deployment.host.wait(lambda n=number: deployment.starts("web") == 2 + n, 20, "restart of web")  # type: ignore[misc]  # a default binds the number
+        deployment.wait_in_step("web")
+    assert (state(deployment, "db"), deployment.starts("db")) == ("held", 1)
+    sops.publish({"key": b"bad value"})
+    deployment.wait_in_step("web")
+    deployment.credferry("release", "db", check=False)
+    wait_rolled_back(deployment)
+    assert deployment.delivered("db") == {"KEY": b"good"}
+    assert deployment.stamp("db") is not None
+
+
+def test_the_agent_dies_while_a_vm_is_down(deployment: Deployment, sops: SopsNix) -> None:
+    """Killed after it has taken the VM down, the agent puts it back when it is started again."""
+    sops.publish({"key": b"bad value"})
+    deployment.host.wait(lambda: deployment.unit("db")["SubState"] == "auto-restart", 20, "db down")
+    deployment.host.kill("credferry.service")
+    deployment.host.run("systemctl", "stop", "credferry.service")
+    deployment.start_agent()
+    wait_rolled_back(deployment)
+    assert deployment.delivered("db") == {"KEY": b"good"}
+
+
+def test_the_order_is_kept(deployment: Deployment, sops: SopsNix) -> None:
+    """A VM that is to be restarted after another is, though both wait for the same change."""
+    sops.publish({"key": b"new"})
+    for vm in ("db", "web"):
+        deployment.host.wait(lambda vm=vm: deployment.starts(vm) == 2, 20, f"restart of {vm}")  # type: ignore[misc]  # a default binds the name
+        deployment.wait_in_step(vm)
+    first = int(deployment.unit("db")["ActiveEnterTimestampMonotonic"])
+    assert first < int(deployment.unit("web")["InactiveExitTimestampMonotonic"])
