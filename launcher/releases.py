@@ -12,6 +12,9 @@ from typing import Final
 OLDEST: Final = 46
 """The oldest release whose JSON interface was compared with its command line."""
 
+LISTS_REPEAT_SINCE: Final = 52
+"""The first release whose list options may be repeated (`ArgAction::Append`)."""
+
 SINCE: Final[dict[tuple[str, str], int]] = {
     ("cpus", "nested"): 50,
     ("cpus", "core_scheduling"): 52,

@@ -59,7 +59,14 @@ def convert(options: Sequence[Option], major: int) -> VmConfig:
         )
     parts = _Parts()
     vmm: list[str] = []
+    seen: set[str] = set()
     for option in options:
+        if option.name in seen and major < releases.LISTS_REPEAT_SINCE and not option.is_verbose:
+            raise usage(
+                f"{option.shown} is given more than once",
+                f"cloud-hypervisor {major} takes it only once: write all values behind it",
+            )
+        seen.add(option.name)
         check_known(option.name, "", major)
         if option.name in schema.VMM_OWNED or option.is_verbose:
             vmm.extend(option.words)

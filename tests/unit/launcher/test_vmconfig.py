@@ -178,6 +178,14 @@ def test_older_releases_keep_their_own_names() -> None:
     ]
 
 
+def test_lists_are_repeated_where_the_release_lets_them() -> None:
+    """Since v52; before, its own command line refuses the second."""
+    twice = (*KERNEL, "--disk", "path=a", "--disk", "path=b")
+    assert convert(*twice, major=52).document["disks"] == [{"path": "a"}, {"path": "b"}]
+    with pytest.raises(LaunchError, match="--disk is given more than once"):
+        convert(*twice, major=51)
+
+
 def test_options_that_went_are_taken_by_the_releases_that_had_them() -> None:
     """SGX enclaves, up to v47."""
     document = convert(
