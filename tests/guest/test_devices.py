@@ -148,10 +148,9 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
     assert deployment.starts("web") == 2
 
 
-def test_macvtap_by_descriptor_carries_a_guest_into_another_network(
-    deployment: Deployment, sops: SopsNix
-) -> None:
-    """A descriptor that the run script opens reaches the hypervisor, and the guest answers through it.
+@pytest.mark.usefixtures("sops")
+def test_macvtap_by_descriptor_carries_a_guest_into_another_network(deployment: Deployment) -> None:
+    """Descriptors that the run script opens reach the hypervisor, and the guest talks through them.
 
     The macvtap lies on one end of a link whose other end is in another network namespace. The networks
     after it keep their place: first is first for the hypervisor and for the guest.
@@ -160,25 +159,27 @@ def test_macvtap_by_descriptor_carries_a_guest_into_another_network(
     other_network(host, "lan", "uplink", "10.92.0.1/24")
     listen(host, "the other network", "ip", "netns", "exec", "lan")
     macvtap = Macvtap("mv-far", "uplink", _MACS[0])
-    wiring.taps(macvtap, Tap("tap-far", "10.91.0.1/24"))
-    devices = ["--net", f"fd=[3],mac={_MACS[0]}", f"mac={_MACS[1]},tap=tap-far"]
+    wiring.taps(macvtap, Tap("tap-far", "10.91.0.1/24", multi_queue=True))
+    devices = ["--net", f"fd=[3,4],mac={_MACS[0]},num_queues=4"]
+    devices += [f"mac={_MACS[1]},num_queues=4,tap=tap-far"]
     script = f"""
+echo "credferry-guest: queues $(ls -d /sys/class/net/eth[01]/queues/rx-* | wc -l)"
 echo "credferry-guest: links $(cat /sys/class/net/eth0/address /sys/class/net/eth1/address | tr '\\n' ' ')"
 network eth0 10.92.0.2/24
 echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.92.0.1 {SERVER_PORT})"
 """
     overlay = credential_printer(plain=["K"]) | device_user(script)
-    files = guest_files(deployment, "far", guest(Variant.BOOKWORM), overlay)
-    deployment.add_vm("far", _with_devices(files, devices, "", macvtap.opened_as(3)))
+    files = guest_files(deployment, "far", guest(Variant.BOOKWORM), overlay, cpus=2)
+    deployment.add_vm("far", _with_devices(files, devices, "", macvtap.opened_as(3, 4)))
     deployment.credferry("sync", "--no-restart")
     deployment.start_vm("far")
     deployment.wait_printed("far", DONE, _BOOT_SECONDS)
     assert set(_told(deployment, "far")) >= {
         _printed("K", _FIRST, Variant.BOOKWORM),
         f"links {' '.join(_MACS)}",
+        "queues 4",
         "network the other network heard guest",
     }
-    assert sops is not None
     first, second = deployment.vm_info("far")["config"]["net"]
-    assert (first["mac"], "tap" in first, len(first["fds"])) == (_MACS[0], False, 1)
+    assert (first["mac"], "tap" in first, len(first["fds"])) == (_MACS[0], False, 2)
     assert (second["mac"], second["tap"], "fds" in second) == (_MACS[1], "tap-far", False)

@@ -59,15 +59,17 @@ SERVER_PORT = 7777
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A tap device with an address on the host's side."""
+    """A tap device with an address on the host's side, and as many queues as its user opens."""
 
     name: str
     address: str
+    multi_queue: bool = False
 
     def up(self) -> str:
         """Commands that make it."""
+        flags = "vnet_hdr multi_queue" if self.multi_queue else "vnet_hdr"
         return (
-            f"ip tuntap add name {self.name} mode tap user {VM_USER} vnet_hdr\n"
+            f"ip tuntap add name {self.name} mode tap user {VM_USER} {flags}\n"
             f"ip addr add {self.address} dev {self.name}\n"
             f"ip link set {self.name} up\n"
         )
@@ -102,9 +104,10 @@ class Macvtap:
         """Commands that unmake it."""
         return f"rm -f /dev/tap$(</sys/class/net/{self.name}/ifindex)\nip link delete {self.name}\n"
 
-    def opened_as(self, number: int) -> str:
-        """The line of microvm-run that opens it."""
-        return f"exec {number}<>/dev/tap$(</sys/class/net/{self.name}/ifindex)\n"
+    def opened_as(self, *numbers: int) -> str:
+        """The lines of microvm-run that open it, once for each queue."""
+        node = f"/dev/tap$(</sys/class/net/{self.name}/ifindex)"
+        return "".join(f"exec {number}<>{node}\n" for number in numbers)
 
 
 class Wiring:

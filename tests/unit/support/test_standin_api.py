@@ -181,6 +181,31 @@ def test_descriptors_arrive_with_the_network_device_and_survive_a_reboot(light: 
         assert not Path(f"/proc/{light.process.pid}/fd/{held}").exists()
 
 
+def test_a_share_needs_memory_that_its_server_can_map(light: Hypervisor) -> None:
+    """As the real one, it refuses a virtiofs share over memory that is private to it, at boot."""
+    private = _document() | {"fs": [{"tag": "t", "socket": "/s"}]}
+    assert light.request("PUT", "vm.create", private).status == 204
+    refused = light.request("PUT", "vm.boot")
+    assert (refused.status, refused.body[-1]) == (
+        500,
+        "Using vhost-user requires using shared memory or huge pages",
+    )
+    assert light.request("PUT", "vm.delete").status == 204
+    shared = private | {"memory": {"size": 64 << 20, "shared": True}}
+    assert light.request("PUT", "vm.create", shared).status == 204
+    assert light.request("PUT", "vm.boot").status == 204
+
+
+def test_a_disk_that_is_not_there_stops_the_boot(program: Path, tmp_path: Path) -> None:
+    """No guest starts without one of its disks; the error names it."""
+    missing = tmp_path / "missing.img"
+    document = _document() | {"payload": {"kernel": "/dev/null"}, "disks": [{"path": str(missing)}]}
+    with Hypervisor(program, [], tmp_path) as running:
+        assert running.request("PUT", "vm.create", document).status == 204
+        refused = running.request("PUT", "vm.boot")
+        assert (refused.status, refused.body[-2]) == (500, f"Failed to open disk path {missing}")
+
+
 def test_inherited_descriptors_of_a_command_line_must_be_open(program: Path, tmp_path: Path) -> None:
     """``--net fd=`` takes what was inherited, and refuses to boot with what was not."""
     near, far = socket.socketpair()
