@@ -96,6 +96,8 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     channel: Channel = Channel.API
     guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
     guest_key: bool = False
+    initrd: bool = False
+    """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
     plaintext_in_argv: bool = False
     allow_names: tuple[str, ...] = ()
     credentials: dict[str, CredentialConfig] = {}
@@ -103,7 +105,9 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def delivery(self) -> Delivery:
         """What the launcher is told."""
-        return Delivery(self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names)
+        return Delivery(
+            self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names, self.initrd
+        )
 
     def kind(self, name: str) -> Kind:
         """In which form a credential leaves the host."""
@@ -252,6 +256,11 @@ def _vm(name: str, table: object, path: Path) -> VmConfig:
     if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
         raise ConfigurationError(
             f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
+        )
+    if vm.initrd and not vm.guest_key:
+        raise ConfigurationError(
+            f"{path}: {key}.initrd: only what is sealed for the guest travels in its initrd",
+            hint=f"guest_key = true in [{key}], and: credferry guest-key create {name}",
         )
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.sealing import sealed_size
 from agent.source import Problem, Snapshot
-from launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret, oem_string
+from launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, ManifestEntry, Secret, oem_string
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,11 +102,18 @@ def fingerprint(key: CredentialKey, vm: VmConfig, name: str, value: Secret) -> s
 
 def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
     """Which limit of the way into the guest a generation would break, with the remedy; None for none."""
+    delivered = {name: _as_delivered(name, vm.kind(name), value) for name, value in what.values.items()}
     sizes = {
-        name: len(oem_string(name, kind, _as_delivered(name, kind, value)).reveal()) + 1
-        for name, value in what.values.items()
-        for kind in (vm.kind(name),)
+        name: len(oem_string(name, vm.kind(name), value).reveal()) + 1
+        for name, value in delivered.items()
+        if what.delivery.is_oem(vm.kind(name))
     }
+    in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
+    if in_initrd > INITRD_TOTAL_MAX:
+        return (
+            f"the sealed credentials are over {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
+            "its initrd: pass fewer or smaller ones"
+        )
     largest = max(sizes, key=lambda name: sizes[name], default="")
     if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
         return (

@@ -22,6 +22,8 @@ def render(plan: Plan, *, real: str, version: str, events_fd: int) -> str:
             "add_net": [{"config": net.config, "fds": list(net.fds)} for net in plan.start.add_net],
             "hypervisor_version": version,
             "credentials": [{"name": c.name, "kind": c.kind.value} for c in credentials],
+            "initrd": plan.initrd
+            and {"initramfs": plan.initrd.initramfs, "adds": [c.name for c in plan.initrd.credentials]},
             "notes": list(plan.notes),
         },
         indent=2,

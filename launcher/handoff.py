@@ -41,6 +41,9 @@ OEM_TOTAL_MAX = 65_398
 (arch/src/x86_64/smbios.rs, which does not check)."""
 OEM_COUNT_MAX = 255
 """The SMBIOS type 11 count is one byte, and cloud-hypervisor lets it wrap."""
+INITRD_TOTAL_MAX = 1 << 20
+"""Bytes of credentials that a guest takes from its initrd (systemd's CREDENTIALS_TOTAL_SIZE_MAX,
+src/shared/creds-util.h)."""
 SYSTEMD_READS_ALL_OEM_STRINGS = 257
 """The first systemd whose guest side reads more than one page of OEM strings."""
 
@@ -134,12 +137,18 @@ class Delivery:
     """What a VM's configuration says about handing credentials over.
 
     ``guest_systemd`` is the lowest systemd version the guest may run; it sets the budget of OEM strings.
+    With ``initrd``, sealed credentials do not become OEM strings: they travel in the guest's initrd.
     """
 
     channel: Channel = Channel.API
     guest_systemd: int = 252
     plaintext_in_argv: bool = False
     allowed_names: tuple[str, ...] = ()
+    initrd: bool = False
+
+    def is_oem(self, kind: Kind) -> bool:
+        """Whether credentials of this kind reach the guest as OEM strings."""
+        return not (self.initrd and kind is Kind.SEALED)
 
     @property
     def oem_total_max(self) -> int:
@@ -297,6 +306,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             guest_systemd=_number(delivery["guest_systemd"]),
             plaintext_in_argv=_flag(delivery["plaintext_in_argv"]),
             allowed_names=tuple(_credential(name) for name in delivery["allowed_names"]),
+            initrd=_flag(delivery.get("initrd", False)),  # manifests sealed before there was one have none
         ),
         credentials=tuple(
             ManifestEntry(_credential(entry["name"]), Kind(entry["kind"]), _hex(entry["fingerprint"], 16))

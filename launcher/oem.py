@@ -52,12 +52,13 @@ def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: 
     for credential in credentials:
         _check_one(credential, delivery)
     _check_names(credentials, existing)
+    strings = [credential for credential in credentials if delivery.is_oem(credential.kind)]
     if "" in existing:
         raise _refuse(
             "--platform has an empty OEM string",
             "it would end the guest's table before all others: drop it",
         )
-    for index, credential in enumerate(credentials):
+    for index, credential in enumerate(strings):
         if len(existing) + index + 1 > OEM_COUNT_MAX:
             raise _refuse(
                 f"credential {credential.name} is one too many: a VM has at most {OEM_COUNT_MAX} strings",
@@ -70,7 +71,7 @@ def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: 
             f"the OEM strings of --platform alone are over the guest's limit of {limit} bytes",
             _ways_out(delivery),
         )
-    for name, size in _sizes(credentials):
+    for name, size in _sizes(strings):
         used += size
         if used > limit:
             raise _refuse(
@@ -174,10 +175,10 @@ def _ways_out(delivery: Delivery) -> str:
         enough = SYSTEMD_READS_ALL_OEM_STRINGS
         return (
             f"a guest older than systemd {enough} cuts the rest off silently: if it is that new, declare "
-            f"guest_systemd = {enough}; or deliver fewer or smaller credentials; sealing for the guest "
-            "makes none smaller"
+            f"guest_systemd = {enough}; or deliver fewer or smaller credentials; or seal them for the guest "
+            "and send them in its initrd (initrd = true)"
         )
-    return "deliver fewer or smaller credentials"
+    return "deliver fewer or smaller credentials, or send sealed ones in the initrd (initrd = true)"
 
 
 def _refuse(message: str, hint: str) -> LaunchError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from launcher import cmdline, oem, vmconfig
+from launcher import cmdline, initrd, oem, vmconfig
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
     RUNTIME_PARENT,
@@ -75,6 +75,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Initrd:
+    """What is put behind a copy of which initramfs; the command names the copy already."""
+
+    initramfs: str
+    credentials: tuple[Credential, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A start in full. ``events`` is where the command line itself wants the events to go."""
 
@@ -86,6 +94,7 @@ class Plan:
     delivered: Delivered | None
     other_oem_bytes: int
     notes: tuple[str, ...]
+    initrd: Initrd | None = None
 
 
 def make(request: Request, delivered: Delivered | None) -> Plan:
@@ -103,10 +112,12 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     oem.check(credentials, existing, delivery)
     events = _endpoint(_value(options, "event-monitor"), grammar, "--event-monitor")
     kept = [option for option in options if option.name != "event-monitor"]
+    extended, kept = _initrd(kept, credentials, delivery)
+    strings = [credential for credential in credentials if delivery.is_oem(credential.kind)]
     if delivery.channel is Channel.COMMAND:
-        start = _by_command(kept, credentials, grammar)
+        start = _by_command(kept, strings, grammar)
     else:
-        start = _by_api(kept, credentials, request, vm)
+        start = _by_api(kept, strings, request, vm)
     notes = [] if delivered else [_NO_CREDENTIALS]
     if start.document and start.document.get("landlock_enable"):
         notes.append(_LANDLOCK)
@@ -119,7 +130,26 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
         delivered=delivered,
         other_oem_bytes=oem_size(string.encode() for string in existing),
         notes=tuple(notes),
+        initrd=extended,
     )
+
+
+def _initrd(
+    options: list[Option], credentials: Sequence[Credential], delivery: Delivery
+) -> tuple[Initrd | None, list[Option]]:
+    """What goes into the initrd, and the command line that names the copy with it."""
+    sealed = tuple(credential for credential in credentials if not delivery.is_oem(credential.kind))
+    if not sealed:
+        return None, options
+    initrd.check(sealed)
+    initramfs = _value(options, "initramfs")
+    if initramfs is None or _value(options, "firmware") is not None:
+        raise cmdline.usage(
+            f"there is no --initramfs that credential {sealed[0].name} could travel in",
+            "boot the guest with --kernel and an initrd that runs systemd, or say initrd = false",
+        )
+    named = cmdline.Option("initramfs", (initrd.PATH,), ("--initramfs", initrd.PATH))
+    return Initrd(initramfs, sealed), [named if option.name == "initramfs" else option for option in options]
 
 
 def _by_command(options: Sequence[Option], credentials: Sequence[Credential], grammar: Grammar) -> Start:

@@ -15,7 +15,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from launcher import cmdline, supervise
+from launcher import cmdline, initrd, supervise
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import STAMP_FILE, Channel, Stamp, write_stamp
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher.credentials import Delivered
-    from launcher.plan import Endpoint, Plan
+    from launcher.plan import Endpoint, Initrd, Plan
 
 _EVENTS_FROM: Final = 100
 """Lowest number for the event pipe: below are those that a command line may name."""
@@ -45,6 +45,8 @@ def events_fd_number() -> int:
 def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoReturn:
     """Become cloud-hypervisor. Raises `LaunchError` where that cannot be."""
     _check_descriptors(plan)
+    if plan.initrd is not None:
+        _open_initrd(plan.initrd, runtime)
     sink = _open_sink(plan.events)
     # Secrets are in this process's memory and will be in cloud-hypervisor's: neither leaves a core.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -120,6 +122,19 @@ def _keep_only(task: supervise.Task) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
+
+
+def _open_initrd(extended: Initrd, runtime: Path) -> None:
+    """Have the extended initramfs under the number by which the command names it."""
+    with contextlib.suppress(OSError):
+        os.fstat(initrd.DESCRIPTOR)
+        raise cmdline.usage(
+            f"descriptor {initrd.DESCRIPTOR} is open, and wanted for the initrd",
+            "open it under a lower number",
+        )
+    copy = initrd.attach(extended.initramfs, extended.credentials, runtime)
+    os.dup2(copy, initrd.DESCRIPTOR)
+    os.close(copy)
 
 
 def _check_descriptors(plan: Plan) -> None:

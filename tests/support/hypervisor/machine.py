@@ -7,6 +7,7 @@ import contextlib
 import enum
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -98,7 +99,12 @@ class QemuMachine:
                 [*_arguments(config, theirs.fileno(), descriptors), *devices.arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=self._words,
-                pass_fds=[theirs.fileno(), *descriptors, *devices.descriptors],
+                pass_fds=[
+                    theirs.fileno(),
+                    *descriptors,
+                    *devices.descriptors,
+                    *_inherited(config["payload"]),
+                ],
             )
             devices.close_passed()
             self._lasting = lasting.pop_all()
@@ -192,6 +198,14 @@ def _memfd(content: str) -> int:
     descriptor = os.memfd_create("oem-string", os.MFD_CLOEXEC)
     os.write(descriptor, content.encode())
     return descriptor
+
+
+def _inherited(payload: Json) -> list[int]:
+    """Descriptors that the payload names as files of this process: QEMU is another, and inherits them."""
+    found = [
+        re.fullmatch(r"/proc/self/fd/([0-9]+)", payload.get(key, "")) for key in ("kernel", "initramfs")
+    ]
+    return [int(match[1]) for match in found if match]
 
 
 def _escaped(value: str) -> str:

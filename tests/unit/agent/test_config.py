@@ -58,6 +58,7 @@ def test_kinds() -> None:
         ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "docs"),
         ("[rollout]\nattempts = 0", "rollout.attempts", "docs"),
         ("vms = 1", "vms: expected a table", "[vms.NAME]"),
+        ("[vms.web]\ninitrd = true\n" + VM, "vms.web.initrd", "guest_key = true"),
         ("[vms]\nweb = 1", "vms.web: expected a table", "[vms.web]"),
         ("[vms.web]", "vms.web.credentials", "API_KEY"),
         ('[vms.web]\nname = "x"\n' + VM, "unknown key 'name'", "remove"),

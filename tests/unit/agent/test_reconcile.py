@@ -309,6 +309,20 @@ class TestLimits:
         assert self.decision(36_000, systemd=257).state is State.RESTART_DUE
         assert "API" in self.decision(37_000, systemd=257).reasons[0]
 
+    @pytest.mark.parametrize(
+        ("size", "state"),
+        [(700_000, State.RESTART_DUE), (800_000, State.REFUSED)],
+        ids=["fits", "too large"],
+    )
+    def test_the_initrd(self, size: int, state: State) -> None:
+        """What is sealed for the guest counts for its initrd's limit, and for no OEM strings' one."""
+        credentials = {"KEY": CredentialConfig(secret="k"), "T": CredentialConfig(text="t" * 3000)}
+        vm = VmConfig(name="web", guest_key=True, initrd=True, credentials=credentials)
+        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), KEY, GUEST)
+        decision = decide(Observed(vm, wanted, None, unit(), stamp(OLD), None, None))
+        assert decision.state is state
+        assert state is State.RESTART_DUE or "1048576 bytes" in decision.reasons[0]
+
 
 def test_configuration_reaches_the_decision() -> None:
     """The example of the README parses and asks for what it says."""

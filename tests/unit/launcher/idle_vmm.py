@@ -109,14 +109,14 @@ def main() -> None:
         emit("booted")
         while True:
             signal.pause()
-    if "--kernel" in sys.argv:
-        emit("booted")
     if path.startswith("fd="):
         serve(socket.socket(fileno=int(path.removeprefix("fd="))))
     os.umask(0o077)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(path.removeprefix("path="))
         listening.listen(10)
+        if "--kernel" in sys.argv:
+            emit("booted")
         serve(listening)
 
 

@@ -98,8 +98,8 @@ def test_a_guest_reboot_ends_the_hypervisor_in_the_command_channel(vm: Vm) -> No
     vm.start(*vm.argv("--api-socket", "own.sock", "--event-monitor", "path=events"))
     vm.wait_stamp()
     own = vm.directory / "own.sock"
-    _wait_for(own, vm)
-    _wait_for(vm.directory / "events", vm, '"booted"')
+    wait_for(own, vm)
+    wait_for(vm.directory / "events", vm, '"booted"')
     assert vm.call("PUT", "vm.reboot", own)[0] == 204
     assert vm.wait() == 0
 
@@ -109,7 +109,7 @@ def test_a_guest_reboot_without_an_api_socket_ends_the_hypervisor(light_vm: Vm) 
     light_vm.credentials(Channel.COMMAND, TOKEN=SEALED)
     light_vm.start(*light_vm.argv("--event-monitor", "path=events"))
     light_vm.wait_stamp()
-    _wait_for(light_vm.directory / "events", light_vm, "booted")
+    wait_for(light_vm.directory / "events", light_vm, "booted")
     os.kill(light_vm.pid, signal.SIGHUP)
     assert light_vm.wait() == 0
 
@@ -318,7 +318,7 @@ def test_the_child_cannot_be_read_by_others_of_its_user() -> None:
     assert done.stdout == "0\n"
 
 
-def _wait_for(path: Path, vm: Vm, text: str | None = None) -> None:
+def wait_for(path: Path, vm: Vm, text: str | None = None) -> None:
     """Until a file is there (and holds a text), or the VMM ends."""
     pidfd = os.pidfd_open(vm.pid)
     try:

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Sealed credentials in the initrd: the way past the limits of SMBIOS, and nothing secret on it.
+
+Linux unpacks one cpio archive after another, and PID 1 in an initrd takes ``/.extra/credentials/NAME.cred``
+for encrypted credentials (systemd src/core/import-creds.c, since v251). So a small archive is put behind a
+copy of the VM's initramfs. The copy has no name anywhere: it is opened through the descriptor that
+cloud-hypervisor inherits. A memfd would do, but for Landlock, which takes no rule for one (EBADFD).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from launcher.cmdline import usage
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import INITRD_TOTAL_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from launcher.credentials import Credential
+
+DESCRIPTOR: Final = 99
+"""Number under which cloud-hypervisor has the copy: below the event pipe's, above those of command lines."""
+PATH: Final = f"/proc/self/fd/{DESCRIPTOR}"
+
+_ALIGNMENT: Final = 4
+"""An uncompressed archive that begins elsewhere is "invalid magic" to Linux (init/initramfs.c)."""
+_DIRECTORIES: Final = (".extra", ".extra/credentials")
+_TRAILER: Final = "TRAILER!!!"
+_CHUNK: Final = 1 << 20
+
+
+def check(credentials: Sequence[Credential]) -> None:
+    """Refuse more than the guest's systemd takes. Raises `LaunchError` (CREDENTIALS)."""
+    total = 0
+    for credential in credentials:
+        total += len(credential.value.reveal())
+        if total > INITRD_TOTAL_MAX:
+            raise LaunchError(
+                f"credential {credential.name} does not fit: a guest takes {INITRD_TOTAL_MAX} bytes of them",
+                hint="deliver fewer or smaller credentials",
+                status=Exit.CREDENTIALS,
+            )
+
+
+def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst) of ``.extra/credentials``.
+
+    Everything is root's, and 0400. ``files`` are credentials' names with what is to be in them.
+    """
+    entries = [(name, stat.S_IFDIR | 0o755, b"") for name in _DIRECTORIES]
+    entries += [(f"{_DIRECTORIES[-1]}/{name}.cred", stat.S_IFREG | 0o400, data) for name, data in files]
+    parts = [_entry(number, *entry) for number, entry in enumerate(entries, start=1)]
+    return b"".join([*parts, _entry(0, _TRAILER, 0, b"")])
+
+
+def attach(initramfs: str, credentials: Sequence[Credential], directory: Path) -> int:
+    """A copy of the initramfs with the credentials behind it, in a file without a name of this directory.
+
+    The descriptor is open for reading and not inheritable. Raises `LaunchError`.
+    """
+    extra = archive((credential.name, credential.value.reveal()) for credential in credentials)
+    with contextlib.ExitStack() as stack:
+        try:
+            source = os.open(initramfs, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise usage(f"--initramfs cannot be read: {error.strerror}", "name the guest's initrd") from None
+        stack.callback(os.close, source)
+        try:
+            copy = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o400)
+            stack.callback(os.close, copy)
+            size = 0
+            while sent := os.sendfile(copy, source, None, _CHUNK):
+                size += sent
+            _write(copy, bytes(-size % _ALIGNMENT) + extra)
+            return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LaunchError(
+                f"the initramfs cannot be copied to {directory}: {error.strerror}",
+                hint="the unit's runtime directory needs room for it once more",
+                status=Exit.CREDENTIALS,
+            ) from None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:
+    links = 2 if stat.S_ISDIR(mode) else 1
+    named = name.encode() + b"\0"
+    numbers = (inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(named), 0)
+    head = b"070701" + b"".join(b"%08X" % number for number in numbers) + named
+    return _padded(head) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGNMENT)
