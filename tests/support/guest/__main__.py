@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Builds every guest image that is not in the cache yet."""
+"""Builds what is not in the cache yet: every guest image, and the vsock device."""
 
 from __future__ import annotations
 
 import sys
 
+from .build import vsock_device
 from .image import guest
 from .recipe import Variant
 
@@ -12,3 +13,4 @@ if __name__ == "__main__":
     for variant in Variant:
         image = guest(variant)
         sys.stdout.write(f"{variant}: {image.base}\n")
+    sys.stdout.write(f"vsock: {vsock_device()}\n")
