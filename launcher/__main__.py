@@ -5,49 +5,36 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from launcher import cmdline, credentials, journal, plan, version
+from launcher import arguments, cmdline, credentials, journal, plan, version
 from launcher.errors import Exit, LaunchError
-from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT, is_vm_name
+from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
+from launcher.options import Grammar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from launcher.arguments import Arguments
     from launcher.handoff import Manifest
+    from launcher.spec import Spec
 
-USAGE: Final = (
-    "usage: credferry-launch --real PATH [--explain] [--hypervisor-version V] [--vm NAME] -- ARGV…\n"
-    "\n"
-    "Starts cloud-hypervisor with the unit's credentials as SMBIOS OEM strings. ARGV are its\n"
-    "arguments. --explain shows what would be started, as JSON, with every value redacted.\n"
-)
 _INTERNAL: Final = 70
 _QUESTIONS: Final = frozenset({"--version", "-V", "--help", "-h"})
 """cloud-hypervisor's options that start no VM."""
-_WITH_VALUE: Final = frozenset({"--real", "--hypervisor-version", "--vm"})
-
-
-@dataclass(frozen=True, slots=True)
-class _Arguments:
-    real: str
-    argv: tuple[str, ...] = field(repr=False)
-    explain: bool
-    version: str | None
-    vm: str | None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: becomes cloud-hypervisor, or exits with one line on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--help"]:
-        sys.stdout.write(USAGE)
+        sys.stdout.write(arguments.USAGE)
         sys.exit(0)
     manifests: list[Manifest] = []
     try:
-        _run(_arguments(words), manifests)
+        _run(arguments.parse(words), manifests)
     except LaunchError as error:
         _report(error, manifests, quiet="--explain" in words)
         sys.exit(error.status)
@@ -56,36 +43,66 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_INTERNAL)
 
 
-def _run(arguments: _Arguments, manifests: list[Manifest]) -> None:
+def _run(asked: Arguments, manifests: list[Manifest]) -> None:
     """Do what is asked; ``manifests`` takes the generation's, so that a refusal can be told about it."""
-    if set(_without_program(arguments.argv)) & _QUESTIONS and not arguments.explain:
-        _become(arguments.real, _without_program(arguments.argv))
+    if asked.spec is not None:
+        from launcher import spec  # noqa: PLC0415 (microvm.nix's way does without it)
+
+        vm = spec.load(Path(asked.spec))
+        if asked.vm not in {None, vm.name}:
+            raise cmdline.usage(f"the spec is that of VM {vm.name}, not of {asked.vm}", "correct --vm")
+        if asked.verb is not None:
+            _on_host(asked.verb, vm)
+            return
+        asked = replace(asked, real=asked.real or vm.hypervisor, vm=vm.name)
+        _start(asked, manifests, vm)
+    elif set(_without_program(asked.argv)) & _QUESTIONS and not asked.explain:
+        _become(asked.real or "", _without_program(asked.argv))
+    else:
+        _start(asked, manifests, None)
+
+
+def _on_host(verb: str, vm: Spec) -> None:
+    from launcher import host  # noqa: PLC0415 (not for a VM's start itself)
+
+    match verb:
+        case "--tap-up":
+            host.tap_up(vm)
+        case "--tap-down":
+            host.tap_down(vm)
+        case "--virtiofsd":
+            host.virtiofsd(vm)
+        case _:
+            pid = os.environ.get("MAINPID", "")
+            if not pid.isdecimal():
+                raise cmdline.usage("$MAINPID is not set", "--shutdown is for ExecStop= of the VM's unit")
+            host.shutdown(vm, int(pid))
+
+
+def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     delivered = credentials.read(Path(directory)) if directory else None
     manifests += [delivered.manifest] if delivered else []
-    text, major = _version(arguments)
-    vm = delivered.manifest.vm if delivered else arguments.vm
-    runtime = _runtime(vm)
-    made = plan.make(
-        plan.Request(
-            real=arguments.real,
-            argv=_without_program(arguments.argv),
-            major=major,
-            machine=os.uname().machine,
-            vm=arguments.vm,
-            argv0=_own_name(arguments.argv),
-            runtime=runtime,
-        ),
-        delivered,
+    real = asked.real or ""
+    text, major = _version(asked.version, real)
+    runtime = _runtime(delivered.manifest.vm if delivered else asked.vm)
+    request = plan.Request(
+        real=real,
+        argv=_without_program(asked.argv),
+        major=major,
+        machine=os.uname().machine,
+        vm=asked.vm,
+        argv0=_own_name(asked.argv),
+        runtime=runtime,
     )
+    made = plan.make(_of_spec(request, vm) if vm is not None else request, delivered)
     from launcher import start  # noqa: PLC0415 (after all that can be refused without it)
 
-    if arguments.explain:
+    if asked.explain:
         from launcher import explain  # noqa: PLC0415 (not on a VM's boot path)
 
         events = start.events_fd_number()
-        shown = explain.render(made, real=arguments.real, version=text, events_fd=events)
-        sys.stdout.write(shown + "\n")
+        sys.stdout.write(explain.render(made, real=real, version=text, events_fd=events) + "\n")
         return
     if delivered is None:
         raise LaunchError(
@@ -99,11 +116,18 @@ def _run(arguments: _Arguments, manifests: list[Manifest]) -> None:
             hint=f"the unit needs RuntimeDirectory={RUNTIME_PARENT}/%i",
             status=Exit.USAGE,
         )
-    if not os.access(arguments.real, os.X_OK):
+    if not os.access(real, os.X_OK):
         raise LaunchError(
-            f"cloud-hypervisor is not at {arguments.real}", hint="correct --real", status=Exit.HYPERVISOR
+            f"cloud-hypervisor is not at {real}", hint="correct --real", status=Exit.HYPERVISOR
         )
-    start.start(made, delivered, arguments.real, runtime)
+    start.start(made, delivered, real, runtime)
+
+
+def _of_spec(request: plan.Request, vm: Spec) -> plan.Request:
+    from launcher import speccommand  # noqa: PLC0415 (microvm.nix's way does without it)
+
+    argv = speccommand.arguments(vm, Grammar.of(request.major))
+    return replace(request, argv=tuple(argv), notify=vm.notify_socket, sockets=vm.sockets)
 
 
 def _become(real: str, words: tuple[str, ...]) -> NoReturn:
@@ -118,40 +142,11 @@ def _become(real: str, words: tuple[str, ...]) -> NoReturn:
         ) from None
 
 
-def _arguments(words: list[str]) -> _Arguments:
-    explain = False
-    values: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if word == "--":
-            break
-        if word == "--explain":
-            explain = True
-        elif name in _WITH_VALUE and (equals or rest):
-            values[name] = value if equals else rest.pop(0)
-        else:
-            raise cmdline.usage(
-                "an argument before -- is not known, or has no value", "see credferry-launch --help"
-            )
-    else:
-        raise cmdline.usage(
-            "-- is missing before cloud-hypervisor's arguments", "see credferry-launch --help"
-        )
-    real, vm = values.get("--real"), values.get("--vm")
-    if not real:
-        raise cmdline.usage("--real is missing", "give the path of cloud-hypervisor's binary")
-    if vm is not None and not is_vm_name(vm):
-        raise cmdline.usage("--vm is not a valid name", "give the instance name of the VM's unit")
-    return _Arguments(real, tuple(rest), explain, values.get("--hypervisor-version"), vm)
-
-
-def _version(arguments: _Arguments) -> tuple[str, int]:
-    if arguments.version is None:
+def _version(asked: str | None, real: str) -> tuple[str, int]:
+    if asked is None:
         cache = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
-        return version.ask(arguments.real, Path(cache) if cache else None)
-    given = version.parse(arguments.version)
+        return version.ask(real, Path(cache) if cache else None)
+    given = version.parse(asked)
     if given is None:
         raise cmdline.usage("--hypervisor-version is not a version", "give it as 53.0")
     return given

@@ -15,7 +15,7 @@ import enum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 WHITESPACE: Final = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -133,6 +133,29 @@ def plain(value: str, grammar: Grammar) -> str:
             quoted = not quoted
         previous = char
     return "".join(out)
+
+
+def render(values: Mapping[str, str], grammar: Grammar) -> str:
+    """An option that this grammar's parser reads as these values; inverse of `parse` and `plain`.
+
+    What is between brackets, being a list, is left as it is. Raises `OptionError` (UNFAITHFUL) for what
+    cannot be written down, which up to v47 is everything with a comma, a bracket or a quote.
+    """
+    rendered = ",".join(f"{key}={_quoted(value, grammar)}" for key, value in values.items())
+    try:
+        again = parse(rendered, values, grammar)
+    except OptionError:
+        again = {}
+    if {key: plain(value, grammar) for key, value in again.items()} != dict(values):
+        raise OptionError(Fault.UNFAITHFUL)
+    return rendered
+
+
+def _quoted(value: str, grammar: Grammar) -> str:
+    listed = value.startswith("[") and value.endswith("]") and '"' not in value
+    if grammar is Grammar.UP_TO_47 or listed or not set(value) & set('",[]' + WHITESPACE):
+        return value
+    return '"' + value.replace('"', '""') + '"'
 
 
 def string_list(value: str, grammar: Grammar) -> list[str]:

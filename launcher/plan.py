@@ -39,7 +39,11 @@ _LANDLOCK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for: cloud-hypervisor's arguments without its name, and what surrounds them."""
+    """What is asked for: cloud-hypervisor's arguments without its name, and what surrounds them.
+
+    For VMs from a spec, ``notify`` is the socket for what the guest's systemd says, and ``sockets`` are
+    those that an earlier run may have left; microvm.nix's runner sees to both by itself.
+    """
 
     real: str
     argv: tuple[str, ...] = field(repr=False)
@@ -48,6 +52,8 @@ class Request:
     vm: str | None = None
     argv0: str | None = None
     runtime: Path | None = None
+    notify: str | None = None
+    sockets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,8 @@ class Plan:
     other_oem_bytes: int
     notes: tuple[str, ...]
     initrd: Initrd | None = None
+    notify: str | None = None
+    sockets: tuple[str, ...] = ()
 
 
 def make(request: Request, delivered: Delivered | None) -> Plan:
@@ -131,6 +139,8 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
         other_oem_bytes=oem_size(string.encode() for string in existing),
         notes=tuple(notes),
         initrd=extended,
+        notify=request.notify,
+        sockets=request.sockets,
     )
 
 

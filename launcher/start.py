@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher.credentials import Delivered
+    from launcher.notify import Bridge
     from launcher.plan import Endpoint, Initrd, Plan
 
 _EVENTS_FROM: Final = 100
@@ -47,6 +48,10 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
     _check_descriptors(plan)
     if plan.initrd is not None:
         _open_initrd(plan.initrd, runtime)
+    for path in plan.sockets:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 (relative to the unit's working directory)
+    bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
     # Secrets are in this process's memory and will be in cloud-hypervisor's: neither leaves a core.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -73,6 +78,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
         sink=sink,
         socket=_socket(plan.start.api),
         boot=boot,
+        bridge=bridge,
     )
     if plan.channel is Channel.COMMAND:
         _stamp_now(runtime, stamp)
@@ -112,6 +118,8 @@ def _be_child(task: supervise.Task) -> NoReturn:
 def _keep_only(task: supervise.Task) -> None:
     """Let go of what the child must not hold: its VMM's end of the pipe, standard input, tap devices."""
     keep = {task.vmm, task.events, task.sink}
+    if task.bridge is not None:
+        keep |= task.bridge.descriptors
     if task.boot is not None:
         keep.update(descriptor for net in task.boot.add_net for descriptor in net.fds)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (names are all there is)
@@ -135,6 +143,21 @@ def _open_initrd(extended: Initrd, runtime: Path) -> None:
     copy = initrd.attach(extended.initramfs, extended.credentials, runtime)
     os.dup2(copy, initrd.DESCRIPTOR)
     os.close(copy)
+
+
+def _open_bridge(path: str | None) -> Bridge | None:
+    """Where the guest says that it is up, if the unit's systemd wants to know."""
+    target = os.environ.get("NOTIFY_SOCKET")
+    if path is None or not target:
+        return None
+    from launcher import notify  # noqa: PLC0415 (VMs from a spec only)
+
+    try:
+        return notify.Bridge(notify.listen(path), target)
+    except OSError as error:
+        raise cmdline.usage(
+            f"nobody could listen at {path}: {error.strerror}", "the working directory must be the VM user's"
+        ) from None
 
 
 def _check_descriptors(plan: Plan) -> None:

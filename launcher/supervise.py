@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from launcher.handoff import Manifest, Secret, Stamp
+    from launcher.notify import Bridge
     from launcher.vmconfig import AddNet
 
 REFUSED_SIGNAL: Final = signal.SIGUSR2
@@ -82,6 +83,7 @@ class Task:
     sink: int | None
     socket: Socket | None
     boot: Boot | None
+    bridge: Bridge | None = None
 
 
 class _RefusedError(Exception):
@@ -198,7 +200,7 @@ def _watch(task: Task) -> None:
     poll.register(task.events, select.POLLIN)
     poll.register(task.vmm, select.POLLIN)
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = _wait(task, poll)
         data = os.read(task.events, _CHUNK) if task.events in ready else b""
         if not data:
             return
@@ -212,6 +214,23 @@ def _watch(task: Task) -> None:
             )
             _end(task)
             return
+
+
+def _wait(task: Task, poll: select.poll) -> set[int]:
+    """Which of the VMM's descriptors are readable; meanwhile, what the guest says is passed on."""
+    own = {task.events, task.vmm}
+    while True:
+        theirs = task.bridge.descriptors if task.bridge is not None else set()
+        for descriptor in theirs:
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        for descriptor in theirs:
+            poll.unregister(descriptor)
+        for descriptor in ready & theirs:
+            assert task.bridge is not None  # noqa: S101 (there are some)
+            task.bridge.serve(descriptor)
+        if ready & own:
+            return ready
 
 
 def _copy(task: Task, data: bytes) -> None:

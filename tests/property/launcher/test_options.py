@@ -61,15 +61,16 @@ def test_any_text_is_split_as_the_oracle_splits_it(text: str, grammar: Grammar) 
 def test_a_merge_is_read_by_the_oracle_as_old_then_new(
     old: list[str], new: list[str], grammar: Grammar
 ) -> None:
-    """Whatever strings there are: cloud-hypervisor gets exactly them in order, or the merge is refused."""
+    """Whatever strings there are: cloud-hypervisor gets exactly them in order, or somebody refuses them."""
     option = f"oem_strings=[{','.join(old)}]"
     before = oracle_strings(option, new=grammar is Grammar.FROM_48)
     try:
         merged = merge_oem_strings(option, new, grammar)
     except OptionError:
         return
-    assert before is not None
-    assert oracle_strings(merged, new=grammar is Grammar.FROM_48) == [*before, *new]
+    # Unbalanced brackets can make another key of a string: cloud-hypervisor refuses it before and after.
+    want = None if before is None else [*before, *new]
+    assert oracle_strings(merged, new=grammar is Grammar.FROM_48) == want
 
 
 @given(

@@ -66,7 +66,7 @@ def act(endpoint: str, body: bytes, fds: list[int]) -> tuple[int, object]:
             reboot()
         case "vm.info":
             return 200, {"config": {**CREATED, "nets": NETS}}
-        case "vmm.shutdown":
+        case "vmm.shutdown" | "vm.power-button":
             return -1, None
         case _:
             return 404, None
