@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import source
-from agent.desired import Desired, desired
+from agent.desired import Desired, Refused, desired
+from agent.errors import SourceError
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
@@ -56,20 +57,31 @@ class Observer:
         there and cannot be used.
         """
         vms = list(vms)
-        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
-        snapshot = source.take(
-            Path(self.config.source.path), names, follow_links=self.config.source.follow_links
-        )
+        snapshot = self._snapshot(vms)
         observed = tuple(self._observe(vm, snapshot, manager) for vm in vms)
+        return self._decided(snapshot.generation, observed)
+
+    def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
+        """The same where there may be no source: each VM is then refused, and keeps what it had."""
+        vms = list(vms)
+        try:
+            return self.look(vms, manager)
+        except SourceError as error:
+            refused = Refused((f"{error}: {error.hint}",))
+            return self._decided(source.NOTHING, tuple(self._observe(vm, refused, manager) for vm in vms))
+
+    def _snapshot(self, vms: Iterable[VmConfig]) -> source.Snapshot:
+        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
+        follow = self.config.source.follow_links
+        return source.take(Path(self.config.source.path), names, follow_links=follow)
+
+    def _decided(self, generation: Generation, observed: tuple[Observed, ...]) -> Look:
         grace = self.config.rollout.stamp_seconds
-        return Look(
-            snapshot.generation,
-            observed,
-            tuple(
-                decide(each, grace_over=each.unit is None or each.unit.active_seconds > grace)
-                for each in observed
-            ),
+        decisions = (
+            decide(each, grace_over=each.unit is None or each.unit.active_seconds > grace)
+            for each in observed
         )
+        return Look(generation, observed, tuple(decisions))
 
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
         """The master copy of a VM's guest key; None when there is none. Raises `KeyFileError`."""
@@ -89,13 +101,17 @@ class Observer:
             return None
         return stamp if stamp.vm == vm.name and stamp.invocation_id == unit.invocation_id else None
 
-    def _observe(self, vm: VmConfig, snapshot: source.Snapshot, manager: SystemManager | None) -> Observed:
+    def _observe(
+        self, vm: VmConfig, published: source.Snapshot | Refused, manager: SystemManager | None
+    ) -> Observed:
         # The unit before the stamp: a stamp of a later invocation then counts as none, and the next look
         # finds it; the other way round an older stamp could pass for the new invocation's.
         unit = manager.unit(vm.unit) if manager is not None else None
         return Observed(
             vm=vm,
-            desired=desired(vm, snapshot, self.store.key, self.guest_key(vm)),
+            desired=published
+            if isinstance(published, Refused)
+            else desired(vm, published, self.store.key, self.guest_key(vm)),
             sealed=self.store.current(vm.name),
             unit=unit,
             stamp=self.stamp(vm, unit) if unit is not None else None,

@@ -9,7 +9,7 @@ rotation, and a needless one costs nothing.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent.config import Policy
@@ -68,6 +68,8 @@ class Decision:
     seal: Desired | None = None
     restart: bool = False
     roll_back: bool = False
+    forget: bool = False
+    """Whether the noted restart is over: it went well, or somebody has stopped the VM since."""
     assume: Assumed | None = None
     reasons: tuple[str, ...] = field(default=())
     look_again: bool = False
@@ -103,7 +105,8 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         seal = None  # what failed is not made current again
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
-    return _running(now, wanted, seal, now.unit, grace_over=grace_over)
+    decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
+    return replace(decision, forget=_is_over(now, now.unit))
 
 
 def _running(
@@ -167,6 +170,15 @@ def _is_down_by_us(now: Observed) -> bool:
     if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
         return False
     return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
+
+
+def _is_over(now: Observed, unit: UnitState) -> bool:
+    """Whether a restart that was noted as begun is known to have ended well, or was ended by a stop."""
+    if now.attempt is None or now.attempt.outcome is not Outcome.RESTARTING or unit.has_job:
+        return False
+    if unit.is_active:
+        return now.stamp is not None and now.stamp.digest == now.attempt.digest
+    return unit.active == "inactive" and unit.result == "success"
 
 
 def _must_go_back(now: Observed) -> bool:

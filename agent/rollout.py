@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.05
+ROLLOUT_LOCK = "rollout.lock"
 
 
 def new_run() -> str:
@@ -57,6 +58,7 @@ class Rollout:
 
         Raises `StoreError`, `SealError`, `KeyFileError`.
         """
+        self._forget(look)
         run = new_run()
         sealed = []
         with self.store.lock():
@@ -72,16 +74,16 @@ class Rollout:
         """Restart VMs that, looked at afresh, still need it; one after the other. The state each ends in.
 
         The rollout of a change stops at the first VM that fails: those after it that wait for the same
-        change are held back. Raises `BusError`, `StoreError`, `SourceError`.
+        change are held back. Raises `BusError`, `StoreError`.
         """
         outcome: dict[str, State] = {}
         failed_runs: dict[str, str] = {}
-        with self.store.lock("rollout.lock"):
+        with self.store.lock(ROLLOUT_LOCK):
             for name in sorted(names, key=restart_order(self.config.vms).index):
                 if self.stop.is_set():
                     break
                 vm = self.config.vm(name)
-                look = self.observer.look([vm], manager)
+                look = self.observer.look_or_refuse([vm], manager)
                 decision, observed = look.decisions[0], look.observed[0]
                 manifest = self.store.current(name)
                 if decision.roll_back and observed.attempt is not None:
@@ -96,6 +98,14 @@ class Rollout:
                     if outcome[name] is State.FAILED:
                         failed_runs[manifest.run] = name
         return outcome
+
+    def _forget(self, look: Look) -> None:
+        over = [decision.vm.name for decision in look.decisions if decision.forget]
+        if over:
+            # Not while somebody is at a rollout: what he has noted is not over, however it looks.
+            with self.store.lock(ROLLOUT_LOCK, wait=False) as had:
+                for name in over if had else ():
+                    self.store.record_attempt(name, None)
 
     def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
         before = self.store.current(vm.name)

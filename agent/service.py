@@ -84,7 +84,7 @@ class Service:
             self._audit.repeat_last()
             self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
             self._watch.start()
-            stack.callback(self._watch.stop)
+            stack.callback(self._end_watch)
             worker = threading.Thread(target=self._work_off, name="rollout", daemon=True)
             worker.start()
             stack.callback(self._end_worker, worker)
@@ -116,11 +116,6 @@ class Service:
         self._watch.arm(self._config.secrets)
         try:
             delay = self._look()
-        except SourceError as error:
-            if self._told_source != str(error):
-                self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
-                self._told_source = str(error)
-            delay = self._resync()
         except BusError as error:
             self._lose_bus(error)
             delay = _BUS_RETRY_SECONDS
@@ -128,7 +123,16 @@ class Service:
         return delay
 
     def _look(self) -> float:
-        look = self._observer.look(self._config.vms.values(), self._bus())
+        vms, manager = self._config.vms.values(), self._bus()
+        try:
+            look = self._observer.look(vms, manager)
+        except SourceError as error:
+            if self._told_source != str(error):
+                self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
+                self._told_source = str(error)
+            # A VM that a restart of ours left down is put back without a source, too.
+            self._ask_for_restarts(self._observer.look_or_refuse(vms, manager))
+            return self._resync()
         if self._told_source is not None:
             self._audit.record(Event.SOURCE_BACK, f"source {self._config.source.path} can be read again")
             self._told_source = None
@@ -172,6 +176,9 @@ class Service:
                 with self._restarting_lock:
                     self._restarting.difference_update(work.names)
                 self._hints.put("rollout")
+
+    def _end_watch(self) -> None:
+        self._watch.stop()  # the present one: a reload makes another
 
     def _end_worker(self, worker: threading.Thread) -> None:
         self._stop.set()

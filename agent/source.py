@@ -68,6 +68,10 @@ class Generation:
     """Whether its coming into place published it whole, as the swap of a symlink does."""
 
 
+NOTHING = Generation(0, 0, committed=True)
+"""Stands for a source that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the source said at one moment, for the names that were asked for."""

@@ -201,16 +201,20 @@ class Store:
             self._save(vm, "rollout.json", attempt)
 
     @contextmanager
-    def lock(self, name: str = "lock") -> Iterator[None]:
-        """Keep other processes of ours from doing the same; waits. Raises `StoreError`."""
+    def lock(self, name: str = "lock", *, wait: bool = True) -> Iterator[bool]:
+        """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
         try:
             _make_directory(self.state)
             descriptor = os.open(self.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _failed(self.state / name, error) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
         finally:
             os.close(descriptor)
 

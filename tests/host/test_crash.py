@@ -292,7 +292,7 @@ def steps_of_a_rotation(site: Site) -> list[Step]:
         if (what == JUDGE and JUDGE in struck) or (RESTART in struck and call in {"openat", "write"}):
             continue  # how many there are depends on how often the stamp is looked for
         steps.append(Step(threads.index(thread), call, counts[thread, call], what))
-        if "rollout.json" in what:
+        if call.startswith("unlink") and "/rollout.json" in what:
             break
     return steps
 

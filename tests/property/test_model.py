@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent import journal
 from agent.config import Config, parse
-from agent.errors import BusError, SourceError
+from agent.errors import BusError
 from agent.journal import Audit
 from agent.keys import CredentialKey
 from agent.observe import Observer
@@ -218,13 +218,11 @@ class World(RuleBasedStateMachine):
         """One turn of the agent: look, seal, restart; a crash may end it anywhere."""
         rollout = self._rollout()
         try:
-            look = rollout.observer.look(self.config.vms.values(), self.systemd)
+            look = rollout.observer.look_or_refuse(self.config.vms.values(), self.systemd)
             rollout.seal_due(look)
             due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
             rollout.restart(due, self.systemd)
-        except (BusError, SourceError):
-            pass
-        except CrashError:
+        except (BusError, CrashError):
             pass
 
     @rule(effects=st.integers(min_value=0, max_value=60))

@@ -159,7 +159,9 @@ class Deployment:
 
     def close(self) -> None:
         """Stop everything and remove what was laid out."""
-        units = ["credferry.service", *(f"microvm@{name}.service" for name in self._vms)]
+        # The first sealing stays active once it was wanted, and would not run again.
+        units = [f"microvm@{name}.service" for name in self._vms]
+        units += ["credferry.service", "credferry-seal.service"]
         self.host.run("systemctl", "stop", *units, check=False)
         self.host.run("systemctl", "reset-failed", check=False)
         paths = [f"/etc/systemd/system/microvm@{name}.service.d" for name in self._vms]
