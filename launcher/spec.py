@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from launcher.errors import LaunchError
 
 _NOTIFY_PORT: Final = 8888
 
@@ -114,10 +113,16 @@ def load(path: Path) -> Spec:
     except (ValueError, RecursionError) as error:
         # tomllib quotes one character at most.
         raise usage(f"{path} is not TOML: {error}", "see https://toml.io/en/v1.0.0") from None
+    return of_tables(tables, path)
+
+
+def of_tables(tables: Table, path: Path) -> Spec:
+    """The spec that a file's content says; ``path`` is for messages. Raises `LaunchError` (USAGE)."""
     try:
         return _spec(tables)
     except _WrongError as wrong:
-        raise _named(path, wrong) from None
+        key = wrong.key if wrong.key.isprintable() else ascii(wrong.key)
+        raise usage(f"{path}: {key}", f"expected {wrong.expected}") from None
 
 
 class _WrongError(Exception):
@@ -127,10 +132,6 @@ class _WrongError(Exception):
         super().__init__(key, expected)
         self.key = key
         self.expected = expected
-
-
-def _named(path: Path, wrong: _WrongError) -> LaunchError:
-    return usage(f"{path}: {wrong.key}", f"expected {wrong.expected}")
 
 
 def _spec(tables: Table) -> Spec:

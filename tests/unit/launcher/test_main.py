@@ -253,6 +253,47 @@ def test_a_refusal_is_one_line_with_the_same_status_as_a_start(
     assert CANARY_BASE64 not in explained.stderr
 
 
+MANY = {f"N{index}": (Kind.TEXT, b"t") for index in range(256)}
+BIG = (Kind.PLAIN, CANARY.encode() + b"x" * 4096)
+LIMITS: dict[str, tuple[dict[str, tuple[Kind, bytes]], dict[str, Any], str]] = {
+    "256 strings": (MANY, {"guest_systemd": 257}, "at most 255 strings"),
+    "4091 bytes": (
+        {"K": BIG},
+        {},
+        "credential K does not fit: all OEM strings of the VM may take 4091 bytes",
+    ),
+    "a body": ({"K": (Kind.PLAIN, BIG[1] * 10)}, {"guest_systemd": 257}, "takes 51200 bytes in a request"),
+    "twice": ({"vmm.notify": SECRET}, {}, "credential vmm.notify is given twice"),
+    "a power": ({"ssh.authorized_keys.root": SECRET}, {}, "gives power over the guest's system"),
+    "not sealed": ({"K": (Kind.SEALED, CANARY.encode())}, {}, "credential K is not sealed for the guest"),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_what_would_not_arrive_is_refused_before_anything_starts(what: str, tmp_path: Path) -> None:
+    """One line that names the thing and the limit, exit status 65, and nothing of a value."""
+    values, delivery, said = LIMITS[what]
+    credentials(tmp_path, values, Delivery(**delivery))
+    platform = ("--platform", "oem_strings=[io.systemd.credential:vmm.notify=vsock-stream:2:8888]")
+    words = ("--real", "/x", "--hypervisor-version", "53", "--", *KERNEL, *platform)
+    done = run(*words, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (Exit.CREDENTIALS, "", 1)
+    assert said in done.stderr
+    assert CANARY not in done.stderr
+    assert CANARY_BASE64[:-4] not in done.stderr
+
+
+def test_another_vms_credentials_are_refused_without_being_told_the_name(tmp_path: Path) -> None:
+    """microvm.nix's runner gives no --vm: the unit's own runtime directory tells."""
+    credentials(tmp_path / "c", {"API_KEY": SECRET}, Delivery(), "other")
+    runtime = tmp_path / "credferry-vms" / VM
+    runtime.mkdir(parents=True)
+    words = ("--real", "/bin/true", "--hypervisor-version", "53", "--", *KERNEL)
+    done = run(*words, CREDENTIALS_DIRECTORY=str(tmp_path / "c"), RUNTIME_DIRECTORY=str(runtime))
+    assert done.returncode == Exit.USAGE
+    assert "no runtime directory for VM other" in done.stderr
+
+
 def test_plaintext_in_argv_where_the_configuration_says_so(tmp_path: Path) -> None:
     """In so many words, and only then."""
     credentials(tmp_path, {"API_KEY": SECRET}, Delivery(channel=Channel.COMMAND, plaintext_in_argv=True))
