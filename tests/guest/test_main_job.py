@@ -60,7 +60,7 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
     deployment.configure(
         "".join(
             f'[vms.{variant}]\nchannel = "{channel}"\nguest_key = true\n[vms.{variant}.credentials]\n'
-            f'S = {{ secret = "sealed-{variant}" }}\nT = {{ text = "a text" }}\n'
+            f'S = {{ secret = "sealed-{variant}" }}\nT = {{ text = "{channel}" }}\n'
             for variant in Variant
         )
         + plain
@@ -75,7 +75,7 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
     deployment.start_agent()
     for variant in Variant:
         deployment.wait_printed(variant, printed("S", values[f"sealed-{variant}"], variant))
-        deployment.wait_printed(variant, printed("T", b"a text", variant))
+        deployment.wait_printed(variant, printed("T", channel.encode(), variant))
     if plain:
         deployment.wait_printed(Variant.TRIXIE, printed("P", values["plain"], Variant.TRIXIE))
     assert leaks(deployment.host, values.values()) == []
@@ -90,18 +90,31 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
     assert leaks(deployment.host, values.values()) == []
 
 
-def test_a_guest_that_reboots_gets_the_newest_values(deployment: Deployment, sops: SopsNix) -> None:
+@pytest.mark.parametrize("channel", ["api", "command"])
+def test_a_guest_that_reboots_gets_the_newest_values(
+    deployment: Deployment, sops: SopsNix, channel: str
+) -> None:
     """The hypervisor would boot it again with the strings it had; it is started anew instead."""
-    sops.publish({"api-key": b"first value"})
-    deployment.configure('[vms.web.credentials]\nK = { secret = "api-key" }\n')
-    overlay = credential_printer(plain=["K"]) | reboots()
-    deployment.add_vm("web", guest_files(deployment, "web", guest(Variant.BOOKWORM), overlay))
+    first, second = f"first for {channel}".encode(), f"second for {channel}".encode()
+    sops.publish({"api-key": first})
+    sealed = "guest_key = true\n" if channel == "command" else ""
+    deployment.configure(
+        f'[vms.web]\nchannel = "{channel}"\n{sealed}[vms.web.credentials]\nK = {{ secret = "api-key" }}\n'
+    )
+    if sealed:
+        key = seal_for(deployment, "web", Variant.BOOKWORM)
+        printer = credential_printer(sealed=["K"]) | sealing_identity(MACHINE_IDS[Variant.BOOKWORM], key)
+    else:
+        printer = credential_printer(plain=["K"])
+    files = guest_files(deployment, "web", guest(Variant.BOOKWORM), printer | reboots())
+    deployment.add_vm("web", files)
     deployment.credferry("sync", "--no-restart")
     deployment.start_vm("web")
-    sops.publish({"api-key": b"second value"})
+    sops.publish({"api-key": second})
     deployment.credferry("sync", "--no-restart")
-    deployment.wait_printed("web", printed("K", b"first value", Variant.BOOKWORM))
-    deployment.wait_printed("web", printed("K", b"second value", Variant.BOOKWORM))
+    deployment.wait_printed("web", printed("K", first, Variant.BOOKWORM))
+    deployment.wait_printed("web", printed("K", second, Variant.BOOKWORM))
+    assert deployment.starts("web") >= 2
     assert "guest reboot" in deployment.credferry("audit", "--vm", "web")
 
 
