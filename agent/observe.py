@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent import source
 from agent.desired import Desired, Refused, desired
-from agent.errors import SourceError
+from agent.errors import KeyFileError, SourceError
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
@@ -53,8 +53,7 @@ class Observer:
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
 
-        Raises `SourceError` where there is no source, `BusError`, and `KeyFileError` for a guest key that is
-        there and cannot be used.
+        Raises `SourceError` where there is no source, and `BusError`.
         """
         vms = list(vms)
         snapshot = self._snapshot(vms)
@@ -109,9 +108,7 @@ class Observer:
         unit = manager.unit(vm.unit) if manager is not None else None
         return Observed(
             vm=vm,
-            desired=published
-            if isinstance(published, Refused)
-            else desired(vm, published, self.store.key, self.guest_key(vm)),
+            desired=published if isinstance(published, Refused) else self._desired(vm, published),
             sealed=self.store.current(vm.name),
             unit=unit,
             stamp=self.stamp(vm, unit) if unit is not None else None,
@@ -119,6 +116,12 @@ class Observer:
             attempt=self.store.attempt(vm.name),
             held=self.store.is_held(vm.name),
         )
+
+    def _desired(self, vm: VmConfig, published: source.Snapshot) -> Desired | Refused:
+        try:
+            return desired(vm, published, self.store.key, self.guest_key(vm))
+        except KeyFileError as error:  # one guest's key is no reason to look at no other VM
+            return Refused((f"{error}: {error.hint}",))
 
 
 def open_store(config: Config) -> Store:

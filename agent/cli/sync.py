@@ -105,7 +105,7 @@ def _settled_look(
         try:
             look = observer.look(vms, manager)
         except SourceError:
-            if now >= deadline:
+            if not now < deadline:  # nor where the deadline is no number
                 raise
             time.sleep(_LOOK_AGAIN_SECONDS)
             continue
