@@ -11,7 +11,7 @@ import pytest
 from agent.events import Event
 from agent.journal import chain_hash
 from agent.keys import CredentialKey
-from tests.support.deployment import Deployment, VmFiles
+from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def test_the_chain_holds(deployment: Deployment, host: Host, sops: SopsNix) -> N
 def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
     """A VM that the launcher refuses to start fails at once, for good, with the reason in the journal."""
     deployment.credferry("sync", "--no-restart")
-    deployment.add_vm("web", VmFiles(("--kernel", "/dev/null", "-v")))
+    deployment.add_vm("web", VmFiles(("--kernel", LIGHT_KERNEL, "-v")))
     host.run("systemctl", "start", "microvm@web.service")
     host.wait(lambda: deployment.unit("web")["ActiveState"] == "failed", 10, "refusal")
     assert deployment.unit("web")["NRestarts"] == "0"

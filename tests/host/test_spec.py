@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.deployment import Deployment
+from tests.support.deployment import LIGHT_KERNEL, Deployment
 from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER, serve
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ UNIT = "microvm@test-vm.service"
 SPEC = f"""
 name = "test-vm"
 hypervisor = "{HYPERVISOR}"
-kernel = "/dev/null"
+kernel = "{LIGHT_KERNEL}"
 cpus = 2
 memory = 1024
 """

@@ -17,6 +17,7 @@ from launcher.handoff import Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
 from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER
+from tests.support.kernel import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "/etc/credferry/config.toml"
 UNIT_STARTED = "39f53479d3a045ac8e11786248231fbf"
 """PID 1's own MESSAGE_ID for a unit that was started: counts restarts without asking us."""
+LIGHT_KERNEL = "/usr/lib/credferry-test/kernel"
 _PLAIN = "io.systemd.credential.binary:"
 _SEALED = "io.systemd.credential:"
 
@@ -35,10 +37,11 @@ _SEALED = "io.systemd.credential:"
 class VmFiles:
     """What a VM is made of: cloud-hypervisor's arguments, and variables of its unit.
 
-    A light VM, the default, has a hypervisor process with all of its API, and no guest.
+    A light VM, the default, has a hypervisor process with all of its API, and no guest: the stand-in boots
+    nothing, and a real cloud-hypervisor boots a kernel that halts.
     """
 
-    arguments: Sequence[str] = ("--kernel", "/dev/null", "--memory", "size=64M")
+    arguments: Sequence[str] = ("--kernel", LIGHT_KERNEL, "--memory", "size=64M")
     environment: Mapping[str, str] = field(default_factory=lambda: {"CREDFERRY_STANDIN_BOOT": "0"})
     cpus: str = "boot=1"
     before: str = ""
@@ -51,6 +54,7 @@ class Deployment:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        host.write(LIGHT_KERNEL, kernel())
         self._vms: list[str] = []
         self._started_before: dict[str, int] = {}
 

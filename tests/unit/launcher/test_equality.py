@@ -29,8 +29,9 @@ import pytest
 from launcher import cmdline, schema, version, vmconfig
 from launcher.errors import LaunchError
 from launcher.handoff import Delivery
+from tests.support.kernel import kernel
 
-from .conftest import ROOT, SECONDS, Vm, credentials, kernel
+from .conftest import ROOT, SECONDS, Vm, credentials
 from .test_main import UNSAFE
 
 if TYPE_CHECKING:
