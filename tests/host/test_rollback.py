@@ -21,7 +21,7 @@ quiet_seconds = 0.2
 resync_seconds = 1.0
 [rollout]
 retry_seconds = 0.1
-stamp_seconds = 1.0
+stamp_seconds = 2.5
 [vms.web]
 after = ["db"]
 [vms.web.credentials]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +35,7 @@ def deployment(host: Host) -> Iterator[Deployment]:
     host.write(f"{HOME}/current/vm.toml", SPEC)
     host.run("chown", VM_USER, HOME)
     serve(host, "test-vm")
-    light = "[Service]\nEnvironment=CREDFERRY_STANDIN_BOOT=0\n"
+    light = "[Service]\nEnvironment=CREDFERRY_STANDIN_BOOT=0\nTimeoutStopSec=5s\n"
     host.write(f"/etc/systemd/system/{UNIT}.d/60-light.conf", light)
     host.run("systemctl", "daemon-reload")
     yield made
@@ -67,5 +68,7 @@ def test_the_units_start_restart_and_end_a_vm_from_its_spec(deployment: Deployme
     deployment.wait_in_step("test-vm")
     host.wait(lambda: deployment.delivered("test-vm")["API_KEY"] == b"second", 20, "the second value")
     host.run("systemctl", "stop", UNIT)
-    assert deployment.unit("test-vm")["Result"] == "success"
+    # A kernel that halts, as the real hypervisor boots here, hears of no power button.
+    ended = "timeout" if os.environ.get("CLOUD_HYPERVISOR") else "success"
+    assert deployment.unit("test-vm")["Result"] == ended
     assert host.unit("microvm-virtiofsd@test-vm.service")["ActiveState"] == "inactive"
