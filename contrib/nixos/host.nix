@@ -254,7 +254,6 @@ in
           pkgs.writeTextDir "lib/systemd/system/${file}" (
             units.service {
               agent = lib.getExe cfg.package;
-              kill = lib.getExe' pkgs.coreutils "kill";
             } (../systemd + "/${file}")
           )
         )

@@ -61,23 +61,12 @@ in
   inherit parse;
 
   /*
-    A unit's text with the programs of this system.
+    A unit's text with the program of this system.
 
-    agent: path of `credferry`; kill: path of `kill`.
+    agent: path of `credferry`.
   */
   service =
-    { agent, kill }:
-    file:
-    builtins.replaceStrings
-      [
-        "=/usr/bin/credferry "
-        "=/bin/kill "
-      ]
-      [
-        "=${agent} "
-        "=${kill} "
-      ]
-      (builtins.readFile file);
+    { agent }: file: builtins.replaceStrings [ "=/usr/bin/credferry " ] [ "=${agent} " ] (builtins.readFile file);
 
   /*
     The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,

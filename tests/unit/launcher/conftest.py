@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,13 @@ def stand_in(directory: Path) -> Path:
     path.write_text(f"#!{sys.executable} -IS\n{script.read_text()}")
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory with a short name, as a socket's path has at most 107 bytes; pytest's own are longer."""
+    with tempfile.TemporaryDirectory(prefix="vm-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(params=_binaries())
