@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from agent.config import restart_order
+from agent.errors import BusError
 from agent.events import Event
 from agent.reconcile import Decision, Observed, State
 from agent.sealing import one_line, seal
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from agent.config import Config, VmConfig
     from agent.desired import Desired
-    from agent.errors import BusError
     from agent.journal import Audit
     from agent.observe import Look, Observer
     from agent.units import SystemManager, UnitState
@@ -159,9 +159,7 @@ class Rollout:
                     return State.CHANGING
                 pause *= 2
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest)
-            unit = manager.unit(vm.unit)
-            ask = manager.try_restart if unit.is_active and not again else manager.restart_failed
-            reason = self._judge(vm, manifest, manager, unit.invocation_id, ask(vm.unit))
+            reason = self._ask(vm, manifest, manager, again=again)
             if not reason:
                 took = time.monotonic() - began
                 message = f"{vm.name}: runs generation {manifest.generation}, restarted in {took:.1f} s"
@@ -180,6 +178,17 @@ class Rollout:
         self.store.record_attempt(vm.name, attempt)
         return self._roll_back(vm, attempt, manager) if previous else State.FAILED
 
+    def _ask(self, vm: VmConfig, manifest: Manifest, manager: SystemManager, *, again: bool) -> str:
+        """Ask systemd for a restart; why it was no success, empty when it was."""
+        unit = manager.unit(vm.unit)
+        ask = manager.try_restart if unit.is_active and not again else manager.restart_failed
+        try:
+            result = ask(vm.unit)
+        except BusError as error:
+            manager.unit(vm.unit)  # raises as well where systemd cannot be reached; else it has refused
+            return str(error)
+        return self._judge(vm, manifest, manager, unit.invocation_id, result)
+
     def _roll_back(self, vm: VmConfig, attempt: Attempt, manager: SystemManager) -> State:
         """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
         manifest = self.store.revert(vm.name, attempt.previous)
@@ -191,8 +200,7 @@ class Rollout:
             if stopped or (unit.is_active and stamp is not None and stamp.digest == manifest.digest):
                 reason = ""
             else:
-                result = manager.restart_failed(vm.unit)
-                reason = self._judge(vm, manifest, manager, unit.invocation_id, result)
+                reason = self._ask(vm, manifest, manager, again=True)
             if self.stop.is_set():
                 return State.CHANGING
             event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"

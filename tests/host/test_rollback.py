@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.events import Event
 from tests.support.deployment import Deployment, VmFiles
 
 if TYPE_CHECKING:
@@ -128,3 +129,23 @@ def test_the_order_is_kept(deployment: Deployment, sops: SopsNix) -> None:
         deployment.wait_in_step(vm)
     first = int(deployment.unit("db")["ActiveEnterTimestampMonotonic"])
     assert first < int(deployment.unit("web")["InactiveExitTimestampMonotonic"])
+
+
+def test_a_restart_that_systemd_refuses(deployment: Deployment, sops: SopsNix) -> None:
+    """A refusal is a failure like any other: tried as often as configured, then told, and left alone."""
+    host = deployment.host
+    refusing = "/etc/systemd/system/microvm@db.service.d/90-refusing.conf"
+    host.write(refusing, "[Unit]\nRefuseManualStop=yes\n")
+    host.run("systemctl", "daemon-reload")
+    asked = len(host.journal(MESSAGE_ID=Event.RESTART_ASKED.value, CREDFERRY_VM="db"))
+    try:
+        sops.publish({"key": b"new"})
+        host.wait(lambda: state(deployment, "db") == "failed", 20, "failure of db")
+        assert "dependency" in deployment.status()["db"]["reasons"][0]
+        deployment.credferry("sync", check=False)
+        host.run("systemctl", "stop", "credferry.service")
+        assert len(host.journal(MESSAGE_ID=Event.RESTART_ASKED.value, CREDFERRY_VM="db")) == asked + 2
+        assert (deployment.starts("db"), deployment.delivered("db")) == (1, {"KEY": b"good"})
+    finally:
+        host.path(refusing).unlink()
+        host.run("systemctl", "daemon-reload")
