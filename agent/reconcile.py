@@ -124,7 +124,7 @@ def _running(
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if not unit.is_active:
         # Down since a restart of ours failed, and there is something newer: that may start.
-        due = _is_down_by_us(now)
+        due = now.attempt is not None and now.attempt.digest != wanted.digest and _is_down_by_us(now)
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
     if running is None:

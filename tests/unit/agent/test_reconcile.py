@@ -197,7 +197,16 @@ class TestWithoutAStamp:
     ),
     left=st.sampled_from([None, stamp(OLD), stamp(NEW), stamp(OLD, OTHER), stamp(NEW, OTHER)]),
     assumed=st.sampled_from([None, Assumed(INVOCATION, OLD), Assumed(OTHER, NEW)]),
-    attempt=st.sampled_from([None, Attempt(NEW, Outcome.FAILED), Attempt(OLD, Outcome.HALTED)]),
+    attempt=st.sampled_from(
+        [
+            None,
+            *(
+                Attempt(digest, outcome)
+                for digest in (OLD, NEW)
+                for outcome in (Outcome.FAILED, Outcome.HALTED)
+            ),
+        ]
+    ),
     wanted=st.sampled_from([WANTED, Refused(("absent",))]),
     grace=st.booleans(),
 )
@@ -210,14 +219,21 @@ def test_restarts_have_a_reason(
     wanted: Desired | Refused,
     grace: bool,
 ) -> None:
-    """A restart is decided only for an active unit that is known to run something else than is published."""
+    """A restart is decided only for an active unit that is known to run something else than is published.
+
+    Or for one that is down since a restart of ours failed, once there is something newer.
+    """
     decision = decide(observed(wanted, sealed, state, left, assumed, attempt), grace_over=grace)
     if decision.restart:
         assert isinstance(wanted, Desired)
-        assert state.is_active
         assert not state.has_job
-        assert not (left and left.invocation_id == INVOCATION and left.digest == NEW)
         assert not (attempt and attempt.digest == NEW)
+        if state.is_active:
+            assert not (left and left.invocation_id == INVOCATION and left.digest == NEW)
+        else:
+            assert state.active == "failed"
+            assert attempt is not None
+            assert attempt.outcome is Outcome.FAILED
     if isinstance(wanted, Refused):
         assert decision.seal is None
 
