@@ -68,6 +68,7 @@ class Service:
         self._worker_error: BaseException | None = None
         self._told_source: str | None = None
         self._told_bus = False
+        self._unsteady = False
         self._bus_retry_at = 0.0
         config = configuration.load(path)
         self._use(config, open_store(config))
@@ -143,8 +144,8 @@ class Service:
         self._reporter.report(look.decisions)
         self._ask_for_restarts(look)
         daemon.notify(f"STATUS={_summary(look)}")
-        again = any(decision.look_again for decision in look.decisions) or self._manager is None
-        return _LOOK_AGAIN_SECONDS if again else self._resync()
+        self._unsteady = any(decision.look_again for decision in look.decisions)
+        return _LOOK_AGAIN_SECONDS if self._unsteady or self._manager is None else self._resync()
 
     def _unsettled(self, look: Look) -> float:
         """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
@@ -230,6 +231,10 @@ class Service:
         hints: set[str] = set()
         with suppress(queue.Empty):
             hints.add(self._hints.get(timeout=seconds))
+            if self._unsteady:
+                # Hints come in step with a unit that fails and is started over and over: looks in step with
+                # it would find it just started, for ever.
+                self._stop.wait(random.uniform(0, _LOOK_AGAIN_SECONDS / 2))  # noqa: S311 (guards nothing)
             while True:
                 hints.add(self._hints.get_nowait())
         if "reload" in hints:
