@@ -307,7 +307,7 @@ class Reporter:
                 self._told[vm.name] = reasons
 
 
-def describe(error: BusError | Exception) -> str:
+def describe(error: Exception) -> str:
     """An error in one line, with its remedy."""
     hint = getattr(error, "hint", "")
     return f"{error}: {hint}" if hint else str(error)

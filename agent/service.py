@@ -169,7 +169,7 @@ class Service:
                     outcome = self._rollout.restart(work.names, manager)
                     for name, state in outcome.items():
                         _log.info("rollout", vm=name, state=state.value)
-            except (BusError, SourceError) as error:
+            except BusError as error:
                 _log.warning("a rollout was cut short; looking again", reason=describe(error))
             except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
                 self._worker_error = error

@@ -89,7 +89,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
-        os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606
+        os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606 (its trade)
     except OSError as error:
         with contextlib.suppress(OSError):
             (runtime / STAMP_FILE).unlink(missing_ok=True)

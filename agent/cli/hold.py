@@ -9,10 +9,11 @@ import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen
 from agent.cli.sync import sync_once
-from agent.config import load
+from agent.config import VmConfig, load
 from agent.events import Event
 from agent.journal import Audit
 from agent.observe import open_store
+from agent.store import Store
 
 VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 
@@ -25,22 +26,14 @@ def register(app: typer.Typer) -> None:
         """Restart these VMs no more when secrets rotate, until they are released; survives a reboot."""
         loaded = load(config)
         named = chosen(loaded, vms)
-        store = open_store(loaded)
-        for vm in named:
-            if not store.is_held(vm.name):
-                store.hold(vm.name, held=True)
-                Audit(store).record(Event.HELD, f"{vm.name}: held", vm=vm.name, unit=vm.unit)
+        _hold(open_store(loaded), named, held=True)
 
     @app.command("release")
     def release(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
         """Release held VMs, and restart those whose secrets have rotated meanwhile."""
         loaded = load(config)
         named = chosen(loaded, vms)
-        store = open_store(loaded)
-        for vm in named:
-            if store.is_held(vm.name):
-                store.hold(vm.name, held=False)
-                Audit(store).record(Event.RELEASED, f"{vm.name}: released", vm=vm.name, unit=vm.unit)
+        _hold(open_store(loaded), named, held=False)
         sync_once(loaded, named, json=json)
 
     @app.command("retry")
@@ -52,3 +45,11 @@ def register(app: typer.Typer) -> None:
         for vm in named:
             store.record_attempt(vm.name, None)
         sync_once(loaded, named, json=json)
+
+
+def _hold(store: Store, vms: list[VmConfig], *, held: bool) -> None:
+    event = Event.HELD if held else Event.RELEASED
+    for vm in vms:
+        if store.is_held(vm.name) is not held:
+            store.hold(vm.name, held=held)
+            Audit(store).record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
