@@ -3,8 +3,9 @@
 
 Nothing in the agent helps here. It runs as its own unit; once it is ready, strace takes hold of one of its
 threads, and sends SIGKILL at the entry of a chosen system call: what came before has happened, the call
-itself has not. strace counts ``when=`` per thread and per system call, from when it takes hold. Which calls
-have an effect, and how many come before each, is read off one whole rotation that is let through.
+itself has not. strace counts ``when=`` per thread and per system call, from when it takes hold, and with a
+path only the calls about it. Which calls have an effect, and how many come before each, is read off one
+whole rotation that is let through.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Step:
     number: int
     what: str
     """The call's arguments, without what differs from one rotation to the next."""
+    path: str = ""
+    """What it is about, in the store: ``{N}`` stands for the generation that is N before the newest."""
 
     def __str__(self) -> str:
         return f"thread {self.thread}, {self.call} {self.number}: {self.what}"
@@ -109,6 +112,10 @@ class Site:
     def threads(self, pid: int) -> list[int]:
         """The agent's threads in the order of their making; the first is its main one."""
         return sorted(int(task.name) for task in self.host.path(f"/proc/{pid}/task").iterdir())
+
+    def newest(self) -> int:
+        """The number of the VM's newest generation."""
+        return max(int(path.name) for path in self.host.path(f"{STORE}/vms/web/generations").iterdir())
 
     def trace(self, *options: str) -> subprocess.Popen[str]:
         """Let strace take hold of threads of the agent; it ends with them."""
@@ -165,8 +172,8 @@ def test_killed_at_every_step(site: Site) -> None:
         assert [what for what in kinds if part in what], f"{part}: {sorted(kinds)}"
     for step in steps:
         # Now and then a hint more comes, and with it a look more, of three questions to systemd: the count
-        # is then another call's.
-        shifts = (0, -3, 3, 0, -3, 3) if step.what in {RESTART, JUDGE} else (0,) * 6
+        # is then another message's.
+        shifts = (0, -3, 3, 0, -3, 3) if step.call == "sendmsg" else (0,) * 6
         assert any(killed_at(site, step, shift) for shift in shifts), f"never struck: {step}"
     site.restart_agent()
     site.publish()
@@ -282,19 +289,33 @@ def steps_of_a_rotation(site: Site) -> list[Step]:
     )
     site.host.run("systemctl", "stop", AGENT)
     tracer.communicate()
-    counts: Counter[tuple[int, str]] = Counter()
+    counts: Counter[tuple[int, str, str]] = Counter()
     steps: list[Step] = []
+    newest = site.newest()
     for thread, call, what in effects(site.host.path(TRACE).read_text().splitlines()):
-        counts[thread, call] += 1
+        path = store_path(what or "", newest)
+        counts[thread, call, path] += 1
         if what is None or thread not in threads or what == ASK:
             continue
         struck = {step.what for step in steps}
         if (what == JUDGE and JUDGE in struck) or (RESTART in struck and call in {"openat", "write"}):
             continue  # how many there are depends on how often the stamp is looked for
-        steps.append(Step(threads.index(thread), call, counts[thread, call], what))
+        number = counts[thread, call, path]
+        steps.append(Step(threads.index(thread), call, number, without_numbers(what), path))
         if call.startswith("unlink") and "/rollout.json" in what:
             break
     return steps
+
+
+def store_path(what: str, newest: int) -> str:
+    """What in the store a call is about, by how far each generation is from the newest; or nothing."""
+    path = next((word for word in what.split() if word.startswith(f"{STORE}/")), "")
+    return re.sub(r"(?<=generations/)\d+", lambda match: f"{{{newest - int(match[0])}}}", path)
+
+
+def without_numbers(what: str) -> str:
+    """An effect without what differs between rotations."""
+    return re.sub(r"\d+", "N", what)
 
 
 def effects(lines: Iterable[str]) -> Iterator[tuple[int, str, str | None]]:
@@ -310,7 +331,7 @@ def effects(lines: Iterable[str]) -> Iterator[tuple[int, str, str | None]]:
 
 
 def effect(call: str, arguments: str) -> str | None:
-    """What a call changes outside the agent, without what differs between rotations; None for nothing."""
+    """What a call changes outside the agent; None for nothing."""
     # With -y a descriptor shows its path as well; what is after " = " is the result.
     paths = " ".join(re.findall(r'[<"]([^>"]*)[>"]', re.split(r"\) += | <unf", arguments)[0]))
     socket = re.search(r'sun_path="([^"]*)"', arguments)
@@ -326,15 +347,17 @@ def effect(call: str, arguments: str) -> str | None:
         # A directory that is there already is not made; what is taken away first is seldom there.
         no_effect = "EEXIST" in arguments or (call.startswith("unlink") and paths.endswith(".new"))
         what = "" if no_effect else f"{call} {paths}"
-    return re.sub(r"\d+", "N", what) or None
+    return what or None
 
 
 def killed_at(site: Site, step: Step, shift: int) -> bool:
     """One rotation with a SIGKILL there, ``shift`` calls off; whether it struck that very step."""
     threads = site.threads(site.restart_agent())
     assert site.deployment.starts("web") == site.starts, f"the start before {step}"
+    path = re.sub(r"\{(-?\d+)\}", lambda match: str(site.newest() + 1 - int(match[1])), step.path)
     tracer = site.trace(
         *("-e", f"trace={step.call}", "-e", f"inject={step.call}:signal=KILL:when={step.number + shift}"),
+        *(("-P", path) if path else ()),
         *("-p", str(threads[step.thread])),
     )
     site.publish()
@@ -353,7 +376,7 @@ def killed_at(site: Site, step: Step, shift: int) -> bool:
     site.restart_agent()
     site.assert_arrives(f"killed at {step}")
     *_, (_, _, what) = effects(f"{threads[step.thread]} {line}" for line in trace.splitlines())
-    return what == step.what
+    return without_numbers(what or "") == step.what
 
 
 def assert_store_is_clean(host: Host) -> None:
