@@ -2,15 +2,21 @@
 # `exec`, so that a signal sent to make reaches the program itself and not a shell in front of it.
 
 BOOTSTRAP = tests/support/bootstrap
+# Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
+WORKERS = 2
 
-.PHONY: help demo test test-unit check clean
+.PHONY: help demo test test-unit check nightly fuzz soak reliability clean
 
 help:
-	@echo 'make demo       show the main job: a rotated secret reaches a booted guest (root)'
-	@echo 'make test       check, then run every test: unit, property, host, guest (root)'
-	@echo 'make test-unit  run the tests that need no root'
-	@echo 'make check      ruff, ruff format and mypy'
-	@echo 'make clean      remove what the above put into the cache'
+	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
+	@echo 'make test         check, then run every test: unit, property, host, guest (root)'
+	@echo 'make test-unit    run the tests that need no root'
+	@echo 'make check        ruff, ruff format and mypy'
+	@echo 'make nightly      explore 10,000 histories of the model world, for 500 in make test'
+	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
+	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
+	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
+	@echo 'make clean        remove what the above put into the cache'
 
 demo:
 	@exec $(BOOTSTRAP) full python -m tests.demo
@@ -18,7 +24,7 @@ demo:
 test:
 	@exec $(BOOTSTRAP) full
 	@exec $(MAKE) --no-print-directory check
-	@exec $(BOOTSTRAP) full python -m pytest
+	@exec $(BOOTSTRAP) full python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 
 test-unit:
 	@exec $(BOOTSTRAP) unit python -m pytest tests/unit tests/property
@@ -27,6 +33,18 @@ check:
 	@exec $(BOOTSTRAP) unit ruff check
 	@exec $(BOOTSTRAP) unit ruff format --check
 	@exec $(BOOTSTRAP) unit mypy
+
+nightly:
+	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
+
+fuzz:
+	@exec $(BOOTSTRAP) unit python -m tests.fuzz
+
+soak:
+	@exec $(BOOTSTRAP) full python -m tests.soak
+
+reliability:
+	@exec $(BOOTSTRAP) unit python -m tests.reliability
 
 clean:
 	@exec $(BOOTSTRAP) clean
