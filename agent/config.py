@@ -3,27 +3,18 @@
 
 from __future__ import annotations
 
-import difflib
-import enum
 import os
-import re
 import tomllib
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
+from agent.config_checks import check_order, check_vm, one_of
 from agent.errors import ConfigurationError
-from launcher.handoff import (
-    NAME_MAX,
-    Channel,
-    Delivery,
-    Kind,
-    is_credential_name,
-    is_powerful_name,
-    is_vm_name,
-)
+from agent.policy import INHERITED, RestartPolicy, Seconds
+from launcher.handoff import Channel, Delivery, Kind, is_vm_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,12 +23,6 @@ DEFAULT_PATH = Path("/etc/credferry/config.toml")
 _SIZE_MAX = 1 << 20
 """Bytes of a configuration file; ten thousand credentials stay below it."""
 
-_SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
-"""A template without its instance is none (systemd.unit(5))."""
-_UNIT_NAME_MAX = 255
-"""Bytes: UNIT_NAME_MAX."""
-
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
 
 
@@ -55,24 +40,26 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Every so often the source is looked at without a hint, for what inotify cannot see."""
 
 
-class RolloutConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How restarts are carried out."""
+class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restarts are carried out; its `RestartPolicy` is that of VMs that do not say otherwise."""
 
     attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 2
     retry_seconds: Seconds = 5.0
     """Before the second attempt; doubled before each further one."""
     stamp_seconds: Seconds = 30.0
     """How long after the job's end the launcher may take to leave its stamp."""
-
-
-class Policy(enum.StrEnum):
-    """What a change of a VM's secrets does to the VM while it runs."""
-
-    RESTART = "restart"
-    HOLD = "hold"
-    """It is sealed for the next start, and shown as due; somebody else restarts the VM."""
-    IGNORE = "ignore"
-    """It is sealed for the next start, and that is all."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """How many VMs are restarted at a time."""
+    slot_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 120.0
+    """A restart that takes longer than this no longer keeps others waiting for their turn."""
+    canaries: tuple[str, ...] = ()
+    """VMs that go first: others wait for them where the same change concerns both."""
+    canary_seconds: Seconds = 0.0
+    """How long canaries must have run on the change before others follow."""
+    switch_lock: AbsolutePath = "/run/nixos/switch-to-configuration.lock"
+    """While somebody holds a lock on this file, a NixOS switch is in progress."""
+    switch_seconds: Seconds = 900.0
+    """How long a switch in progress is waited for."""
 
 
 class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -85,12 +72,11 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Whether it is sealed for the guest; by default every secret of a VM with ``guest_key`` is."""
 
 
-class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One VM. ``name`` and ``credentials`` are filled in from the file's tables."""
 
     name: str = ""
     unit: str = ""
-    policy: Policy = Policy.RESTART
     after: tuple[str, ...] = ()
     """VMs that are to be restarted before this one, where they are as well."""
     channel: Channel = Channel.API
@@ -100,7 +86,7 @@ class VmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
     plaintext_in_argv: bool = False
     allow_names: tuple[str, ...] = ()
-    credentials: dict[str, CredentialConfig] = {}
+    credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
 
     @property
     def delivery(self) -> Delivery:
@@ -146,7 +132,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         except KeyError:
             raise ConfigurationError(
                 f"{self.file}: there is no VM {name!r}",
-                hint=f"add a table [vms.{name}], or use {_one_of(name, self.vms)}",
+                hint=f"add a table [vms.{name}], or use {one_of(name, self.vms)}",
             ) from None
 
 
@@ -184,13 +170,14 @@ def parse(content: bytes, path: Path) -> Config:
         ) from None
     if "file" in table:
         raise ConfigurationError(f"{path}: unknown key 'file'", hint="remove it")
-    vms = table.pop("vms", {})
+    vms, said = table.pop("vms", {}), table.get("rollout", {})
     source = _convert(table.pop("source", {}), SourceConfig, path, "source")
     rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
     config = _convert(table, Config, path, "")
     if not isinstance(vms, dict):
         raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
-    checked = {name: _vm(name, vm, path) for name, vm in vms.items()}
+    defaults = {key: said[key] for key in INHERITED & said.keys()}
+    checked = {name: _vm(name, vm, defaults, path) for name, vm in vms.items()}
     units: dict[str, str] = {}
     for vm in checked.values():
         if vm.unit in units:
@@ -199,25 +186,8 @@ def parse(content: bytes, path: Path) -> Config:
                 hint="give each VM a unit of its own",
             )
         units[vm.unit] = vm.name
-    _check_order(checked, path)
+    check_order(checked, rollout.canaries, path)
     return msgspec.structs.replace(config, file=path, source=source, rollout=rollout, vms=checked)
-
-
-def _check_order(vms: Mapping[str, VmConfig], path: Path) -> None:
-    for vm in vms.values():
-        for other in vm.after:
-            if other not in vms:
-                raise ConfigurationError(
-                    f"{path}: vms.{vm.name}.after: there is no VM {other!r}",
-                    hint=f"name {_one_of(other, vms)}",
-                )
-    try:
-        restart_order(vms)
-    except CycleError as error:
-        raise ConfigurationError(
-            f"{path}: vms.{error.args[1][0]}.after: the order is a circle: {' after '.join(error.args[1])}",
-            hint="leave one of them out",
-        ) from None
 
 
 def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:
@@ -225,7 +195,7 @@ def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:
     return list(TopologicalSorter({name: vm.after for name, vm in vms.items()}).static_order())
 
 
-def _vm(name: str, table: object, path: Path) -> VmConfig:
+def _vm(name: str, table: object, defaults: Mapping[str, object], path: Path) -> VmConfig:
     key = f"vms.{name}"
     if not is_vm_name(name):
         raise ConfigurationError(
@@ -242,7 +212,7 @@ def _vm(name: str, table: object, path: Path) -> VmConfig:
             f"{path}: {key}.credentials: expected a table with at least one credential",
             hint=f'write [{key}.credentials] and below it: API_KEY = {{ secret = "api-key" }}',
         )
-    vm = _convert(table, VmConfig, path, key)
+    vm = _convert({**defaults, **table}, VmConfig, path, key)
     vm = msgspec.structs.replace(
         vm,
         name=name,
@@ -252,67 +222,8 @@ def _vm(name: str, table: object, path: Path) -> VmConfig:
             for each, value in credentials.items()
         },
     )
-    # systemd refuses the call for a name that is none, and one VM's would end each look at all of them.
-    if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
-        raise ConfigurationError(
-            f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
-        )
-    if vm.initrd and not vm.guest_key:
-        raise ConfigurationError(
-            f"{path}: {key}.initrd: only what is sealed for the guest travels in its initrd",
-            hint=f"guest_key = true in [{key}], and: credferry guest-key create {name}",
-        )
-    for each in vm.allow_names:
-        _check_name(each, path, f"{key}.allow_names")
-    for each in vm.credentials:
-        _check_credential(vm, each, path, f"{key}.credentials.{each}")
+    check_vm(vm, path)
     return vm
-
-
-def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
-    credential = vm.credentials[name]
-    _check_name(name, path, key)
-    if is_powerful_name(name) and name not in vm.allow_names:
-        raise ConfigurationError(
-            f"{path}: {key}: a credential of this name gives power over the guest",
-            hint=f'if that is meant: allow_names = ["{name}"] in [vms.{vm.name}]',
-        )
-    if (credential.secret is None) == (credential.text is None):
-        raise ConfigurationError(
-            f"{path}: {key}: expected either secret or text",
-            hint='secret = "name in the source", or text = "not secret"',
-        )
-    if credential.secret is not None and not is_secret_name(credential.secret):
-        raise ConfigurationError(
-            f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is no name in it",
-            hint="use a relative path without '.' and '..', such as db/password",
-        )
-    if credential.text == "":
-        raise ConfigurationError(f"{path}: {key}.text: is empty", hint="give it a text, or remove it")
-    kind = vm.kind(name)
-    if kind is Kind.SEALED and not vm.guest_key:
-        raise ConfigurationError(
-            f"{path}: {key}.seal: VM {vm.name!r} has no guest key to seal with",
-            hint=f"guest_key = true in [vms.{vm.name}], and: credferry guest-key create {vm.name}",
-        )
-    if kind is Kind.PLAIN and vm.channel is Channel.COMMAND and not vm.plaintext_in_argv:
-        raise ConfigurationError(
-            f'{path}: {key}: channel = "command" would show it in /proc/PID/cmdline',
-            hint='channel = "api", or guest_key = true, or plaintext_in_argv = true to allow it',
-        )
-
-
-def _check_name(name: str, path: Path, key: str) -> None:
-    if not is_credential_name(name):
-        raise ConfigurationError(
-            f"{path}: {key}: not a credential name",
-            hint=f"use up to {NAME_MAX} of A-Z a-z 0-9 . _ -",
-        )
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a name is a path within the source: relative, and without ``.`` and ``..``."""
-    return "\0" not in name and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -340,10 +251,5 @@ def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
     if "unknown field" in expectation and isinstance(table, dict):
         known = {field.name for field in msgspec.structs.fields(kind)} - {"file", "name"}
         wrong = next((name for name in table if name not in known), "")
-        return f"remove it, or did you mean {_one_of(wrong, known)}?"
+        return f"remove it, or did you mean {one_of(wrong, known)}?"
     return "see docs/configuration.md"
-
-
-def _one_of(wrong: str, known: Any) -> str:  # noqa: ANN401 (any iterable of names)
-    near = difflib.get_close_matches(wrong, list(known), n=1)
-    return near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none; there are none"

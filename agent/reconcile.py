@@ -12,8 +12,8 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent.config import Policy
 from agent.desired import Desired, Refused, over_limit
+from agent.policy import Policy
 from agent.store import Assumed, Attempt, Outcome
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config, is_secret_name, load, parse
+from agent.config import Config, load, parse
+from agent.config_checks import is_secret_name
 from agent.errors import ConfigurationError, ExitStatus
 from launcher.handoff import Channel, Kind
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import DEFAULT_PATH, Config, CredentialConfig, Policy, VmConfig, parse
+from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
 from agent.desired import Desired, Refused, desired
 from agent.keys import CredentialKey
+from agent.policy import Policy
 from agent.reconcile import Decision, Observed, State, decide
 from agent.source import Generation, Problem, Snapshot
 from agent.store import Assumed, Attempt, Outcome
