@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from agent import log
+from agent import hardening, log
 from agent.cli import agent, audit, check, guest_key, hold, plan, status, sync
 from agent.errors import CredferryError, ExitStatus
 
@@ -26,6 +26,7 @@ for _verb in (agent, sync, plan, status, check, audit, hold, guest_key):
 def main() -> None:
     """Run a verb; end with a status of `ExitStatus`, and one line on standard error if it failed."""
     log.configure()
+    hardening.harden()  # first: all but the least verbs come to hold values
     try:
         app()
     except CredferryError as error:
