@@ -129,8 +129,9 @@ class Record:
 def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Record]:
     """The audit's records, oldest first, each once; ``directory`` is a journal elsewhere, None this host's.
 
-    A record counts as trusted when journald says that root sent it, or, for what a launcher sends, that it
-    came from the VM's own unit. Anybody can send our MESSAGE_IDs; what is not trusted is not returned.
+    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
+    launcher sends, that it came from the VM's own unit. Anybody can send our MESSAGE_IDs; what is not
+    trusted is not returned.
     Raises `JournalError`.
     """
     try:
@@ -160,6 +161,8 @@ def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Re
 
 _BY_ID = {event.value: event for event in Event}
 _FROM_LAUNCHER = {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}
+_AGENT_UNITS = {"credferry.service", "credferry-seal.service"}
+"""Where the agent may be another user than root; nobody but PID 1 puts a process there."""
 
 
 def _record(entry: Mapping[str, Any]) -> Record | None:
@@ -186,7 +189,7 @@ def _is_trusted(record: Record, entry: Mapping[str, Any], units: Mapping[str, st
     if record.event in _FROM_LAUNCHER:
         unit = units.get(record.vm) or f"microvm@{record.vm}.service"
         return _text(entry.get("_SYSTEMD_UNIT", "")) == unit
-    return entry.get("_UID") in {0, "0"}
+    return entry.get("_UID") in {0, "0"} or _text(entry.get("_SYSTEMD_UNIT", "")) in _AGENT_UNITS
 
 
 def _fingerprints(values: object) -> dict[str, str]:
