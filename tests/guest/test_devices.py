@@ -86,19 +86,19 @@ def test_a_rotation_brings_the_guest_back_with_all_of_its_devices(
     host, wiring = deployment.host, Wiring(deployment.host, "web")
     wiring.taps(Tap("tap-web", "10.91.0.1/24"))
     listen(host, "the host")
-    host.write("/srv/work/in", "first\n")
+    host.write("/srv/files/in", "first\n")
     devices = [
         *("--vsock", "cid=5,socket=notify.vsock"),
         *("--disk", f"direct=off,image_type=raw,path={wiring.volume({'in': b'a volume'})},readonly=on"),
-        *("--fs", f"socket={wiring.share('/srv/work')},tag=work"),
+        *("--fs", f"socket={wiring.share('/srv/files')},tag=files"),
         *("--net", f"mac={_MACS[0]},tap=tap-web"),
     ]
     script = f"""
 volume data /dev/vda
 echo "credferry-guest: volume $(cat /run/data/in)"
-share work work
-echo "credferry-guest: share $(cat /run/work/in)"
-cat /proc/sys/kernel/random/boot_id >/run/work/out
+share files files
+echo "credferry-guest: share $(cat /run/files/in)"
+cat /proc/sys/kernel/random/boot_id >/run/files/out
 network eth0 10.91.0.2/24
 echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER_PORT})"
 """
@@ -123,11 +123,11 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
     assert set(first) - {DONE.removeprefix("credferry-guest: ")} == told(_FIRST, "first")
     assert deployment.unit("web")["Type"] == "notify"
     assert deployment.unit("web")["StatusText"] == "Ready."
-    written = host.path("/srv/work/out").read_text()
+    written = host.path("/srv/files/out").read_text()
     config = deployment.vm_info("web")["config"]
     assert [config["disks"][0]["readonly"], config["fs"][0]["tag"], config["vsock"]["cid"]] == [
         True,
-        "work",
+        "files",
         5,
     ]
     assert config["platform"]["oem_strings"][0] == NOTIFY
@@ -135,13 +135,13 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
     units = ["microvm@web.service", "microvm-tap-interfaces@web.service", "microvm-virtiofsd@web.service"]
     before_it = {unit: host.unit(unit)["InvocationID"] for unit in units}
     deployment.start_agent()
-    host.write("/srv/work/in", "second\n")
+    host.write("/srv/files/in", "second\n")
     sops.publish({"api-key": _SECOND})
     deployment.wait_printed("web", _printed("K", _SECOND, Variant.TRIXIE), _BOOT_SECONDS)
     deployment.wait_in_step("web", _BOOT_SECONDS)
     again = _told(deployment, "web")[len(first) :]
     assert set(again) - {DONE.removeprefix("credferry-guest: ")} == told(_SECOND, "second")
-    assert host.path("/srv/work/out").read_text() not in {"", written}
+    assert host.path("/srv/files/out").read_text() not in {"", written}
     after = {unit: host.unit(unit) for unit in units}
     assert all(after[unit]["ActiveState"] == "active" for unit in units)
     assert all(after[unit]["InvocationID"] != before_it[unit] for unit in units)

@@ -36,16 +36,16 @@ mac = "02:00:00:00:00:0c"
 addresses = ["10.92.0.1/24"]
 
 [[shares]]
-tag = "work"
+tag = "files"
 source = "/srv/spec"
 """
 SCRIPT = f"""
 volume data /dev/vda
 echo "credferry-guest: volume $(cat /run/data/in)"
-share work work
-echo "credferry-guest: share $(cat /run/work/in)"
+share files files
+echo "credferry-guest: share $(cat /run/files/in)"
 network eth0 10.92.0.2/24
-echo "credferry-guest: network $(cat /run/work/in | busybox nc -w 10 10.92.0.1 {SERVER_PORT})"
+echo "credferry-guest: network $(cat /run/files/in | busybox nc -w 10 10.92.0.1 {SERVER_PORT})"
 """
 
 

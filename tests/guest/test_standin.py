@@ -53,15 +53,15 @@ def _plain(name: str, value: bytes) -> str:
     return f"io.systemd.credential.binary:{name}={base64.b64encode(value).decode()}"
 
 
-def _seal(variant: Variant, name: str, value: bytes, work: Path) -> str:
+def _seal(variant: Variant, name: str, value: bytes, share: Path) -> str:
     """Seal with a key that systemd makes for a guest of this identity; the key stays in the directory."""
     sealed = chroot_run(
         variant,
         ["systemd-creds", "encrypt", "--with-key=host", f"--name={name}", "-", "-"],
-        work=work,
+        share=share,
         machine_id=_MACHINE_ID,
         stdin=value,
-        environment={"SYSTEMD_CREDENTIAL_SECRET": "/work/secret"},
+        environment={"SYSTEMD_CREDENTIAL_SECRET": "/share/secret"},
     )
     assert sealed.returncode == 0, sealed.stderr.decode()
     return f"io.systemd.credential:{name}={''.join(sealed.stdout.decode().split())}"

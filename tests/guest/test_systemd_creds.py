@@ -37,16 +37,16 @@ def key(tmp_path: Path) -> CredentialKey:
 
 
 def systemd_creds(
-    variant: Variant, work: Path, arguments: Sequence[str], stdin: bytes = b""
+    variant: Variant, share: Path, arguments: Sequence[str], stdin: bytes = b""
 ) -> tuple[int, bytes, bytes]:
     """Run a variant's systemd-creds on our key file; its status, output and messages."""
     done = chroot_run(
         variant,
         ["systemd-creds", *arguments],
-        work=work,
+        share=share,
         machine_id=MACHINE_ID,
         stdin=stdin,
-        environment={"SYSTEMD_CREDENTIAL_SECRET": "/work/credential.secret"},
+        environment={"SYSTEMD_CREDENTIAL_SECRET": "/share/credential.secret"},
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -56,7 +56,7 @@ def systemd_creds(
 def test_both_ways(tmp_path: Path, key: CredentialKey, variant: Variant, name: str) -> None:
     """Each opens what the other sealed, to the last byte; the key file of ours is left as it was."""
     (tmp_path / "ours").write_bytes(seal(VALUES[name], name=name, key=key))
-    decrypt = ["decrypt", f"--name={name}", "/work/ours", "-"]
+    decrypt = ["decrypt", f"--name={name}", "/share/ours", "-"]
     assert systemd_creds(variant, tmp_path, decrypt)[:2] == (0, VALUES[name])
     encrypt = ["encrypt", "--with-key=host", f"--name={name}", "-", "-"]
     status, theirs, _ = systemd_creds(variant, tmp_path, encrypt, VALUES[name])
@@ -98,7 +98,8 @@ def test_refusals_agree(
         at = options["flip"]
         blob[at] = ord("A") if blob[at] != ord("A") else ord("B")
     (tmp_path / "blob").write_bytes(blob)
-    status, plaintext, _ = systemd_creds(variant, tmp_path, ["decrypt", f"--name={name}", "/work/blob", "-"])
+    decrypt = ["decrypt", f"--name={name}", "/share/blob", "-"]
+    status, plaintext, _ = systemd_creds(variant, tmp_path, decrypt)
     assert (status != 0, plaintext) == (True, b"")
     with pytest.raises(SealError):
         unseal(bytes(blob), name=name, key=key)
@@ -109,4 +110,4 @@ def test_a_later_expiry_is_honoured_by_both(tmp_path: Path, key: CredentialKey, 
     """A credential that expires in an hour opens now."""
     expiry = time.time_ns() // 1000 + 3_600_000_000
     (tmp_path / "blob").write_bytes(seal(b"value", name="n", key=key, not_after=expiry))
-    assert systemd_creds(variant, tmp_path, ["decrypt", "--name=n", "/work/blob", "-"])[:2] == (0, b"value")
+    assert systemd_creds(variant, tmp_path, ["decrypt", "--name=n", "/share/blob", "-"])[:2] == (0, b"value")

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 # lower layer of an overlay whose upper one is on a tmpfs.
 _SCRIPT = """\
 set -eu
-root=$1 work=$2 machine_id=$3
+root=$1 share=$2 machine_id=$3
 shift 3
 mount -t tmpfs -o mode=0755 tmpfs /mnt
 mkdir /mnt/upper /mnt/scratch /mnt/root
 mount -t overlay -o "lowerdir=$root,upperdir=/mnt/upper,workdir=/mnt/scratch" overlay /mnt/root
 mount -t proc proc /mnt/root/proc
 mount --rbind /dev /mnt/root/dev
-mkdir /mnt/root/work
-[ -z "$work" ] || mount --bind "$work" /mnt/root/work
+mkdir /mnt/root/share
+[ -z "$share" ] || mount --bind "$share" /mnt/root/share
 [ -z "$machine_id" ] || printf '%s\\n' "$machine_id" >/mnt/root/etc/machine-id
 exec chroot /mnt/root "$@"
 """
@@ -36,20 +36,20 @@ def chroot_run(
     variant: Variant,
     argv: Sequence[str],
     *,
-    work: Path | None = None,
+    share: Path | None = None,
     machine_id: str = "",
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program in a variant's root, which is fresh each time; needs root. Never raises for its status.
 
-    ``work`` is a directory of the caller's that the program sees as ``/work`` and may write to. What the
+    ``share`` is a directory of the caller's that the program sees as ``/share`` and may write to. What the
     program leaves elsewhere, a systemd key file for one, is gone when it ends. No mount is left behind.
     """
     place = build.root(variant)
     command = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _SCRIPT, "sh"]
     return subprocess.run(
-        [*command, str(place), str(work or ""), machine_id, *argv],
+        [*command, str(place), str(share or ""), machine_id, *argv],
         check=False,
         input=stdin,
         capture_output=True,
