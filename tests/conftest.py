@@ -5,34 +5,22 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import boot
 
-if TYPE_CHECKING:
-    from types import FrameType
-
 _TESTS = Path(__file__).parent
-pytest_plugins = ["tests.support.fixtures"]
-
-
-def pytest_configure() -> None:
-    """Let SIGTERM end the run as Ctrl-C does: in order, with every fixture's end."""
-    signal.signal(signal.SIGTERM, _interrupt)
+pytest_plugins = ["tests.support.fixtures", "tests.support.session"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the tier that its directory says; the quick tiers come first."""
+    """Mark each test with the tier that its directory says."""
     for item in items:
-        tier = _tier(item)
-        if tier in {"host", "guest"}:
-            item.add_marker(tier)
-    order = ("unit", "property", "host", "guest")
-    items.sort(key=lambda item: order.index(_tier(item)) if _tier(item) in order else 0)
+        for tier in ("host", "guest"):
+            if item.path.is_relative_to(_TESTS / tier):
+                item.add_marker(tier)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,11 +36,3 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
-
-
-def _tier(item: pytest.Item) -> str:
-    return item.path.relative_to(_TESTS).parts[0] if item.path.is_relative_to(_TESTS) else ""
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
