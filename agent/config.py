@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
+from agent.calendar import check_windows
 from agent.config_checks import check_order, check_vm, one_of
 from agent.errors import ConfigurationError
 from agent.policy import INHERITED, RestartPolicy, Seconds
@@ -153,7 +154,9 @@ def load(path: Path) -> Config:
         raise ConfigurationError(
             f"{path}: over {_SIZE_MAX} bytes", hint="it should hold no values of secrets"
         )
-    return parse(content, path)
+    config = parse(content, path)
+    check_windows(config)
+    return config
 
 
 def parse(content: bytes, path: Path) -> Config:

@@ -20,6 +20,8 @@ class Event(enum.Enum):
     PUBLISHED = "007fb617e36d4469af80831a20b706d9"
     SEALED = "21b441b55c074bce9c848be83f4f2f52"
     REFUSED = "6083fe10359e46a78d25b4dad432d3e2"
+    WAITING = "f979b25d9ee14f3e88e2e0c725722622"
+    REFUSAL_OVER = "ce500167a17d4e8c9d21cc9e1c3bbae7"
     RESTART_ASKED = "818bb249dd58407286f28ad7123d5c1b"
     RESTARTED = "db001a038d8b4a0584d28a46c6469559"
     RESTART_FAILED = "965f8815862c4afabbdc41fc2febce98"
@@ -47,6 +49,7 @@ _PRIORITIES = {
     Event.AGENT_STARTED: syslog.LOG_INFO,
     Event.AGENT_STOPPED: syslog.LOG_INFO,
     Event.CONFIGURATION: syslog.LOG_INFO,
+    Event.WAITING: syslog.LOG_INFO,
     Event.SOURCE_LOST: syslog.LOG_ERR,
     Event.REFUSED: syslog.LOG_WARNING,
     Event.RESTART_FAILED: syslog.LOG_ERR,

@@ -12,20 +12,24 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import msgspec
 from systemd import journal
 
+from agent.durable import replace_durably
 from agent.errors import JournalError, StoreError
 from agent.events import Event
-from agent.store import Store, replace_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from agent.store import Store
 
 _HEAD_FILE = "audit.json"
 _FACILITY_AUTHPRIV = 10
@@ -34,9 +38,9 @@ _FACILITY_AUTHPRIV = 10
 class _Head(msgspec.Struct, frozen=True):
     """The last record of the chain, whole, so that it can be sent again."""
 
-    sequence: int = 0
+    sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
     hash: str = ""
-    fields: list[str] = []
+    fields: list[Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]*=")]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class Audit:
             return msgspec.json.decode((self.store.state / _HEAD_FILE).read_bytes(), type=_Head)
         except FileNotFoundError:
             return _Head()
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, RecursionError):
+            # msgspec has three exceptions for what it cannot decode, ValueErrors but for deep nesting.
             # Beginning anew shows in the chain as what it is: the head was lost.
             return _Head(hash="lost")
 
@@ -129,45 +134,71 @@ class Record:
 def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Record]:
     """The audit's records, oldest first, each once; ``directory`` is a journal elsewhere, None this host's.
 
-    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
-    launcher sends, that it came from the VM's own unit. Anybody can send our MESSAGE_IDs; what is not
-    trusted is not returned.
-    Raises `JournalError`.
+    Only those that are `trusted`. Raises `JournalError`.
     """
     try:
-        opened = journal.Reader(path=str(directory) if directory else None)
+        opened = reader(directory)
     except OSError as error:
         raise JournalError(
             f"{directory or 'the journal'}: cannot be read: {os.strerror(error.errno or 0)}",
             hint="name a directory of journal files, and run as root",
         ) from None
-    with opened as reader:
+    with opened as entries:
         for event in Event:
-            reader.add_match(MESSAGE_ID=event.value)
-        seen: set[str] = set()
-        units: dict[str, str] = {}
-        for entry in reader:
-            record = _record(entry)
-            if record is None or not _is_trusted(record, entry, units):
-                continue
-            units[record.vm] = _text(entry.get("OBJECT_SYSTEMD_UNIT", "")) or units.get(record.vm, "")
-            chain = _text(entry.get("CREDFERRY_HASH", ""))
-            if chain and chain in seen:
-                continue
-            seen.add(chain)
+            entries.add_match(MESSAGE_ID=event.value)
+        for record in trusted(entries):
             if vm is None or record.vm in {vm, ""}:
                 yield record
 
 
+def reader(directory: Path | None) -> journal.Reader:
+    """A journal whose entries can be gone through whatever their senders wrote. Raises OSError."""
+    return journal.Reader(
+        path=str(directory) if directory else None,
+        # python-systemd's own converters of these let OverflowError through, and anybody can send the one.
+        converters={"COREDUMP_TIMESTAMP": bytes, "_SOURCE_REALTIME_TIMESTAMP": _moment},
+    )
+
+
+def _moment(microseconds: bytes) -> datetime:
+    try:
+        return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
+    except OverflowError:
+        raise ValueError from None
+
+
+def trusted(entries: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+    """The records among a journal's entries that may be believed, each once. Raises nothing.
+
+    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
+    launcher sends, that it came from the VM's own unit; which one that is, the former say. Anybody can send
+    our MESSAGE_IDs.
+    """
+    seen: set[str] = set()
+    units: dict[str, str] = {}
+    for entry in entries:
+        record = _record(entry)
+        if record is None or not _is_trusted(record, entry, units):
+            continue
+        if record.event not in _FROM_LAUNCHER:
+            units[record.vm] = _text(entry.get("OBJECT_SYSTEMD_UNIT", "")) or units.get(record.vm, "")
+        chain = _text(entry.get("CREDFERRY_HASH", ""))
+        if chain and chain in seen:
+            continue
+        seen.add(chain)
+        yield record
+
+
 _BY_ID = {event.value: event for event in Event}
+_NUMBER = re.compile(r"[0-9]{1,19}")
 _FROM_LAUNCHER = {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}
 _AGENT_UNITS = {"credferry.service", "credferry-seal.service"}
 """Where the agent may be another user than root; nobody but PID 1 puts a process there."""
 
 
 def _record(entry: Mapping[str, Any]) -> Record | None:
-    message_id = entry.get("MESSAGE_ID", "")
-    event = _BY_ID.get(getattr(message_id, "hex", message_id))
+    message_id = entry.get("MESSAGE_ID")  # a list where a sender gave several, which we never do
+    event = _BY_ID.get(message_id.hex) if isinstance(message_id, UUID) else None
     if event is None:
         return None
     vm = _text(entry.get("CREDFERRY_VM", ""))
@@ -179,7 +210,7 @@ def _record(entry: Mapping[str, Any]) -> Record | None:
         message=_text(entry.get("MESSAGE", "")),
         vm=vm,
         run=_text(entry.get("CREDFERRY_RUN", "")),
-        generation=int(generation) if generation.isdigit() else None,
+        generation=int(generation) if _NUMBER.fullmatch(generation) else None,
         fingerprints=_fingerprints(entry.get("CREDFERRY_FINGERPRINT", [])),
     )
 
@@ -189,7 +220,7 @@ def _is_trusted(record: Record, entry: Mapping[str, Any], units: Mapping[str, st
     if record.event in _FROM_LAUNCHER:
         unit = units.get(record.vm) or f"microvm@{record.vm}.service"
         return _text(entry.get("_SYSTEMD_UNIT", "")) == unit
-    return entry.get("_UID") in {0, "0"} or _text(entry.get("_SYSTEMD_UNIT", "")) in _AGENT_UNITS
+    return entry.get("_UID") == 0 or _text(entry.get("_SYSTEMD_UNIT", "")) in _AGENT_UNITS
 
 
 def _fingerprints(values: object) -> dict[str, str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent.desired import Desired, Refused, over_limit
+from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
-from agent.store import Assumed, Attempt, Outcome
 
 if TYPE_CHECKING:
     from agent.config import VmConfig
@@ -56,6 +56,8 @@ class State(enum.StrEnum):
     HELD = "held"
     IGNORED = "ignored"
     HALTED = "halted"
+    WAITING = "waiting"
+    """Its restart is due, and not yet: its window, its rate, its turn."""
     NO_UNIT = "no unit"
 
 
@@ -68,16 +70,20 @@ class Decision:
     seal: Desired | None = None
     restart: bool = False
     roll_back: bool = False
+    prove: bool = False
+    """Whether a VM that was restarted is still to be found healthy."""
     forget: bool = False
     """Whether the noted restart is over: it went well, or somebody has stopped the VM since."""
     assume: Assumed | None = None
     reasons: tuple[str, ...] = field(default=())
     look_again: bool = False
+    wait_seconds: float = 0.0
+    """After how many seconds a restart that has to wait is to be thought of again."""
 
     @property
     def needs_rollout(self) -> bool:
         """Whether something is to be done to the running VM."""
-        return self.restart or self.roll_back
+        return self.restart or self.roll_back or self.prove
 
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
@@ -124,7 +130,9 @@ def _running(
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if not unit.is_active:
         # Down since a restart of ours failed, and there is something newer: that may start.
-        due = now.attempt is not None and now.attempt.digest != wanted.digest and _is_down_by_us(now)
+        # So may what was down for the same, where an operator says so.
+        last = now.attempt if _is_down_by_us(now) else None
+        due = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
     if running is None:
@@ -132,6 +140,8 @@ def _running(
         running = now.sealed.digest if now.sealed is not None else wanted.digest
         assume = Assumed(unit.invocation_id, running)
     if running == wanted.digest:
+        if _is_unproven(now):
+            return Decision(vm, State.CHANGING, seal=seal, prove=True)
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal, assume=assume)
     if vm.policy is Policy.IGNORE:
         return Decision(vm, State.IGNORED, seal=seal, assume=assume)
@@ -148,8 +158,10 @@ def _after_a_failure(
     attempt = now.attempt
     if attempt is None or attempt.digest != wanted.digest:
         return None
-    # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing.
-    if now.stamp is not None and running == wanted.digest:
+    # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing. Nor
+    # does a stamp where the VM was found unhealthy.
+    is_unhealthy = attempt.outcome is Outcome.FAILED and now.vm.health
+    if now.stamp is not None and running == wanted.digest and not is_unhealthy:
         return None
     match attempt.outcome:
         case Outcome.HALTED:
@@ -163,6 +175,8 @@ def _after_a_failure(
             return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
         case Outcome.ROLLED_BACK:
             return Decision(now.vm, State.FAILED, reasons=(attempt.reason,))
+        case Outcome.RETRY:
+            return None
 
 
 def _is_down_by_us(now: Observed) -> bool:
@@ -174,11 +188,20 @@ def _is_down_by_us(now: Observed) -> bool:
 
 def _is_over(now: Observed, unit: UnitState) -> bool:
     """Whether a restart that was noted as begun is known to have ended well, or was ended by a stop."""
-    if now.attempt is None or now.attempt.outcome is not Outcome.RESTARTING or unit.has_job:
+    if now.attempt is None or now.attempt.outcome not in {Outcome.RESTARTING, Outcome.RETRY} or unit.has_job:
         return False
     if unit.is_active:
-        return now.stamp is not None and now.stamp.digest == now.attempt.digest
+        is_on_it = now.stamp is not None and now.stamp.digest == now.attempt.digest
+        return is_on_it and not _is_unproven(now)
     return unit.active == "inactive" and unit.result == "success"
+
+
+def _is_unproven(now: Observed) -> bool:
+    """Whether a restart of ours has gone well so far, and the VM was not found healthy yet."""
+    attempt, stamp = now.attempt, now.stamp
+    if attempt is None or stamp is None or not now.vm.health:
+        return False
+    return attempt.outcome is Outcome.RESTARTING and stamp.digest == attempt.digest
 
 
 def _must_go_back(now: Observed) -> bool:

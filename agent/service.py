@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The daemon: waits for hints and timers, looks, seals, and hands restarts to a thread of their own.
+"""The daemon: waits for hints and timers, looks, seals, and hands restarts to threads of their own.
 
 The loop never waits for a VM. Each turn is one whole look; a turn that completes feeds systemd's watchdog.
 """
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,17 @@ import structlog
 from systemd import daemon
 
 from agent import config as configuration
-from agent.errors import BusError, CredferryError, SourceError
+from agent.conditions import Conditions
+from agent.dispatch import Dispatcher
+from agent.errors import BusError, CredferryError, SourceError, StoreError
 from agent.events import Event
 from agent.journal import Audit
 from agent.observe import Look, Observer, open_store
+from agent.pace import Pacer
 from agent.reconcile import State
-from agent.rollout import Reporter, Rollout, describe
+from agent.report import Reporter, describe
+from agent.rollout import Rollout
+from agent.sealer import Sealer
 from agent.settle import Settler
 from agent.units import SystemManager
 from agent.watch import Watch
@@ -41,16 +45,11 @@ _log = structlog.get_logger()
 _LOOK_AGAIN_SECONDS = 1.0
 _JITTER = 0.1
 _BUS_RETRY_SECONDS = 5.0
+_STORE_RETRY_SECONDS = 5.0
+_STOP_SECONDS = 10.0
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Restarts:
-    """What the loop asks of the restarting thread."""
-
-    names: tuple[str, ...]
 
 
 class Service:
@@ -61,34 +60,30 @@ class Service:
         self._connect = connect
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._work: queue.SimpleQueue[_Restarts | None] = queue.SimpleQueue()
-        self._restarting: set[str] = set()
-        self._restarting_lock = threading.Lock()
         self._manager: SystemManager | None = None
-        self._worker_error: BaseException | None = None
-        self._told_source: str | None = None
-        self._told_bus = False
+        self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._conditions = Conditions()
+        self._is_announced = False
         self._unsteady = False
         self._bus_retry_at = 0.0
         config = configuration.load(path)
+        rollout = config.rollout
+        self._dispatcher = Dispatcher(self._restart, rollout.concurrency, rollout.slot_seconds)
         self._use(config, open_store(config))
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
-        Raises `ConfigurationError`, `KeyFileError` and `StoreError`, which end it; what may pass by itself,
-        such as a missing source or bus, is reported once and waited for.
+        Raises `ConfigurationError` and `KeyFileError`, which end it; what may pass by itself, such as a
+        missing source or bus or a full disk, is reported once and waited for.
         """
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
-            self._audit.repeat_last()
-            self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
             self._watch.start()
             stack.callback(self._end_watch)
-            worker = threading.Thread(target=self._work_off, name="rollout", daemon=True)
-            worker.start()
-            stack.callback(self._end_worker, worker)
+            self._dispatcher.start()
+            stack.callback(self._end_restarts)
             ready = False
             while not self._stop.is_set():
                 delay = self._turn()
@@ -97,55 +92,79 @@ class Service:
                     ready = True
                 self._wait(delay)
             daemon.notify("STOPPING=1")
-        self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
+        with suppress(StoreError):  # told already, and no reason not to end
+            self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 
     def _use(self, config: Config, store: Store) -> None:
         self._config = config
         self._store = store
         self._audit = Audit(self._store)
         self._observer = Observer(config, self._store)
-        self._rollout = Rollout(config, self._store, self._observer, self._audit, self._stop)
+        self._pacer = Pacer(config, store)
+        self._sealer = Sealer(store, self._observer, self._audit)
+        self._rollout = Rollout(config, store, self._observer, self._audit, self._pacer, self._stop)
         self._reporter = Reporter(self._audit)
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
         self._watch = Watch(Path(config.source.path), self._hints.put)
+        self._dispatcher.adjust(config.rollout.concurrency, config.rollout.slot_seconds)
 
     def _turn(self) -> float:
         """One whole look, and what follows from it. Seconds until the next without a hint."""
-        if self._worker_error is not None:
-            raise self._worker_error
         # Armed before looking: a change after the look then has its hint.
         self._watch.arm(self._config.secrets)
         try:
-            delay = self._look()
+            self._raise_errors()
+            self._announce()
+            delay = min(self._look(), self._dispatcher.relieve())
         except BusError as error:
             self._lose_bus(error)
             delay = _BUS_RETRY_SECONDS
+        except StoreError as error:
+            self._lose_store(error)
+            delay = _STORE_RETRY_SECONDS
+        else:
+            self._tell_over("store", "the store can be written again")
         daemon.notify("WATCHDOG=1")
         return delay
 
+    def _raise_errors(self) -> None:
+        """Raise what a restarting thread could not handle."""
+        with suppress(queue.Empty):
+            raise self._errors.get_nowait()
+
+    def _announce(self) -> None:
+        if not self._is_announced:
+            self._audit.repeat_last()
+            self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
+            self._is_announced = True
+
     def _look(self) -> float:
-        vms, manager = self._config.vms.values(), self._bus()
+        vms, manager, now = self._config.vms.values(), self._bus(), time.monotonic()
         try:
             look = self._observer.look(vms, manager)
         except SourceError as error:
-            if self._told_source != str(error):
+            if self._conditions.met("source", str(error), now):
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
-                self._told_source = str(error)
             # A VM that a restart of ours left down is put back without a source, too.
             self._ask_for_restarts(self._observer.look_or_refuse(vms, manager))
             return self._resync()
-        if self._told_source is not None:
-            self._audit.record(Event.SOURCE_BACK, f"source {self._config.source.path} can be read again")
-            self._told_source = None
+        if counted := self._conditions.over("source", now):
+            message = f"source {self._config.source.path} can be read again; its lack was {counted}"
+            self._audit.record(Event.SOURCE_BACK, message)
         unsettled = self._unsettled(look)
         if unsettled:
             return unsettled
-        self._rollout.seal_due(look)
+        self._rollout.forget_ended(look)
+        self._sealer.seal_due(look)
+        look = self._pacer.hold_back(look)
         self._reporter.report(look.decisions)
         self._ask_for_restarts(look)
         daemon.notify(f"STATUS={_summary(look)}")
         self._unsteady = any(decision.look_again for decision in look.decisions)
-        return _LOOK_AGAIN_SECONDS if self._unsteady or self._manager is None else self._resync()
+        if self._unsteady or self._manager is None:
+            return _LOOK_AGAIN_SECONDS
+        waits = (decision.wait_seconds for decision in look.decisions if decision.wait_seconds)
+        return min([self._resync(), *waits])
 
     def _unsettled(self, look: Look) -> float:
         """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
@@ -153,40 +172,31 @@ class Service:
         return left if any(decision.seal for decision in look.decisions) else 0.0
 
     def _ask_for_restarts(self, look: Look) -> None:
-        due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
-        with self._restarting_lock:
-            names = tuple(name for name in due if name not in self._restarting)
-            self._restarting.update(names)
-        if names:
-            self._work.put(_Restarts(names))
+        if self._manager is not None:
+            due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
+            self._dispatcher.submit(sorted(due, key=configuration.restart_order(self._config.vms).index))
 
-    def _work_off(self) -> None:
-        """The restarting thread. What it cannot handle ends the daemon, through the loop."""
-        while (work := self._work.get()) is not None:
-            try:
-                manager = self._manager
-                if manager is not None and not self._stop.is_set():
-                    outcome = self._rollout.restart(work.names, manager)
-                    for name, state in outcome.items():
-                        _log.info("rollout", vm=name, state=state.value)
-            except BusError as error:
-                _log.warning("a rollout was cut short; looking again", reason=describe(error))
-            except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
-                self._worker_error = error
-            finally:
-                with self._restarting_lock:
-                    self._restarting.difference_update(work.names)
-                self._hints.put("rollout")
+    def _restart(self, name: str) -> None:
+        """Restart one VM, in a thread of the dispatcher's. What it cannot handle is raised by the loop."""
+        try:
+            manager = self._manager
+            if manager is not None and not self._stop.is_set() and name in self._config.vms:
+                state = self._rollout.restart(name, manager)
+                _log.info("rollout", vm=name, state=state.value)
+        except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
+            self._dispatcher.forget_waiting()
+            self._errors.put(error)
+        finally:
+            self._hints.put("rollout")
 
     def _end_watch(self) -> None:
         self._watch.stop()  # the present one: a reload makes another
 
-    def _end_worker(self, worker: threading.Thread) -> None:
+    def _end_restarts(self) -> None:
         self._stop.set()
-        self._work.put(None)
         if self._manager is not None:
-            self._manager.close()  # wakes the worker where it waits for a job
-        worker.join(timeout=10)
+            self._manager.close()  # wakes those that wait for a job
+        self._dispatcher.stop(_STOP_SECONDS)
 
     def _bus(self) -> SystemManager | None:
         """systemd, connected anew where the bus was lost; None while it cannot be had.
@@ -199,7 +209,7 @@ class Service:
             except BusError as error:
                 self._lose_bus(error)
             else:
-                self._told_bus = False
+                self._tell_over("bus", "systemd can be reached again")
         return self._manager
 
     def _lose_bus(self, error: BusError) -> None:
@@ -207,9 +217,18 @@ class Service:
             self._manager.close()
             self._manager = None
         self._bus_retry_at = time.monotonic() + _BUS_RETRY_SECONDS
-        if not self._told_bus:
+        if self._conditions.met("bus", "", time.monotonic()):
             _log.error("no restarts until systemd can be reached", reason=describe(error))
-            self._told_bus = True
+
+    def _lose_store(self, error: StoreError) -> None:
+        if self._conditions.met("store", str(error), time.monotonic()):
+            _log.error(
+                "nothing is sealed or restarted until the store can be written", reason=describe(error)
+            )
+
+    def _tell_over(self, key: str, message: str) -> None:
+        if counted := self._conditions.over(key, time.monotonic()):
+            _log.info(message, its_lack=counted)
 
     def _on_job(self, unit: str) -> None:
         if not unit or any(vm.unit == unit for vm in self._config.vms.values()):

@@ -4,11 +4,12 @@
 ::
 
     STATE/lock                                 held while generations are written
-    STATE/rollout.lock                         held while VMs are restarted
+    STATE/rollout.VM.lock                      held while the VM is restarted
     STATE/guest-keys/VM.secret                 master copies of guests' keys
     STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
-    STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last restart
+    STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last rollout
+    STATE/vms/VM/restarts.json                 when it was restarted lately
     STATE/vms/VM/held                          it is not to be restarted until it is released
 
 PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two generations.
@@ -16,7 +17,6 @@ PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two g
 
 from __future__ import annotations
 
-import enum
 import fcntl
 import os
 import shutil
@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from agent.durable import make_directory, point, replace_durably, sync_directory, write_durably
 from agent.errors import SealError, StoreError
+from agent.notes import Assumed, Attempt, Restarts
 from agent.sealing import seal, unseal
 from launcher.handoff import (
     MANIFEST_FILE,
@@ -48,35 +50,7 @@ KEEP = 3
 """Generations kept for each VM, the current one included."""
 
 
-class Assumed(msgspec.Struct, frozen=True):
-    """What an invocation that left no stamp is taken to run: what was current when it was seen."""
-
-    invocation_id: str
-    digest: str
-
-
-class Outcome(enum.StrEnum):
-    """How far a rollout onto a digest has come, where that has not ended well."""
-
-    RESTARTING = "restarting"
-    """Written before systemd is asked: a VM that is down after a crash of ours was taken down by us."""
-    FAILED = "failed"
-    """Its restart failed, and it is to be put back on what it ran before."""
-    ROLLED_BACK = "rolled back"
-    HALTED = "halted"
-    """It was held back, since another VM's restart for the same change failed."""
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """The last rollout of a VM onto a digest; ``previous`` is the generation before it, 0 for unknown."""
-
-    digest: str
-    outcome: Outcome
-    reason: str = ""
-    previous: int = 0
-
-
-_T = TypeVar("_T", Assumed, Attempt)
+_T = TypeVar("_T", Assumed, Attempt, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +110,16 @@ class Store:
         contents = {MANIFEST_FILE: Secret(manifest.to_bytes())}
         contents |= {value_file(name): value for name, value in values.items()}
         try:
-            _make_directory(generation.parent)
+            make_directory(generation.parent)
             generation.mkdir(0o700)
             for name, content in contents.items():
-                _write_durably(
+                write_durably(
                     generation / name,
                     seal(content.reveal(), name=unit_credential(name), key=self.key),
                 )
-            _sync_directory(generation)
-            _sync_directory(generation.parent)
-            _point(directory / "current", f"generations/{manifest.generation}")
+            sync_directory(generation)
+            sync_directory(generation.parent)
+            point(directory / "current", f"generations/{manifest.generation}")
         except OSError as error:
             shutil.rmtree(generation, ignore_errors=True)
             raise _failed(generation, error) from None
@@ -160,7 +134,7 @@ class Store:
         manifest = self._manifest(vm, directory / "generations" / str(number))
         if manifest is not None:
             try:
-                _point(directory / "current", f"generations/{number}")
+                point(directory / "current", f"generations/{number}")
             except OSError as error:
                 raise _failed(directory / "current", error) from None
         return manifest
@@ -174,7 +148,7 @@ class Store:
         path = self.vm_directory(vm) / "held"
         try:
             if held:
-                _make_directory(path.parent)
+                make_directory(path.parent)
                 replace_durably(path, b"")
             else:
                 path.unlink(missing_ok=True)
@@ -195,16 +169,28 @@ class Store:
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Remember or, with None, forget it. Raises `StoreError`."""
-        if attempt is None:
-            (self.vm_directory(vm) / "rollout.json").unlink(missing_ok=True)
-        else:
-            self._save(vm, "rollout.json", attempt)
+        path = self.vm_directory(vm) / "rollout.json"
+        if attempt is not None:
+            self._save(vm, path.name, attempt)
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed(path, error) from None
+
+    def restarts(self, vm: str) -> list[float]:
+        """When the VM was restarted lately, as `record_restarts` was told."""
+        return (_load(self.vm_directory(vm) / "restarts.json", Restarts) or Restarts()).moments
+
+    def record_restarts(self, vm: str, moments: list[float]) -> None:
+        """Remember when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
+        self._save(vm, "restarts.json", Restarts(moments))
 
     @contextmanager
     def lock(self, name: str = "lock", *, wait: bool = True) -> Iterator[bool]:
         """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
         try:
-            _make_directory(self.state)
+            make_directory(self.state)
             descriptor = os.open(self.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _failed(self.state / name, error) from None
@@ -218,10 +204,10 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _save(self, vm: str, name: str, record: Assumed | Attempt) -> None:
+    def _save(self, vm: str, name: str, record: Assumed | Attempt | Restarts) -> None:
         path = self.vm_directory(vm) / name
         try:
-            _make_directory(path.parent)
+            make_directory(path.parent)
             replace_durably(path, msgspec.json.encode(record))
         except OSError as error:
             raise _failed(path, error) from None
@@ -241,69 +227,11 @@ class Store:
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
 
 
-def replace_durably(path: Path, content: bytes) -> None:
-    """Replace a file's content whole, mode 0600, so that it survives a power failure. Raises OSError.
-
-    The caller keeps others of ours from doing the same at the same time.
-    """
-    temporary = _beside(path)
-    try:
-        _write_durably(temporary, content)
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
 def _load(path: Path, kind: type[_T]) -> _T | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _make_directory(path: Path) -> None:
-    missing = [path]
-    while not missing[-1].parent.is_dir():
-        missing.append(missing[-1].parent)
-    for directory in reversed(missing):
-        directory.mkdir(0o700, exist_ok=True)
-        _sync_directory(directory.parent)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _beside(path: Path) -> Path:
-    """Where what is to replace a path is made: always the same place, or each crash would leave one more."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    return temporary
-
-
-def _point(link: Path, target: str) -> None:
-    temporary = _beside(link)
-    try:
-        temporary.symlink_to(target)
-        temporary.rename(link)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(link.parent)
 
 
 def _failed(path: Path, error: OSError) -> StoreError:

@@ -113,6 +113,10 @@ class SystemBus:
             raise _refused(name, error) from None
         return self._job(name, self._manager.RestartUnit)
 
+    def start(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self._job(name, self._manager.StartUnit)
+
     def _job(self, name: str, method: Callable[..., str]) -> str:
         deadline = time.monotonic() + self.unit(name).restart_seconds + _MARGIN_SECONDS
         try:

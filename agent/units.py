@@ -56,5 +56,8 @@ class SystemManager(Protocol):
     def restart_failed(self, name: str) -> str:
         """Start again a unit that a restart of ours left down: the same, without minding that it is down."""
 
+    def start(self, name: str) -> str:
+        """Start a unit, wait for the job's end, and return systemd's word for its result."""
+
     def close(self) -> None:
         """Let the connection go."""

@@ -16,6 +16,7 @@ from rich.table import Table
 from agent.config import DEFAULT_PATH, Config, VmConfig, load
 from agent.errors import VmError
 from agent.observe import Look, Observer, open_store_untouched
+from agent.pace import Pacer
 from agent.reconcile import Decision, State
 from agent.units import SystemManager
 
@@ -52,7 +53,9 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
     vms = chosen(config, names)
     manager = connect()
     try:
-        return config, Observer(config, open_store_untouched(config)).look(vms, manager)
+        store = open_store_untouched(config)
+        look = Observer(config, store).look(vms, manager)
+        return config, Pacer(config, store, is_single_pass=True).hold_back(look)
     finally:
         manager.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen
@@ -12,6 +13,7 @@ from agent.cli.sync import sync_once
 from agent.config import VmConfig, load
 from agent.events import Event
 from agent.journal import Audit
+from agent.notes import Outcome
 from agent.observe import open_store
 from agent.store import Store
 
@@ -43,7 +45,10 @@ def register(app: typer.Typer) -> None:
         named = chosen(loaded, vms)
         store = open_store(loaded)
         for vm in named:
-            store.record_attempt(vm.name, None)
+            attempt = store.attempt(vm.name)
+            if attempt is not None:
+                again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="")
+                store.record_attempt(vm.name, again)
         sync_once(loaded, named, json=json)
 
 

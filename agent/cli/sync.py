@@ -23,8 +23,11 @@ from agent.config import Config, VmConfig, load
 from agent.errors import SourceError
 from agent.journal import Audit
 from agent.observe import Look, Observer, open_store
+from agent.pace import Pacer
 from agent.reconcile import State
-from agent.rollout import Reporter, Rollout
+from agent.report import Reporter
+from agent.rollout import Rollout
+from agent.sealer import Sealer
 from agent.settle import Settler
 from agent.units import SystemManager
 
@@ -63,15 +66,20 @@ def sync_once(
     store = open_store(config)
     audit = Audit(store)
     observer = Observer(config, store)
-    rollout = Rollout(config, store, observer, audit)
-    look = _settled_look(config, observer, vms, manager, time.monotonic() + wait)
-    sealed = rollout.seal_due(look)
+    pacer = Pacer(config, store, is_single_pass=True)
+    rollout = Rollout(config, store, observer, audit, pacer)
+    look = pacer.hold_back(_settled_look(config, observer, vms, manager, time.monotonic() + wait))
+    rollout.forget_ended(look)
+    sealed = Sealer(store, observer, audit).seal_due(look)
     Reporter(audit).report(look.decisions)
-    states = {decision.vm.name: decision.state for decision in look.decisions}
+    outcome: dict[str, State] = {}
     if manager is not None:
-        due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
-        states |= rollout.restart(due, manager)
+        # Those that come after others are due once these are restarted, which another look tells.
+        while due := [each for each in _due(look) if each not in outcome]:
+            outcome |= rollout.restart_all(due, manager)
+            look = pacer.hold_back(observer.look_or_refuse(vms, manager))
         manager.close()
+    states = {decision.vm.name: decision.state for decision in look.decisions} | outcome
     reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
     for name, state in states.items():
         attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
@@ -93,6 +101,10 @@ def sync_once(
             ],
         )
     fail_for_bad(config, ((config.vm(name), state, reasons[name]) for name, state in states.items()))
+
+
+def _due(look: Look) -> list[str]:
+    return [decision.vm.name for decision in look.decisions if decision.needs_rollout]
 
 
 def _settled_look(

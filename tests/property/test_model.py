@@ -26,9 +26,12 @@ from agent.config import Config, parse
 from agent.errors import BusError
 from agent.journal import Audit
 from agent.keys import CredentialKey
+from agent.notes import Outcome
 from agent.observe import Observer
+from agent.pace import Pacer
 from agent.rollout import Rollout
-from agent.store import Outcome, Store
+from agent.sealer import Sealer
+from agent.store import Store
 from agent.units import UnitState
 from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
 
@@ -100,7 +103,7 @@ class ModelSystemd:
         if self.active[vm]:
             self.on_restart(vm)
             self.restarts[vm] += 1
-            self.start(vm)
+            self.start_vm(vm)
             self.down_by_agent[vm] = self.failed[vm]
         self.effect()
         return "done"
@@ -111,15 +114,19 @@ class ModelSystemd:
         self.effect()
         vm = name.removeprefix("microvm@").removesuffix(".service")
         assert self.failed[vm], "started though it was not down after a failure"
-        self.start(vm)
+        self.start_vm(vm)
         self.down_by_agent[vm] = self.failed[vm]
         self.effect()
         return "done"
 
+    def start(self, name: str) -> str:
+        """See `SystemManager`."""
+        raise NotImplementedError(name)
+
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def start(self, vm: str) -> None:
+    def start_vm(self, vm: str) -> None:
         """The unit starts, or starts anew; without a generation it cannot."""
         self.invocations[vm] += 1
         self.stop(vm)
@@ -160,6 +167,7 @@ class World(RuleBasedStateMachine):
         self.config: Config = parse(CONFIG.encode(), self.top / "config.toml")
         self.config = _replaced(self.config, self.top)
         self.store = Store(self.top / "state", KEY)
+        self.pacer = Pacer(self.config, self.store)
         self.interruption: tuple[int, Callable[[], None]] | None = None
         self.systemd = ModelSystemd(self.store, self.top / "run", self._effect)
         self.systemd.on_restart = self._check_restart
@@ -178,7 +186,7 @@ class World(RuleBasedStateMachine):
         self.publish({"x": "1", "y": "1", "z": "1"})
         self.look()
         for vm in VMS:
-            self.systemd.start(vm)
+            self.systemd.start_vm(vm)
 
     def teardown(self) -> None:
         """However it went, left alone it ends well."""
@@ -218,10 +226,16 @@ class World(RuleBasedStateMachine):
         """One turn of the agent: look, seal, restart; a crash may end it anywhere."""
         rollout = self._rollout()
         try:
-            look = rollout.observer.look_or_refuse(self.config.vms.values(), self.systemd)
-            rollout.seal_due(look)
-            due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
-            rollout.restart(due, self.systemd)
+            while True:
+                observer = rollout.observer
+                look = observer.look_or_refuse(self.config.vms.values(), self.systemd)
+                rollout.forget_ended(look)
+                Sealer(self.store, observer, rollout.audit).seal_due(look)
+                look = self.pacer.hold_back(look)
+                due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
+                if not due:
+                    break
+                rollout.restart_all(due, self.systemd)
         except (BusError, CrashError):
             pass
 
@@ -244,7 +258,7 @@ class World(RuleBasedStateMachine):
     @rule(vm=st.sampled_from(VMS))
     def restart_by_hand(self, vm: str) -> None:
         """Somebody restarts or starts a VM, which gets the current generation."""
-        self.systemd.start(vm)
+        self.systemd.start_vm(vm)
 
     @rule(vm=st.sampled_from(VMS))
     def stop_by_hand(self, vm: str) -> None:
@@ -313,7 +327,7 @@ class World(RuleBasedStateMachine):
 
     def _rollout(self) -> Rollout:
         observer = Observer(self.config, self.store)
-        return Rollout(self.config, self.store, observer, Audit(self.store))
+        return Rollout(self.config, self.store, observer, Audit(self.store), self.pacer)
 
     def _effect(self) -> None:
         if self.interruption is None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
 from agent.desired import Desired, Refused, desired
 from agent.keys import CredentialKey
+from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
 from agent.reconcile import Decision, Observed, State, decide
 from agent.source import Generation, Problem, Snapshot
-from agent.store import Assumed, Attempt, Outcome
 from agent.units import UnitState
 from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
 

@@ -12,7 +12,8 @@ import pytest
 
 from agent.errors import StoreError
 from agent.keys import CredentialKey
-from agent.store import KEEP, Assumed, Attempt, Outcome, Store
+from agent.notes import Assumed, Attempt, Outcome
+from agent.store import KEEP, Store
 from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
 
 if TYPE_CHECKING:

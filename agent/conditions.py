@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Conditions that last: told once when they begin, counted while they last, summed up when they are over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(slots=True)
+class _Condition:
+    text: str
+    began: float
+    times: int = 1
+
+
+@dataclass(slots=True)
+class Conditions:
+    """What is the matter at present, by key. ``now`` is given by the caller: monotonic, in seconds."""
+
+    _known: dict[str, _Condition] = field(default_factory=dict)
+
+    def met(self, key: str, text: str, now: float) -> bool:
+        """Take note that a condition is met. Whether that is new, or its text is, and so is to be told."""
+        condition = self._known.get(key)
+        if condition is not None and condition.text == text:
+            condition.times += 1
+            return False
+        self._known[key] = _Condition(text, condition.began if condition else now)
+        return True
+
+    def over(self, key: str, now: float) -> str:
+        """Take note that it is met no more: how often it was, and for how long; empty where it was not."""
+        condition = self._known.pop(key, None)
+        if condition is None:
+            return ""
+        return f"seen {condition.times} times in {now - condition.began:.0f} s"
+
+    def retain(self, wanted: Callable[[str], bool]) -> None:
+        """Forget the conditions whose keys are not wanted."""
+        self._known = {key: value for key, value in self._known.items() if wanted(key)}

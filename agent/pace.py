@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""When a VM that is due may be restarted: order, canaries, windows, rates, quiet periods, NixOS switches.
+
+Each look asks anew, so that a clock that jumps, a configuration that changes or a restart of the agent costs
+at most one wait more. Time is monotonic but for windows, which are the calendar's.
+A VM that is down since a restart of ours, or must be put back, never waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent import calendar, nixos
+from agent.errors import ConfigurationError
+from agent.notes import Outcome
+from agent.reconcile import Decision, Observed, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.config import Config, VmConfig
+    from agent.observe import Look
+    from agent.store import Store
+
+HOUR = 3600.0
+_SWITCH_LOOK_SECONDS = 1.0
+_LONG = 3600.0
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where moments come from, in seconds."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    boot: Callable[[], float] = _boot_time
+    """Since the host's boot, sleep included."""
+    wall: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a VM is not restarted yet, in words that stay the same meanwhile; and when to look again.
+
+    ``state`` is what it is shown as: one that waits for its turn is due, like those before it.
+    """
+
+    reason: str
+    seconds: float
+    state: State = State.WAITING
+
+
+@dataclass(slots=True)
+class _Quiet:
+    """What was last published for a VM that is due, since when, and since when it is due at all."""
+
+    digest: str
+    changed: float
+    due: float
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Holds back what is due but not yet. Two threads may ask at once."""
+
+    config: Config
+    store: Store
+    clock: Clock = field(default_factory=Clock)
+    is_single_pass: bool = False
+    """Whether nothing is known of what was published before: quiet periods are then not waited for."""
+    _quiet: dict[str, _Quiet] = field(default_factory=dict)
+    _switch_since: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def hold_back(self, look: Look) -> Look:
+        """The same look, with the restarts that have to wait turned into waits."""
+        pairs = list(zip(look.decisions, look.observed, strict=True))
+        decisions = []
+        for decision, now in pairs:
+            wait = self._wait(decision, now, pairs)
+            if wait is not None:
+                decisions.append(
+                    replace(
+                        decision,
+                        restart=False,
+                        state=wait.state,
+                        reasons=(wait.reason,),
+                        wait_seconds=max(0.05, wait.seconds),
+                    )
+                )
+            else:
+                decisions.append(decision)
+        return replace(look, decisions=tuple(decisions))
+
+    def _wait(
+        self, decision: Decision, now: Observed, pairs: list[tuple[Decision, Observed]]
+    ) -> Wait | None:
+        vm = decision.vm
+        quiet = self._falls_quiet(decision, now)
+        if not decision.restart or now.unit is None or not now.unit.is_active:
+            return None
+        return (
+            self._switch() or self._turn(decision, now, pairs) or self._window(vm) or self._rate(vm) or quiet
+        )
+
+    def _falls_quiet(self, decision: Decision, observed: Observed) -> Wait | None:
+        vm, now = decision.vm, self.clock.monotonic()
+        digest = observed.sealed.digest if observed.sealed is not None else ""
+        if decision.seal is not None:
+            digest = decision.seal.digest
+        with self._lock:
+            if not decision.restart or self.is_single_pass:
+                self._quiet.pop(vm.name, None)
+                return None
+            known = self._quiet.setdefault(vm.name, _Quiet(digest, now, now))
+            if known.digest != digest:
+                known.digest, known.changed = digest, now
+            left = min(known.changed + vm.quiet_seconds, known.due + vm.quiet_max_seconds) - now
+        return Wait("until publications for it fall quiet", left) if left > 0 else None
+
+    def _switch(self) -> Wait | None:
+        """A switch in progress is waited for, bounded."""
+        rollout, now = self.config.rollout, self.clock.monotonic()
+        if not nixos.is_locked(Path(rollout.switch_lock)):
+            self._switch_since = None
+            return None
+        if self._switch_since is None:
+            self._switch_since = now
+        if now - self._switch_since >= rollout.switch_seconds:
+            return None
+        return Wait("until the NixOS switch in progress is done", _SWITCH_LOOK_SECONDS)
+
+    def _turn(self, mine: Decision, now: Observed, pairs: list[tuple[Decision, Observed]]) -> Wait | None:
+        vm, canaries = now.vm, self.config.rollout.canaries
+        if not vm.after and not canaries:
+            return None
+        due = State.RESTART_DUE
+        for decision, other in pairs:
+            name = decision.vm.name
+            if name == vm.name:
+                continue
+            is_under_way = decision.needs_rollout or (
+                other.attempt is not None and other.attempt.outcome is Outcome.RESTARTING
+            )
+            if name in vm.after and is_under_way:
+                return Wait(f"until {name} is restarted, which it comes after", _LONG, due)
+            if name not in canaries or vm.name in canaries or _change(mine, now) != _change(decision, other):
+                continue
+            if is_under_way:
+                return Wait(f"until the canary {name} is restarted", _LONG, due)
+            up_for = other.unit.active_seconds if other.unit is not None else 0.0
+            left = self.config.rollout.canary_seconds - up_for
+            if decision.state is State.IN_STEP and left > 0:
+                return Wait(f"until the canary {name} has run for a while", left)
+        return None
+
+    def _window(self, vm: VmConfig) -> Wait | None:
+        if not vm.windows:
+            return None
+        now = self.clock.wall()
+        try:
+            opens = calendar.opens(vm.windows, now)
+        except ConfigurationError as error:  # was asked when the configuration was read; systemd has changed
+            return Wait(f"{error}: {error.hint}", _LONG)
+        if opens <= now:
+            return None
+        if opens == float("inf"):
+            return Wait("its window opens never again", _LONG)
+        moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
+        return Wait(f"until its window opens, {moment}", opens - now)
+
+    def _rate(self, vm: VmConfig) -> Wait | None:
+        if not vm.restarts_per_hour:
+            return None
+        now = self.clock.boot()
+        recent = sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
+        if len(recent) < vm.restarts_per_hour:
+            return None
+        return Wait(
+            f"after {vm.restarts_per_hour} restarts within an hour",
+            recent[-vm.restarts_per_hour] + HOUR - now,
+        )
+
+    def note_restart(self, vm: VmConfig) -> None:
+        """Remember a restart that is about to be asked for. Raises `StoreError`."""
+        if vm.restarts_per_hour:
+            now = self.clock.boot()
+            recent = [moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR]
+            self.store.record_restarts(vm.name, [*recent, now][-vm.restarts_per_hour :])
+
+
+def _change(decision: Decision, now: Observed) -> str:
+    """The change that a VM is due for; what is to be sealed by this very look is one change."""
+    return now.sealed.run if decision.seal is None and now.sealed is not None else ""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Sealing what is due: a new generation for each VM whose secrets are not what its current one holds."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.events import Event
+from agent.sealing import one_line, seal
+from launcher.handoff import Kind, Manifest, ManifestEntry, Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from agent.config import VmConfig
+    from agent.desired import Desired
+    from agent.journal import Audit
+    from agent.observe import Look, Observer
+    from agent.reconcile import Observed
+    from agent.store import Store
+
+
+def new_run() -> str:
+    """A correlation id: 32 hex digits under which the journal tells one rotation's story."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealer:
+    """Writes generations."""
+
+    store: Store
+    observer: Observer
+    audit: Audit
+    _told: dict[str, str] = field(default_factory=dict)
+    """Digests that were told to be published, by VM: a full disk, say, is no news each time it is tried."""
+
+    def seal_due(self, look: Look) -> list[str]:
+        """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
+
+        Raises `StoreError`, `SealError`, `KeyFileError`; what was current then still is.
+        """
+        run = new_run()
+        sealed = []
+        with self.store.lock():
+            for decision, observed in zip(look.decisions, look.observed, strict=True):
+                if decision.assume is not None:
+                    self.store.assume(decision.vm.name, decision.assume)
+                if decision.seal is not None:
+                    self._seal(decision.vm, decision.seal, run, _to_keep(observed))
+                    sealed.append(decision.vm.name)
+        return sealed
+
+    def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
+        before = self.store.current(vm.name)
+        changed = _changed(before, wanted.entries)
+        guest = self.observer.guest_key(vm)
+        values = {
+            name: Secret(one_line(seal(value.reveal(), name=name, key=guest)))
+            if guest is not None and vm.kind(name) is Kind.SEALED
+            else value
+            for name, value in wanted.values.items()
+        }
+        manifest = Manifest(
+            vm=vm.name,
+            generation=self.store.next_number(vm.name),
+            digest=wanted.digest,
+            run=run,
+            delivery=wanted.delivery,
+            credentials=wanted.entries,
+        )
+        if self._told.get(vm.name) != wanted.digest:
+            names = ", ".join(changed) or "the way of delivery"
+            self.audit.record(
+                Event.PUBLISHED,
+                f"{vm.name}: a change is published: {names}",
+                run=run,
+                vm=vm.name,
+                unit=vm.unit,
+                fingerprints=changed,
+            )
+            self._told[vm.name] = wanted.digest
+        self.store.write(manifest, values, keep)
+        self._told.pop(vm.name, None)
+        self.audit.record(
+            Event.SEALED,
+            f"{vm.name}: generation {manifest.generation} is sealed",
+            run=run,
+            vm=vm.name,
+            unit=vm.unit,
+            generation=manifest.generation,
+            fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
+        )
+
+
+def _to_keep(observed: Observed) -> set[int]:
+    """Generations that a rollback may have to go back to, however many were sealed since."""
+    stamp, attempt = observed.stamp, observed.attempt
+    return {each for each in (stamp and stamp.generation, attempt and attempt.previous) if each}
+
+
+def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:
+    """Fingerprints of the credentials that differ from a manifest's, by name."""
+    known = {(entry.name, entry.fingerprint) for entry in (before.credentials if before else ())}
+    return {each.name: each.fingerprint for each in entries if (each.name, each.fingerprint) not in known}
