@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -212,68 +212,84 @@ def test_mounted_source(host: Host) -> None:
 @pytest.mark.parametrize("end", ["in order", "owner killed", "warden killed"])
 def test_nothing_is_left(end: str) -> None:
     """However a host ends, no process, mount, control group or file of it is left."""
-    before = _traces()
     program = (
         "import sys; from pathlib import Path; from tests.support.host import Host\n"
         f"with Host(Path({str(cache_directory())!r})) as host:\n"
         "    host.spawn('sleep', 'infinity'); print(host.leader, flush=True); sys.stdin.read()\n"
     )
-    owner = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=_CHECKOUT,
-        env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
-    )
-    assert owner.stdin
-    assert owner.stdout
-    leader = int(owner.stdout.readline())
-    warden = _children(owner.pid)[0]
-    assert _traces() != before
-    ended = [os.pidfd_open(pid) for pid in (leader, warden)]
-    try:
-        if end == "in order":
-            owner.stdin.close()
-        else:
-            os.kill(owner.pid if end == "owner killed" else warden, signal.SIGKILL)
-        for descriptor in ended:
-            assert select.select([descriptor], [], [], 20)[0], "still alive"
-    finally:
-        owner.kill()
-        owner.wait()
-        owner.stdout.close()
-        for descriptor in ended:
-            os.close(descriptor)
-    # A killed warden's orphans stay as zombies until this machine's init has noticed.
-    wait_until(lambda: _traces()["processes"] == before["processes"], 20, "the processes' end")
+    with _mount_namespace() as place:
+        before = _mounts(place)
+        owner = subprocess.Popen(
+            ["nsenter", f"--target={place}", "--mount", "--wd", "--", sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=_CHECKOUT,
+            env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+        )
+        assert owner.stdin
+        assert owner.stdout
+        leader = int(owner.stdout.readline())
+        warden = _children(owner.pid)[0]
+        all_of_it = _below(owner.pid)
+        assert {leader, warden} < set(all_of_it)
+        assert _cgroups_of(warden)
+        ended = [os.pidfd_open(pid) for pid in (leader, warden)]
+        try:
+            if end == "in order":
+                owner.stdin.close()
+            else:
+                os.kill(owner.pid if end == "owner killed" else warden, signal.SIGKILL)
+            for descriptor in ended:
+                assert select.select([descriptor], [], [], 20)[0], "still alive"
+        finally:
+            owner.kill()
+            owner.wait()
+            owner.stdout.close()
+            for descriptor in ended:
+                os.close(descriptor)
+        # A killed warden's orphans stay as zombies until this machine's init has noticed.
+        wait_until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in all_of_it), 20, "the processes' end"
+        )
+        assert _mounts(place) == before
     if end == "warden killed":  # empty control groups are all that it could not remove; the next one does
         with Host(cache_directory()):
             pass
-    assert _traces() == before
+    assert _cgroups_of(warden) == []
+    assert list((cache_directory() / "host").iterdir()) == []
+    assert not list(Path("/run/systemd/nspawn").rglob("credferry-host*"))
 
 
-def _traces() -> dict[str, object]:
-    own = Path("/proc/self/mountinfo").read_text()
-    cgroups = [str(path) for path in Path("/sys/fs/cgroup").rglob("credferry-host-*")]
-    programs = {"systemd", "systemd-nspawn", "unshare", "systemd-journal", "dbus-daemon"}
-    processes = [pid.name for pid in Path("/proc").iterdir() if _comm(pid) in programs]
-    stage = sorted(path.name for path in (cache_directory() / "host").iterdir())
-    nspawn = Path("/run/systemd/nspawn")
-    return {
-        "mounts": own,
-        "cgroups": sorted(cgroups),
-        "processes": sorted(processes),
-        "stage": stage,
-        "nspawn": sorted(map(str, nspawn.rglob("*"))) if nspawn.exists() else None,
-    }
+@contextmanager
+def _mount_namespace() -> Iterator[int]:
+    """A process with mounts of its own: this machine's may change meanwhile, as others boot hosts, too."""
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        holder.stdout.readline()
+        try:
+            yield holder.pid
+        finally:
+            holder.stdin.close()
 
 
-def _comm(process: Path) -> str:
-    try:
-        return (process / "comm").read_text().strip() if process.name.isdecimal() else ""
-    except OSError:
-        return ""
+def _mounts(process: int) -> str:
+    return Path(f"/proc/{process}/mountinfo").read_text()
+
+
+def _cgroups_of(warden: int) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").rglob(f"credferry-host-{warden}"))
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants of a process."""
+    found = []
+    for child in _children(pid):
+        with suppress(OSError):  # one that has ended meanwhile
+            found += [child, *_below(child)]
+    return found
 
 
 def _children(pid: int) -> list[int]:
