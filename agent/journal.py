@@ -24,6 +24,7 @@ from systemd import journal
 from agent.durable import replace_durably
 from agent.errors import JournalError, StoreError
 from agent.events import Event
+from agent.journald import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HEAD_FILE = "audit.json"
 _FACILITY_AUTHPRIV = 10
+_SENDER = ("SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -48,6 +50,7 @@ class Audit:
     """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept."""
 
     store: Store
+    sender: Sender = field(default_factory=Sender)
 
     def record(
         self,
@@ -81,13 +84,13 @@ class Audit:
             digest = chain_hash(self.store.key.derive("audit"), fields)
             fields.append(f"CREDFERRY_HASH={digest}")
             self._keep(_Head(head.sequence + 1, digest, fields))
-            _send(fields)
+            self.sender.send([*fields, *_SENDER])
 
     def repeat_last(self) -> None:
         """Send the last record again: a crash may have come between keeping and sending it."""
         with self.store.lock("audit.lock"):
             if (head := self._head()).fields:
-                _send(head.fields)
+                self.sender.send([*head.fields, *_SENDER])
 
     def _head(self) -> _Head:
         try:
@@ -112,10 +115,6 @@ class Audit:
 def chain_hash(key: bytes, fields: Sequence[str]) -> str:
     """The hash of a record, over its fields but for the hash itself, in any order. 64 hex digits."""
     return hmac.digest(key, json.dumps(sorted(fields)).encode(), "sha256").hex()
-
-
-def _send(fields: Sequence[str]) -> None:
-    journal.sendv(*fields, "SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
 
 
 @dataclass(frozen=True, slots=True)

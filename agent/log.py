@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import syslog
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from agent.journald import reconnect_standard_error
+
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+_STANDARD_ERROR = 2
 _PRIORITIES = {
     "debug": syslog.LOG_DEBUG,
     "info": syslog.LOG_INFO,
@@ -34,9 +39,25 @@ def configure() -> None:
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.contextvars.merge_contextvars, *render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=_Logger,
         cache_logger_on_first_use=True,
     )
+
+
+class _Logger:
+    """Writes lines to standard error. One that cannot be written is dropped: nobody dies of it."""
+
+    def msg(self, message: str) -> None:
+        """Write a line, to the journald that is there now where the one before it is gone."""
+        line = f"{message}\n".encode(errors="backslashreplace")
+        try:
+            os.write(_STANDARD_ERROR, line)
+        except OSError:
+            if reconnect_standard_error("credferry"):
+                with suppress(OSError):
+                    os.write(_STANDARD_ERROR, line)
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _prefix_priority(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:

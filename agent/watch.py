@@ -67,6 +67,7 @@ class Watch:
         self._observer: BaseObserver = Observer()
         self._armed: dict[str, ObservedWatch] = {}
         self._identity: dict[str, tuple[int, int]] = {}
+        self._lacks_watches = False
 
     def start(self) -> None:
         """Begin to watch. Where inotify cannot be had at all, the resync has to do, which is reported."""
@@ -79,7 +80,7 @@ class Watch:
         """Watch what the source is now: its parent, and the directories that hold the named secrets.
 
         To be called after each look: it costs nothing where nothing moved. A directory that cannot be
-        watched is left to the resync, and reported.
+        watched is left to the resync, which is reported once, until all can be.
         """
         if not self._observer.is_alive():
             self._replace()
@@ -91,6 +92,7 @@ class Watch:
                 del self._armed[path], self._identity[path]
                 self._observer.unschedule(watch)
         parent = os.path.realpath(self._source.parent)
+        error = None
         for path, identity in wanted.items():
             if path in self._armed:
                 continue
@@ -99,10 +101,20 @@ class Watch:
                 handler = _Handler(self._hint, name)
                 self._armed[path] = self._observer.schedule(handler, path, event_filter=_EVENTS)
                 self._identity[path] = identity
-            except OSError as error:
-                _log.warning(
-                    "cannot watch; changes are found by the resync", path=path, error=error.strerror
-                )
+            except OSError as caught:
+                error = caught
+        self._tell(error)
+
+    def _tell(self, error: OSError | None) -> None:
+        if error is not None and not self._lacks_watches:
+            _log.warning(
+                "not all can be watched; changes are found by the resync",
+                error=error.strerror,
+                hint="raise fs.inotify.max_user_watches and fs.inotify.max_user_instances",
+            )
+        elif error is None and self._lacks_watches:
+            _log.info("all is watched again")
+        self._lacks_watches = error is not None
 
     def stop(self) -> None:
         """Stop watching, and wait for the threads to end."""

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""journald's sockets, as one meets them while journald is stopped, hangs, or is started again.
+
+sd_journal_sendv(3) waits for ever on the full socket of a journald that hangs, fails on one that nobody
+listens to, and either way forgets the record. A service's standard error is a stream to journald, and is
+broken for good once journald was stopped (systemd src/journal/journald-stream.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import syslog
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SOCKET = "/run/systemd/journal/socket"
+_STREAM = "/run/systemd/journal/stdout"
+_SECONDS = 1
+_UNSENT_MAX = 1000
+_STANDARD_ERROR = 2
+
+
+class Sender:
+    """Sends records in their order; those that cannot be sent go before the next that can."""
+
+    def __init__(self, path: str = _SOCKET) -> None:
+        self._path = path
+        self._unsent: deque[bytes] = deque(maxlen=_UNSENT_MAX)
+
+    def send(self, fields: Sequence[str]) -> None:
+        """Send a record of ``NAME=value`` fields, or keep it for later; takes a second at most.
+
+        Not to be called by two threads at once. Raises nothing.
+        """
+        self._unsent.append(b"".join(map(_serialized, fields)))
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
+        ):
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SECONDS, 0))
+            while self._unsent:
+                _send(peer, self._path, self._unsent[0])
+                self._unsent.popleft()
+
+
+def reconnect_standard_error(identifier: str) -> bool:
+    """Make standard error a stream to journald again; False where it was none, or there is no journald."""
+    if "JOURNAL_STREAM" not in os.environ:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:
+            peer.settimeout(_SECONDS)
+            peer.connect(_STREAM)
+            # As sd_journal_stream_fd(3): identifier, unit (journald sees which), priority, whether lines
+            # may have a prefix that says theirs, and three places for copies.
+            peer.sendall(f"{identifier}\n\n{syslog.LOG_INFO}\n1\n0\n0\n0\n".encode())
+            peer.settimeout(None)
+            os.dup2(peer.fileno(), _STANDARD_ERROR)
+    except OSError:
+        return False
+    return True
+
+
+def _serialized(field: str) -> bytes:
+    """A field in journald's native protocol (systemd docs/JOURNAL_NATIVE_PROTOCOL.md)."""
+    name, _, value = field.partition("=")
+    data = value.encode(errors="backslashreplace")
+    if b"\n" not in data:
+        return name.encode() + b"=" + data + b"\n"
+    return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+
+
+def _send(peer: socket.socket, path: str, record: bytes) -> None:
+    try:
+        peer.sendmsg([record], [], 0, path)
+    except OSError as error:
+        if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
+            raise
+        # Too large for a datagram: journald takes a sealed file in its place.
+        descriptor = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(record)
+            file.flush()
+            seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("@i", descriptor))
+            peer.sendmsg([b""], [rights], 0, path)
