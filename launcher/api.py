@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 _HEAD_MAX: Final = 16 << 10
 _BODY_MAX: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
-_LENGTH: Final = re.compile(rb"(?im)^content-length:[ \t]*([0-9]{1,9})[ \t]*\r?$")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?=[ \r]|\Z)")
+_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\r\n]*)\r?$")
+_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*")
 _GOOD: Final = range(200, 300)
 _CONTINUE: Final = 100
 
@@ -112,8 +113,7 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
             status = _STATUS.match(head)
             if status is None:
                 raise ApiError("the answer is not HTTP")
-            found = _LENGTH.search(head)
-            length = int(found[1]) if found else 0
+            length = _length(head)
             if length > _BODY_MAX:
                 raise ApiError("the answer is too large")
             if len(body) >= length:
@@ -128,6 +128,17 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
         if not data:
             raise ApiError("the connection was closed before the answer")
         buffer += data
+
+
+def _length(head: bytes) -> int:
+    """Bytes of the body: none where the head does not say."""
+    said = _LENGTH.search(head)
+    if said is None:
+        return 0
+    digits = _DIGITS.fullmatch(said[1])
+    if digits is None:
+        raise ApiError("the answer's length is not a number")
+    return int(digits[1])
 
 
 def _left(deadline: float) -> float:
