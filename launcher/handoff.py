@@ -14,6 +14,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def _dump(fields: dict[str, Any]) -> bytes:
 def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
     try:
         fields = json.loads(data)
-        if not isinstance(fields, dict) or fields.pop("version", None) != FORMAT_VERSION:
+        if not isinstance(fields, dict) or _number(fields.pop("version", 0)) != FORMAT_VERSION:
             raise HandoffError(f"{what}: not of format version {FORMAT_VERSION}")
         return build(fields)
     except HandoffError:
@@ -295,7 +296,9 @@ def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two build
 
 
 def _manifest(fields: dict[str, Any]) -> Manifest:
-    delivery = fields.pop("delivery")
+    # Manifests sealed before there was an initrd channel say nothing of it.
+    delivery = _table({"initrd": False, **fields.pop("delivery")}, Delivery)
+    entries = [_table(entry, ManifestEntry) for entry in _list(fields.pop("credentials"))]
     manifest = Manifest(
         vm=_name(fields.pop("vm")),
         generation=_number(fields.pop("generation")),
@@ -305,12 +308,12 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             channel=Channel(delivery["channel"]),
             guest_systemd=_number(delivery["guest_systemd"]),
             plaintext_in_argv=_flag(delivery["plaintext_in_argv"]),
-            allowed_names=tuple(_credential(name) for name in delivery["allowed_names"]),
-            initrd=_flag(delivery.get("initrd", False)),  # manifests sealed before there was one have none
+            allowed_names=tuple(_credential(name) for name in _list(delivery["allowed_names"])),
+            initrd=_flag(delivery["initrd"]),
         ),
         credentials=tuple(
             ManifestEntry(_credential(entry["name"]), Kind(entry["kind"]), _hex(entry["fingerprint"], 16))
-            for entry in fields.pop("credentials")
+            for entry in entries
         ),
     )
     names = [entry.name for entry in manifest.credentials]
@@ -332,6 +335,18 @@ def _stamp(fields: dict[str, Any]) -> Stamp:
     if fields:
         raise HandoffError("stamp: unknown field")
     return stamp
+
+
+def _table(value: object, kind: type[Delivery | ManifestEntry]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != {field.name for field in dataclass_fields(kind)}:
+        raise ValueError
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
 
 
 def _name(value: object) -> str:

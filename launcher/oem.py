@@ -172,7 +172,6 @@ def _sizes(credentials: Sequence[Credential]) -> list[tuple[str, int]]:
 def _ways_out(delivery: Delivery) -> str:
     if delivery.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS:
         enough = SYSTEMD_READS_ALL_OEM_STRINGS
-        enough = SYSTEMD_READS_ALL_OEM_STRINGS
         return (
             f"a guest older than systemd {enough} cuts the rest off silently: if it is that new, declare "
             f"guest_systemd = {enough}; or deliver fewer or smaller credentials; or seal them for the guest "
