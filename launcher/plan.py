@@ -32,6 +32,7 @@ _API_SOCKET: Final = "api.sock"
 _UNKNOWN_VM: Final = "VM"
 _NO_CREDENTIALS: Final = "no credential directory: this is the VM without credentials, in the api channel"
 _NOTHING_DELIVERED: Final = Delivery(guest_systemd=SYSTEMD_READS_ALL_OEM_STRINGS)
+_DESCRIPTOR_MAX: Final = (1 << 31) - 1
 _LANDLOCK: Final = (
     "--landlock: in the api channel it binds the thread that runs the VM, not cloud-hypervisor's other ones"
 )
@@ -307,9 +308,15 @@ def _endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | No
     try:
         found = parse(value, {"path", "fd"}, grammar)
         if found.get("fd"):
-            return Endpoint(None, int(plain(found["fd"], grammar)))
+            return Endpoint(None, _descriptor(plain(found["fd"], grammar)))
         if found.get("path"):
             return Endpoint(plain(found["path"], grammar), None)
     except ValueError:
         pass
     raise cmdline.usage(f"{option} has neither path= nor fd=", "give it one")
+
+
+def _descriptor(digits: str) -> int:
+    """A descriptor's number; -1, which the start refuses, for what cannot be one."""
+    number = int(digits) if digits.isascii() and digits.isdigit() else -1
+    return number if number <= _DESCRIPTOR_MAX else -1

@@ -171,7 +171,7 @@ def _check_descriptors(plan: Plan) -> None:
 def _check_descriptor(descriptor: int, option: str) -> None:
     try:
         os.fstat(descriptor)
-    except OSError:
+    except (OSError, OverflowError):  # a command line may name any number
         descriptor = -1
     if descriptor <= 2:  # noqa: PLR2004 (standard error)
         raise cmdline.usage(

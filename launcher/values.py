@@ -77,7 +77,7 @@ _VIRTIO_TYPES: Final = {
 """Names of virtio device types (`GenericVhostUserConfig::parse`), numbered as in linux/virtio_ids.h."""
 _VIRTIO_UNSUPPORTED: Final = frozenset({_VIRTIO_TYPES["watchdog"], _VIRTIO_TYPES["iommu"]})
 _LIST_MAX: Final = 65_536
-"""Elements of an integer list: a bound, so that ``0-99999999999`` does not eat the host's memory."""
+"""Elements of all integer lists of a value: a bound, so that ``0-99999999999`` does not eat the memory."""
 
 
 def _refused() -> OptionError:
@@ -143,12 +143,15 @@ def pairs(first: str, second: str, *, many: bool) -> Converter:
         if not (trimmed.startswith("[") and trimmed.endswith("]")) or trimmed == "[":
             raise _refused()
         out: list[Json] = []
+        room = _LIST_MAX
         for pair in split_commas(trimmed[1:-1], grammar):
             # Blanks around a pair: since cloud-hypervisor 54, and harmless before.
             left, at, right = pair.strip(WHITESPACE).partition("@")
             if not at:
                 raise _refused()
-            held: Json = list(_integers(right)) if many else _number(right)
+            numbers = _integers(right, room) if many else []
+            room -= len(numbers)
+            held: Json = list(numbers) if many else _number(right)
             out.append({first: _number(plain(left, grammar)), second: held})
         return out
 
@@ -193,13 +196,13 @@ def _number(digits: str) -> int:
     return int(digits)
 
 
-def _integers(value: str) -> list[int]:
+def _integers(value: str, room: int = _LIST_MAX) -> list[int]:
     out: list[int] = []
     for part in value.strip(WHITESPACE).strip("[]").split(","):
         ends = [_number(end) for end in part.split("-")]
         if len(ends) > _RANGE_ENDS or (len(ends) == _RANGE_ENDS and ends[0] >= ends[1]):
             raise _refused()
-        if ends[-1] - ends[0] + len(out) >= _LIST_MAX:
+        if ends[-1] - ends[0] + len(out) >= room:
             raise _refused()
         out.extend(range(ends[0], ends[-1] + 1))
     return out
