@@ -217,7 +217,7 @@ class Store:
             generations = list((self.vm_directory(vm) / "generations").iterdir())
         except OSError:
             return []
-        return [int(path.name) for path in generations if path.name.isdigit()]
+        return [int(path.name) for path in generations if path.name.isascii() and path.name.isdigit()]
 
     def _prune(self, vm: str, current: int, keep: Container[int]) -> None:
         # Also what a crash left half-written, which has a number but was never current.
@@ -230,7 +230,8 @@ class Store:
 def _load(path: Path, kind: type[_T]) -> _T | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
+        # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
         return None
 
 
