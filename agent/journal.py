@@ -162,7 +162,7 @@ def reader(directory: Path | None) -> journal.Reader:
 def _moment(microseconds: bytes) -> datetime:
     try:
         return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
-    except OverflowError:
+    except (OverflowError, OSError):  # the latter where it fits into a float and into no year
         raise ValueError from None
 
 
