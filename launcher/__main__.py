@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from launcher import arguments, cmdline, credentials, journal, plan, version
+from launcher import arguments, cmdline, credentials, hardening, journal, plan, version
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
 from launcher.options import Grammar
@@ -80,6 +80,7 @@ def _on_host(verb: str, vm: Spec) -> None:
 
 
 def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None:
+    hardening.forbid_core_dumps()
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     delivered = credentials.read(Path(directory)) if directory else None
     manifests += [delivered.manifest] if delivered else []

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import resource
 import signal
 import socket
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from launcher import cmdline, initrd, supervise
+from launcher import cmdline, hardening, initrd, supervise
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import STAMP_FILE, Channel, Stamp, write_stamp
 
@@ -53,8 +52,6 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
             os.unlink(path)  # noqa: PTH108 (relative to the unit's working directory)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
-    # Secrets are in this process's memory and will be in cloud-hypervisor's: neither leaves a core.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     stamp = _stamp(plan, delivered)
     with contextlib.suppress(OSError):
         (runtime / STAMP_FILE).unlink(missing_ok=True)  # an earlier run's, where the directory is preserved
@@ -104,7 +101,7 @@ def _be_child(task: supervise.Task) -> NoReturn:
     """Never returns, and never lets an exception with a value in it reach the standard error."""
     try:
         _keep_only(task)
-        supervise.hide()
+        hardening.hide()
         supervise.run(task)
     except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
         with contextlib.suppress(BaseException):

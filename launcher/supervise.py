@@ -118,14 +118,6 @@ def run(task: Task) -> None:
         _signal(task, FAILED_SIGNAL)
 
 
-def hide() -> None:
-    """Keep this process out of core dumps and out of reach of other processes of the same user."""
-    import ctypes  # noqa: PLC0415 (3 ms that only the child has time for, while cloud-hypervisor starts)
-
-    pr_set_dumpable = 4
-    ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
-
-
 def record_launch(manifest: Manifest) -> None:
     """Tell the journal that the VM was started with this generation."""
     journal.send(
