@@ -22,8 +22,8 @@ _HEAD_MAX: Final = 16 << 10
 _BODY_MAX: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?=[ \r]|\Z)")
-_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\r\n]*)\r?$")
-_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*")
+_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\n]*)$")
+_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*\r?")
 _GOOD: Final = range(200, 300)
 _CONTINUE: Final = 100
 
