@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""What the set-up says where it cannot do its work: one line on what is missing, and a status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.installation import VM_USER
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+
+CHECKOUT = Path(__file__).parents[2]
+PLACE = "/opt/credferry-bootstrap"
+CACHE = f"{PLACE}/cache"
+PACKAGES = "/var/lib/dpkg/status"
+
+
+@pytest.fixture
+def bare(host: Host) -> Iterator[Host]:
+    """A host, which has no network, with the set-up's script and nothing in its cache."""
+    for name in ("tests/support/bootstrap", "pyproject.toml"):
+        host.write(f"{PLACE}/{name}", (CHECKOUT / name).read_bytes(), 0o755)
+    packages = host.path(PACKAGES).read_bytes()
+    yield host
+    host.write(PACKAGES, packages)
+    host.run("rm", "-rf", PLACE)
+
+
+def bootstrap(host: Host, *arguments: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run it, with the patience of a test; pip's configuration could name a place that needs no network."""
+    environment = {"CREDFERRY_CACHE": CACHE, "PIP_CONFIG_FILE": "/dev/null", "PIP_RETRIES": "0"}
+    script = f"{PLACE}/tests/support/bootstrap"
+    return host.run(script, *arguments, env=environment, user=user, check=False, timeout=240)
+
+
+def test_not_root(bare: Host) -> None:
+    """What boots whole systems needs root, and says what can be run without."""
+    done = bootstrap(bare, "full", "true", user=VM_USER)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "credferry: host and guest tests boot whole systems and need root: "
+        "run as root, or run `make test-unit`\n"
+    )
+
+
+def test_a_cache_that_cannot_be_written(bare: Host) -> None:
+    """Whoever may not write to the cache is told how to name another."""
+    done = bootstrap(bare, "unit", "true", user=VM_USER)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert (
+        said
+        == f"credferry: cannot write to {CACHE}: set CREDFERRY_CACHE to a directory that you may write to"
+    )
+
+
+def test_no_network_for_apt(bare: Host) -> None:
+    """Where Debian's packages cannot be had, they are named."""
+    paragraphs = bare.path(PACKAGES).read_text().split("\n\n")
+    kept = [each for each in paragraphs if not each.startswith(("Package: cpio\n", "Package: strace\n"))]
+    assert len(kept) == len(paragraphs) - 2
+    bare.write(PACKAGES, "\n\n".join(kept))
+    bare.run("rm", "-rf", "/var/lib/apt/lists")
+    done = bootstrap(bare, "full", "true")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "credferry: installing cpio strace"
+    assert (
+        lines[-1]
+        == "credferry: cannot install cpio strace: is there a network, and a Debian mirror in /etc/apt?"
+    )
+
+
+def test_a_user_is_told_which_packages_to_install(bare: Host) -> None:
+    """Without root nothing is installed: the command that root would type is shown."""
+    text = bare.path(PACKAGES).read_text()
+    bare.write(PACKAGES, text.replace("Package: python3-venv\n", "Package: python3-other\n"))
+    done = bootstrap(bare, "unit", "true", user=VM_USER)
+    assert done.returncode == 1
+    assert done.stderr == "credferry: packages are missing: run `apt-get install python3-venv` as root\n"
+
+
+def test_no_network_for_pip(bare: Host) -> None:
+    """Where PyPI's packages cannot be had, we say so below what pip says. What is half made does not count."""
+    done = bootstrap(bare, "full", "true")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"credferry: making a Python environment in {CACHE}/venv-")
+    assert any(line.startswith("ERROR: ") for line in lines)
+    assert lines[-1] == (
+        "credferry: pip cannot install the packages above: is there a network, "
+        "and a package index that pip may use?"
+    )
+    assert not list(bare.path(CACHE).glob("venv-*/.complete"))
