@@ -88,7 +88,7 @@ def test_a_user_is_told_which_packages_to_install(bare: Host) -> None:
 
 
 def test_no_network_for_pip(bare: Host) -> None:
-    """Where PyPI's packages cannot be had, we say so below what pip says. What is half made does not count."""
+    """Where PyPI's packages cannot be had, we say so below what pip says; half a set-up does not count."""
     done = bootstrap(bare, "full", "true")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
