@@ -39,7 +39,7 @@ def harden() -> Hardening:
 
     For this process alone: what it starts inherits no more than the limit on cores. Raises nothing.
     """
-    done = Hardening(_hide(), _forbid_core_dumps(), _lock_memory())
+    done = Hardening(hide(), _forbid_core_dumps(), _lock_memory())
     if done.dumpable:
         _log.warning("other processes of this user may read this one's memory", reason=done.dumpable)
     if done.core:
@@ -49,8 +49,8 @@ def harden() -> Hardening:
     return done
 
 
-def _hide() -> str:
-    """Make the process undumpable.
+def hide() -> str:
+    """Make the process undumpable; why that failed, or nothing.
 
     The kernel then writes no core, neither to a file nor to a handler (fs/coredump.c, do_coredump), gives
     /proc/PID's files to root (fs/proc/base.c, task_dump_owner), and lets nobody without CAP_SYS_PTRACE

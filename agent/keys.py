@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import os
 import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 from agent.errors import KeyFileError
@@ -129,8 +128,12 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
     try:
         return read_key(path, machine_id=machine_id)
     except FileNotFoundError:
-        with suppress(FileExistsError):  # systemd, or another of us, was faster: theirs is the key
+        try:
             create_key(path, machine_id=machine_id)
+        except FileExistsError:
+            pass  # systemd, or another of us, was faster: theirs is the key
+        except KeyFileError as error:
+            raise KeyFileError(str(error), hint="make it once, as root: systemd-creds setup") from None
     try:
         return read_key(path, machine_id=machine_id)
     except FileNotFoundError:

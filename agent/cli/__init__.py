@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from agent import hardening, log
-from agent.cli import agent, audit, check, guest_key, hold, plan, status, sync
+from agent.cli import agent, audit, check, guest_key, hold, plan, polkit_rule, status, sync
+from agent.config import load
 from agent.errors import CredferryError, ExitStatus
+from agent.ownership import as_owner_of
 
+_WRITING = {"sync", "hold", "release", "retry"}
+"""Verbs that write into the state directory, beside an agent that need not be root."""
 app = typer.Typer(
     name="credferry",
     help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
@@ -19,8 +27,24 @@ app = typer.Typer(
     # Its pretty tracebacks show what local variables hold.
     pretty_exceptions_enable=False,
 )
-for _verb in (agent, sync, plan, status, check, audit, hold, guest_key):
+for _verb in (agent, sync, plan, status, check, audit, hold, guest_key, polkit_rule):
     _verb.register(app)
+
+
+def _as_owner(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that, as root, works in the state directory as the one to whom that belongs."""
+
+    @functools.wraps(verb)
+    def owned(config: Path, **arguments: Any) -> None:  # noqa: ANN401 (whatever the verb takes)
+        with as_owner_of(Path(load(config).state_directory)):
+            verb(config=config, **arguments)
+
+    return owned
+
+
+for _command in app.registered_commands:
+    if _command.name in _WRITING and _command.callback is not None:
+        _command.callback = _as_owner(_command.callback)
 
 
 def main() -> None:

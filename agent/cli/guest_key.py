@@ -15,6 +15,7 @@ from agent.config import load
 from agent.errors import KeyFileError
 from agent.keys import create_key, hashed_machine_id, read_key
 from agent.observe import guest_key_path
+from agent.ownership import as_owner_of
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +46,9 @@ def register(app: typer.Typer) -> None:
         if output is not None and output.exists():
             raise KeyFileError(f"{output}: exists", hint="remove it first; keys are not overwritten")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            create_key(path, machine_id=machine_id)
+            with as_owner_of(Path(loaded.state_directory)):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                create_key(path, machine_id=machine_id)
         except FileExistsError:
             raise KeyFileError(
                 f"{path}: VM {vm!r} has a key already",

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: MIT
+"""The agent without root, under a real polkit: what it can do, and that it can do no more.
+
+Both variants, root and not, are confined, and their memory is out of reach.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment
+from tests.support.host import Host
+from tests.support.installation import CHECKOUT, install
+from tests.support.numbers import Number, note
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AGENT, SEAL = "credferry.service", "credferry-seal.service"
+USER = "credferry"
+RULE = "/etc/polkit-1/rules.d/50-credferry.rules"
+STORE = "/var/lib/credferry"
+HOST_KEY = "/var/lib/systemd/credential.secret"
+DROP_IN = "50-user.conf"
+VMS = """
+[vms.web.credentials]
+API_KEY = { secret = "api-key" }
+[vms.db]
+guest_key = true
+[vms.db.credentials]
+API_KEY = { secret = "api-key" }
+"""
+CAP_DAC_READ_SEARCH = 1 << 2
+MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+WEB = "microvm@web.service"
+DENIED = "Call failed: Access denied"
+UNASKED = "Call failed: Interactive authentication required."
+# Of the configured units, too: what the agent never does.
+REFUSED = (
+    ("StartUnit", "ss", WEB, "replace"),
+    ("StopUnit", "ss", WEB, "replace"),
+    ("ReloadUnit", "ss", WEB, "replace"),
+    ("KillUnit", "ssi", WEB, "all", "9"),
+    ("FreezeUnit", "s", WEB),
+    ("SetUnitProperties", "sba(sv)", WEB, "true", "1", "MemoryMax", "t", "1048576"),
+    ("StartTransientUnit", "ssa(sv)a(sa(sv))", "new.service", "replace", "0", "0"),
+)
+UNGRANTED = (
+    ("Reload", ""),
+    ("EnableUnitFiles", "asbb", "1", "other.service", "false", "false"),
+    ("SetEnvironment", "as", "1", "A=b"),
+    ("PowerOff", ""),
+)
+STORE_STATUS = 73
+GENERATIONS_KEPT = 3
+CLD_KILLED = 2  # and 3 for one that dumped core: bits/siginfo-consts.h
+
+
+@pytest.fixture(scope="module")
+def guarded_host() -> Iterator[Host]:
+    """A host of its own, with the user of the agent without root, and with a key."""
+    with Host(cache_directory()) as host:
+        install(host)
+        users = (CHECKOUT / "contrib/sysusers/credferry.conf").read_text()
+        host.write("/usr/lib/sysusers.d/credferry.conf", users)
+        host.run("systemd-sysusers", "credferry.conf")
+        yield host
+
+
+@pytest.fixture
+def deployment(guarded_host: Host) -> Iterator[Deployment]:
+    """Two light VMs, one sealed for its guest, and a secret for them."""
+    made, sops = Deployment(guarded_host), SopsNix(guarded_host)
+    made.add_vm("web")
+    made.add_vm("db")
+    made.configure(VMS)
+    guarded_host.run("systemd-creds", "setup")
+    made.credferry("guest-key", "create", "db", "--machine-id", "5ea1ed00c0ffee00c0ffee00c0ffee00")
+    sops.publish({"api-key": b"value 1"})
+    yield made
+    made.close()
+    guarded_host.run("rm", "-rf", RULE, *drop_ins())
+    guarded_host.run("systemctl", "daemon-reload")
+    sops.remove()
+
+
+@pytest.fixture
+def unprivileged(deployment: Deployment) -> Deployment:
+    """The same, with the agent's units as a user of its own, and polkit told what that user may."""
+    host = deployment.host
+    for path in drop_ins():
+        host.write(f"{path}/{DROP_IN}", (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text())
+    host.run("systemctl", "daemon-reload")
+    give_rule(deployment)
+    return deployment
+
+
+def give_rule(deployment: Deployment) -> None:
+    """Give polkit the rule for the present configuration."""
+    deployment.host.write(RULE, deployment.credferry("polkit-rule"))
+    deployment.host.run("systemctl", "restart", "polkit.service")  # it notices by itself, at some time
+
+
+def drop_ins() -> list[str]:
+    """Where the agent's units are extended."""
+    return [f"/etc/systemd/system/{unit}.d" for unit in (AGENT, SEAL)]
+
+
+def main_pid(host: Host) -> str:
+    """The agent's PID inside the host."""
+    return host.unit(AGENT)["MainPID"]
+
+
+def process_status(host: Host, pid: str) -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = host.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def uid_of(host: Host, user: str) -> str:
+    """A user's id."""
+    return host.run("id", "-u", user).stdout.strip()
+
+
+def told(deployment: Deployment) -> set[str]:
+    """The kinds of facts that the audit tells."""
+    return {record["event"] for record in json.loads(deployment.credferry("audit", "--json"))}
+
+
+def call(host: Host, user: str, method: str, signature: str, *arguments: str) -> str:
+    """Ask systemd for something over D-Bus, as a user; what it refuses with, or nothing."""
+    asked = host.run("busctl", "call", *MANAGER, method, signature, *arguments, user=user, check=False)
+    return "" if asked.returncode == 0 else asked.stderr.strip()
+
+
+def test_the_whole_way_without_root(unprivileged: Deployment) -> None:
+    """As a user with one capability the agent seals, restarts, reloads, feeds its watchdog, is believed."""
+    host = unprivileged.host
+    host.run("systemctl", "start", SEAL)
+    assert host.unit(SEAL)["Result"] == "success"
+    unprivileged.start_vm("web", "db")
+    unprivileged.start_agent()
+    status = process_status(host, main_pid(host))
+    assert set(status["Uid"].split()) == {uid_of(host, USER)}
+    for kind in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == CAP_DAC_READ_SEARCH, kind
+    SopsNix(host).publish({"api-key": b"value 2"})
+    host.wait(lambda: unprivileged.starts("web") == 2 and unprivileged.starts("db") == 2, 30, "restarts")
+    unprivileged.wait_in_step("web")
+    unprivileged.wait_in_step("db")
+    assert unprivileged.delivered("web") == {"API_KEY": b"value 2"}
+    assert host.unit(AGENT)["WatchdogTimestampMonotonic"] != "0"
+    host.run("systemctl", "reload", AGENT)
+    wanted = {"agent started", "published", "sealed", "restarted", "launched", "configuration"}
+    host.wait(lambda: wanted <= told(unprivileged), 20, "the audit")
+    assert host.unit(AGENT)["NRestarts"] == "0"
+
+
+def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
+    """The agent's user may do to the configured units what the agent does, and only that; others nothing."""
+    host = unprivileged.host
+    host.write("/etc/systemd/system/other.service", "[Service]\nExecStart=/bin/sleep infinity\n")
+    host.run("systemctl", "start", "other.service", WEB)
+    for method in ("TryRestartUnit", "RestartUnit"):
+        assert call(host, USER, method, "ss", WEB, "replace") == "", method
+        assert call(host, USER, method, "ss", "microvm@mail.service", "replace") == DENIED, method
+        assert call(host, USER, method, "ss", "other.service", "replace") == DENIED, method
+        assert call(host, "nobody", method, "ss", WEB, "replace") == UNASKED, method
+    assert call(host, USER, "ResetFailedUnit", "s", WEB) == ""
+    assert call(host, USER, "ResetFailedUnit", "s", "other.service") == DENIED
+    for method, signature, *arguments in REFUSED:
+        assert call(host, USER, method, signature, *arguments) == DENIED, method
+    for method, signature, *arguments in UNGRANTED:
+        assert call(host, USER, method, signature, *arguments) in {DENIED, UNASKED}, method
+    assert host.unit("other.service")["ActiveState"] == "active"
+    host.wait(lambda: unprivileged.unit("web")["ActiveState"] == "active", 30, "the last of web's restarts")
+    host.run("systemctl", "stop", "other.service")
+    host.run("rm", "/etc/systemd/system/other.service")
+
+
+def test_a_health_check_may_be_started_where_there_is_one(unprivileged: Deployment) -> None:
+    """Starting is granted for the health check of a VM that has one, and for nothing else."""
+    host = unprivileged.host
+    unit = "[Service]\nType=oneshot\nExecStart=/bin/true\n"
+    host.write("/etc/systemd/system/credferry-health@.service", unit)
+    unprivileged.configure(VMS.replace("[vms.db]\n", '[vms.db]\nhealth = ["/bin/true"]\n'))
+    give_rule(unprivileged)
+    assert call(host, USER, "StartUnit", "ss", "credferry-health@db.service", "replace") == ""
+    assert call(host, USER, "StartUnit", "ss", "credferry-health@web.service", "replace") == DENIED
+    assert call(host, USER, "StartUnit", "ss", "microvm@db.service", "replace") == DENIED
+    host.run("rm", "/etc/systemd/system/credferry-health@.service")
+
+
+def test_without_the_rule_nothing_is_restarted(unprivileged: Deployment) -> None:
+    """Where polkit was told nothing, the VM keeps running, and what was refused is told with the way out."""
+    host = unprivileged.host
+    host.run("rm", RULE)
+    host.run("systemctl", "restart", "polkit.service")
+    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.start_vm("web")
+    unprivileged.start_agent()
+    SopsNix(host).publish({"api-key": b"value 2"})
+    host.wait_journal(lambda entry: "authentication required" in entry["MESSAGE"], 30, _SYSTEMD_UNIT=AGENT)
+    assert unprivileged.starts("web") == 1
+
+
+def test_root_works_beside_it(unprivileged: Deployment) -> None:
+    """What root's verbs make in the store is the agent's: it opens the locks, and prunes generations."""
+    host, sops = unprivileged.host, SopsNix(unprivileged.host)
+    unprivileged.configure(VMS.replace("[vms.db]\n", '[vms.db]\npolicy = "ignore"\n'))
+    unprivileged.start_agent()
+    unprivileged.start_vm("web", "db")
+    host.run("systemctl", "stop", AGENT)
+    # A lock of root's would be the end of the agent; so these are made by root, each of them.
+    host.run("sh", "-c", f"rm -f {STORE}/*lock {STORE}/guest-keys/*")
+    unprivileged.credferry("guest-key", "create", "db", "--machine-id", "5ea1ed00c0ffee00c0ffee00c0ffee00")
+    sops.publish({"api-key": b"by root"})
+    unprivileged.credferry("sync")
+    assert unprivileged.delivered("web") == {"API_KEY": b"by root"}
+    unprivileged.credferry("hold", "web")
+    sops.publish({"api-key": b"by root, at last"})
+    unprivileged.credferry("release", "web")
+    unprivileged.credferry("retry", "db")
+    assert host.run("find", STORE, "!", "-user", USER).stdout == ""
+    unprivileged.start_agent()
+    for number in range(2):
+        starts = unprivileged.starts("web")
+        sops.publish({"api-key": f"by the agent {number}".encode()})
+        host.wait(lambda starts=starts: unprivileged.starts("web") > starts, 30, "a restart")  # type: ignore[misc]  # a default binds the number
+        unprivileged.wait_in_step("web")
+        assert unprivileged.delivered("web") == {"API_KEY": f"by the agent {number}".encode()}
+    assert len(list(host.path(f"{STORE}/vms/web/generations").iterdir())) == GENERATIONS_KEPT
+    unprivileged.credferry("status")
+    assert host.run("find", STORE, "!", "-user", USER).stdout == ""
+
+
+def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
+    """Links that the agent's user leaves in the store lead root's verbs to nothing but that user's."""
+    host = unprivileged.host
+    unprivileged.start_agent()
+    host.run("systemctl", "stop", AGENT)
+    host.run("sh", "-c", f"rm -rf {STORE}/vms && ln -s /etc {STORE}/vms", user=USER)
+    host.run("sh", "-c", f"rm {STORE}/lock && ln -s /etc/lock-of-root {STORE}/lock", user=USER)
+    assert host.run("credferry", "sync", "--no-restart", check=False).returncode == STORE_STATUS
+    assert host.run("credferry", "hold", "web", check=False).returncode == STORE_STATUS
+    for name in ("lock-of-root", "web", "db"):
+        assert not host.path(f"/etc/{name}").exists()
+
+
+def test_the_store_is_root_s_and_the_agent_s(unprivileged: Deployment) -> None:
+    """Nobody else can list the store or read a sealed value; PID 1 can, as the VM's start shows."""
+    host = unprivileged.host
+    unprivileged.start_agent()
+    unprivileged.start_vm("web")
+    sealed = f"{STORE}/vms/web/current/value.API_KEY"
+    for user in ("nobody", "microvm"):
+        for command in (("cat", sealed), ("ls", STORE), ("ls", f"{STORE}/vms")):
+            assert host.run(*command, user=user, check=False).returncode != 0, (user, command)
+    assert host.run("cat", sealed, user=USER).stdout == host.run("cat", sealed).stdout != ""
+    modes = host.run("find", STORE, "!", "-type", "l", "-perm", "/077").stdout
+    assert modes == ""
+
+
+def test_a_missing_host_key_is_told_with_its_remedy(unprivileged: Deployment) -> None:
+    """Without root the agent cannot make the host's key; it says who can, and how, and does not loop."""
+    host = unprivileged.host
+    key = host.path(HOST_KEY)
+    content = key.read_bytes()
+    key.unlink()
+    host.run("systemctl", "start", AGENT, check=False)
+    assert host.unit(AGENT)["ExecMainStatus"] == "77"
+    assert host.unit(AGENT)["NRestarts"] == "0"
+    host.wait_journal(
+        lambda entry: HOST_KEY in entry["MESSAGE"] and "systemd-creds setup" in entry["MESSAGE"],
+        10,
+        _SYSTEMD_UNIT=AGENT,
+    )
+    host.write(HOST_KEY, content, 0o400)
+
+
+@pytest.mark.parametrize("variant", ["deployment", "unprivileged"])
+def test_exposure(request: pytest.FixtureRequest, variant: str) -> None:
+    """systemd-analyze scores both units at 1.0 or less, as root and without."""
+    host = request.getfixturevalue(variant).host
+    for unit in (AGENT, SEAL):
+        said = host.run("systemd-analyze", "security", "--no-pager", unit).stdout
+        score = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", said)
+        assert score
+        assert float(score[1]) <= 1.0, unit
+        if (unit, variant) == (AGENT, "deployment"):
+            note(Number.SECURITY_SCORE, float(score[1]))
+
+
+@pytest.mark.parametrize("variant", ["deployment", "unprivileged"])
+def test_memory_is_out_of_reach(request: pytest.FixtureRequest, variant: str) -> None:
+    """No process of the agent's own user reads its memory; it is locked, where the unit may."""
+    made = request.getfixturevalue(variant)
+    host = made.host
+    made.start_agent()
+    pid = main_pid(host)
+    assert host.run("stat", "--format=%u", f"/proc/{pid}/mem").stdout == "0\n"
+    if variant == "unprivileged":
+        for name in ("mem", "environ", "maps"):
+            peek = host.run("head", "--bytes=1", f"/proc/{pid}/{name}", user=USER, check=False)
+            assert "Permission denied" in peek.stderr, name
+    limits = host.run("cat", f"/proc/{pid}/limits").stdout
+    unlimited = re.search(r"^Max locked memory +unlimited", limits, re.MULTILINE) is not None
+    locked = int(process_status(host, pid)["VmLck"].split()[0])
+    assert (locked > 0) is unlimited
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("variant", "number"),
+    [
+        ("deployment", signal.SIGSEGV),
+        ("unprivileged", signal.SIGSEGV),
+        ("unprivileged", signal.SIGABRT),
+    ],
+)
+def test_a_crash_leaves_no_core(
+    request: pytest.FixtureRequest, variant: str, number: signal.Signals
+) -> None:
+    """Even where the unit allows a core, and one could be written, an agent that crashes leaves none."""
+    made = request.getfixturevalue(variant)
+    host = made.host
+    for path in drop_ins():
+        host.write(f"{path}/90-core.conf", f"[Service]\nLimitCORE=infinity\nWorkingDirectory={STORE}\n")
+    host.run("systemctl", "daemon-reload")
+    made.start_agent()
+    host.kill(AGENT, number)
+    host.wait(lambda: host.unit(AGENT)["Result"] != "success", 20, "the crash")
+    state = host.unit(AGENT)
+    assert (state["Result"], state["ExecMainCode"]) == ("signal", str(CLD_KILLED))
+    assert host.run("find", STORE, "-name", "core*").stdout == ""
