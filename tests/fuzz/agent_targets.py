@@ -7,6 +7,7 @@ import base64
 import contextlib
 import functools
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -16,7 +17,7 @@ from uuid import UUID
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from agent import journal
+from agent import journal, nixos
 from agent.config import parse, restart_order
 from agent.errors import ConfigurationError, KeyFileError, SealError
 from agent.events import Event
@@ -123,18 +124,15 @@ def configuration(data: bytes) -> None:
 def journal_records(data: bytes) -> None:
     """The audit, read from a journal to which anybody can write; entries are lines of ``FIELD=value``."""
     entries = [_entry(block) for block in data.split(b"\n\n")[:16]]
-    by_agent = [
-        entry
-        for entry in entries
-        if entry.get("_UID") == 0
-        or entry.get("_SYSTEMD_UNIT") in {"credferry.service", "credferry-seal.service"}
-    ]
+    for number, entry in enumerate(entries):
+        entry["CREDFERRY_RUN"] = str(number)  # tells which entry a record is made of
+    by_agent = [entry for entry in entries if _is_agents(entry)]
     for record in journal.trusted(entries):
+        sender = entries[int(record.run)]
+        assert sender["MESSAGE_ID"] == UUID(record.event.value)
         assert record.time.utcoffset() is not None
         if record.event not in {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}:
-            assert any(_is_of(entry, record.event) for entry in by_agent), (
-                "somebody else spoke for the agent"
-            )
+            assert _is_agents(sender), "somebody else spoke for the agent"
             continue
         units = {f"microvm@{record.vm}.service"}
         for entry in by_agent:
@@ -142,12 +140,14 @@ def journal_records(data: bytes) -> None:
             units |= {
                 each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)
             }
-        senders = {entry.get("_SYSTEMD_UNIT") for entry in entries if _is_of(entry, record.event)}
-        assert units & senders, "another unit spoke for the VM's launcher"
+        assert sender.get("_SYSTEMD_UNIT") in units, "another unit spoke for the VM's launcher"
 
 
-def _is_of(entry: dict[str, Any], event: Event) -> bool:
-    return entry.get("MESSAGE_ID") == UUID(event.value)
+def _is_agents(entry: dict[str, Any]) -> bool:
+    return entry.get("_UID") == 0 or entry.get("_SYSTEMD_UNIT") in {
+        "credferry.service",
+        "credferry-seal.service",
+    }
 
 
 def _entry(block: bytes) -> dict[str, Any]:
@@ -164,6 +164,20 @@ def _entry(block: bytes) -> dict[str, Any]:
             held = fields[name]
             fields[name] = [*held, value] if isinstance(held, list) else [held, value]
     return dict(_reader()._convert_entry(fields))
+
+
+def locks(data: bytes) -> None:
+    """The kernel's list of locks, in which a NixOS switch shows: it is looked through, whatever it holds."""
+    if not data.isascii():  # the kernel's is
+        return
+    path = directory("locks") / "list"
+    path.write_bytes(data)
+    status = path.stat()
+    name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}".encode()
+    assert not nixos.is_locked(path, (path,)) or name in data, "a lock on another file was taken for it"
+    held = b"9999: FLOCK  ADVISORY  WRITE 1 " + name + b" 0 EOF\n"
+    path.write_bytes(data + b"\n" + held)
+    assert nixos.is_locked(path, (path,)), "a lock behind other lines was not found"
 
 
 def state_files(data: bytes) -> None:
@@ -263,6 +277,7 @@ TARGETS: Final = (
             *("_SOURCE_REALTIME_TIMESTAMP=", "COREDUMP_TIMESTAMP=", "MESSAGE=", "PRIORITY="),
         ),
     ),
+    Target("locks", locks, ("FLOCK", "POSIX", "ADVISORY", "->", "EOF", "00:00:1"), length_max=256),
     Target(
         "state-files",
         state_files,

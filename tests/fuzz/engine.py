@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from tests.fuzz.target import directory
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -70,7 +72,7 @@ def fuzz(
 ) -> Run:
     """Run a target; new inputs go into the first of the corpus directories, and findings into theirs."""
     findings.mkdir(parents=True, exist_ok=True)
-    words = findings / f".{target.name}.dict"
+    words = directory("words") / f"{target.name}.{os.getpid()}"
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words), encoding="ascii")
     flags = [
         f"-artifact_prefix={findings}/{target.name}-",

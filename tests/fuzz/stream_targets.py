@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -48,6 +49,7 @@ def answer(data: bytes) -> None:
     head, _, rest = data[1:].partition(_END)
     while head[9:12] == b"100":
         head, _, rest = rest.partition(_END)
+    assert re.split(rb"[ \r]", head[9:])[0] == str(found.status).encode(), "it is another status"
     assert rest.startswith(found.body), "the body is not what was sent"
     lengths = [
         line.partition(b":")[2] for line in head.split(b"\n") if line.lower().startswith(b"content-length:")
