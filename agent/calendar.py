@@ -37,21 +37,27 @@ def next_elapse(event: str, after: float) -> float:
             text=True,
             timeout=_ASK_SECONDS,
         )
+    except ValueError:  # a NUL
+        raise _none(event) from None
     except (OSError, subprocess.TimeoutExpired):
         raise ConfigurationError(
             f"the window {event!r} cannot be read: systemd-analyze does not run", hint="install it"
         ) from None
     if asked.returncode:
-        raise ConfigurationError(
-            f"the window {event!r} is no calendar event of systemd's",
-            hint=f"see systemd.time(7), and: systemd-analyze calendar {event!r}",
-        )
+        raise _none(event)
     lines = dict(line.strip().partition(": ")[::2] for line in asked.stdout.splitlines())
     # The second line is there where the host's zone is another.
     moment = lines.get("(in UTC)") or lines.get("Next elapse", "never")
     if moment == "never":
         return _NEVER
     return datetime.strptime(moment, "%a %Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC).timestamp()
+
+
+def _none(event: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the window {event!r} is no calendar event of systemd's",
+        hint=f"see systemd.time(7), and: systemd-analyze calendar {event!r}",
+    )
 
 
 def opens(windows: Iterable[Window], now: float) -> float:

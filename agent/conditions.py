@@ -4,10 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass(slots=True)
@@ -38,7 +34,3 @@ class Conditions:
         if condition is None:
             return ""
         return f"seen {condition.times} times in {now - condition.began:.0f} s"
-
-    def retain(self, wanted: Callable[[str], bool]) -> None:
-        """Forget the conditions whose keys are not wanted."""
-        self._known = {key: value for key, value in self._known.items() if wanted(key)}

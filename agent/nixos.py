@@ -28,6 +28,8 @@ def is_locked(path: Path, lists: tuple[Path, ...] = LOCKS) -> bool:
             lines = each.read_text().splitlines()
         except OSError:
             continue
+        if not lines:  # an empty file is there for others than the agent to see
+            continue
         # "1: FLOCK  ADVISORY  WRITE 1234 00:1a:567 0 EOF"; one that waits has an arrow after its number.
         return any(wanted in line.split() and "->" not in line.split() for line in lines)
     return False

@@ -116,7 +116,7 @@ class Pacer:
         if decision.seal is not None:
             digest = decision.seal.digest
         with self._lock:
-            if not decision.restart or self.is_single_pass:
+            if not decision.restart or not vm.quiet_seconds or self.is_single_pass:
                 self._quiet.pop(vm.name, None)
                 return None
             known = self._quiet.setdefault(vm.name, _Quiet(digest, now, now))

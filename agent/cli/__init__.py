@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from agent import hardening, log
-from agent.cli import agent, audit, check, guest_key, hold, plan, polkit_rule, status, sync
+from agent.cli import agent, audit, check, guest_key, health, hold, plan, polkit_rule, status, sync
 from agent.config import load
 from agent.errors import CredferryError, ExitStatus
 from agent.ownership import as_owner_of
@@ -27,7 +27,7 @@ app = typer.Typer(
     # Its pretty tracebacks show what local variables hold.
     pretty_exceptions_enable=False,
 )
-for _verb in (agent, sync, plan, status, check, audit, hold, guest_key, polkit_rule):
+for _verb in (agent, sync, plan, status, check, audit, hold, guest_key, polkit_rule, health):
     _verb.register(app)
 
 

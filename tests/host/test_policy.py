@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: MIT
+"""When a VM is restarted: windows, rates, quiet periods, canaries, turns, slots, NixOS switches, health."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.events import Event
+from tests.support.boot import HostError
+from tests.support.deployment import CONFIG, Deployment
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from tests.support.host import Host
+
+pytestmark = pytest.mark.host
+
+FAST = """
+[source]
+quiet_seconds = 0.2
+resync_seconds = 1.0
+[rollout]
+retry_seconds = 0.1
+stamp_seconds = 10.0
+"""
+VMS = ("pace-a", "pace-b")
+ONE, BOTH = VMS[:1], VMS
+LOCK = "/run/nixos/switch-to-configuration.lock"
+GATE = "/run/pace.gate"
+WAIT = 30.0
+
+
+class Pace:
+    """Two light VMs of one secret, under a policy that each test chooses; the agent runs."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.deployment = Deployment(host)
+        self.sops = SopsNix(host)
+        self.holders: list[subprocess.Popen[str]] = []
+        self.count = 0
+        self.value = b""
+        for vm in VMS:
+            self.deployment.add_vm(vm)
+
+    def begin(self, rollout: str = "", table: str = "", vms: tuple[str, ...] = ONE) -> None:
+        """Have these VMs run what is published, then the agent, with this policy."""
+        self.host.run("systemctl", "stop", "credferry.service")
+        self.publish(wait=False)
+        self.deployment.configure(FAST + self._tables("", vms))
+        self.deployment.credferry("retry", *vms, check=False)
+        self.deployment.credferry("sync", "--no-restart")
+        for vm in vms:
+            if not self.runs(vm):
+                self.host.run("systemctl", "restart", f"microvm@{vm}.service")
+            self.host.wait(lambda vm=vm: self.runs(vm), WAIT, f"{vm} at its start")  # type: ignore[misc]  # a default binds the name
+        self.deployment.configure(FAST + rollout + self._tables(table, vms))
+        self.deployment.start_agent()
+
+    def reconfigure(self, old: str, new: str) -> None:
+        """Change the configuration, and put it in force."""
+        text = self.host.path(CONFIG).read_text()
+        assert old in text
+        self.host.write(CONFIG, text.replace(old, new))
+        self.host.run("systemctl", "reload", "credferry.service")
+
+    def publish(self, value: str = "", *, wait: bool = True) -> None:
+        """Publish a value that has never been, and wait until it is sealed."""
+        self.count += 1
+        self.value = (value or f"pace {self.count}").encode()
+        self.sops.publish({"pace": self.value})
+        if wait:
+            self.host.wait(self._is_sealed, WAIT, "sealing")
+
+    def runs(self, vm: str) -> bool:
+        """Whether a VM's present invocation was given what is published."""
+        with suppress(OSError, HostError):  # it goes down between the one question and the other
+            return self.deployment.stamp(vm) is not None and self.deployment.delivered(vm) == {
+                "K": self.value
+            }
+        return False
+
+    def wait_runs(self, vm: str) -> None:
+        """Wait until it does."""
+        self.host.wait(lambda: self.runs(vm), WAIT, f"{self.value!r} in {vm}")
+
+    def wait_state(self, vm: str, state: str) -> str:
+        """Wait until ``credferry status`` says so; the first reason that it gives."""
+        self.host.wait(lambda: self.deployment.status()[vm]["state"] == state, WAIT, f"{vm} {state}")
+        return str(self.deployment.status()[vm]["reasons"][0])
+
+    def told(self, event: Event, vm: str) -> int:
+        """How many such facts of a VM the journal holds."""
+        return len(self.host.journal(MESSAGE_ID=event.value, CREDFERRY_VM=vm))
+
+    def threads(self) -> int:
+        """How many threads the agent has."""
+        pid = self.host.unit("credferry.service")["MainPID"]
+        return len(list(self.host.path(f"/proc/{pid}/task").iterdir()))
+
+    def hold(self, path: str) -> subprocess.Popen[str]:
+        """Somebody who holds a lock on a file, until his input ends or the test does."""
+        holder = self.host.spawn("flock", "--nonblock", path, "sh", "-c", "echo held; read line")
+        self.holders.append(holder)
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        return holder
+
+    @staticmethod
+    def let_go(holder: subprocess.Popen[str]) -> None:
+        """Have him, who holds it still, let go."""
+        assert holder.poll() is None
+        assert holder.stdin
+        holder.stdin.close()
+        holder.wait(WAIT)
+
+    def gate(self, vm: str) -> None:
+        """From now on a start of the VM waits for whoever holds the gate."""
+        self.host.write(GATE, "")
+        self.host.write(
+            f"/run/systemd/system/microvm@{vm}.service.d/90-gate.conf",
+            f"[Service]\nTimeoutStartSec=infinity\nExecStartPre=+/usr/bin/flock {GATE} /bin/true\n",
+        )
+        self.host.run("systemctl", "daemon-reload")
+
+    def close(self) -> None:
+        """Leave the host as it was."""
+        self.deployment.close()
+        self.sops.remove()
+        self.open_gates()
+
+    def open_gates(self) -> None:
+        """Starts wait for nobody any more."""
+        self.host.run("sh", "-c", "rm -rf /run/systemd/system/microvm@pace-*")
+        self.host.run("systemctl", "daemon-reload")
+
+    def _is_sealed(self) -> bool:
+        return all(
+            row["sealed"] is not None and row["sealed"]["digest"] == row["published"]["digest"]
+            for row in self.deployment.status().values()
+        )
+
+    @staticmethod
+    def _tables(table: str, vms: tuple[str, ...]) -> str:
+        return "".join(
+            f'[vms.{vm}]\n{table}\n[vms.{vm}.credentials]\nK = {{ secret = "pace" }}\n' for vm in vms
+        )
+
+
+@pytest.fixture(scope="module")
+def both(host: Host) -> Iterator[Pace]:
+    """The VMs, for all tests of this module."""
+    made = Pace(host)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pace(both: Pace) -> Iterator[Pace]:
+    """The same, with no gate left shut."""
+    yield both
+    for holder in both.holders:
+        if holder.poll() is None:
+            both.let_go(holder)
+    both.open_gates()
+
+
+def test_a_window_that_opens(pace: Pace) -> None:
+    """The VM is sealed for at once, and restarted when its window opens; that it waits is told once."""
+    pace.begin()
+    starts, told = pace.deployment.starts("pace-a"), pace.told(Event.WAITING, "pace-a")
+    opens = int(time.time()) + 10
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(opens))
+    pace.reconfigure("[vms.pace-a]", f'[vms.pace-a]\nwindows = [{{ starts = "{when}", minutes = 5 }}]')
+    pace.publish()
+    pace.wait_runs("pace-a")
+    assert time.time() >= opens
+    assert pace.deployment.starts("pace-a") == starts + 1
+    assert pace.told(Event.WAITING, "pace-a") == told + 1
+
+
+def test_a_window_that_stays_shut(pace: Pace) -> None:
+    """Outside of its windows a VM is not restarted, nor by hand with sync; its own table overrides."""
+    pace.begin('windows = [{ starts = "1999-12-31", minutes = 1 }]\n')
+    starts = pace.deployment.starts("pace-a")
+    pace.publish()
+    assert "never" in pace.wait_state("pace-a", "waiting")
+    pace.deployment.credferry("sync", check=False)
+    assert pace.deployment.starts("pace-a") == starts
+    pace.reconfigure("[vms.pace-a]", "[vms.pace-a]\nwindows = []")
+    pace.wait_runs("pace-a")
+
+
+def test_a_window_that_is_none(pace: Pace) -> None:
+    """What systemd cannot read as a calendar event is refused with file and key, before anything happens."""
+    table = '[vms.pace-a]\nwindows = [{ starts = "Sut 25:00", minutes = 1 }]\n'
+    pace.deployment.configure(FAST + table + '[vms.pace-a.credentials]\nK = { text = "k" }\n')
+    error = pace.host.run("credferry", "check", check=False).stderr
+    assert "vms.pace-a.windows: the window 'Sut 25:00'" in error
+
+
+def test_a_rate(pace: Pace) -> None:
+    """No more restarts than allowed within an hour, also when the agent is started anew in between."""
+    pace.begin("restarts_per_hour = 2\n")
+    for _ in range(2):
+        pace.publish()
+        pace.wait_runs("pace-a")
+    starts = pace.deployment.starts("pace-a")
+    pace.publish()
+    assert "after 2 restarts within an hour" in pace.wait_state("pace-a", "waiting")
+    pace.host.run("systemctl", "restart", "credferry.service")
+    pace.wait_state("pace-a", "waiting")
+    assert pace.deployment.starts("pace-a") == starts
+
+
+def test_publications_that_fall_quiet(pace: Pace) -> None:
+    """Several publications within the quiet period are one restart, onto the last of them."""
+    pace.begin("quiet_seconds = 3.0\n")
+    starts = pace.deployment.starts("pace-a")
+    for _ in range(4):
+        pace.publish()
+    last = time.monotonic()
+    pace.wait_runs("pace-a")
+    assert time.monotonic() - last >= 2
+    assert pace.deployment.starts("pace-a") == starts + 1
+
+
+def test_publications_that_do_not(pace: Pace) -> None:
+    """After the maximum the VM is restarted though something new is published all the time."""
+    pace.begin("quiet_seconds = 60.0\nquiet_max_seconds = 4.0\n")
+    starts, began = pace.deployment.starts("pace-a"), time.monotonic()
+    while pace.deployment.starts("pace-a") == starts:
+        assert time.monotonic() < began + WAIT
+        pace.publish(wait=False)
+    assert time.monotonic() - began >= 4
+
+
+def test_a_canary_goes_first(pace: Pace) -> None:
+    """Others follow when it has run well for a while; where it fails they keep what they have."""
+    pace.begin('canaries = ["pace-b"]\ncanary_seconds = 2.0\n', vms=BOTH)
+    starts = pace.deployment.starts("pace-a")
+    pace.publish()
+    pace.wait_runs("pace-b")
+    assert pace.deployment.starts("pace-a") == starts
+    pace.wait_runs("pace-a")
+    first, second = (
+        pace.deployment.unit(vm)["ActiveEnterTimestampMonotonic"] for vm in ("pace-b", "pace-a")
+    )
+    assert int(second) - int(first) >= 2_000_000
+    pace.host.write(
+        "/run/systemd/system/microvm@pace-b.service.d/90-fails.conf", "[Service]\nExecStartPre=/bin/false\n"
+    )
+    pace.host.run("systemctl", "daemon-reload")
+    starts = pace.deployment.starts("pace-a")
+    pace.publish(wait=False)
+    assert "pace-b" in pace.wait_state("pace-a", "halted")
+    assert pace.deployment.starts("pace-a") == starts
+    pace.open_gates()
+    pace.deployment.credferry("retry", "pace-b", "pace-a")
+    for vm in BOTH:
+        pace.wait_runs(vm)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_how_many_at_a_time(pace: Pace, concurrency: int) -> None:
+    """As many VMs are on their way at a time as the configuration says."""
+    pace.begin(f"concurrency = {concurrency}\n", vms=BOTH)
+    for vm in BOTH:
+        pace.gate(vm)
+    holder = pace.hold(GATE)
+    pace.publish()
+
+    def on_the_way() -> list[str]:
+        return [vm for vm in BOTH if pace.deployment.unit(vm)["SubState"] == "start-pre"]
+
+    pace.host.wait(lambda: len(on_the_way()) == concurrency, WAIT, "VMs on their way")
+    pace.deployment.credferry("plan", check=False)
+    assert len(on_the_way()) == concurrency
+    pace.let_go(holder)
+    for vm in BOTH:
+        pace.wait_runs(vm)
+
+
+def test_a_start_without_end_keeps_nobody_waiting(pace: Pace) -> None:
+    """A VM whose start never ends gives up its slot, and the next VM is restarted meanwhile."""
+    pace.begin("slot_seconds = 1.0\n", vms=BOTH)
+    threads = pace.threads()
+    pace.gate("pace-a")
+    holder = pace.hold(GATE)
+    pace.publish()
+    pace.wait_runs("pace-b")
+    assert pace.deployment.unit("pace-a")["SubState"] == "start-pre"
+    pace.publish()
+    pace.wait_runs("pace-b")
+    pace.let_go(holder)
+    pace.wait_runs("pace-a")
+    pace.publish()
+    for vm in BOTH:
+        pace.wait_runs(vm)
+    assert pace.threads() == threads
+
+
+def test_a_switch_is_waited_for(pace: Pace) -> None:
+    """While a NixOS switch holds its lock nothing is restarted; when it lets go, all that is due is."""
+    pace.host.write(LOCK, "")
+    pace.begin()
+    starts = pace.deployment.starts("pace-a")
+    switch = pace.hold(LOCK)
+    pace.publish()
+    pace.host.wait(lambda: pace.told(Event.WAITING, "pace-a"), WAIT, "the wait told of")
+    assert "NixOS switch" in pace.wait_state("pace-a", "waiting")
+    assert pace.deployment.starts("pace-a") == starts
+    pace.let_go(switch)
+    pace.wait_runs("pace-a")
+
+
+def test_a_switch_that_does_not_end(pace: Pace) -> None:
+    """It is waited for so long and no longer."""
+    pace.host.write(LOCK, "")
+    pace.begin("switch_seconds = 3.0\n")
+    switch = pace.hold(LOCK)
+    began = time.monotonic()
+    pace.publish()
+    pace.wait_runs("pace-a")
+    assert time.monotonic() - began >= 3
+    pace.let_go(switch)
+
+
+def test_a_sick_vm_is_put_back(pace: Pace) -> None:
+    """A VM that starts and is not healthy goes back to what it ran, and is not tried again by itself."""
+    sick = "/run/pace.sick"
+    pace.begin(table=f'health = ["/bin/sh", "-c", "test $CREDFERRY_VM = pace-a && ! test -e {sick}"]')
+    good = pace.value
+    pace.host.write(sick, "")
+    pace.publish()
+    assert "credferry-health@pace-a.service" in pace.wait_state("pace-a", "failed")
+    pace.host.wait(lambda: pace.told(Event.ROLLED_BACK, "pace-a"), WAIT, "the rollback")
+    pace.host.wait(lambda: pace.deployment.stamp("pace-a"), WAIT, "the old generation's start")
+    assert pace.deployment.delivered("pace-a") == {"K": good}
+    pace.host.path(sick).unlink()
+    starts = pace.deployment.starts("pace-a")
+    pace.deployment.credferry("sync", check=False)
+    assert pace.deployment.starts("pace-a") == starts
+    pace.deployment.credferry("retry", "pace-a")
+    pace.wait_runs("pace-a")

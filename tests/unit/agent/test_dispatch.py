@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Threads that restart VMs: as many as there are slots, and more only for those that are overdue."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from agent.dispatch import Dispatcher
+
+WAIT = 20.0
+
+
+class Work:
+    """Work that goes on until it is let go; what was begun, in order."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.gates: dict[str, threading.Event] = {}
+        self.changed = threading.Condition()
+
+    def __call__(self, name: str) -> None:
+        """Begin, and go on until it is let go."""
+        with self.changed:
+            self.begun.append(name)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            self.changed.notify_all()
+        gate = self.gates.get(name)
+        if gate is not None:
+            assert gate.wait(WAIT)
+        with self.changed:
+            self.at_once -= 1
+            self.changed.notify_all()
+
+    def wait(self, *begun: str) -> None:
+        """Wait until exactly these were begun."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.begun == list(begun), WAIT), self.begun
+
+    def wait_idle(self) -> None:
+        """Wait until nothing is at work."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.at_once == 0, WAIT)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_so_many_at_a_time(slots: int) -> None:
+    """Never more at a time than there are slots, in the order in which they were submitted."""
+    work = Work()
+    names = [str(number) for number in range(20)]
+    dispatcher = Dispatcher(work, slots, 60)
+    work.gates = {name: threading.Event() for name in names[:slots]}
+    dispatcher.start()
+    dispatcher.submit(names)
+    with work.changed:
+        assert work.changed.wait_for(lambda: len(work.begun) == slots, WAIT)
+    for gate in work.gates.values():
+        gate.set()
+    with work.changed:
+        assert work.changed.wait_for(lambda: len(work.begun) == len(names), WAIT)
+    work.wait_idle()
+    dispatcher.stop(WAIT)
+    assert work.most_at_once == slots
+    assert sorted(work.begun, key=int) == names
+    assert slots > 1 or work.begun == names
+
+
+def test_one_thread_a_vm() -> None:
+    """A VM that waits or is at work is not taken a second time."""
+    work = Work()
+    work.gates = {"a": threading.Event()}
+    dispatcher = Dispatcher(work, 2, 60)
+    dispatcher.start()
+    for _ in range(3):
+        dispatcher.submit(["a"])
+    work.wait("a")
+    dispatcher.submit(["a", "b"])
+    work.wait("a", "b")
+    work.gates["a"].set()
+    work.wait_idle()
+    dispatcher.stop(WAIT)
+    assert work.begun == ["a", "b"]
+
+
+def test_what_is_overdue_gives_up_its_slot() -> None:
+    """Others go on meanwhile, and afterwards there are as many threads as before."""
+    work = Work()
+    work.gates = {name: threading.Event() for name in "abc"}
+    before = threading.active_count()
+    dispatcher = Dispatcher(work, 1, 0.05)
+    dispatcher.start()
+    dispatcher.submit("abcd")
+    for number in range(1, 4):
+        work.wait(*"abcd"[:number])
+        end = time.monotonic() + WAIT
+        while work.begun == list("abcd"[:number]):
+            assert dispatcher.relieve() <= 0.05 or work.begun
+            assert time.monotonic() < end
+    work.wait(*"abcd")
+    for gate in work.gates.values():
+        gate.set()
+    work.wait_idle()
+    dispatcher.submit("e")
+    work.wait(*"abcde")
+    end = time.monotonic() + WAIT
+    while threading.active_count() > before + 1:
+        assert time.monotonic() < end
+    dispatcher.stop(WAIT)
+
+
+def test_other_limits() -> None:
+    """More slots take effect at once, fewer when what is at work has ended."""
+    work = Work()
+    work.gates = {name: threading.Event() for name in "ab"}
+    dispatcher = Dispatcher(work, 1, 60)
+    dispatcher.start()
+    dispatcher.submit("ab")
+    work.wait("a")
+    dispatcher.adjust(2, 60)
+    work.wait("a", "b")
+    dispatcher.adjust(1, 60)
+    for gate in work.gates.values():
+        gate.set()
+    work.wait_idle()
+    work.most_at_once = 0
+    dispatcher.submit("cdefg")
+    work.wait(*"abcdefg")
+    work.wait_idle()
+    dispatcher.stop(WAIT)
+    assert work.most_at_once == 1
+
+
+def test_stopping_begins_nothing_more() -> None:
+    """What waits is let go of, what is at work is waited for."""
+    work = Work()
+    work.gates = {"a": threading.Event()}
+    dispatcher = Dispatcher(work, 1, 60)
+    dispatcher.start()
+    dispatcher.submit("abc")
+    work.wait("a")
+    dispatcher.forget_waiting()
+    assert [dispatcher.is_at_work(name) for name in "ab"] == [True, False]
+    dispatcher.submit("b")
+    threading.Timer(0.05, work.gates["a"].set).start()
+    dispatcher.stop(WAIT)
+    assert work.begun == ["a"]
+    assert not dispatcher.is_at_work("a")
