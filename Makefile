@@ -24,6 +24,7 @@ demo:
 test:
 	@exec $(BOOTSTRAP) full
 	@exec $(MAKE) --no-print-directory check
+	@exec $(BOOTSTRAP) full python -m tests.support.guest >/dev/null
 	@exec $(BOOTSTRAP) full python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 
 test-unit:

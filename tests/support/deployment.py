@@ -9,6 +9,8 @@ import os
 import shlex
 import socket
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +154,16 @@ class Deployment:
 
     def wait_in_step(self, name: str, deadline: float = 20.0) -> None:
         """Wait until a VM runs what is published."""
-        self.host.wait(lambda: self._in_step(name), deadline, f"{name} in step")
+        end = time.monotonic() + deadline
+        seen = self._traces(name)
+        while not self._in_step(name):
+            if time.monotonic() > end:
+                raise HostError(f"{name} in step: not within {deadline} s")
+            # Each question takes a processor for half a second, which the rotation needs: it is asked again
+            # once something has moved, or a second has passed.
+            with suppress(HostError):
+                self.host.wait(lambda before=seen: self._traces(name) != before, 1)  # type: ignore[misc]  # a default binds the value
+            seen = self._traces(name)
 
     def wait_printed(self, name: str, text: str, deadline: float = 120.0) -> str:
         """Wait until a VM's guest has printed a line with this text; the line."""
@@ -176,6 +187,15 @@ class Deployment:
 
     def _all_starts(self, name: str) -> int:
         return len(self.host.journal(MESSAGE_ID=UNIT_STARTED, UNIT=f"microvm@{name}.service", _PID="1"))
+
+    def _traces(self, name: str) -> list[tuple[int, int] | None]:
+        """What moves when a VM is sealed for, is started, and is judged."""
+        paths = (
+            f"/var/lib/credferry/vms/{name}/current",
+            f"/run/credferry-vms/{name}/stamp.json",
+            "/var/lib/credferry/audit.json",
+        )
+        return [_identity(self.host.path(path, follow=False)) for path in paths]
 
     def _in_step(self, name: str) -> bool:
         row = self.status().get(name)
@@ -202,6 +222,14 @@ def guest_files(
     arguments += ["--memory", f"mergeable=on,shared=off,size={memory}", "--platform", ""]
     arguments += ["--console", "null", "--serial", "tty"]
     return VmFiles(arguments, {}, f"boot={cpus}")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _length(answer: bytes) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .build import vsock_device
 from .chroot import chroot_run
-from .image import Guest, guest
+from .image import COMMAND_LINE, Guest, guest
 from .overlay import (
     OverlayEntry,
     OverlayFile,
@@ -19,7 +19,7 @@ from .overlay import (
     reboots,
     sealing_identity,
 )
-from .recipe import COMMAND_LINE, DONE, Variant
+from .recipe import DONE, Variant
 
 __all__ = [
     "COMMAND_LINE",
