@@ -159,7 +159,10 @@ let
   );
 in
 {
-  imports = [ ./assertions.nix ];
+  imports = [
+    ./assertions.nix
+    ./unprivileged.nix
+  ];
 
   options.services.credferry = {
     enable = mkEnableOption "the agent that ferries secrets into cloud-hypervisor microVMs";

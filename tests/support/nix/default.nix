@@ -27,6 +27,8 @@ let
     {
       failed = failed config;
       settings = config.services.credferry.settings;
+      users = config.users.users;
+      polkit = config.security.polkit.enable;
       etc = builtins.mapAttrs (_: file: file.source.script or (toString file.source)) config.environment.etc;
       units = map (package: { inherit (package) path text; }) config.systemd.packages;
       services = builtins.mapAttrs (_: service: {
@@ -34,6 +36,7 @@ let
           after
           overrideStrategy
           path
+          requires
           restartIfChanged
           script
           serviceConfig

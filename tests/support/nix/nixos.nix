@@ -49,6 +49,13 @@ let
       serviceConfig = with' { } (types.attrsOf value);
     };
   };
+  user = {
+    options = {
+      description = with' "" types.str;
+      group = mkOption { type = types.str; };
+      isSystemUser = with' false types.bool;
+    };
+  };
   file = {
     options = {
       source = mkOption { type = types.path; };
@@ -70,6 +77,9 @@ in
     environment.etc = with' { } (types.attrsOf (types.submodule file));
     environment.systemPackages = with' [ ] (types.listOf types.package);
     services.dbus.packages = with' [ ] (types.listOf types.path);
+    security.polkit.enable = with' false types.bool;
+    users.users = with' { } (types.attrsOf (types.submodule user));
+    users.groups = with' { } (types.attrsOf (types.submodule { }));
     systemd.package = with' pkgs.systemd types.package;
     systemd.packages = with' [ ] (types.listOf types.package);
     systemd.services = with' { } (types.attrsOf (types.submodule service));

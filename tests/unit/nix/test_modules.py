@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from agent.config import Config, parse
 from launcher.handoff import Channel, Kind
+from tests.support.installation import CHECKOUT
 from tests.support.nix import Nix, NixError, to_toml
 
 VM = "services.credferry.vms.test-vm"
@@ -94,6 +96,34 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     assert (vm.guest_key, vm.plaintext_in_argv, vm.allow_names) == (True, True, ("ssh.listen",))
     credential = vm.credentials["A"]
     assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
+
+
+def test_unprivileged(nix: Nix) -> None:
+    """The agent as a user of its own: both units have contrib's drop-in, polkit a rule, the host a key."""
+    report = nix.evaluate(sops("{ services.credferry.unprivileged = true; }"))
+    assert report["failed"] == []
+    text = (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text()
+    wanted = dict(re.findall("^(.+?)=(.*)$", text, re.MULTILINE))
+    for unit in ("credferry", "credferry-seal"):
+        service = report["services"][unit]
+        assert service["serviceConfig"] == wanted
+        assert "credferry-key.service" in service["requires"]
+        assert "credferry-key.service" in service["after"]
+    key = report["services"]["credferry-key"]
+    assert key["unitConfig"]["ConditionPathExists"] == "!/var/lib/systemd/credential.secret"
+    assert key["serviceConfig"]["ExecStart"].endswith("/bin/systemd-creds setup")
+    assert report["users"]["credferry"]["isSystemUser"]
+    assert report["polkit"]
+    rule = report["etc"]["polkit-1/rules.d/50-credferry.rules"]
+    assert re.search("/bin/credferry polkit-rule --user credferry --config /nix/store/[^ ]+ >\\$out", rule)
+
+
+def test_root_unless_asked(nix: Nix) -> None:
+    """Without the option there is no user, no rule and no drop-in."""
+    report = nix.evaluate(sops())
+    assert (report["users"], report["polkit"]) == ({}, False)
+    assert not [name for name in report["etc"] if "polkit" in name]
+    assert report["services"]["credferry"]["serviceConfig"] == {}
 
 
 def test_vm_that_is_not_declared_here(nix: Nix) -> None:

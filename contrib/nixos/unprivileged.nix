@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+#
+# services.credferry.unprivileged: the agent as a user of its own, to whom polkit grants what the configuration says.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkIf mkOption types;
+
+  cfg = config.services.credferry;
+  user = "credferry";
+  key = "/var/lib/systemd/credential.secret";
+
+  units = import ./units.nix { inherit lib; };
+  dropIn = (units.parse (builtins.readFile ../systemd/credferry-user.conf)).Service;
+  service = {
+    requires = [ "credferry-key.service" ];
+    after = [ "credferry-key.service" ];
+    serviceConfig = builtins.mapAttrs (_: builtins.head) dropIn;
+  };
+
+  # By the agent's own verb, so that it grants what the agent asks for.
+  rule = pkgs.runCommand "credferry-polkit.rules" { } ''
+    ${lib.getExe cfg.package} polkit-rule --user ${user} --config ${config.environment.etc."credferry/config.toml".source} >$out
+  '';
+in
+{
+  options.services.credferry.unprivileged = mkOption {
+    type = types.bool;
+    default = false;
+    description = ''
+      Whether the agent runs as the user `${user}`, with no capability but CAP_DAC_READ_SEARCH. polkit lets it restart
+      the units of the configured VMs, and nothing else.
+    '';
+  };
+
+  config = mkIf (cfg.enable && cfg.unprivileged) {
+    assertions = [
+      {
+        assertion = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+        message = ''
+          services.credferry.unprivileged: polkit's rule is made by the agent's own program, which cannot run where the
+          system is built. Build it on a host of its platform.
+        '';
+      }
+    ];
+
+    users.users.${user} = {
+      isSystemUser = true;
+      group = user;
+      description = "Ferries secrets into microVMs";
+    };
+    users.groups.${user} = { };
+
+    security.polkit.enable = true;
+    environment.etc."polkit-1/rules.d/50-credferry.rules".source = rule;
+
+    systemd.services = {
+      credferry = service;
+      credferry-seal = service;
+      # It does not see that a link to a rule leads elsewhere.
+      polkit.restartTriggers = [ rule ];
+      # Without root the agent cannot make the key. One that is there is left alone: systemd removes another machine's.
+      credferry-key = {
+        description = "Make the host's credential key";
+        unitConfig = {
+          ConditionPathExists = "!${key}";
+          RequiresMountsFor = builtins.dirOf key;
+        };
+        serviceConfig = {
+          Type = "oneshot";
+          ExecStart = "${lib.getExe' config.systemd.package "systemd-creds"} setup";
+        };
+      };
+    };
+  };
+}
