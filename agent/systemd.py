@@ -28,6 +28,8 @@ _MANAGER_PATH = "/org/freedesktop/systemd1"
 _UNIT = f"{_SYSTEMD}.Unit"
 _SERVICE = f"{_SYSTEMD}.Service"
 _CALL_SECONDS = 20.0
+_ASK_SECONDS = 5.0
+"""How often systemd is asked whether it still has a job."""
 _RESULTS_KEPT = 1024
 _MARGIN_SECONDS = 10.0
 _FOREVER = 2**64 - 1
@@ -123,21 +125,40 @@ class SystemBus:
             job = method(name, "replace", timeout=_CALL_SECONDS)
         except GLib.Error as error:
             raise _refused(name, error) from None
-        with self._ended:
-            while job not in self._results:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return "no result in time"
+        is_gone = False
+        while True:
+            with self._ended:
+                self._ended.wait_for(
+                    lambda: job in self._results or not self._alive,
+                    min(_ASK_SECONDS, max(0.0, deadline - time.monotonic())),
+                )
+                if job in self._results:
+                    return self._results.pop(job)
                 if not self._alive:
                     raise BusError(
                         f"{name}: the connection to the bus was lost during its restart",
                         hint="what became of it is seen at the next look",
                     )
-                self._ended.wait(left)
-            return self._results.pop(job)
+            if is_gone:  # and its result is not here by now, so it was lost
+                return "done"
+            if time.monotonic() >= deadline:
+                return "no result in time"
+            is_gone = not self._is_queued(name, job)
+
+    def _is_queued(self, name: str, job: str) -> bool:
+        """Whether systemd still has a unit's job: while it begins anew, its signals reach nobody."""
+        try:
+            path = self._manager.LoadUnit(name, timeout=_CALL_SECONDS)
+            queued: str = self._properties(path, _UNIT)["Job"][1]
+        except GLib.Error as error:
+            raise _refused(name, error) from None
+        return queued == job
 
     def close(self) -> None:
         """See `SystemManager`."""
+        with self._ended:  # the connection itself tells nobody once the loop has ended
+            self._alive = False
+            self._ended.notify_all()
         self._loop.quit()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)

@@ -8,6 +8,7 @@ writes in place. What inotify cannot see (a mount over the source, an overflow) 
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,8 @@ class Watch:
                 self._armed[path] = self._observer.schedule(handler, path, event_filter=_EVENTS)
                 self._identity[path] = identity
             except OSError as caught:
-                error = caught
+                # One that has gone meanwhile is not lacked: its parent's event, or the resync, tells.
+                error = error if caught.errno in {errno.ENOENT, errno.ENOTDIR} else caught
         self._tell(error)
 
     def _tell(self, error: OSError | None) -> None:
