@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""docs/reliability.md: what the last runs of the tests have shown, in numbers.
+
+``python -m tests.reliability`` writes the page from the numbers that runs have kept, and leaves what no run
+has kept, or what has not changed, as the page has it. ``--check`` writes nothing, and fails where the page
+is not of this form; its numbers are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.support.numbers import Number, noted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs/reliability.md"
+_NONE: Final = ("no run yet", "")
+
+_HEAD: Final = """\
+# Reliability
+
+What tests that try hard to break credferry have found, in numbers: those of the last run of each, on
+whatever machine that was. `make reliability` writes them here. How each is counted stands below the table.
+
+| what | number | when (UTC) |
+|---|---:|---|
+"""
+_DETAILS: Final = """
+## How each is counted
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a number comes from: the file that notes it, how to run it, and what exactly is counted."""
+
+    path: str
+    command: str
+    meaning: str
+
+
+_MODEL: Final = "tests/property/test_model.py"
+_CRASH: Final = "tests/host/test_crash.py"
+_SOAK: Final = "tests/soak.py"
+_CANARY: Final = "tests/host/test_canary.py"
+SOURCES: Final = {
+    Number.MODEL_RUNS: Source(
+        *(_MODEL, "make test"),
+        "Histories in which a model world publishes, reverts, removes, crashes, holds and fails at random. "
+        "In each, every VM ends on what is published, and none restarts without need.",
+    ),
+    Number.MODEL_STATES: Source(
+        *(_MODEL, "make test"),
+        "States of that world, all its histories together, after which it was judged.",
+    ),
+    Number.CRASH_POINTS: Source(
+        *(_CRASH, "make test"),
+        "Effects of one rotation (writes, renames, messages on the bus, journal records) right before which "
+        "the agent was killed. Started again it finished the rotation, with one restart.",
+    ),
+    Number.RANDOM_KILLS: Source(*(_CRASH, "make test"), "The same at moments that nobody has chosen."),
+    Number.FAULTS: Source(
+        *("tests/host/test_faults.py", "make test"),
+        "Things of the host that failed under the agent: bus, journal, disk, inotify, clock, key, mounts.",
+    ),
+    Number.FUZZED: Source(
+        *("tests/fuzz/command.py", "make fuzz"),
+        "Inputs given to what reads bytes that others wrote. None ended in anything but what is documented.",
+    ),
+    Number.SOAK_ROTATIONS: Source(
+        *(_SOAK, "make soak"),
+        "Rotations of random secrets on one host, one after the other. Its 50 VMs are light: a program that "
+        "reads its credentials and leaves a stamp as the launcher does, and no hypervisor. Now and then the "
+        "agent is killed, or somebody restarts a VM.",
+    ),
+    Number.SOAK_LOST: Source(
+        *(_SOAK, "make soak"), "VMs that did not run what was published within two minutes, or at the end."
+    ),
+    Number.SOAK_DOUBLED: Source(
+        *(_SOAK, "make soak"),
+        "Restarts beyond one for each change and VM, and those that somebody did by hand.",
+    ),
+    Number.SOAK_LATE: Source(
+        *(_SOAK, "make soak"),
+        "Rotations that took over 10 seconds from publishing to the last VM concerned; this depends on the "
+        "machine.",
+    ),
+    Number.LEAKS: Source(
+        *(_CANARY, "make test"),
+        "Places where a value was seen that may not be there: arguments and environments, files, names, the "
+        "journal, systemd's properties, the bus, output; in plain, Base64, hexadecimal and quoted forms.",
+    ),
+    Number.LEAK_PATHS: Source(
+        *(_CANARY, "make test"),
+        "Ways on which that value travelled: successes, failures, refusals, crashes.",
+    ),
+    Number.SECURITY_SCORE: Source(
+        *("tests/host/test_least_privilege.py", "make test"),
+        "The exposure that `systemd-analyze security` finds in the agent's unit.",
+    ),
+}
+
+
+def render(numbers: Mapping[Number, tuple[float, str]], page: str) -> str:
+    """The page with these numbers, and where there is none or the same, what the present page says."""
+    present = _present(page)
+    rows = []
+    for number in Number:
+        value, when = present.get(number, _NONE)
+        if number in numbers:
+            new, moment = numbers[number]
+            if value != _shown(new):
+                value, when = _shown(new), moment[:10]
+        rows.append(f"| {number.value} | {value} | {when} |\n")
+    details = (
+        f"- **{number.value}**: {source.meaning} [`{source.path}`](../{source.path}), `{source.command}`.\n"
+        for number, source in SOURCES.items()
+    )
+    return _HEAD + "".join(rows) + _DETAILS + "".join(details)
+
+
+def is_well_formed(page: str) -> bool:
+    """Whether a page is what would be rendered, whatever its numbers."""
+    return render({}, page) == page
+
+
+def main() -> int:
+    """The command. 1 where ``--check`` finds the page in another form."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reliability", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the form differs")
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    if not parser.parse_args().check:
+        PAGE.write_text(render(noted(), page), encoding="utf-8")
+        return 0
+    if is_well_formed(page):
+        return 0
+    print(f"{PAGE}: not of its form: run make reliability", file=sys.stderr)  # noqa: T201 (its output)
+    return 1
+
+
+def _present(page: str) -> dict[Number, tuple[str, str]]:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) \|$", page, re.MULTILINE)
+    known = {number.value: number for number in Number}
+    return {known[what]: (value, when) for what, value, when in rows if what in known}
+
+
+def _shown(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:,}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
