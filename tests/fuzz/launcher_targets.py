@@ -32,13 +32,10 @@ from launcher.options import (
     parse,
     plain,
     render,
-    split_commas,
     string_list,
     words,
 )
 from tests.fuzz.target import MARKER, Target, check_silent, directory, keys, leaves, parsed, shows_value
-from tests.support.hypervisor import grammar as second
-from tests.support.hypervisor.grammar import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,33 +106,6 @@ def option(data: bytes) -> None:
             check_silent(error)
             continue
         assert {key: plain(value, grammar) for key, value in again.items()} == wanted
-
-
-def grammar(data: bytes) -> None:
-    """An option's text, in both grammars: the stand-in hypervisor's own parser makes the same of it."""
-    text = os.fsdecode(data)
-    if _UNLIKE & set(text):
-        return
-    for ours, theirs in ((Grammar.UP_TO_47, Dialect.UP_TO_V47), (Grammar.FROM_48, Dialect.SINCE_V48)):
-        reader = second.Reader(theirs)
-        assert _outcome(split_commas, text, ours) == _outcome(second.split_commas, text, theirs)
-        assert _outcome(string_list, text, ours) == _outcome(reader.strings, text)
-        assert plain(text, ours) == reader.plain(text)
-        keys = (
-            [key for key, _ in words(text, ours)] if _outcome(split_commas, text, ours) is not None else []
-        )
-        assert _outcome(parse, text, keys, ours) == _outcome(reader.pairs, text, keys)
-
-
-_UNLIKE: Final = frozenset("\x1c\x1d\x1e\x1f")
-"""Blanks to Python's `str.strip`, which the stand-in uses, and none to Rust's trim."""
-
-
-def _outcome(parser: Callable[..., object], *arguments: object) -> object:
-    try:
-        return parser(*arguments)
-    except ValueError:  # either's own error is one
-        return None
 
 
 _CONVERTERS: Final = [
@@ -303,7 +273,7 @@ _OPTION_WORDS: Final = (
     ),
 )
 _KEY_WORDS: Final = tuple(sorted({f"{key}=" for table in schema.OPTIONS.values() for key in table}))
-_GRAMMAR_WORDS: Final = (
+GRAMMAR_WORDS: Final = (
     "oem_strings=[",
     '""',
     '"',
@@ -318,6 +288,7 @@ _GRAMMAR_WORDS: Final = (
     "on",
     "1-3",
 )
+COMMAND_WORDS: Final = (*_OPTION_WORDS, *_KEY_WORDS, *GRAMMAR_WORDS, MARKER)
 _JSON_WORDS: Final = ('{"', '":', "true", "null", "[]", "{}", "1.0", "\\u0030", "1e1", "\\ud800")
 _MANIFEST_WORDS: Final = tuple(
     f'"{word}"'
@@ -374,11 +345,10 @@ _SPEC_WORDS: Final = (
 TARGETS: Final = (
     Target("manifest", manifest, (*_JSON_WORDS, *_MANIFEST_WORDS)),
     Target("stamp", stamp, (*_JSON_WORDS, *_MANIFEST_WORDS)),
-    Target("platform", platform, (*_GRAMMAR_WORDS, MARKER), length_max=128),
-    Target("option", option, _GRAMMAR_WORDS, length_max=256),
-    Target("grammar", grammar, _GRAMMAR_WORDS, length_max=128),
-    Target("option-value", option_value, _GRAMMAR_WORDS, length_max=512),
-    Target("command-line", command_line, (*_OPTION_WORDS, *_KEY_WORDS, *_GRAMMAR_WORDS, MARKER)),
+    Target("platform", platform, (*GRAMMAR_WORDS, MARKER), length_max=128),
+    Target("option", option, GRAMMAR_WORDS, length_max=256),
+    Target("option-value", option_value, GRAMMAR_WORDS, length_max=512),
+    Target("command-line", command_line, COMMAND_WORDS),
     Target(
         "own-arguments",
         own_arguments,
