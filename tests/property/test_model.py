@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
 import msgspec
@@ -200,7 +200,7 @@ class World(RuleBasedStateMachine):
         self.secrets: dict[str, str] | None = None
         self.wanted_before: dict[str, dict[str, bytes] | None] = dict.fromkeys(VMS)
         (self.top / "run").mkdir()
-        self.patches = [
+        self.patches: list[Any] = [
             patch.object(Sender, "send", lambda _sender, _fields: self._effect()),
             patch("os.fsync", lambda _descriptor: self._effect()),
             patch("time.time_ns", lambda: now() + self.clock_offset),
