@@ -67,7 +67,9 @@ def _handed_over(load: Callable[[bytes], Manifest | Stamp], data: bytes) -> None
     again = found.to_bytes()
     assert load(again) == found, "it is not the same once it is written"
     assert is_vm_name(found.vm)
-    assert isinstance(found, Stamp) or all(is_credential_name(entry.name) for entry in found.credentials)
+    names = [] if isinstance(found, Stamp) else [entry.name for entry in found.credentials]
+    assert all(is_credential_name(name) for name in names)
+    assert len(set(names)) == len(names), "a credential is there twice"
     read = json.loads(data)
     if isinstance(found, Manifest):
         read["delivery"].setdefault("initrd", False)  # manifests sealed before there was one have none
