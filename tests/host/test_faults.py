@@ -79,6 +79,8 @@ class Site:
     value: bytes = b""
     others: int = 1
     """How often the other VM, whose secret never changes, was started."""
+    password: bytes = b"never changed"
+    """The other VM's secret."""
     agent: int = 0
     began: int = field(default_factory=lambda: time.time_ns() // 1000)
     """Microseconds since 1970, as the journal counts."""
@@ -87,7 +89,7 @@ class Site:
         """Publish a value that has never been, in a new generation."""
         self.starts += times
         self.value = f"value {time.monotonic_ns()}".encode()
-        self.sops.publish({"api-key": self.value, "db/password": b"never changed"})
+        self.sops.publish({"api-key": self.value, "db/password": self.password})
 
     def started(self, vm: str) -> int:
         """How often a VM was started, as the VM itself has counted."""
@@ -676,3 +678,88 @@ def test_the_host_has_another_key(kept_key: Site, how: str) -> None:
     site.starts += 1
     site.publish()
     site.assert_arrives(f"the host's key: {how}")
+
+
+_HOSTILE = """
+import os, socket, sys
+link, generation = "/run/secrets", f"/run/secrets.d/hostile-{sys.argv[1]}"
+os.makedirs(f"{generation}/db")
+os.chdir(generation)
+with open("db/password", "w") as file:
+    file.write("never changed")
+with open(b"not UTF-8: \\xff\\xfe", "w") as file:
+    file.write("junk")
+os.symlink("loop", "loop")
+for number in range(5000):
+    os.mkdir(f"directory-{number}")
+match sys.argv[1]:
+    case "huge":
+        with open("api-key", "wb") as file:
+            file.truncate(10 << 30)
+    case "fifo":
+        os.mkfifo("api-key")
+    case "device":
+        os.mknod("api-key", 0o20666, os.makedev(1, 5))  # /dev/zero
+    case "socket":
+        socket.socket(socket.AF_UNIX).bind("api-key")
+    case "loop":
+        os.symlink("loop", "api-key")
+os.symlink(generation, f"{link}.new")
+os.rename(f"{link}.new", link)
+"""
+
+
+def test_a_hostile_source(site: Site) -> None:
+    """Whatever stands under a secret's name, and beside it: refused, told once, and it costs nothing."""
+    before = site.resources()
+    # A device is not even opened where the source is mounted as sops-nix does it.
+    expected = {
+        "huge": "over the limit",
+        "fifo": "is not a regular file",
+        "device": "cannot be read",
+        "socket": "is not a regular file",
+        "loop": "leads out of the source",
+    }
+    for number, what in enumerate(expected, 1):
+        site.inside(_HOSTILE, what)
+        site.host.wait(lambda n=number: len(site.told()) >= n, 20, f"{what}: told")  # type: ignore[misc]  # a default binds the number
+    assert site.arrived(), "the VM keeps what it has"
+    for message, said in zip(site.told(), expected.values(), strict=True):
+        assert f"'api-key' {said}" in message
+    site.publish()
+    site.assert_arrives("a hostile source")
+    site.assert_costs_nothing(before)
+    site.host.run("sh", "-c", "rm -rf /run/secrets.d/hostile-*")
+
+
+def test_another_vm_starts_for_ever(site: Site) -> None:
+    """A VM whose start never ends keeps no other waiting; where it does end, it was started once."""
+    endless, name = "/run/faults.endless", "/etc/systemd/system/microvm@db.service.d/90-endless.conf"
+    loop = f"ExecStartPre=+/bin/sh -c 'while [ -e {endless} ]; do sleep 0.1; done'"
+    site.host.write(name, f"[Service]\nTimeoutStartSec=infinity\n{loop}\n")
+    site.host.write(endless, "")
+    site.host.run("systemctl", "daemon-reload")
+    site.deployment.configure(
+        "[source]\nquiet_seconds = 0.2\nresync_seconds = 1.0\n"
+        "[rollout]\nretry_seconds = 0.2\nstamp_seconds = 5.0\nslot_seconds = 1.0\n" + VMS
+    )
+    site.host.run("systemctl", "reload", AGENT)
+    try:
+        site.password = b"changed for once"
+        site.publish()
+        site.host.wait(
+            lambda: site.deployment.unit("db")["SubState"] == "start-pre", 20, "the endless start"
+        )
+        for _ in range(2):
+            site.publish()
+            site.assert_arrives("another VM starts for ever")
+        site.host.run("rm", endless)
+        site.others += 1
+        site.deployment.wait_in_step("db")
+        assert site.deployment.delivered("db") == {"PASSWORD": site.password}
+        site.assert_arrives("another VM starts for ever")
+    finally:
+        site.host.run("rm", "-f", endless, name)
+        site.host.run("systemctl", "daemon-reload")
+        site.deployment.configure(VMS)
+        site.host.run("systemctl", "reload", AGENT)

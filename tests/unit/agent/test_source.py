@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
 import threading
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +21,6 @@ from launcher.handoff import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -84,6 +88,67 @@ def test_devices_are_refused_where_links_are_followed(tmp_path: Path, generation
     """An endless device behind an allowed link is neither read nor waited for."""
     (generation / "x").symlink_to("/dev/zero")
     assert take(tmp_path / "secrets", ["x"], follow_links=True).values == {"x": Problem.NOT_A_FILE}
+
+
+def test_what_cannot_be_read_is_a_problem(tmp_path: Path, generation: Path) -> None:
+    """A file whose reading fails has no value; this one fails for everybody."""
+    (generation / "x").symlink_to("/proc/self/mem")
+    assert take(tmp_path / "secrets", ["x"], follow_links=True).values == {"x": Problem.UNREADABLE}
+
+
+def test_a_socket_is_no_secret(generation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket under a secret's name is neither connected to nor waited for."""
+    monkeypatch.chdir(generation)  # a socket's path may not be long
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("x")
+        assert take(generation, ["x"]).values == {"x": Problem.NOT_A_FILE}
+
+
+def test_memory_is_bounded_by_what_is_asked_for() -> None:
+    """Neither 100,000 names that nobody asked for, whatever they are, nor a file of 10 GiB, take memory."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        source = Path(name)
+        for number in range(100_000):
+            os.mknod(source / f"{number}")
+        (source / "wanted").write_bytes(b"among many")
+        (source / os.fsdecode(b"not UTF-8: \xff\xfe")).write_bytes(b"junk")
+        (source / "loop").symlink_to("loop")
+        with (source / "huge").open("wb") as file:
+            file.truncate(10 << 30)
+        tracemalloc.start()
+        try:
+            assert take(source, ["wanted"]).values == {"wanted": Secret(b"among many")}
+            assert tracemalloc.get_traced_memory()[1] < 2 * PLAINTEXT_MAX  # the names alone have 6 MiB
+            assert take(source, ["huge"]).values == {"huge": Problem.TOO_LARGE}
+            assert tracemalloc.get_traced_memory()[1] < 4 * PLAINTEXT_MAX
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_file_that_grows_is_not_believed(tmp_path: Path, generation: Path) -> None:
+    """What grows while it is read is being written, and is too large once it is: never half a value."""
+    seen: set[Problem] = set()
+    stop = threading.Event()
+
+    def write() -> None:
+        with (generation / "x").open("ab", buffering=0) as file:
+            while not stop.is_set():
+                file.write(b"x" * (1 if Problem.BEING_WRITTEN not in seen else 1 << 16))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while not {Problem.BEING_WRITTEN, Problem.TOO_LARGE} <= seen:
+            with suppress(SourceError):
+                seen |= {
+                    value
+                    for value in take(tmp_path / "secrets", ["x"]).values.values()
+                    if isinstance(value, Problem)
+                }
+    finally:
+        stop.set()
+        writer.join()
+    assert seen <= {Problem.BEING_WRITTEN, Problem.TOO_LARGE, Problem.ABSENT, Problem.EMPTY}
 
 
 def test_missing_source(tmp_path: Path) -> None:
