@@ -714,7 +714,7 @@ def test_a_hostile_source(site: Site) -> None:
     before = site.resources()
     # A device is not even opened where the source is mounted as sops-nix does it.
     expected = {
-        "huge": "over the limit",
+        "huge": "is over the limit",
         "fifo": "is not a regular file",
         "device": "cannot be read",
         "socket": "is not a regular file",
