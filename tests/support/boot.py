@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 180.0
 _WARDEN = Path(__file__).with_name("warden.py")
 
 # Nothing of the tests' own environment gets in: it may hold what is none of a host's business.

@@ -10,7 +10,6 @@ import shlex
 import socket
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.handoff import Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
+from tests.support.host import POLL_SECONDS, patience
 from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER
 from tests.support.kernel import kernel
 
@@ -154,15 +154,17 @@ class Deployment:
 
     def wait_in_step(self, name: str, deadline: float = 20.0) -> None:
         """Wait until a VM runs what is published."""
-        end = time.monotonic() + deadline
+        seconds = deadline * patience()
+        end = time.monotonic() + seconds
         seen = self._traces(name)
         while not self._in_step(name):
             if time.monotonic() > end:
-                raise HostError(f"{name} in step: not within {deadline} s")
+                raise HostError(f"{name} in step: not within {seconds:.0f} s")
             # Each question takes a processor for half a second, which the rotation needs: it is asked again
             # once something has moved, or a second has passed.
-            with suppress(HostError):
-                self.host.wait(lambda before=seen: self._traces(name) != before, 1)  # type: ignore[misc]  # a default binds the value
+            again = time.monotonic() + 1
+            while self._traces(name) == seen and time.monotonic() < again:
+                time.sleep(POLL_SECONDS)
             seen = self._traces(name)
 
     def wait_printed(self, name: str, text: str, deadline: float = 120.0) -> str:

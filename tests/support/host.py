@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 60.0
 POLL_SECONDS = 0.02
+_PATIENCE_MAX = 6.0
 _SYMLINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
 
 
@@ -33,12 +34,24 @@ class CommandError(HostError):
     """A command inside the host failed; the text shows its arguments, status and standard error."""
 
 
+def patience() -> float:
+    """What a deadline is to be multiplied by: more than 1 where more is running than there are processors.
+
+    A deadline ends a test that would wait for ever; it is no measure of how long something may take.
+    """
+    return min(_PATIENCE_MAX, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
+
+
 def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> None:
-    """Look every few milliseconds whether the predicate holds. Raises `HostError` after so many seconds."""
-    end = time.monotonic() + deadline
+    """Look every few milliseconds whether the predicate holds.
+
+    Raises `HostError` after so many seconds, on a machine that is not overloaded.
+    """
+    seconds = deadline * patience()
+    end = time.monotonic() + seconds
     while not predicate():
         if time.monotonic() > end:
-            raise HostError(f"{what}: not within {deadline} s")
+            raise HostError(f"{what}: not within {seconds:.0f} s")
         time.sleep(POLL_SECONDS)
 
 
@@ -85,7 +98,7 @@ class Host:
         """
         with self._start(arguments, env, user) as process:
             try:
-                output, errors = process.communicate(stdin or "", timeout)
+                output, errors = process.communicate(stdin or "", timeout * patience())
             except BaseException:
                 process.kill()
                 raise
@@ -159,7 +172,8 @@ class Host:
         self, predicate: Callable[[dict[str, str]], bool], deadline: float = 10.0, **matches: str
     ) -> dict[str, str]:
         """The first journal entry, old or new, that satisfies the predicate, within so many seconds."""
-        end = time.monotonic() + deadline
+        seconds = deadline * patience()
+        end = time.monotonic() + seconds
         with self._start(_journalctl(matches, "--follow", "--no-tail")) as process:
             try:
                 for entry in _entries_until(process, end):
@@ -167,7 +181,7 @@ class Host:
                         return entry
             finally:
                 process.kill()
-        raise HostError(f"the journal has no such entry after {deadline} s: {matches}")
+        raise HostError(f"the journal has no such entry after {seconds:.0f} s: {matches}")
 
     def wait(self, predicate: Callable[[], object], deadline: float = 10.0, what: str = "condition") -> None:
         """Wait until the predicate holds; for what sends no event. Raises `HostError` when time is up."""
