@@ -31,7 +31,12 @@ LONGEST_FIRST = (
     "host/test_bad_input.py",
     "guest/test_devices.py",
     "property/test_model.py",
+    "host/test_policy.py",
+    "host/test_faults.py",
     "guest/test_demo.py",
+    "host/test_canary.py",
+    "host/test_least_privilege.py",
+    "host/test_soak.py",
     "host/test_rollback.py",
     "guest/test_standin.py",
 )
