@@ -24,6 +24,7 @@ from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
 from tests.support.host import Host
 from tests.support.installation import install
+from tests.support.numbers import Number, note
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def site(crash_host: Host) -> Iterator[Site]:
     sops.remove()
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_every_step(site: Site) -> None:
     """SIGKILL right before any effect of a rotation: started again, the agent finishes it, once.
 
@@ -181,6 +183,7 @@ def test_killed_at_every_step(site: Site) -> None:
     site.deployment.wait_in_step("web")
     assert_store_is_clean(site.host)
     assert_chain_is_whole(site)
+    note(Number.CRASH_POINTS, len(steps))
 
 
 def test_killed_at_random_moments(site: Site) -> None:
@@ -199,6 +202,7 @@ def test_killed_at_random_moments(site: Site) -> None:
     site.deployment.wait_in_step("web")
     assert site.deployment.starts("web") == site.starts
     assert_store_is_clean(site.host)
+    note(Number.RANDOM_KILLS, 30)
 
 
 def test_killed_while_the_vm_restarts(site: Site) -> None:
