@@ -262,6 +262,7 @@ in
         )
         [
           "credferry.service"
+          "credferry-health@.service"
           "credferry-seal.service"
         ];
 
