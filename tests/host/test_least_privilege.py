@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.cli.polkit_rule import rule
+from agent.config import parse
+from agent.events import Event
 from tests.support.cache import cache_directory
-from tests.support.deployment import Deployment
+from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment
 from tests.support.host import Host
 from tests.support.installation import CHECKOUT, install
 from tests.support.numbers import Number, note
@@ -29,19 +33,24 @@ RULE = "/etc/polkit-1/rules.d/50-credferry.rules"
 STORE = "/var/lib/credferry"
 HOST_KEY = "/var/lib/systemd/credential.secret"
 DROP_IN = "50-user.conf"
-VMS = """
+ONE_VM = """
 [vms.web.credentials]
 API_KEY = { secret = "api-key" }
+"""
+TWO_VMS = (
+    ONE_VM
+    + """
 [vms.db]
 guest_key = true
 [vms.db.credentials]
 API_KEY = { secret = "api-key" }
 """
+)
+MAKE_KEY = ("guest-key", "create", "db", "--machine-id", "5ea1ed00c0ffee00c0ffee00c0ffee00")
 CAP_DAC_READ_SEARCH = 1 << 2
 MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 WEB = "microvm@web.service"
-DENIED = "Call failed: Access denied"
-UNASKED = "Call failed: Interactive authentication required."
+DENIED, UNASKED = "denied", "interactive authentication"
 # Of the configured units, too: what the agent never does.
 REFUSED = (
     ("StartUnit", "ss", WEB, "replace"),
@@ -76,13 +85,11 @@ def guarded_host() -> Iterator[Host]:
 
 @pytest.fixture
 def deployment(guarded_host: Host) -> Iterator[Deployment]:
-    """Two light VMs, one sealed for its guest, and a secret for them."""
+    """A light VM, and a secret for it."""
     made, sops = Deployment(guarded_host), SopsNix(guarded_host)
     made.add_vm("web")
-    made.add_vm("db")
-    made.configure(VMS)
+    made.configure(ONE_VM)
     guarded_host.run("systemd-creds", "setup")
-    made.credferry("guest-key", "create", "db", "--machine-id", "5ea1ed00c0ffee00c0ffee00c0ffee00")
     sops.publish({"api-key": b"value 1"})
     yield made
     made.close()
@@ -98,14 +105,21 @@ def unprivileged(deployment: Deployment) -> Deployment:
     for path in drop_ins():
         host.write(f"{path}/{DROP_IN}", (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text())
     host.run("systemctl", "daemon-reload")
-    give_rule(deployment)
+    give_rule(host, rule(parse(ONE_VM.encode(), Path(CONFIG)), USER))
     return deployment
 
 
-def give_rule(deployment: Deployment) -> None:
-    """Give polkit the rule for the present configuration."""
-    deployment.host.write(RULE, deployment.credferry("polkit-rule"))
-    deployment.host.run("systemctl", "restart", "polkit.service")  # it notices by itself, at some time
+def give_rule(host: Host, text: str) -> None:
+    """Give polkit a rule."""
+    host.write(RULE, text)
+    host.run("systemctl", "restart", "polkit.service")  # it notices by itself, at some time
+
+
+def add_sealed_vm(deployment: Deployment) -> None:
+    """Another VM with the same secret, sealed for its guest."""
+    deployment.add_vm("db")
+    deployment.configure(TWO_VMS)
+    deployment.credferry(*MAKE_KEY)
 
 
 def drop_ins() -> list[str]:
@@ -135,14 +149,21 @@ def told(deployment: Deployment) -> set[str]:
 
 
 def call(host: Host, user: str, method: str, signature: str, *arguments: str) -> str:
-    """Ask systemd for something over D-Bus, as a user; what it refuses with, or nothing."""
+    """Ask systemd for something over D-Bus, as a user; what it refuses with, or nothing.
+
+    That is what each version's message has: `DENIED` for polkit's no, `UNASKED` where nobody could be asked.
+    """
     asked = host.run("busctl", "call", *MANAGER, method, signature, *arguments, user=user, check=False)
-    return "" if asked.returncode == 0 else asked.stderr.strip()
+    said = asked.stderr.strip().lower()
+    return "" if asked.returncode == 0 else next((each for each in (UNASKED, DENIED) if each in said), said)
 
 
 def test_the_whole_way_without_root(unprivileged: Deployment) -> None:
-    """As a user with one capability the agent seals, restarts, reloads, feeds its watchdog, is believed."""
+    """As a user with one capability the agent seals, restarts, checks, reloads, and is believed."""
     host = unprivileged.host
+    add_sealed_vm(unprivileged)
+    unprivileged.configure(TWO_VMS.replace("[vms.web.", '[vms.web]\nhealth = ["/bin/true"]\n[vms.web.'))
+    give_rule(host, unprivileged.credferry("polkit-rule"))
     host.run("systemctl", "start", SEAL)
     assert host.unit(SEAL)["Result"] == "success"
     unprivileged.start_vm("web", "db")
@@ -158,6 +179,8 @@ def test_the_whole_way_without_root(unprivileged: Deployment) -> None:
     assert unprivileged.delivered("web") == {"API_KEY": b"value 2"}
     assert host.unit(AGENT)["WatchdogTimestampMonotonic"] != "0"
     host.run("systemctl", "reload", AGENT)
+    health = {"MESSAGE_ID": UNIT_STARTED, "UNIT": "credferry-health@web.service", "_PID": "1"}
+    assert host.journal(**health), "polkit let it be started"
     wanted = {"agent started", "published", "sealed", "restarted", "launched", "configuration"}
     host.wait(lambda: wanted <= told(unprivileged), 20, "the audit")
     assert host.unit(AGENT)["NRestarts"] == "0"
@@ -188,14 +211,12 @@ def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
 def test_a_health_check_may_be_started_where_there_is_one(unprivileged: Deployment) -> None:
     """Starting is granted for the health check of a VM that has one, and for nothing else."""
     host = unprivileged.host
-    unit = "[Service]\nType=oneshot\nExecStart=/bin/true\n"
-    host.write("/etc/systemd/system/credferry-health@.service", unit)
-    unprivileged.configure(VMS.replace("[vms.db]\n", '[vms.db]\nhealth = ["/bin/true"]\n'))
-    give_rule(unprivileged)
+    text = TWO_VMS.replace("[vms.db]\n", '[vms.db]\nhealth = ["/bin/true"]\n')
+    unprivileged.configure(text)
+    give_rule(host, rule(parse(text.encode(), Path(CONFIG)), USER))
     assert call(host, USER, "StartUnit", "ss", "credferry-health@db.service", "replace") == ""
     assert call(host, USER, "StartUnit", "ss", "credferry-health@web.service", "replace") == DENIED
     assert call(host, USER, "StartUnit", "ss", "microvm@db.service", "replace") == DENIED
-    host.run("rm", "/etc/systemd/system/credferry-health@.service")
 
 
 def test_without_the_rule_nothing_is_restarted(unprivileged: Deployment) -> None:
@@ -207,20 +228,60 @@ def test_without_the_rule_nothing_is_restarted(unprivileged: Deployment) -> None
     unprivileged.start_vm("web")
     unprivileged.start_agent()
     SopsNix(host).publish({"api-key": b"value 2"})
-    host.wait_journal(lambda entry: "authentication required" in entry["MESSAGE"], 30, _SYSTEMD_UNIT=AGENT)
+    host.wait_journal(lambda entry: UNASKED in entry["MESSAGE"].lower(), 30, _SYSTEMD_UNIT=AGENT)
     assert unprivileged.starts("web") == 1
+
+
+def test_the_unit_is_believed_and_not_its_user(unprivileged: Deployment) -> None:
+    """What the agent's user says from elsewhere than the agent's unit is not in the audit."""
+    host = unprivileged.host
+    before = host.run("credferry", "audit").stdout
+    fields = f"MESSAGE_ID={Event.SEALED.value}\nMESSAGE=forged\nCREDFERRY_VM=web\n"
+    host.run("logger", "--journald", stdin=fields, user=USER)
+    elsewhere = ("systemd-run", "--quiet", "--pipe", "--wait", f"--uid={USER}", "--unit=elsewhere.service")
+    host.run(*elsewhere, "logger", "--journald", stdin=fields)
+    assert len(host.journal(MESSAGE="forged")) == 2
+    assert host.run("credferry", "audit").stdout == before
+
+
+def test_the_launcher_s_child_is_out_of_reach(deployment: Deployment) -> None:
+    """It has handed the values over, and stays: nobody of the VM's user reads its memory."""
+    host = deployment.host
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web")
+    main = deployment.unit("web")["MainPID"]
+    children = host.run("cat", f"/proc/{main}/task/{main}/children").stdout.split()
+    launchers = [pid for pid in children if "launch" in host.run("cat", f"/proc/{pid}/cmdline").stdout]
+    assert launchers
+    for pid in launchers:
+        assert process_status(host, pid)["Uid"].split()[0] == uid_of(host, "microvm")
+        peek = host.run("head", "--bytes=1", f"/proc/{pid}/maps", user="microvm", check=False)
+        assert "Permission denied" in peek.stderr
+
+
+def test_a_vmm_sees_no_neighbour_s_credentials(deployment: Deployment) -> None:
+    """In a VMM's view of the file system there are its own credentials, and nobody else's."""
+    host = deployment.host
+    add_sealed_vm(deployment)
+    deployment.credferry("sync", "--no-restart")
+    deployment.start_vm("web", "db")
+    enter = ["nsenter", f"--target={deployment.unit('web')['MainPID']}", "--mount", "--", "setpriv"]
+    enter += ["--reuid=microvm", "--regid=kvm", "--clear-groups", "--"]
+    assert host.run(*enter, "ls", "/run/credentials").stdout.split() == [WEB]
+    assert host.run(*enter, "cat", f"/run/credentials/{WEB}/credferry_value.API_KEY").stdout == "value 1"
 
 
 def test_root_works_beside_it(unprivileged: Deployment) -> None:
     """What root's verbs make in the store is the agent's: it opens the locks, and prunes generations."""
     host, sops = unprivileged.host, SopsNix(unprivileged.host)
-    unprivileged.configure(VMS.replace("[vms.db]\n", '[vms.db]\npolicy = "ignore"\n'))
+    add_sealed_vm(unprivileged)
+    unprivileged.configure(TWO_VMS.replace("[vms.db]\n", '[vms.db]\npolicy = "ignore"\n'))
     unprivileged.start_agent()
     unprivileged.start_vm("web", "db")
     host.run("systemctl", "stop", AGENT)
     # A lock of root's would be the end of the agent; so these are made by root, each of them.
     host.run("sh", "-c", f"rm -f {STORE}/*lock {STORE}/guest-keys/*")
-    unprivileged.credferry("guest-key", "create", "db", "--machine-id", "5ea1ed00c0ffee00c0ffee00c0ffee00")
+    unprivileged.credferry(*MAKE_KEY)
     sops.publish({"api-key": b"by root"})
     unprivileged.credferry("sync")
     assert unprivileged.delivered("web") == {"API_KEY": b"by root"}
