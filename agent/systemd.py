@@ -146,7 +146,7 @@ class SystemBus:
                         hint="what became of it is seen at the next look",
                     )
             if is_gone:  # and its result is not here by now, so it was lost
-                return "done"
+                return "failed" if self.unit(name).active == "failed" else "done"
             if time.monotonic() >= deadline:
                 return "no result in time"
             is_gone = not self._is_queued(name, job)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""Records reach journald's socket in their order, now or later, and nobody waits for long."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.journald import Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """Where a socket may be bound: its path may not be long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory) / "socket"
+
+
+def listen(path: Path) -> socket.socket:
+    """A journald that listens, and does no more by itself."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(path))
+    listener.settimeout(10)
+    return listener
+
+
+def test_a_record_in_the_native_protocol(path: Path) -> None:
+    """Fields are lines; one with a line break gives its length instead, as little-endian 64 bits."""
+    with listen(path) as listener:
+        Sender(str(path)).send(["MESSAGE=a=b", "OTHER=two\nlines"])
+        assert listener.recv(4096) == b"MESSAGE=a=b\nOTHER\n\x09\0\0\0\0\0\0\0two\nlines\n"
+
+
+def test_what_cannot_be_sent_goes_before_what_can(path: Path) -> None:
+    """Without a socket, with one that nobody listens to, and with a full one, records are kept in order."""
+    sender = Sender(str(path))
+    sender.send(["NUMBER=0"])
+    listen(path).close()
+    sender.send(["NUMBER=1"])
+    with listen(path) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        sent = 0
+        with suppress(BlockingIOError):
+            while True:
+                other.sendto(b"", str(path))
+                sent += 1
+        sender.send(["NUMBER=2"])  # would hang here for ever
+        for _ in range(sent):
+            assert listener.recv(4096) == b""
+        sender.send(["NUMBER=3"])
+        assert [listener.recv(4096) for _ in range(4)] == [b"NUMBER=%d\n" % number for number in range(4)]
+
+
+def test_no_more_than_so_many_are_kept(path: Path) -> None:
+    """Of those that cannot be sent the last 1000 are kept: the audit's chain shows what is missing."""
+    sender = Sender(str(path))
+    for number in range(1005):
+        sender.send([f"NUMBER={number}"])
+    with listen(path) as listener:
+        # The receiver's queue is shorter: each send takes a second, and then the rest stays for later.
+        for expected in range(6, 12):
+            if expected == 6:
+                sender.send(["NUMBER=1005"])
+            assert listener.recv(4096) == b"NUMBER=%d\n" % expected
+
+
+def test_a_record_too_large_for_a_datagram(path: Path) -> None:
+    """It goes as a sealed file in memory, as journald takes it."""
+    with listen(path) as listener:
+        Sender(str(path)).send(["MESSAGE=" + "x" * (1 << 20)])
+        data, descriptors, _, _ = socket.recv_fds(listener, 4096, 1)
+        assert data == b""
+        with os.fdopen(descriptors[0], "rb") as file:
+            file.seek(0)
+            assert file.read() == b"MESSAGE=" + b"x" * (1 << 20) + b"\n"
