@@ -37,6 +37,8 @@ RESYNC_SECONDS = 2.0
 _SUPPORT = Path(__file__).parent / "support"
 _INSIDE = "/usr/lib/credferry-test"
 _VMS_PER_SHARED = 5
+_BURSTS = (1, 1, 1, 2, 3, 5, 8)
+"""How many generations come one right after the other."""
 _PRODUCE = f"""
 import json, os, sys
 sys.path.insert(0, "{_INSIDE}")
@@ -115,13 +117,18 @@ class Soak:
         wait_until(lambda: not self._behind(self._vms), 60, "all VMs")
         self.host.run("systemctl", "start", AGENT)
 
-    def rotate(self, *, kill: bool) -> None:
-        """One rotation, until it has arrived or counts as lost. With ``kill`` the agent dies in it."""
-        self.tally.rotations += 1
-        touched = self._change()
+    def rotate(self, *, kill: bool, most: int = 1) -> None:
+        """A burst of rotations, of VMs that differ, until all have arrived or count as lost.
+
+        There are at most so many of them. With ``kill`` the agent dies in it.
+        """
         hand = self._chance.choice(self._vms) if self._chance.random() < 0.02 else ""
+        touched: list[str] = []
         began = time.monotonic()
-        self._publish()
+        for _ in range(min(most, self._chance.choice(_BURSTS))):
+            self.tally.rotations += 1
+            touched += self._change(touched)
+            self._publish()
         if kill:
             time.sleep(self._chance.uniform(0, 0.3))  # not waiting for anything: this is the moment
             self.host.kill(AGENT)
@@ -154,19 +161,21 @@ class Soak:
             int(status["VmRSS"].split()[0]), len(list((process / "fd").iterdir())), int(status["Threads"])
         )
 
-    def _change(self) -> list[str]:
-        """Change some secrets; the VMs that use them."""
+    def _change(self, spared: Sequence[str]) -> list[str]:
+        """Change some secrets; the VMs that use them, none of which is to be spared."""
         value, draw = str(self.tally.rotations), self._chance.random()
         if draw < 0.1:
             self.tally.identical += 1
             if draw < 0.05:
                 self._published["unused"] = value
             return []
-        if draw < 0.13:
-            shared = self._shared(self._chance.choice(self._vms))
+        shared = self._shared(self._chance.choice(self._vms))
+        sharing = [vm for vm in self._vms if self._shared(vm) == shared]
+        if draw < 0.13 and not set(sharing) & set(spared):
             self._published[shared] = value
-            return [vm for vm in self._vms if self._shared(vm) == shared]
-        touched = self._chance.sample(self._vms, self._chance.choice((1, 1, 1, 2, 3)))
+            return sharing
+        left = [vm for vm in self._vms if vm not in spared]
+        touched = self._chance.sample(left, min(len(left), self._chance.choice((1, 1, 1, 2, 3))))
         self._published |= {f"own/{vm}": value for vm in touched}
         return touched
 
@@ -242,15 +251,16 @@ def soak(
         run = Soak(stack, vms, seed)
         chance = random.Random(seed)  # noqa: S311 (the same moments in each run)
         began = time.monotonic()
-        for number in range(rotations):
-            share = max(number / rotations, (time.monotonic() - began) / (60 * minutes))
-            if share >= 1:
-                break
-            run.rotate(kill=share < 1 / 3 and chance.random() < kill)
+        told = 0
+        while (
+            share := max(run.tally.rotations / rotations, (time.monotonic() - began) / (60 * minutes))
+        ) < 1:
+            run.rotate(kill=share < 1 / 3 and chance.random() < kill, most=rotations - run.tally.rotations)
             for when, least in (("start", 1 / 3), ("middle", 2 / 3)):
                 if share >= least and when not in run.tally.resources:
                     run.sample(when)
-            if progress and run.tally.rotations % progress == 0:
+            if progress and run.tally.rotations - told >= progress:
+                told = run.tally.rotations
                 speed = run.tally.rotations / (time.monotonic() - began)
                 print(f"{run.tally.rotations} rotations, {speed:.2f} a second", file=sys.stderr, flush=True)  # noqa: T201 (its output)
         run.settle()
