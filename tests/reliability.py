@@ -77,9 +77,9 @@ SOURCES: Final = {
     ),
     Number.SOAK_ROTATIONS: Source(
         *(_SOAK, "make soak"),
-        "Rotations of random secrets on one host, one after the other. Its 50 VMs are light: a program that "
-        "reads its credentials and leaves a stamp as the launcher does, and no hypervisor. Now and then the "
-        "agent is killed, or somebody restarts a VM.",
+        "Rotations of random secrets on one host, singly and in bursts. Its 50 VMs are light: a program "
+        "that reads its credentials and leaves a stamp as the launcher does, and no hypervisor. Now and "
+        "then the agent is killed, or somebody restarts a VM.",
     ),
     Number.SOAK_LOST: Source(
         *(_SOAK, "make soak"), "VMs that did not run what was published within two minutes, or at the end."
