@@ -13,16 +13,12 @@ import os
 import resource
 from dataclasses import dataclass
 
-import structlog
-
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 # include/uapi/asm-generic/mman.h; other on alpha, powerpc and sparc, none of which has cloud-hypervisor
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MAP_NORESERVE = 0x4000  # the same; Python has a name for it from 3.13 on
 _PLENTY = 1 << 36
 """Bytes of address space: more than the agent comes to use, less than any 64-bit process may have."""
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +31,11 @@ class Hardening:
 
 
 def harden() -> Hardening:
-    """Do what is permitted, and go on without the rest, which is told: of swap, which few permit, quietly.
+    """Do what is permitted, and go on without the rest. May be called again. Raises nothing.
 
-    For this process alone: what it starts inherits no more than the limit on cores. Raises nothing.
+    For this process alone: what it starts inherits no more than the limit on cores.
     """
-    done = Hardening(hide(), _forbid_core_dumps(), _lock_memory())
-    if done.dumpable:
-        _log.warning("other processes of this user may read this one's memory", reason=done.dumpable)
-    if done.core:
-        _log.warning("core dumps are limited by the kernel's own refusal alone", reason=done.core)
-    if done.swap:
-        _log.debug("memory may be swapped out", reason=done.swap)
-    return done
+    return Hardening(hide(), _forbid_core_dumps(), _lock_memory())
 
 
 def hide() -> str:

@@ -17,6 +17,8 @@ from agent.journald import reconnect_standard_error
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from agent.hardening import Hardening
+
 _STANDARD_ERROR = 2
 _PRIORITIES = {
     "debug": syslog.LOG_DEBUG,
@@ -42,6 +44,17 @@ def configure() -> None:
         logger_factory=_Logger,
         cache_logger_on_first_use=True,
     )
+
+
+def hardened(done: Hardening) -> None:
+    """Tell what could not be done to keep the process's memory to itself; of swap quietly."""
+    logger = structlog.get_logger()
+    if done.dumpable:
+        logger.warning("other processes of this user may read this one's memory", reason=done.dumpable)
+    if done.core:
+        logger.warning("core dumps are limited by the kernel's own refusal alone", reason=done.core)
+    if done.swap:
+        logger.debug("memory may be swapped out", reason=done.swap)
 
 
 class _Logger:

@@ -238,5 +238,5 @@ def _load(path: Path, kind: type[_T]) -> _T | None:
 def _failed(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"{path}: {os.strerror(error.errno or 0)}",
-        hint="the store must be on a writable file system with room; run as root",
+        hint="the store must be on a writable file system with room, and be run as its owner or root",
     )

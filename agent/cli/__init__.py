@@ -7,28 +7,66 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from agent import hardening, log
-from agent.cli import agent, audit, check, guest_key, health, hold, plan, polkit_rule, status, sync
+from agent import __version__, hardening
 from agent.config import load
 from agent.errors import CredferryError, ExitStatus
 from agent.ownership import as_owner_of
 
+VERBS = {
+    "agent": "agent",
+    "sync": "sync",
+    "plan": "plan",
+    "status": "status",
+    "check": "check",
+    "audit": "audit",
+    "hold": "hold",
+    "release": "hold",
+    "retry": "hold",
+    "guest-key": "guest_key",
+    "polkit-rule": "polkit_rule",
+    "health": "health",
+}
+"""Each verb's module here, loaded when the verb is called: all of them take longer than most verbs do."""
 _WRITING = {"sync", "hold", "release", "retry"}
 """Verbs that write into the state directory, beside an agent that need not be root."""
-app = typer.Typer(
-    name="credferry",
-    help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
-    no_args_is_help=True,
-    # Its pretty tracebacks show what local variables hold.
-    pretty_exceptions_enable=False,
-)
-for _verb in (agent, sync, plan, status, check, audit, hold, guest_key, polkit_rule, health):
-    _verb.register(app)
+
+
+def application(verb: str | None = None) -> typer.Typer:
+    """The command with this verb, or with all of them."""
+    app = typer.Typer(
+        name="credferry",
+        help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
+        no_args_is_help=True,
+        # Its pretty tracebacks show what local variables hold.
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def _verbs(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Keep a verb a verb where it is the only one that is loaded."""
+
+    for module in dict.fromkeys([VERBS[verb]] if verb in VERBS else VERBS.values()):
+        import_module(f"agent.cli.{module}").register(app)
+    for command in app.registered_commands:
+        if command.name in _WRITING and command.callback is not None:
+            command.callback = _as_owner(command.callback)
+    return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"credferry {__version__}")  # noqa: T201 (what was asked for)
+        raise typer.Exit
 
 
 def _as_owner(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,17 +80,11 @@ def _as_owner(verb: Callable[..., Any]) -> Callable[..., Any]:
     return owned
 
 
-for _command in app.registered_commands:
-    if _command.name in _WRITING and _command.callback is not None:
-        _command.callback = _as_owner(_command.callback)
-
-
 def main() -> None:
     """Run a verb; end with a status of `ExitStatus`, and one line on standard error if it failed."""
-    log.configure()
     hardening.harden()  # first: all but the least verbs come to hold values
     try:
-        app()
+        application(sys.argv[1] if len(sys.argv) > 1 else None)()
     except CredferryError as error:
         _fail(f"{error}: {error.hint}", error.status)
     except BrokenPipeError:

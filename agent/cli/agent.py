@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import typer
 
+from agent import hardening
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, connect
 
 
@@ -14,6 +15,10 @@ def register(app: typer.Typer) -> None:
     @app.command("agent")
     def agent(config: ConfigOption = DEFAULT_CONFIG) -> None:
         """Watch the source, seal what changes, restart the VMs concerned. Runs until SIGTERM."""
-        from agent.service import Service  # noqa: PLC0415 (watchdog and systemd are of no use to other verbs)
+        # Of no use to other verbs, and not quickly loaded.
+        from agent import log  # noqa: PLC0415 (see above)
+        from agent.service import Service  # noqa: PLC0415 (see above)
 
+        log.configure()
+        log.hardened(hardening.harden())
         Service(config, connect).run()

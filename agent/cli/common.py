@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from agent.config import DEFAULT_PATH, Config, VmConfig, load
 from agent.errors import VmError
@@ -68,6 +66,9 @@ def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes)
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; in colour, and fitted, on a terminal only."""
+    from rich.console import Console  # noqa: PLC0415 (takes longer than what it is not needed for)
+    from rich.table import Table  # noqa: PLC0415 (see above)
+
     console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.cli import app
+from agent.cli import application
 from agent.cli.polkit_rule import rule
 from agent.config import parse
 
@@ -62,7 +62,7 @@ def test_a_user_is_one(user: str, tmp_path: Path) -> None:
     """Anything but a user's name is refused as usage, with status 2."""
     (tmp_path / "config.toml").write_bytes(CONFIG)
     done = CliRunner().invoke(
-        app, ["polkit-rule", "--config", str(tmp_path / "config.toml"), f"--user={user}"]
+        application(), ["polkit-rule", "--config", str(tmp_path / "config.toml"), f"--user={user}"]
     )
     assert done.exit_code == 2
 
@@ -71,6 +71,6 @@ def test_the_verb_prints_it(tmp_path: Path) -> None:
     """What is printed is the rule for the named user, and nothing else."""
     path = tmp_path / "config.toml"
     path.write_bytes(CONFIG)
-    done = CliRunner().invoke(app, ["polkit-rule", "--config", str(path), "--user=ferry"])
+    done = CliRunner().invoke(application(), ["polkit-rule", "--config", str(path), "--user=ferry"])
     assert done.stdout == rule(parse(CONFIG, path), "ferry")
     assert 'subject.user !== "ferry"' in done.stdout
