@@ -28,6 +28,11 @@ class Conditions:
         self._known[key] = _Condition(text, condition.began if condition else now)
         return True
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """What is the matter at present."""
+        return frozenset(self._known)
+
     def over(self, key: str, now: float) -> str:
         """Take note that it is met no more: how often it was, and for how long; empty where it was not."""
         condition = self._known.pop(key, None)

@@ -63,6 +63,13 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
     """How long a switch in progress is waited for."""
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What monitoring is told."""
+
+    textfile: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\.prom\Z")] | None = None
+    """Where metrics are written, for node-exporter's textfile collector, which takes ``*.prom`` only."""
+
+
 class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One credential of a VM: a secret of the source, or a text that is none."""
 
@@ -110,6 +117,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     file: Path = DEFAULT_PATH
     source: SourceConfig = SourceConfig()
     rollout: RolloutConfig = RolloutConfig()
+    metrics: MetricsConfig = MetricsConfig()
     state_directory: AbsolutePath = "/var/lib/credferry"
     runtime_directory: AbsolutePath = "/run"
     host_key: AbsolutePath = "/var/lib/systemd/credential.secret"
@@ -176,6 +184,7 @@ def parse(content: bytes, path: Path) -> Config:
     vms, said = table.pop("vms", {}), table.get("rollout", {})
     source = _convert(table.pop("source", {}), SourceConfig, path, "source")
     rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
+    metrics = _convert(table.pop("metrics", {}), MetricsConfig, path, "metrics")
     config = _convert(table, Config, path, "")
     if not isinstance(vms, dict):
         raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
@@ -190,7 +199,9 @@ def parse(content: bytes, path: Path) -> Config:
             )
         units[vm.unit] = vm.name
     check_order(checked, rollout.canaries, path)
-    return msgspec.structs.replace(config, file=path, source=source, rollout=rollout, vms=checked)
+    return msgspec.structs.replace(
+        config, file=path, source=source, rollout=rollout, metrics=metrics, vms=checked
+    )
 
 
 def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:

@@ -27,7 +27,7 @@ from agent.events import Event
 from agent.journald import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from agent.store import Store
@@ -46,11 +46,26 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Fact:
+    """What listeners are told of a record: which, and about what; no names of credentials."""
+
+    event: Event
+    vm: str
+    run: str
+    generation: int | None
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
-    """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept."""
+    """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept.
+
+    ``listeners`` are told of each record that was sent, in the thread that wrote it. They must not raise.
+    """
 
     store: Store
     sender: Sender = field(default_factory=Sender)
+    listeners: Sequence[Callable[[Fact], None]] = ()
 
     def record(
         self,
@@ -85,6 +100,8 @@ class Audit:
             fields.append(f"CREDFERRY_HASH={digest}")
             self._keep(_Head(head.sequence + 1, digest, fields))
             self.sender.send([*fields, *_SENDER])
+        for listener in self.listeners:
+            listener(Fact(event, vm, run, generation, head.sequence + 1))
 
     def repeat_last(self) -> None:
         """Send the last record again: a crash may have come between keeping and sending it."""

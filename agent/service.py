@@ -26,6 +26,7 @@ from agent.errors import BusError, CredferryError, SourceError, StoreError
 from agent.events import Event
 from agent.journal import Audit
 from agent.observe import Look, Observer, open_store
+from agent.metrics import Metrics
 from agent.pace import Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
@@ -64,6 +65,7 @@ class Service:
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._conditions = Conditions()
         self._is_announced = False
+        self._metrics = Metrics()
         self._unsteady = False
         self._bus_retry_at = 0.0
         config = configuration.load(path)
@@ -98,7 +100,7 @@ class Service:
     def _use(self, config: Config, store: Store) -> None:
         self._config = config
         self._store = store
-        self._audit = Audit(self._store)
+        self._audit = Audit(self._store, listeners=(self._metrics.hear,))
         self._observer = Observer(config, self._store)
         self._pacer = Pacer(config, store)
         self._sealer = Sealer(store, self._observer, self._audit)
@@ -127,9 +129,23 @@ class Service:
         daemon.notify("WATCHDOG=1")
         return delay
 
+        self._write_metrics()
     def _raise_errors(self) -> None:
         """Raise what a restarting thread could not handle."""
         with suppress(queue.Empty):
+    def _write_metrics(self) -> None:
+        textfile, now = self._config.metrics.textfile, time.monotonic()
+        if textfile is None:
+            return
+        lacks, period = self._conditions.keys, self._config.source.resync_seconds * (1 - _JITTER)
+        try:
+            self._metrics.write_if_due(Path(textfile), lacks, period)
+        except OSError as error:
+            if self._conditions.met("metrics", str(error), now):
+                _log.error("metrics cannot be written", file=textfile, reason=error.strerror)
+        else:
+            self._tell_over("metrics", "metrics can be written again")
+
             raise self._errors.get_nowait()
 
     def _announce(self) -> None:
@@ -146,7 +162,9 @@ class Service:
             if self._conditions.met("source", str(error), now):
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
             # A VM that a restart of ours left down is put back without a source, too.
-            self._ask_for_restarts(self._observer.look_or_refuse(vms, manager))
+            look = self._observer.look_or_refuse(vms, manager)
+            self._metrics.looked(look, self._store, with_source=False)
+            self._ask_for_restarts(look)
             return self._resync()
         if counted := self._conditions.over("source", now):
             message = f"source {self._config.source.path} can be read again; its lack was {counted}"
@@ -182,6 +200,7 @@ class Service:
             manager = self._manager
             if manager is not None and not self._stop.is_set() and name in self._config.vms:
                 state = self._rollout.restart(name, manager)
+        self._metrics.looked(look, self._store, with_source=True)
                 _log.info("rollout", vm=name, state=state.value)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
             self._dispatcher.forget_waiting()

@@ -87,6 +87,14 @@ class Store:
         directory = self.vm_directory(vm) / "current"
         try:
             return {
+    def sealed_at(self, manifest: Manifest) -> float | None:
+        """When a generation was written, on the wall; None where it is there no more."""
+        directory = self.vm_directory(manifest.vm) / "generations" / str(manifest.generation)
+        try:
+            return directory.stat().st_mtime
+        except OSError:
+            return None
+
                 path.name.removeprefix(VALUE_PREFIX): Secret(
                     unseal(path.read_bytes(), name=unit_credential(path.name), key=self.key)
                 )
