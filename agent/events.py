@@ -17,6 +17,7 @@ class Event(enum.Enum):
     CONFIGURATION = "efe135d978f84e3280cc0513a60c2b51"
     SOURCE_LOST = "cd42da9f45b140f3844f41f2be2d0cce"
     SOURCE_BACK = "d4ea00e8f0be4990b7877fb1851f9878"
+    HOST_KEY = "2734ba8d83d14d99825b641f8cf177ed"
     PUBLISHED = "007fb617e36d4469af80831a20b706d9"
     SEALED = "21b441b55c074bce9c848be83f4f2f52"
     REFUSED = "6083fe10359e46a78d25b4dad432d3e2"
@@ -51,6 +52,7 @@ _PRIORITIES = {
     Event.CONFIGURATION: syslog.LOG_INFO,
     Event.WAITING: syslog.LOG_INFO,
     Event.SOURCE_LOST: syslog.LOG_ERR,
+    Event.HOST_KEY: syslog.LOG_WARNING,
     Event.REFUSED: syslog.LOG_WARNING,
     Event.RESTART_FAILED: syslog.LOG_ERR,
     Event.HALTED: syslog.LOG_WARNING,

@@ -56,6 +56,11 @@ class CredentialKey:
     def __repr__(self) -> str:
         return "CredentialKey(…)"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CredentialKey) and hmac.compare_digest(self._data, other._data)
+
+    __hash__ = None  # type: ignore[assignment]  # nobody keeps keys by their hashes
+
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a key is not pickled")
 

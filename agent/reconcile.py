@@ -12,7 +12,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent.desired import Desired, Refused, over_limit
+from agent.desired import Desired, Refused, are_of_one_key, over_limit
 from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
 
@@ -119,7 +119,7 @@ def _running(
     now: Observed, wanted: Desired, seal: Desired | None, unit: UnitState, *, grace_over: bool
 ) -> Decision:
     vm = now.vm
-    running = _running_digest(now, unit)
+    running = running_digest(now, unit, wanted)
     if not unit.is_loaded:
         return Decision(vm, State.NO_UNIT, seal=seal, reasons=(f"systemd has no unit {vm.unit}",))
     failed = _after_a_failure(now, wanted, seal, running)
@@ -136,7 +136,8 @@ def _running(
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
     if running is None:
-        # Started without us, or by a launcher that left no stamp: it has what was current before now.
+        # Started without us, by a launcher that left no stamp, or under another key of the host: it has what
+        # was current before now.
         running = now.sealed.digest if now.sealed is not None else wanted.digest
         assume = Assumed(unit.invocation_id, running)
     if running == wanted.digest:
@@ -212,7 +213,16 @@ def _must_go_back(now: Observed) -> bool:
     return _is_down_by_us(now)
 
 
-def _running_digest(now: Observed, unit: UnitState) -> str | None:
-    """What the present invocation was started with; a stamp of another one counts as none."""
+def running_digest(now: Observed, unit: UnitState, wanted: Desired) -> str | None:
+    """What the present invocation was started with; what is another's, or another key's, tells nothing."""
     known = (now.stamp, now.assumed)
-    return next((each.digest for each in known if each and each.invocation_id == unit.invocation_id), None)
+    return next(
+        (
+            each.digest
+            for each in known
+            if each
+            and each.invocation_id == unit.invocation_id
+            and are_of_one_key(each.digest, wanted.digest)
+        ),
+        None,
+    )

@@ -17,7 +17,8 @@ import msgspec
 from agent.errors import BusError
 from agent.events import Event
 from agent.notes import Attempt, Outcome
-from agent.reconcile import Observed, State
+from agent.reconcile import Decision, Observed, State
+from agent.store import rollout_lock
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from launcher.handoff import Manifest
 
 _POLL_SECONDS = 0.05
+_OVERTAKEN_MAX = 3
 HEALTH_UNIT = "credferry-health@{vm}.service"
 
 
@@ -46,6 +48,8 @@ class Rollout:
     audit: Audit
     pacer: Pacer
     stop: threading.Event = field(default_factory=threading.Event)
+    _overtaken: dict[str, int] = field(default_factory=dict)
+    """How often in a row something newer was published right before the restart."""
 
     def restart_all(self, names: Iterable[str], manager: SystemManager) -> dict[str, State]:
         """Restart VMs one after the other; the state each ends in. Raises `BusError`, `StoreError`."""
@@ -66,12 +70,20 @@ class Rollout:
                 return self._roll_back(vm, attempt, manager)
             if decision.prove and attempt is not None and manifest is not None:
                 return self._prove(vm, manifest, attempt, manager, time.monotonic())
-            if not decision.restart or decision.seal is not None or manifest is None:
+            if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             failed = self._failed_for(manifest.run, vm) if not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed)
             return self._restart(vm, manifest, _previous(observed), manager)
+
+    def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
+        """Whether something newer is to be sealed first; a producer that never rests is not waited for."""
+        times = self._overtaken.pop(vm.name, 0)
+        if decision.seal is None or times >= _OVERTAKEN_MAX:
+            return False
+        self._overtaken[vm.name] = times + 1
+        return True
 
     def forget_ended(self, look: Look) -> None:
         """Let go of restarts that ended well while nobody of ours was there to see. Raises `StoreError`."""
@@ -89,7 +101,7 @@ class Rollout:
                 self.store.record_attempt(decision.vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
-        return self.store.lock(f"rollout.{name}.lock", wait=wait)
+        return self.store.lock(rollout_lock(name), wait=wait)
 
     def _failed_for(self, run: str, vm: VmConfig) -> str:
         """The VM whose restart for the same change failed, if any."""
@@ -171,7 +183,7 @@ class Rollout:
         except BusError as error:
             manager.unit(vm.unit)  # raises as well where systemd cannot be reached; else it has refused
             return str(error)
-        if result != "done":
+        if result not in {"done", "canceled"}:  # somebody else's job came in its place, and may do as well
             return f"systemd's job ended with {result!r}"
         before = unit.invocation_id
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
@@ -211,7 +223,7 @@ class Rollout:
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether a restart of ours left the VM down or on old values; stopped by somebody is neither."""
         unit = manager.unit(vm.unit)
-        if unit.active == "inactive" and unit.result == "success":
+        if unit.has_job or (unit.active == "inactive" and unit.result == "success"):
             return False
         stamp = self.observer.stamp(vm, unit)
         return not (unit.is_active and stamp is not None and stamp.digest == manifest.digest)

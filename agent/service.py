@@ -20,13 +20,14 @@ import structlog
 from systemd import daemon
 
 from agent import config as configuration
+from agent import rekey
 from agent.conditions import Conditions
 from agent.dispatch import Dispatcher
-from agent.errors import BusError, CredferryError, SourceError, StoreError
+from agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError
 from agent.events import Event
 from agent.journal import Audit
-from agent.observe import Look, Observer, open_store
 from agent.metrics import Metrics
+from agent.observe import Look, Observer, open_store
 from agent.pace import Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
@@ -64,11 +65,12 @@ class Service:
         self._manager: SystemManager | None = None
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._conditions = Conditions()
-        self._is_announced = False
         self._metrics = Metrics()
+        self._is_announced = False
         self._unsteady = False
         self._bus_retry_at = 0.0
         config = configuration.load(path)
+        self._key_identity: rekey.Identity | None = None
         rollout = config.rollout
         self._dispatcher = Dispatcher(self._restart, rollout.concurrency, rollout.slot_seconds)
         self._use(config, open_store(config))
@@ -117,6 +119,7 @@ class Service:
         try:
             self._raise_errors()
             self._announce()
+            self._heed_host_key()
             delay = min(self._look(), self._dispatcher.relieve())
         except BusError as error:
             self._lose_bus(error)
@@ -126,13 +129,10 @@ class Service:
             delay = _STORE_RETRY_SECONDS
         else:
             self._tell_over("store", "the store can be written again")
+        self._write_metrics()
         daemon.notify("WATCHDOG=1")
         return delay
 
-        self._write_metrics()
-    def _raise_errors(self) -> None:
-        """Raise what a restarting thread could not handle."""
-        with suppress(queue.Empty):
     def _write_metrics(self) -> None:
         textfile, now = self._config.metrics.textfile, time.monotonic()
         if textfile is None:
@@ -146,6 +146,9 @@ class Service:
         else:
             self._tell_over("metrics", "metrics can be written again")
 
+    def _raise_errors(self) -> None:
+        """Raise what a restarting thread could not handle."""
+        with suppress(queue.Empty):
             raise self._errors.get_nowait()
 
     def _announce(self) -> None:
@@ -153,6 +156,28 @@ class Service:
             self._audit.repeat_last()
             self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
             self._is_announced = True
+
+    def _heed_host_key(self) -> None:
+        """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""
+        identity = rekey.identity(Path(self._config.host_key))
+        if identity == self._key_identity and identity is not None:
+            return
+        manager, vms = self._bus(), list(self._config.vms.values())
+        try:
+            store = open_store(self._config)
+        except KeyFileError as error:
+            if self._conditions.met("key", str(error), time.monotonic()):
+                _log.error("the host's key stays the one that was", reason=describe(error))
+            return
+        self._tell_over("key", "the host's key can be read again")
+        if store.key != self._store.key:
+            after = Observer(self._config, store).look_or_refuse(vms, manager)
+            rekey.carry_over(self._observer.look_or_refuse(vms, manager), after, store)
+            self._watch.stop()
+            self._use(self._config, store)
+            self._watch.start()
+            self._audit.record(Event.HOST_KEY, "the host's key is another: all is sealed anew")
+        self._key_identity = rekey.identity(Path(self._config.host_key))
 
     def _look(self) -> float:
         vms, manager, now = self._config.vms.values(), self._bus(), time.monotonic()
@@ -175,6 +200,7 @@ class Service:
         self._rollout.forget_ended(look)
         self._sealer.seal_due(look)
         look = self._pacer.hold_back(look)
+        self._metrics.looked(look, self._store, with_source=True)
         self._reporter.report(look.decisions)
         self._ask_for_restarts(look)
         daemon.notify(f"STATUS={_summary(look)}")
@@ -200,7 +226,6 @@ class Service:
             manager = self._manager
             if manager is not None and not self._stop.is_set() and name in self._config.vms:
                 state = self._rollout.restart(name, manager)
-        self._metrics.looked(look, self._store, with_source=True)
                 _log.info("rollout", vm=name, state=state.value)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
             self._dispatcher.forget_waiting()

@@ -53,6 +53,11 @@ KEEP = 3
 _T = TypeVar("_T", Assumed, Attempt, Restarts)
 
 
+def rollout_lock(vm: str) -> str:
+    """The name, for `Store.lock`, of what is held while a VM is restarted."""
+    return f"rollout.{vm}.lock"
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """The sealed generations below one state directory, readable by root alone."""
@@ -82,11 +87,6 @@ class Store:
         expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
         return manifest if manifest.vm == vm and files == expected else None
 
-    def values(self, vm: str) -> dict[str, Secret]:
-        """The values of a VM's current generation. Raises `StoreError` when they cannot be opened."""
-        directory = self.vm_directory(vm) / "current"
-        try:
-            return {
     def sealed_at(self, manifest: Manifest) -> float | None:
         """When a generation was written, on the wall; None where it is there no more."""
         directory = self.vm_directory(manifest.vm) / "generations" / str(manifest.generation)
@@ -95,6 +95,11 @@ class Store:
         except OSError:
             return None
 
+    def values(self, vm: str) -> dict[str, Secret]:
+        """The values of a VM's current generation. Raises `StoreError` when they cannot be opened."""
+        directory = self.vm_directory(vm) / "current"
+        try:
+            return {
                 path.name.removeprefix(VALUE_PREFIX): Secret(
                     unseal(path.read_bytes(), name=unit_credential(path.name), key=self.key)
                 )

@@ -15,6 +15,8 @@ def verdict(unit: UnitState, stamp: Stamp | None, manifest: Manifest, before: st
 
     ``before`` is the unit's invocation before the restart. ``done`` alone says only that the job ended.
     """
+    if unit.is_changing:  # somebody else's job, or systemd's own next try
+        return None
     if unit.active in {"failed", "inactive"}:
         return f"its unit is {unit.active}, with result {unit.result!r}"
     if not unit.is_active or unit.invocation_id == before or stamp is None:

@@ -15,7 +15,7 @@ from agent.events import Event
 from agent.journal import Audit
 from agent.notes import Outcome
 from agent.observe import open_store
-from agent.store import Store
+from agent.store import Store, rollout_lock
 
 VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 
@@ -45,10 +45,11 @@ def register(app: typer.Typer) -> None:
         named = chosen(loaded, vms)
         store = open_store(loaded)
         for vm in named:
-            attempt = store.attempt(vm.name)
-            if attempt is not None:
-                again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="")
-                store.record_attempt(vm.name, again)
+            with store.lock(rollout_lock(vm.name)):  # who is at it notes how it ends before this
+                attempt = store.attempt(vm.name)
+                if attempt is not None:
+                    again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="")
+                    store.record_attempt(vm.name, again)
         sync_once(loaded, named, json=json)
 
 

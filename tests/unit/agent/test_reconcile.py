@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
-from agent.desired import Desired, Refused, desired
+from agent.desired import KEY_DIGITS, Desired, Refused, desired
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
@@ -21,7 +21,9 @@ from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
 KEY = CredentialKey(bytes(4096))
 GUEST = CredentialKey(b"\1" * 4096)
 VM = VmConfig(name="web", unit="microvm@web.service", credentials={"K": CredentialConfig(secret="k")})
-NEW, OLD = "e" * 64, "0" * 64
+KEY_ID = KEY.derive("digest key id").hex()[:KEY_DIGITS]
+NEW, OLD = "e" * 56 + KEY_ID, "0" * 56 + KEY_ID
+OF_ANOTHER_KEY = "e" * 64
 INVOCATION, OTHER = "a" * 32, "b" * 32
 
 
@@ -298,6 +300,22 @@ class TestDesired:
         vm = VmConfig(name="web", credentials={"K": CredentialConfig(secret="k", required=False)})
         result = desired(vm, snapshot(k=problem), KEY, None)
         assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY})
+
+
+def test_another_key() -> None:
+    """What a stamp of another host key stands for is not known: nothing is restarted for it."""
+    now = observed(sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY))
+    decision = decide(now)
+    assert (decision.state, decision.restart) == (State.IN_STEP, False)
+    assert decision.assume == Assumed(INVOCATION, NEW)
+
+
+@pytest.mark.parametrize(("digest", "state"), [(NEW, State.IN_STEP), (OLD, State.RESTART_DUE)])
+def test_another_key_and_what_was_written_down(digest: str, state: State) -> None:
+    """Where it was written down in terms of the key that is now, that holds."""
+    written = Assumed(INVOCATION, digest)
+    now = observed(sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY), assumed=written)
+    assert decide(now).state is state
 
 
 class TestLimits:
