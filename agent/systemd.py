@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""systemd over D-Bus; the only module that knows pydbus.
+"""systemd over D-Bus.
 
-pydbus waits for ever unless told otherwise, and its shared connection kills the process when the bus goes
-(GDBus's exit-on-close). So the connection is our own, and every call has a deadline. JobRemoved can arrive
-before the method that made the job has returned, so every result is kept until it is asked for.
+JobRemoved can arrive before the method that made the job has returned, so every result is kept until it is
+asked for.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import pydbus
-from gi.repository import Gio, GLib
-
+from agent.bus import CALL_SECONDS, Bus, Error, reason
 from agent.errors import BusError
 from agent.units import UnitState
 
@@ -32,7 +28,6 @@ _UNIT_PROPERTIES = (
     "ActiveEnterTimestampMonotonic",
 )
 _SERVICE_PROPERTIES = ("Result", "TimeoutStartUSec", "TimeoutStopUSec")
-_CALL_SECONDS = 20.0
 _ASK_SECONDS = 5.0
 """How often systemd is asked whether it still has a job."""
 _RESULTS_KEPT = 1024
@@ -40,7 +35,6 @@ _MARGIN_SECONDS = 10.0
 _FOREVER = 2**64 - 1
 _UNBOUNDED_START_SECONDS = 3600.0
 """How long a unit whose own timeouts are infinite may take for a restart."""
-_SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 
 
 class SystemBus:
@@ -55,43 +49,28 @@ class SystemBus:
         self._results: OrderedDict[str, str] = OrderedDict()
         self._ended = threading.Condition()
         self._alive = True
-        address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", _SYSTEM_BUS)
+        self._bus = Bus("systemd-signals", self._on_closed)
         try:
-            self._bus = pydbus.connect(address)
-        except GLib.Error as error:
-            raise BusError(
-                f"no connection to the system bus: {_reason(error)}",
-                hint="is dbus.service running, and /run/dbus reachable from here?",
-            ) from None
-        self._bus.con.set_exit_on_close(False)
-        self._bus.con.connect("closed", self._on_closed)
-        self._bus.con.signal_subscribe(
-            _SYSTEMD,
-            f"{_SYSTEMD}.Manager",
-            "JobRemoved",
-            _MANAGER_PATH,
-            None,
-            Gio.DBusSignalFlags.NONE,
-            self._on_job_removed,
-        )
-        self._loop = GLib.MainLoop()
-        self._thread = threading.Thread(target=self._loop.run, name="systemd-signals", daemon=True)
-        self._thread.start()
-        try:
-            self._manager = self._bus.get(_SYSTEMD, _MANAGER_PATH, timeout=_CALL_SECONDS)
-            self._manager.Subscribe(timeout=_CALL_SECONDS)
-        except GLib.Error as error:
+            self._bus.subscribe(
+                _SYSTEMD, _MANAGER_PATH, f"{_SYSTEMD}.Manager.JobRemoved", self._on_job_removed
+            )
+            self._manager = self._bus.pydbus.get(_SYSTEMD, _MANAGER_PATH, timeout=CALL_SECONDS)
+            self._manager.Subscribe(timeout=CALL_SECONDS)
+        except Error as error:
             self.close()
             raise _refused("systemd", error) from None
+        except BusError:
+            self.close()
+            raise
 
     def unit(self, name: str) -> UnitState:
         """See `SystemManager`."""
         try:
-            path = self._manager.LoadUnit(name, timeout=_CALL_SECONDS)
+            path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
             unit = self._properties(path, _UNIT, _UNIT_PROPERTIES)
             is_loaded = unit["LoadState"] == "loaded"
             service = self._properties(path, _SERVICE, _SERVICE_PROPERTIES) if is_loaded else {}
-        except GLib.Error as error:
+        except Error as error:
             raise _refused(name, error) from None
         now = time.clock_gettime(time.CLOCK_MONOTONIC)
         active = unit["ActiveState"] == "active"
@@ -116,8 +95,8 @@ class SystemBus:
         """See `SystemManager`."""
         try:
             # A start limit that was hit would refuse the start, whatever its cause has become.
-            self._manager.ResetFailedUnit(name, timeout=_CALL_SECONDS)
-        except GLib.Error as error:
+            self._manager.ResetFailedUnit(name, timeout=CALL_SECONDS)
+        except Error as error:
             raise _refused(name, error) from None
         return self._job(name, self._manager.RestartUnit)
 
@@ -128,8 +107,8 @@ class SystemBus:
     def _job(self, name: str, method: Callable[..., str]) -> str:
         deadline = time.monotonic() + self.unit(name).restart_seconds + _MARGIN_SECONDS
         try:
-            job = method(name, "replace", timeout=_CALL_SECONDS)
-        except GLib.Error as error:
+            job = method(name, "replace", timeout=CALL_SECONDS)
+        except Error as error:
             raise _refused(name, error) from None
         is_gone = False
         while True:
@@ -154,9 +133,9 @@ class SystemBus:
     def _is_queued(self, name: str, job: str) -> bool:
         """Whether systemd still has a unit's job: while it begins anew, its signals reach nobody."""
         try:
-            path = self._manager.LoadUnit(name, timeout=_CALL_SECONDS)
+            path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
             queued: str = self._properties(path, _UNIT, ("Job",))["Job"][1]
-        except GLib.Error as error:
+        except Error as error:
             raise _refused(name, error) from None
         return queued == job
 
@@ -165,32 +144,20 @@ class SystemBus:
         with self._ended:  # the connection itself tells nobody once the loop has ended
             self._alive = False
             self._ended.notify_all()
-        self._loop.quit()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5)
-        if not self._bus.con.is_closed():
-            self._bus.con.close_sync(None)
+        self._bus.close()
 
     def _properties(self, path: str, interface: str, names: Iterable[str]) -> dict[str, Any]:
         # Not through pydbus's proxies: those would introspect each unit first, a call and a class each.
-        reply = self._bus.con.call_sync(
-            _SYSTEMD,
-            path,
-            "org.freedesktop.DBus.Properties",
-            "GetAll",
-            GLib.Variant("(s)", (interface,)),
-            GLib.VariantType("(a{sv})"),
-            Gio.DBusCallFlags.NONE,
-            int(_CALL_SECONDS * 1000),
-            None,
+        reply = self._bus.call(
+            _SYSTEMD, path, "org.freedesktop.DBus.Properties.GetAll", ("(s)", (interface,))
         )
         # Only these: to unpack all of a service's, some 300, took nine tenths of a look at dozens of VMs.
         table = reply.get_child_value(0)
         found = {name: table.lookup_value(name, None) for name in names}
         return {name: value.unpack() for name, value in found.items() if value is not None}
 
-    def _on_job_removed(self, *signal: Any) -> None:  # noqa: ANN401 (GDBus's six positional arguments)
-        _number, job, unit, result = signal[5].unpack()
+    def _on_job_removed(self, arguments: tuple[Any, ...]) -> None:
+        _number, job, unit, result = arguments
         with self._ended:
             self._results[job] = result
             while len(self._results) > _RESULTS_KEPT:
@@ -198,7 +165,7 @@ class SystemBus:
             self._ended.notify_all()
         self._on_job(unit)
 
-    def _on_closed(self, *_: Any) -> None:  # noqa: ANN401 (GDBus's arguments, none of use)
+    def _on_closed(self) -> None:
         with self._ended:
             self._alive = False
             self._ended.notify_all()
@@ -209,9 +176,5 @@ def _seconds(microseconds: int) -> float:
     return _UNBOUNDED_START_SECONDS if microseconds == _FOREVER else microseconds / 1e6
 
 
-def _reason(error: Any) -> str:  # noqa: ANN401 (GLib.Error has no stubs)
-    return str(error.message).removeprefix("GDBus.Error:").strip()
-
-
 def _refused(what: str, error: Any) -> BusError:  # noqa: ANN401 (GLib.Error has no stubs)
-    return BusError(f"{what}: {_reason(error)}", hint="see: systemctl status, and journalctl -b")
+    return BusError(f"{what}: {reason(error)}", hint="see: systemctl status, and journalctl -b")
