@@ -190,9 +190,12 @@ class Metrics:
         for what in LACKS:
             lacking.add_metric((what,), what in self._lacks)
         yield lacking
-        yield GaugeMetricFamily(
-            "credferry_audit_sequence", "The number of the agent's last record in the audit.", self._sequence
-        )
+        if self._sequence:  # without a store there is none, which is no step back to 0
+            yield GaugeMetricFamily(
+                "credferry_audit_sequence",
+                "The number of the agent's last record in the audit.",
+                self._sequence,
+            )
 
     def _behind_since(self, observed: Observed, decision: Decision, store: Store) -> float | None:
         vm = decision.vm.name

@@ -90,9 +90,9 @@ class World:
         self.metrics.write_if_due(self.file, lacks, period)
 
     def samples(self) -> dict[tuple[str, ...], float]:
-        """All samples of the file, by name and the values of their labels."""
+        """All samples of the file, by name and the values of their labels in the order of these."""
         return {
-            (sample.name, *sample.labels.values()): sample.value
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(self.file.read_text())
             for sample in family.samples
         }
@@ -124,8 +124,8 @@ def test_states(world: World) -> None:
     world.look(running=OLD, held=True)
     world.write()
     samples = world.samples()
-    assert samples["credferry_vm_state", "web", "held"] == 1
-    assert samples["credferry_vm_state", "web", "in step"] == 0
+    assert samples["credferry_vm_state", "held", "web"] == 1
+    assert samples["credferry_vm_state", "in step", "web"] == 0
     assert samples["credferry_vms", "held"] == samples["credferry_vms", "in step"] == 1
     assert sum(samples["credferry_vms", state.value] for state in State) == 2
 
@@ -172,9 +172,9 @@ def test_a_rotation(world: World) -> None:
     world.tell(Event.RESTARTED, run="that of an earlier change", sequence=4)
     world.write()
     samples = world.samples()
-    assert samples["credferry_restarts_total", "web", "done"] == 2
-    assert samples["credferry_restarts_total", "web", "failed"] == 1
-    assert samples["credferry_restarts_total", "db", "done"] == 0
+    assert samples["credferry_restarts_total", "done", "web"] == 2
+    assert samples["credferry_restarts_total", "failed", "web"] == 1
+    assert samples["credferry_restarts_total", "done", "db"] == 0
     assert samples["credferry_rotation_seconds_bucket", "2.5"] == 0
     assert samples["credferry_rotation_seconds_bucket", "5.0"] == 1
     assert samples["credferry_rotation_seconds_bucket", "+Inf"] == 1
@@ -183,7 +183,7 @@ def test_a_rotation(world: World) -> None:
 
 
 def test_what_is_lacking(world: World) -> None:
-    """A source, a bus, a store or key that the agent must do without shows, and the last good look's time."""
+    """A source, bus, store or key that the agent must do without shows, and the last good look's time."""
     world.look()
     world.clock.now += 10
     world.write("source", "of no interest")
