@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.sealing import sealed_size
@@ -46,8 +46,30 @@ class Refused:
     """Whether a look a little later may well find otherwise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """64 hex digits for each secret's value, the same in every VM that uses the secret, for one look.
+
+    Bound to the secret's name in the source, so that two secrets of one value do not show it.
+    """
+
+    key: CredentialKey
+    _known: dict[str, str] = field(default_factory=dict)
+
+    def of(self, vm: VmConfig, name: str, value: Secret) -> str:
+        """The fingerprint of a VM's credential."""
+        secret = vm.credentials[name].secret
+        label = f"text/{vm.name}/{name}" if secret is None else f"secret/{secret}"
+        known = self._known.get(label)
+        if known is None:
+            content = label.encode() + b"\0" + value.reveal()
+            known = hmac.digest(self.key.derive("fingerprint"), content, "sha256").hex()
+            self._known[label] = known
+        return known
+
+
 def desired(
-    vm: VmConfig, snapshot: Snapshot, key: CredentialKey, guest_key: CredentialKey | None
+    vm: VmConfig, snapshot: Snapshot, fingerprints: Fingerprints, guest_key: CredentialKey | None
 ) -> Desired | Refused:
     """What the VM should get according to what is published now.
 
@@ -77,19 +99,17 @@ def desired(
         )
     if reasons:
         return Refused(tuple(reasons), passing)
-    fingerprints = {name: fingerprint(key, vm, name, value) for name, value in values.items()}
+    kinds = {name: vm.kind(name) for name in sorted(values)}
+    known = {name: fingerprints.of(vm, name, values[name]) for name in kinds}
     guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
     parts = [
-        [name, kind.value, fingerprints[name], guest if kind is Kind.SEALED else ""]
-        for name in sorted(values)
-        for kind in (vm.kind(name),)
+        [name, kind.value, known[name], guest if kind is Kind.SEALED else ""] for name, kind in kinds.items()
     ]
+    key = fingerprints.key
     digest = hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex()
     return Desired(
         digest=digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS],
-        entries=tuple(
-            ManifestEntry(name, vm.kind(name), fingerprints[name][:16]) for name in sorted(values)
-        ),
+        entries=tuple(ManifestEntry(name, kind, known[name][:16]) for name, kind in kinds.items()),
         values=values,
         delivery=vm.delivery,
     )
@@ -98,16 +118,6 @@ def desired(
 def are_of_one_key(one: str, other: str) -> bool:
     """Whether two digests can be compared: those of two host keys differ whatever they stand for."""
     return one[-KEY_DIGITS:] == other[-KEY_DIGITS:]
-
-
-def fingerprint(key: CredentialKey, vm: VmConfig, name: str, value: Secret) -> str:
-    """64 hex digits that stand for a secret's value, the same in every VM that uses the secret.
-
-    Bound to the secret's name in the source, so that two secrets of one value do not show it.
-    """
-    credential = vm.credentials[name]
-    label = f"text/{vm.name}/{name}" if credential.secret is None else f"secret/{credential.secret}"
-    return hmac.digest(key.derive("fingerprint"), label.encode() + b"\0" + value.reveal(), "sha256").hex()
 
 
 def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:

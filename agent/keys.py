@@ -32,10 +32,11 @@ _MODE = 0o400
 class CredentialKey:
     """A credential key, and what is derived from it. Shows itself nowhere."""
 
-    __slots__ = ("_data", "aes_key")
+    __slots__ = ("_data", "_derived", "aes_key")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._derived: dict[str, bytes] = {}
         # The key of a credential without TPM2 is the digest of the secret data alone: no salt, no name.
         self.aes_key = hashlib.sha256(data).digest()
 
@@ -51,7 +52,11 @@ class CredentialKey:
 
     def derive(self, purpose: str) -> bytes:
         """32 bytes for one purpose, from which neither the key nor another purpose's can be told."""
-        return hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
+        known = self._derived.get(purpose)
+        if known is None:
+            known = hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
+            self._derived[purpose] = known
+        return known
 
     def __repr__(self) -> str:
         return "CredentialKey(…)"

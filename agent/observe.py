@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import source
-from agent.desired import Desired, Refused, desired
+from agent.desired import Desired, Fingerprints, Refused, desired
 from agent.errors import KeyFileError, SourceError
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
 from agent.reconcile import Decision, Observed, decide
@@ -57,7 +57,8 @@ class Observer:
         """
         vms = list(vms)
         snapshot = self._snapshot(vms)
-        observed = tuple(self._observe(vm, snapshot, manager) for vm in vms)
+        fingerprints = Fingerprints(self.store.key)
+        observed = tuple(self._observe(vm, snapshot, manager, fingerprints) for vm in vms)
         return self._decided(snapshot.generation, observed)
 
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
@@ -67,7 +68,9 @@ class Observer:
             return self.look(vms, manager)
         except SourceError as error:
             refused = Refused((f"{error}: {error.hint}",))
-            return self._decided(source.NOTHING, tuple(self._observe(vm, refused, manager) for vm in vms))
+            nothing = Fingerprints(self.store.key)
+            observed = tuple(self._observe(vm, refused, manager, nothing) for vm in vms)
+            return self._decided(source.NOTHING, observed)
 
     def _snapshot(self, vms: Iterable[VmConfig]) -> source.Snapshot:
         names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
@@ -94,21 +97,28 @@ class Observer:
     def stamp(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The stamp of the unit's present invocation; any other counts as none."""
         try:
-            with stamp_path(vm.name, Path(self.config.runtime_directory)).open("rb") as file:
+            path = stamp_path(vm.name, Path(self.config.runtime_directory))
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
                 stamp = Stamp.from_bytes(file.read(_STAMP_SIZE_MAX))
         except (OSError, HandoffError):
             return None
         return stamp if stamp.vm == vm.name and stamp.invocation_id == unit.invocation_id else None
 
     def _observe(
-        self, vm: VmConfig, published: source.Snapshot | Refused, manager: SystemManager | None
+        self,
+        vm: VmConfig,
+        published: source.Snapshot | Refused,
+        manager: SystemManager | None,
+        fingerprints: Fingerprints,
     ) -> Observed:
         # The unit before the stamp: a stamp of a later invocation then counts as none, and the next look
         # finds it; the other way round an older stamp could pass for the new invocation's.
         unit = manager.unit(vm.unit) if manager is not None else None
         return Observed(
             vm=vm,
-            desired=published if isinstance(published, Refused) else self._desired(vm, published),
+            desired=published
+            if isinstance(published, Refused)
+            else self._desired(vm, published, fingerprints),
             sealed=self.store.current(vm.name),
             unit=unit,
             stamp=self.stamp(vm, unit) if unit is not None else None,
@@ -117,9 +127,11 @@ class Observer:
             held=self.store.is_held(vm.name),
         )
 
-    def _desired(self, vm: VmConfig, published: source.Snapshot) -> Desired | Refused:
+    def _desired(
+        self, vm: VmConfig, published: source.Snapshot, fingerprints: Fingerprints
+    ) -> Desired | Refused:
         try:
-            return desired(vm, published, self.store.key, self.guest_key(vm))
+            return desired(vm, published, fingerprints, self.guest_key(vm))
         except KeyFileError as error:  # one guest's key is no reason to look at no other VM
             return Refused((f"{error}: {error.hint}",))
 

@@ -99,7 +99,9 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
             )
         case Desired() as wanted:
             pass
-    limit = over_limit(vm, wanted, now.stamp.other_oem_bytes if now.stamp is not None else 0)
+    limit = None
+    if not _is_accepted(now, wanted):
+        limit = over_limit(vm, wanted, now.stamp.other_oem_bytes if now.stamp is not None else 0)
     if limit is not None:
         return Decision(vm, State.REFUSED, roll_back=_must_go_back(now), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
@@ -113,6 +115,14 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
     return replace(decision, forget=_is_over(now, now.unit))
+
+
+def _is_accepted(now: Observed, wanted: Desired) -> bool:
+    """Whether the limits were seen to hold: it is sealed, and nothing else runs."""
+    sealed, stamp = now.sealed, now.stamp
+    if sealed is None or sealed.digest != wanted.digest or sealed.delivery != wanted.delivery:
+        return False
+    return stamp is None or stamp.digest == wanted.digest
 
 
 def _running(
@@ -175,7 +185,8 @@ def _after_a_failure(
         case Outcome.FAILED:
             return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
         case Outcome.ROLLED_BACK:
-            return Decision(now.vm, State.FAILED, reasons=(attempt.reason,))
+            state = State.HELD if attempt.by_operator and not _is_down_by_us(now) else State.FAILED
+            return Decision(now.vm, state, reasons=(attempt.reason,))
         case Outcome.RETRY:
             return None
 

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -138,8 +138,10 @@ _PROBLEMS = {
 def _read(top: int, name: str, follow_links: bool) -> Secret | Problem:
     try:
         descriptor = _open_following(top, name) if follow_links else _open_beneath(top, name)
-        with os.fdopen(descriptor, "rb", buffering=0):
+        try:
             return _read_file(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         return _PROBLEMS.get(error.errno or 0, Problem.UNREADABLE)
 
@@ -148,7 +150,7 @@ def _read_file(descriptor: int) -> Secret | Problem:
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         return Problem.NOT_A_FILE
-    data = _read_bounded(descriptor)
+    data = _read_bounded(descriptor, before.st_size)
     after = os.fstat(descriptor)
     if len(data) > PLAINTEXT_MAX:
         return Problem.TOO_LARGE
@@ -157,8 +159,12 @@ def _read_file(descriptor: int) -> Secret | Problem:
     return Secret(data) if data else Problem.EMPTY
 
 
-def _read_bounded(descriptor: int) -> bytes:
-    data = bytearray()
+def _read_bounded(descriptor: int, expected: int) -> bytes:
+    # Mostly it is all there at once, and the file's size afterwards tells that there was no more.
+    first = os.read(descriptor, min(expected, PLAINTEXT_MAX) + 1)
+    if len(first) == expected:
+        return first
+    data = bytearray(first)
     while len(data) <= PLAINTEXT_MAX:
         chunk = os.read(descriptor, PLAINTEXT_MAX + 1 - len(data))
         if not chunk:
@@ -180,6 +186,9 @@ def _open_beneath(top: int, name: str) -> int:
 
     Raises OSError: EXDEV for a link that leads out, ELOOP for too many.
     """
+    if "/" not in name:
+        with suppress(OSError):  # a link, or nothing: looked at more closely below
+            return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=top)
     with ExitStack() as stack:
         directories = [top]
         parts = deque(name.split("/"))

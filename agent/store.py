@@ -21,7 +21,8 @@ import fcntl
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -42,7 +43,6 @@ from launcher.handoff import (
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
-    from pathlib import Path
 
     from agent.keys import CredentialKey
 
@@ -64,6 +64,8 @@ class Store:
 
     state: Path
     key: CredentialKey
+    _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
+    """The manifest that was opened last, by VM, and what tells whether it is still the same."""
 
     def vm_directory(self, vm: str) -> Path:
         """Where everything about one VM is."""
@@ -75,9 +77,17 @@ class Store:
         A generation that cannot be opened, is another VM's, or lacks a file counts as none: it is simply
         sealed again.
         """
-        return self._manifest(vm, self.vm_directory(vm) / "current")
+        return self._manifest(vm, f"{self.state}/vms/{vm}/current")
 
-    def _manifest(self, vm: str, directory: Path) -> Manifest | None:
+    def _manifest(self, vm: str, directory: str) -> Manifest | None:
+        # Opening it takes a hundred times what asking does whether it is the one that was opened last.
+        seen = _identity(directory)
+        known = self._opened.get(vm)
+        if known is None or known[0] != seen or seen is None:
+            known = self._opened[vm] = (seen, self._open_manifest(vm, Path(directory)))
+        return known[1]
+
+    def _open_manifest(self, vm: str, directory: Path) -> Manifest | None:
         try:
             blob = (directory / MANIFEST_FILE).read_bytes()
             manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
@@ -144,7 +154,7 @@ class Store:
         Raises `StoreError`.
         """
         directory = self.vm_directory(vm)
-        manifest = self._manifest(vm, directory / "generations" / str(number))
+        manifest = self._open_manifest(vm, directory / "generations" / str(number))
         if manifest is not None:
             try:
                 point(directory / "current", f"generations/{number}")
@@ -152,9 +162,22 @@ class Store:
                 raise _failed(directory / "current", error) from None
         return manifest
 
+    def previous(self, vm: str) -> Manifest | None:
+        """The newest generation before the current one that holds something else; None for none."""
+        current = self.current(vm)
+        if current is None:
+            return None
+        directory = self.vm_directory(vm) / "generations"
+        older = (
+            self._open_manifest(vm, directory / str(number))
+            for number in sorted(self._numbers(vm), reverse=True)
+            if number < current.generation
+        )
+        return next((each for each in older if each is not None and each.digest != current.digest), None)
+
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
-        return (self.vm_directory(vm) / "held").exists()
+        return os.path.exists(f"{self.state}/vms/{vm}/held")  # noqa: PTH110 (done for each VM at each look)
 
     def hold(self, vm: str, *, held: bool) -> None:
         """Hold a VM or, with False, release it; survives a reboot. Raises `StoreError`."""
@@ -168,9 +191,17 @@ class Store:
         except OSError as error:
             raise _failed(path, error) from None
 
+    def held_at(self, vm: str) -> float | None:
+        """When an operator has held the VM, on the wall; None where it is not held."""
+        return _written_at(self.vm_directory(vm) / "held")
+
+    def attempted_at(self, vm: str) -> float | None:
+        """When `attempt` was last noted, on the wall; None where there is none."""
+        return _written_at(self.vm_directory(vm) / "rollout.json")
+
     def assumed(self, vm: str) -> Assumed | None:
         """What the VM's unstamped invocation is taken to run."""
-        return _load(self.vm_directory(vm) / "assumed.json", Assumed)
+        return _load(f"{self.state}/vms/{vm}/assumed.json", Assumed)
 
     def assume(self, vm: str, assumed: Assumed) -> None:
         """Remember it. Raises `StoreError`."""
@@ -178,7 +209,7 @@ class Store:
 
     def attempt(self, vm: str) -> Attempt | None:
         """How the VM's last rollout ended, if it did not end well."""
-        return _load(self.vm_directory(vm) / "rollout.json", Attempt)
+        return _load(f"{self.state}/vms/{vm}/rollout.json", Attempt)
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Remember or, with None, forget it. Raises `StoreError`."""
@@ -193,7 +224,7 @@ class Store:
 
     def restarts(self, vm: str) -> list[float]:
         """When the VM was restarted lately, as `record_restarts` was told."""
-        return (_load(self.vm_directory(vm) / "restarts.json", Restarts) or Restarts()).moments
+        return (_load(f"{self.state}/vms/{vm}/restarts.json", Restarts) or Restarts()).moments
 
     def record_restarts(self, vm: str, moments: list[float]) -> None:
         """Remember when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
@@ -240,9 +271,28 @@ class Store:
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
 
 
-def _load(path: Path, kind: type[_T]) -> _T | None:
+def _identity(directory: str) -> tuple[int, ...] | None:
+    """What differs once a generation's files, or which of them there are, have changed."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        parts = [os.stat(path) for path in (directory, f"{directory}/{MANIFEST_FILE}")]  # noqa: PTH116 (done for each VM at each look)
+    except OSError:
+        return None
+    return tuple(
+        number for part in parts for number in (part.st_dev, part.st_ino, part.st_mtime_ns, part.st_ctime_ns)
+    )
+
+
+def _written_at(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _load(path: str, kind: type[_T]) -> _T | None:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
+            return msgspec.json.decode(file.read(), type=kind)
     except (OSError, ValueError, RecursionError):
         # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
         return None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
-from agent.desired import KEY_DIGITS, Desired, Refused, desired
+from agent.desired import KEY_DIGITS, Desired, Fingerprints, Refused, desired
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
@@ -246,8 +246,13 @@ class TestDesired:
 
     def test_same_bytes_same_digest(self) -> None:
         """Another generation with identical bytes is no change."""
-        first = desired(VM, snapshot(k=Secret(b"canary")), KEY, None)
-        again = desired(VM, Snapshot(Generation(9, 9, committed=False), {"k": Secret(b"canary")}), KEY, None)
+        first = desired(VM, snapshot(k=Secret(b"canary")), Fingerprints(KEY), None)
+        again = desired(
+            VM,
+            Snapshot(Generation(9, 9, committed=False), {"k": Secret(b"canary")}),
+            Fingerprints(KEY),
+            None,
+        )
         assert isinstance(first, Desired)
         assert isinstance(again, Desired)
         assert first.digest == again.digest
@@ -256,22 +261,22 @@ class TestDesired:
     @pytest.mark.parametrize(
         "other",
         [
-            desired(VM, snapshot(k=Secret(b"w")), KEY, None),
-            desired(VM, snapshot(k=Secret(b"v")), GUEST, None),
+            desired(VM, snapshot(k=Secret(b"w")), Fingerprints(KEY), None),
+            desired(VM, snapshot(k=Secret(b"v")), Fingerprints(GUEST), None),
             desired(
                 VmConfig(name="web", credentials={"L": CredentialConfig(secret="k")}),
-                snapshot(k=Secret(b"v")), KEY, None,
+                snapshot(k=Secret(b"v")), Fingerprints(KEY), None,
             ),
             desired(
                 VmConfig(name="web", guest_key=True, credentials={"K": CredentialConfig(secret="k")}),
-                snapshot(k=Secret(b"v")), KEY, GUEST,
+                snapshot(k=Secret(b"v")), Fingerprints(KEY), GUEST,
             ),
         ],
         ids=["value", "host key", "credential's name", "sealed"],
     )  # fmt: skip
     def test_any_difference_is_another_digest(self, other: Desired | Refused) -> None:
         """The digest covers all that the guest gets, and tells nothing without the host's key."""
-        first = desired(VM, snapshot(k=Secret(b"v")), KEY, None)
+        first = desired(VM, snapshot(k=Secret(b"v")), Fingerprints(KEY), None)
         assert isinstance(first, Desired)
         assert isinstance(other, Desired)
         assert first.digest != other.digest
@@ -282,15 +287,15 @@ class TestDesired:
         digests = {
             each.digest
             for key in (KEY, GUEST)
-            if isinstance(each := desired(vm, snapshot(k=Secret(b"v")), KEY, key), Desired)
+            if isinstance(each := desired(vm, snapshot(k=Secret(b"v")), Fingerprints(KEY), key), Desired)
         }
         assert len(digests) == 2
-        assert isinstance(desired(vm, snapshot(k=Secret(b"v")), KEY, None), Refused)
+        assert isinstance(desired(vm, snapshot(k=Secret(b"v")), Fingerprints(KEY), None), Refused)
 
     @pytest.mark.parametrize("problem", list(Problem))
     def test_required_secrets(self, problem: Problem) -> None:
         """A required secret with any problem refuses the VM; the reason names both, and the remedy."""
-        result = desired(VM, snapshot(k=problem), KEY, None)
+        result = desired(VM, snapshot(k=problem), Fingerprints(KEY), None)
         assert isinstance(result, Refused)
         assert result.reasons == (f"K: secret 'k' {problem}: {problem.remedy}",)
 
@@ -298,7 +303,7 @@ class TestDesired:
     def test_optional_secrets(self, problem: Problem) -> None:
         """An optional one may be absent or empty; any other problem still refuses."""
         vm = VmConfig(name="web", credentials={"K": CredentialConfig(secret="k", required=False)})
-        result = desired(vm, snapshot(k=problem), KEY, None)
+        result = desired(vm, snapshot(k=problem), Fingerprints(KEY), None)
         assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY})
 
 
@@ -325,7 +330,7 @@ class TestLimits:
     def decision(size: int, *, systemd: int = 252, other: int = 0) -> Decision:
         """The decision for a VM with one secret of so many bytes, whose running stamp tells of others."""
         vm = VmConfig(name="web", guest_systemd=systemd, credentials={"KEY": CredentialConfig(secret="k")})
-        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), KEY, None)
+        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), Fingerprints(KEY), None)
         return decide(Observed(vm, wanted, None, unit(), stamp(OLD, other=other), None, None))
 
     def test_old_guests(self) -> None:
@@ -353,7 +358,7 @@ class TestLimits:
         """What is sealed for the guest counts for its initrd's limit, and for no OEM strings' one."""
         credentials = {"KEY": CredentialConfig(secret="k"), "T": CredentialConfig(text="t" * 3000)}
         vm = VmConfig(name="web", guest_key=True, initrd=True, credentials=credentials)
-        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), KEY, GUEST)
+        wanted = desired(vm, snapshot(k=Secret(b"x" * size)), Fingerprints(KEY), GUEST)
         decision = decide(Observed(vm, wanted, None, unit(), stamp(OLD), None, None))
         assert decision.state is state
         assert state is State.RESTART_DUE or "1048576 bytes" in decision.reasons[0]
@@ -365,7 +370,7 @@ def test_configuration_reaches_the_decision() -> None:
         b'[vms.test-vm.credentials]\nAPI_KEY = { secret = "api-key" }\nENVIRONMENT = { text = "test" }\n',
         DEFAULT_PATH,
     )
-    result = desired(config.vm("test-vm"), snapshot(**{"api-key": Secret(b"v")}), KEY, None)
+    result = desired(config.vm("test-vm"), snapshot(**{"api-key": Secret(b"v")}), Fingerprints(KEY), None)
     assert isinstance(result, Desired)
     assert {entry.name: entry.kind.value for entry in result.entries} == {
         "API_KEY": "plain",
