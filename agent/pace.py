@@ -20,7 +20,7 @@ from agent.notes import Outcome
 from agent.reconcile import Decision, Observed, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent.config import Config, VmConfig
     from agent.observe import Look
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 _SWITCH_LOOK_SECONDS = 1.0
 _LONG = 3600.0
+_WAIT_SECONDS_MIN = 0.05
 
 
 def _boot_time() -> float:
@@ -81,34 +82,17 @@ class Pacer:
 
     def hold_back(self, look: Look) -> Look:
         """The same look, with the restarts that have to wait turned into waits."""
-        pairs = list(zip(look.decisions, look.observed, strict=True))
+        others = {each[1].vm.name: each for each in zip(look.decisions, look.observed, strict=True)}
+        switch = self._switch() if any(each.restart for each in look.decisions) else None
         decisions = []
-        for decision, now in pairs:
-            wait = self._wait(decision, now, pairs)
-            if wait is not None:
-                decisions.append(
-                    replace(
-                        decision,
-                        restart=False,
-                        state=wait.state,
-                        reasons=(wait.reason,),
-                        wait_seconds=max(0.05, wait.seconds),
-                    )
-                )
-            else:
-                decisions.append(decision)
+        for decision, now in others.values():
+            quiet = self._falls_quiet(decision, now)
+            wait = None
+            if decision.restart and now.unit is not None and now.unit.is_active:
+                turn = self._turn(decision, now, others)
+                wait = switch or turn or self._window(now.vm) or self._rate(now.vm) or quiet
+            decisions.append(decision if wait is None else _waiting(decision, wait))
         return replace(look, decisions=tuple(decisions))
-
-    def _wait(
-        self, decision: Decision, now: Observed, pairs: list[tuple[Decision, Observed]]
-    ) -> Wait | None:
-        vm = decision.vm
-        quiet = self._falls_quiet(decision, now)
-        if not decision.restart or now.unit is None or not now.unit.is_active:
-            return None
-        return (
-            self._switch() or self._turn(decision, now, pairs) or self._window(vm) or self._rate(vm) or quiet
-        )
 
     def _falls_quiet(self, decision: Decision, observed: Observed) -> Wait | None:
         vm, now = decision.vm, self.clock.monotonic()
@@ -137,26 +121,22 @@ class Pacer:
             return None
         return Wait("until the NixOS switch in progress is done", _SWITCH_LOOK_SECONDS)
 
-    def _turn(self, mine: Decision, now: Observed, pairs: list[tuple[Decision, Observed]]) -> Wait | None:
-        vm, canaries = now.vm, self.config.rollout.canaries
-        if not vm.after and not canaries:
+    def _turn(
+        self, mine: Decision, now: Observed, others: Mapping[str, tuple[Decision, Observed]]
+    ) -> Wait | None:
+        vm, rollout = now.vm, self.config.rollout
+        for name in vm.after:
+            if name in others and _is_under_way(*others[name]):
+                return Wait(f"until {name} is restarted, which it comes after", _LONG, State.RESTART_DUE)
+        if vm.name in rollout.canaries:
             return None
-        due = State.RESTART_DUE
-        for decision, other in pairs:
-            name = decision.vm.name
-            if name == vm.name:
+        for name in rollout.canaries:
+            if name not in others or _change(mine, now) != _change(*others[name]):
                 continue
-            is_under_way = decision.needs_rollout or (
-                other.attempt is not None and other.attempt.outcome is Outcome.RESTARTING
-            )
-            if name in vm.after and is_under_way:
-                return Wait(f"until {name} is restarted, which it comes after", _LONG, due)
-            if name not in canaries or vm.name in canaries or _change(mine, now) != _change(decision, other):
-                continue
-            if is_under_way:
-                return Wait(f"until the canary {name} is restarted", _LONG, due)
-            up_for = other.unit.active_seconds if other.unit is not None else 0.0
-            left = self.config.rollout.canary_seconds - up_for
+            decision, other = others[name]
+            if _is_under_way(decision, other):
+                return Wait(f"until the canary {name} is restarted", _LONG, State.RESTART_DUE)
+            left = rollout.canary_seconds - (other.unit.active_seconds if other.unit is not None else 0.0)
             if decision.state is State.IN_STEP and left > 0:
                 return Wait(f"until the canary {name} has run for a while", left)
         return None
@@ -194,6 +174,22 @@ class Pacer:
             now = self.clock.boot()
             recent = [moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR]
             self.store.record_restarts(vm.name, [*recent, now][-vm.restarts_per_hour :])
+
+
+def _waiting(decision: Decision, wait: Wait) -> Decision:
+    return replace(
+        decision,
+        restart=False,
+        state=wait.state,
+        reasons=(wait.reason,),
+        wait_seconds=max(_WAIT_SECONDS_MIN, wait.seconds),
+    )
+
+
+def _is_under_way(decision: Decision, now: Observed) -> bool:
+    """Whether a VM is due for a restart, or is being restarted."""
+    is_restarting = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
+    return decision.needs_rollout or is_restarting
 
 
 def _change(decision: Decision, now: Observed) -> str:
