@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help demo test test-unit check nightly fuzz soak reliability clean
+.PHONY: help docs demo test test-unit check nightly fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
+	@echo 'make docs         write completions and manual pages anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
 
 demo:
@@ -33,7 +34,7 @@ test-unit:
 check:
 	@exec $(BOOTSTRAP) unit ruff check
 	@exec $(BOOTSTRAP) unit ruff format --check
-	@exec $(BOOTSTRAP) unit mypy
+	@exec $(BOOTSTRAP) unit mypy agent launcher tests docs/generate
 
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
@@ -46,6 +47,9 @@ soak:
 
 reliability:
 	@exec $(BOOTSTRAP) unit python -m tests.reliability
+
+docs:
+	@exec $(BOOTSTRAP) unit python -m docs.generate
 
 clean:
 	@exec $(BOOTSTRAP) clean

@@ -44,6 +44,8 @@ def application(verb: str | None = None) -> typer.Typer:
         help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
         no_args_is_help=True,
         # Its pretty tracebacks show what local variables hold.
+        # Ours, in contrib/completions, need not start the program at each key.
+        add_completion=False,
         pretty_exceptions_enable=False,
     )
 
