@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gi.repository import Gio, GLib
@@ -20,7 +21,7 @@ from pydbus.registration import ObjectRegistration, ObjectWrapper
 from agent.errors import BusError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 Error = GLib.Error
 Variant = GLib.Variant
@@ -31,11 +32,12 @@ _QUIT_SECONDS = 5.0
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
-_OWNER = 1
-_IN_QUEUE = 2
-_ALREADY_OWNER = 4
+_DO_NOT_QUEUE = 4
+_OWNER, _ALREADY_OWNER = 1, 4
 
 _T = TypeVar("_T")
+
+Serve = Callable[[Callable[[], None]], bool]
 
 
 class Bus:
@@ -163,17 +165,18 @@ class Bus:
         )
 
     def own(self, name: str) -> bool:
-        """Ask for a name; whether it is ours now. Where another has it, it is ours once that one goes.
+        """Ask for a name; whether it is ours now, until the connection ends: it may be another's.
 
         Raises `Error` where the bus's policy does not let us.
         """
-        reply = self.call(*_BUS, f"{_BUS[0]}.RequestName", ("(su)", (name, 0)))
+        reply = self.call(*_BUS, f"{_BUS[0]}.RequestName", ("(su)", (name, _DO_NOT_QUEUE)))
         return reply.unpack()[0] in {_OWNER, _ALREADY_OWNER}
 
-    def publish(self, path: str, target: object, serve: Callable[[Callable[[], None]], None]) -> Any:  # noqa: ANN401 (pydbus has no types)
+    def publish(self, path: str, target: object, serve: Serve) -> Any:  # noqa: ANN401 (pydbus has no types)
         """Publish an object, whose ``dbus`` is its introspection data; what is returned has ``unregister``.
 
-        Its properties are read in the connection's thread; its methods are handed to ``serve``.
+        Its properties are read in the connection's thread; its methods are handed to ``serve``, which says
+        whether it takes the call.
         """
 
         def register() -> object:
@@ -206,9 +209,7 @@ class ServedError(Exception):
 class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
     """pydbus's wrapper, with errors of our names, no traceback of one in the log, and methods elsewhere."""
 
-    def __init__(
-        self, target: object, interfaces: list[Any], serve: Callable[[Callable[[], None]], None]
-    ) -> None:
+    def __init__(self, target: object, interfaces: list[Any], serve: Serve) -> None:
         super().__init__(target, interfaces)
         self._serve = serve
 
@@ -235,7 +236,10 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
             result = target(*parameters)
             return () if not outputs else (result,) if len(outputs) == 1 else result
 
-        self._serve(lambda: self._answer(invocation, call, f"({''.join(outputs)})"))
+        if not self._serve(lambda: self._answer(invocation, call, f"({''.join(outputs)})")):
+            invocation.return_dbus_error(
+                "org.freedesktop.DBus.Error.LimitsExceeded", "too many calls at once"
+            )
 
     @staticmethod
     def _answer(invocation: Any, call: Callable[[], tuple[Any, ...]], signature: str) -> None:  # noqa: ANN401 (see above)

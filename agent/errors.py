@@ -46,6 +46,14 @@ class VmError(CredferryError):
     """A VM was refused, or its restart failed; the others were served."""
 
 
+class OrderError(CredferryError):
+    """An operator's word on a VM cannot be followed. ``kind`` says why, in one word for programs."""
+
+    def __init__(self, kind: str, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+
+
 class SourceError(CredferryError):
     """The published secrets as a whole cannot be read."""
 

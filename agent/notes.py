@@ -38,6 +38,8 @@ class Attempt(msgspec.Struct, frozen=True):
     previous: int = 0
     run: str = ""
     """The change that it rolled out; a change's rollout stops at the first VM that fails."""
+    by_operator: bool = False
+    """Whether it was an operator who had the VM put back: nothing has failed."""
 
 
 class Restarts(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.errors import BusError
+from agent.desired import Desired
+from agent.errors import BusError, OrderError
 from agent.events import Event
 from agent.notes import Attempt, Outcome
 from agent.reconcile import Decision, Observed, State
@@ -77,6 +78,79 @@ class Rollout:
                 return self._halt(vm, manifest, failed)
             return self._restart(vm, manifest, _previous(observed), manager)
 
+    def rotate(self, name: str, manager: SystemManager, since: float) -> State | None:
+        """Restart a running VM onto what is sealed, by an operator's word: past windows, rates and turns.
+
+        ``since`` is the moment of that word, monotonic: a restart after it is as good. None where something
+        newer is to be sealed first. Raises `OrderError`, `BusError`, `StoreError`.
+        """
+        vm = self.config.vm(name)
+        with self._lock(name):
+            look = self.observer.look_or_refuse([vm], manager)
+            decision, observed = look.decisions[0], look.observed[0]
+            manifest, unit = self._to_order(vm, observed), observed.unit
+            if self._is_overtaken(vm, decision):
+                return None
+            if (attempt := _set_back(observed, manifest)) is not None:
+                raise OrderError(
+                    "RolledBack",
+                    f"{name}: {attempt.reason}",
+                    hint=f"try it again with: credferry retry {name}",
+                )
+            if unit is None or not unit.is_active:
+                raise OrderError(
+                    "NotRunning",
+                    f"{name}: {vm.unit} does not run; its next start gets what is sealed",
+                    hint=f"start it: systemctl start {vm.unit}",
+                )
+            if time.monotonic() - unit.active_seconds > since and decision.state is State.IN_STEP:
+                return State.IN_STEP
+            previous = _previous(observed)
+            # Going back to the very same would be no way out.
+            previous = 0 if previous == manifest.generation else previous
+            return self._restart(vm, manifest, previous, manager)
+
+    def go_back(self, name: str, manager: SystemManager) -> State | None:
+        """Put a VM back on the generation before its current one, by an operator's word.
+
+        There it stays until its secrets change, or a retry. None where something newer is to be sealed
+        first. Raises `OrderError`, `BusError`, `StoreError`.
+        """
+        vm = self.config.vm(name)
+        with self._lock(name):
+            look = self.observer.look_or_refuse([vm], manager)
+            decision, observed = look.decisions[0], look.observed[0]
+            manifest = self._to_order(vm, observed)
+            if self._is_overtaken(vm, decision):
+                return None
+            previous = self.store.previous(name)
+            if previous is None:
+                raise OrderError(
+                    "NothingBefore",
+                    f"{name}: no generation before {manifest.generation} is kept that holds anything else",
+                    hint="publish the former values again",
+                )
+            wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
+            attempt = Attempt(
+                wanted, Outcome.FAILED, previous=previous.generation, run=manifest.run, by_operator=True
+            )
+            # Before anything is done: whoever finds this after a crash of ours goes on from there.
+            self.store.record_attempt(name, attempt)
+            return self._roll_back(vm, attempt, manager)
+
+    def _to_order(self, vm: VmConfig, observed: Observed) -> Manifest:
+        """What is sealed for a VM on which an operator has a word to say. Raises `OrderError`."""
+        if observed.held:
+            raise OrderError(
+                "Held", f"{vm.name}: is held", hint=f"release it first: credferry release {vm.name}"
+            )
+        manifest = self.store.current(vm.name)
+        if manifest is None:
+            raise OrderError(
+                "NothingSealed", f"{vm.name}: nothing is sealed for it", hint="see: credferry status"
+            )
+        return manifest
+
     def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
         """Whether something newer is to be sealed first; a producer that never rests is not waited for."""
         times = self._overtaken.pop(vm.name, 0)
@@ -110,6 +184,7 @@ class Rollout:
             if (
                 attempt is not None
                 and attempt.run == run
+                and not attempt.by_operator
                 and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK}
             ):
                 return name
@@ -215,10 +290,13 @@ class Rollout:
             self._record(event, message, vm, manifest)
         else:
             self.audit.record(Event.ROLLBACK_FAILED, f"{vm.name}: {reason}", vm=vm.name, unit=vm.unit)
-        said = f"{attempt.reason}; " + (reason or f"rolled back to generation {attempt.previous}")
+        back = f"rolled back to generation {attempt.previous}"
+        if attempt.by_operator:
+            back += " by an operator, until its secrets change or a retry"
+        said = f"{attempt.reason}; " + (reason or back)
         done = msgspec.structs.replace(attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "))
         self.store.record_attempt(vm.name, done)
-        return State.FAILED
+        return State.HELD if attempt.by_operator and not reason else State.FAILED
 
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether a restart of ours left the VM down or on old values; stopped by somebody is neither."""
@@ -243,6 +321,15 @@ class Rollout:
 
 def _is_retry(attempt: Attempt | None) -> bool:
     return attempt is not None and attempt.outcome is Outcome.RETRY
+
+
+def _set_back(observed: Observed, manifest: Manifest) -> Attempt | None:
+    """Why what is sealed is not what is published, where it was put back from that."""
+    attempt, desired = observed.attempt, observed.desired
+    if attempt is None or attempt.digest == manifest.digest:
+        return None
+    is_of_now = not isinstance(desired, Desired) or desired.digest == attempt.digest
+    return attempt if is_of_now and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} else None
 
 
 def _previous(observed: Observed) -> int:

@@ -23,17 +23,20 @@ from agent import config as configuration
 from agent import rekey
 from agent.conditions import Conditions
 from agent.dispatch import Dispatcher
-from agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError
+from agent.errors import BusError, CredferryError, KeyFileError, OrderError, SourceError, StoreError
 from agent.events import Event
+from agent.front import Front, NoFront
 from agent.journal import Audit
 from agent.metrics import Metrics
 from agent.observe import Look, Observer, open_store
+from agent.orders import Given, Order, Orders, Site
 from agent.pace import Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
 from agent.rollout import Rollout
 from agent.sealer import Sealer
 from agent.settle import Settler
+from agent.standing import standing
 from agent.units import SystemManager
 from agent.watch import Watch
 
@@ -54,10 +57,14 @@ Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
 
 
+def _no_front(_orders: Orders) -> Front:
+    return NoFront()
+
+
 class Service:
     """One run of the daemon over one configuration file."""
 
-    def __init__(self, path: Path, connect: Connect) -> None:
+    def __init__(self, path: Path, connect: Connect, appear: Callable[[Orders], Front] = _no_front) -> None:
         self._path = path
         self._connect = connect
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -66,6 +73,8 @@ class Service:
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._conditions = Conditions()
         self._metrics = Metrics()
+        self._orders = Orders(self._hints.put)
+        self._front = appear(self._orders)
         self._is_announced = False
         self._unsteady = False
         self._bus_retry_at = 0.0
@@ -88,6 +97,8 @@ class Service:
             stack.callback(self._end_watch)
             self._dispatcher.start()
             stack.callback(self._end_restarts)
+            self._front.start()
+            stack.callback(self._front.stop)
             ready = False
             while not self._stop.is_set():
                 delay = self._turn()
@@ -102,7 +113,7 @@ class Service:
     def _use(self, config: Config, store: Store) -> None:
         self._config = config
         self._store = store
-        self._audit = Audit(self._store, listeners=(self._metrics.hear,))
+        self._audit = Audit(self._store, listeners=(self._metrics.hear, self._front.hear))
         self._observer = Observer(config, self._store)
         self._pacer = Pacer(config, store)
         self._sealer = Sealer(store, self._observer, self._audit)
@@ -111,11 +122,15 @@ class Service:
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
         self._watch = Watch(Path(config.source.path), self._hints.put)
         self._dispatcher.adjust(config.rollout.concurrency, config.rollout.slot_seconds)
+        self._orders.use(
+            Site(config, store, self._audit, self._observer, self._pacer, lambda: self._manager)
+        )
 
     def _turn(self) -> float:
         """One whole look, and what follows from it. Seconds until the next without a hint."""
         # Armed before looking: a change after the look then has its hint.
         self._watch.arm(self._config.secrets)
+        self._orders.begin_look()
         try:
             self._raise_errors()
             self._announce()
@@ -129,6 +144,7 @@ class Service:
             delay = _STORE_RETRY_SECONDS
         else:
             self._tell_over("store", "the store can be written again")
+        self._orders.end_look()
         self._write_metrics()
         daemon.notify("WATCHDOG=1")
         return delay
@@ -189,6 +205,7 @@ class Service:
             # A VM that a restart of ours left down is put back without a source, too.
             look = self._observer.look_or_refuse(vms, manager)
             self._metrics.looked(look, self._store, with_source=False)
+            self._show(look)
             self._ask_for_restarts(look)
             return self._resync()
         if counted := self._conditions.over("source", now):
@@ -198,11 +215,14 @@ class Service:
         if unsettled:
             return unsettled
         self._rollout.forget_ended(look)
-        self._sealer.seal_due(look)
+        sealed = self._sealer.seal_due(look)
         look = self._pacer.hold_back(look)
         self._metrics.looked(look, self._store, with_source=True)
+        self._show(look)
         self._reporter.report(look.decisions)
         self._ask_for_restarts(look)
+        if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
+            self._hints.put("sealed")  # to show it; restarts make the loop look by themselves
         daemon.notify(f"STATUS={_summary(look)}")
         self._unsteady = any(decision.look_again for decision in look.decisions)
         if self._unsteady or self._manager is None:
@@ -217,21 +237,47 @@ class Service:
 
     def _ask_for_restarts(self, look: Look) -> None:
         if self._manager is not None:
-            due = [decision.vm.name for decision in look.decisions if decision.needs_rollout]
+            due = {decision.vm.name for decision in look.decisions if decision.needs_rollout}
+            due |= self._orders.pending() & self._config.vms.keys()
             self._dispatcher.submit(sorted(due, key=configuration.restart_order(self._config.vms).index))
+
+    def _show(self, look: Look) -> None:
+        """Have others see what was found, sealing included."""
+        pairs = zip(look.observed, look.decisions, strict=True)
+        self._front.show(standing(observed, decision, self._store) for observed, decision in pairs)
 
     def _restart(self, name: str) -> None:
         """Restart one VM, in a thread of the dispatcher's. What it cannot handle is raised by the loop."""
         try:
             manager = self._manager
             if manager is not None and not self._stop.is_set() and name in self._config.vms:
-                state = self._rollout.restart(name, manager)
+                given = self._orders.given(name)
+                state = (
+                    self._rollout.restart(name, manager)
+                    if given is None
+                    else self._carry_out(name, given, manager)
+                )
                 _log.info("rollout", vm=name, state=state.value)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
             self._dispatcher.forget_waiting()
             self._errors.put(error)
         finally:
             self._hints.put("rollout")
+
+    def _carry_out(self, name: str, given: Given, manager: SystemManager) -> State:
+        """Carry out an operator's order; a later look asks again where something is to be sealed first."""
+        try:
+            if given.order is Order.ROTATE:
+                state = self._rollout.rotate(name, manager, given.moment)
+            else:
+                state = self._rollout.go_back(name, manager)
+        except OrderError as error:
+            self._orders.carried_out(name, given, describe(error))
+            return State.CHANGING
+        if state is None:
+            return State.SEAL_DUE
+        self._orders.carried_out(name, given, "" if state is not State.FAILED else _why(self._store, name))
+        return state
 
     def _end_watch(self) -> None:
         self._watch.stop()  # the present one: a reload makes another
@@ -316,6 +362,11 @@ class Service:
             self._watch.start()
             self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
         daemon.notify("READY=1")
+
+
+def _why(store: Store, name: str) -> str:
+    attempt = store.attempt(name)
+    return attempt.reason if attempt is not None else "its restart failed"
 
 
 def _summary(look: Look) -> str:

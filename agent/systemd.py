@@ -25,7 +25,7 @@ _UNIT = f"{_SYSTEMD}.Unit"
 _SERVICE = f"{_SYSTEMD}.Service"
 _UNIT_PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "InvocationID", "Job"),
-    "ActiveEnterTimestampMonotonic",
+    *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp"),
 )
 _SERVICE_PROPERTIES = ("Result", "TimeoutStartUSec", "TimeoutStopUSec")
 _ASK_SECONDS = 5.0
@@ -83,6 +83,7 @@ class SystemBus:
             result=service.get("Result", "success"),
             has_job=unit["Job"][0] != 0,
             active_seconds=max(0.0, now - unit["ActiveEnterTimestampMonotonic"] / 1e6) if active else 0.0,
+            changed_at=unit["StateChangeTimestamp"] / 1e6,
             restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
             + _seconds(service.get("TimeoutStartUSec", 0)),
         )

@@ -22,6 +22,8 @@ class UnitState:
     result: str = "success"
     has_job: bool = False
     active_seconds: float = 0.0
+    changed_at: float = 0.0
+    """When it came to be in its state, in seconds since 1970."""
     restart_seconds: float = 0.0
     """How long a restart may take by the unit's own timeouts."""
 

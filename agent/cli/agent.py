@@ -17,8 +17,9 @@ def register(app: typer.Typer) -> None:
         """Watch the source, seal what changes, restart the VMs concerned. Runs until SIGTERM."""
         # Of no use to other verbs, and not quickly loaded.
         from agent import log  # noqa: PLC0415 (see above)
+        from agent.control import Control  # noqa: PLC0415 (see above)
         from agent.service import Service  # noqa: PLC0415 (see above)
 
         log.configure()
         log.hardened(hardening.harden())
-        Service(config, connect).run()
+        Service(config, connect, Control).run()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What the agent publishes on the system bus: names, paths, introspection data, and D-Bus's view of a VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.standing import Standing
+
+NAME = "org.credferry.Agent1"
+PATH = "/org/credferry/Agent1"
+AGENT_INTERFACE = "org.credferry.Agent1"
+VM_INTERFACE = "org.credferry.VM1"
+MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
+ERROR_PREFIX = "org.credferry.Error."
+
+_CONSTANT = '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>'
+
+
+def _method(name: str, takes: str = "", gives: str = "") -> str:
+    arguments = "".join(
+        f'<arg name="{each.partition(":")[0]}" type="{each.partition(":")[2]}" direction="{direction}"/>'
+        for direction, said in (("in", takes), ("out", gives))
+        for each in said.split()
+    )
+    return f'<method name="{name}">{arguments}</method>'
+
+
+def _signal(name: str, *arguments: str) -> str:
+    inner = "".join(
+        f'<arg name="{each.partition(":")[0]}" type="{each.partition(":")[2]}"/>' for each in arguments
+    )
+    return f'<signal name="{name}">{inner}</signal>'
+
+
+def _properties(types: dict[str, str], constant: set[str]) -> str:
+    return "".join(
+        f'<property name="{name}" type="{kind}" access="read">'
+        f"{_CONSTANT if name in constant else ''}</property>"
+        for name, kind in types.items()
+    )
+
+
+AGENT_PROPERTIES = {"Version": "s", "Configuration": "s", "VMs": "a{ss}"}
+VM_PROPERTIES = {
+    "Name": "s",
+    "Unit": "s",
+    "UnitState": "s",
+    "State": "s",
+    "Reasons": "as",
+    "Since": "t",
+    "Sealed": "u",
+    "Running": "u",
+    "Held": "b",
+    "LastResult": "s",
+    "System": "s",
+    "Order": "s",
+    "OrderResult": "s",
+}
+SIGNALS = {
+    "Published": ("vm:s", "run:s"),
+    "Sealed": ("vm:s", "generation:u", "run:s"),
+    "Restarted": ("vm:s", "generation:u", "run:s"),
+    "RestartFailed": ("vm:s", "generation:u", "run:s"),
+    "RolledBack": ("vm:s", "generation:u", "run:s"),
+    "Refused": ("vm:s",),
+}
+
+AGENT_XML = (
+    f'<node><interface name="{AGENT_INTERFACE}">'
+    + _method("Sync")
+    + _method("Plan", gives="steps:a(ssasas)")
+    + "".join(_method(name, "vm:s") for name in ("Rotate", "Rollback", "Hold", "Release", "Retry"))
+    + "".join(_signal(name, *arguments) for name, arguments in SIGNALS.items())
+    + _properties(AGENT_PROPERTIES, {"Version"})
+    + f'</interface><interface name="{MANAGER_INTERFACE}">'
+    + _method("GetManagedObjects", gives="objects:a{oa{sa{sv}}}")
+    + _signal("InterfacesAdded", "object:o", "interfaces:a{sa{sv}}")
+    + _signal("InterfacesRemoved", "object:o", "interfaces:as")
+    + "</interface></node>"
+)
+VM_XML = f'<node><interface name="{VM_INTERFACE}">{_properties(VM_PROPERTIES, {"Name"})}</interface></node>'
+
+
+def vm_path(name: str) -> str:
+    """The object path of a VM, escaped as systemd does it for units (sd_bus_path_encode(3))."""
+    escaped = "".join(
+        each if each.isascii() and each.isalnum() and (at or not each.isdigit()) else f"_{ord(each):02x}"
+        for at, each in enumerate(name)
+    )
+    return f"{PATH}/vm/{escaped}"
+
+
+def vm_properties(vm: Standing, order: str, order_result: str) -> dict[str, Any]:
+    """The properties of a VM's object, by `VM_PROPERTIES`."""
+    return {
+        "Name": vm.name,
+        "Unit": vm.unit,
+        "UnitState": vm.unit_state,
+        "State": vm.state.value,
+        "Reasons": list(vm.reasons),
+        "Since": vm.since,
+        "Sealed": vm.sealed,
+        "Running": vm.running,
+        "Held": vm.is_held,
+        "LastResult": vm.last_result,
+        "System": vm.system,
+        "Order": order,
+        "OrderResult": order_result,
+    }

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""Operators' words on VMs: what may be asked of the agent while it runs, by any thread.
+
+None of it is done by the loop's own hand while somebody waits: what takes long is written down as an order,
+which the loop hands to the threads that restart VMs, and a hint tells the loop to look.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.errors import BusError, OrderError
+from agent.events import Event
+from agent.notes import Outcome
+from agent.store import rollout_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.config import Config, VmConfig
+    from agent.journal import Audit
+    from agent.observe import Look, Observer
+    from agent.pace import Pacer
+    from agent.store import Store
+    from agent.units import SystemManager
+
+_SYNC_SECONDS = 20.0
+
+
+class Order(enum.StrEnum):
+    """What takes a restart."""
+
+    ROTATE = "rotate"
+    ROLL_BACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An order, and the moment at which it was given, monotonic."""
+
+    order: Order
+    moment: float
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the agent works with under its present configuration."""
+
+    config: Config
+    store: Store
+    audit: Audit
+    observer: Observer
+    pacer: Pacer
+    manager: Callable[[], SystemManager | None]
+
+
+class Orders:
+    """Takes operators' words. ``hint`` makes the loop look, and returns at once."""
+
+    def __init__(self, hint: Callable[[str], None]) -> None:
+        self._hint = hint
+        self._changed = threading.Condition()
+        self._pending: dict[str, Given] = {}
+        self._results: dict[str, str] = {}
+        self._begun = self._done = 0
+        self._site: Site | None = None
+
+    # The loop's side.
+
+    def use(self, site: Site) -> None:
+        """Another configuration is in force."""
+        self._site = site
+
+    def begin_look(self) -> None:
+        """A turn of the loop begins."""
+        with self._changed:
+            self._begun += 1
+
+    def end_look(self) -> None:
+        """That turn is over."""
+        with self._changed:
+            self._done = self._begun
+            self._changed.notify_all()
+
+    def pending(self) -> set[str]:
+        """VMs with an order that is not carried out yet."""
+        with self._changed:
+            return set(self._pending)
+
+    def given(self, name: str) -> Given | None:
+        """The order on a VM that is not carried out yet."""
+        with self._changed:
+            return self._pending.get(name)
+
+    def carried_out(self, name: str, given: Given, result: str) -> None:
+        """Take note of how an order ended; empty for well."""
+        with self._changed:
+            if self._pending.get(name) is given:
+                del self._pending[name]
+                self._results[name] = result
+
+    def result(self, name: str) -> str:
+        """Why the last order on a VM was not carried out; empty where it was."""
+        with self._changed:
+            return self._results.get(name, "")
+
+    # The operators' side.
+
+    def sync(self) -> None:
+        """Have the loop look now; returns once a look that began after this is over. Raises `OrderError`."""
+        with self._changed:
+            wanted = self._begun + 1
+            self._hint("sync")
+            if not self._changed.wait_for(lambda: self._done >= wanted, _SYNC_SECONDS):
+                raise OrderError("Busy", "the agent's look takes long", hint="it goes on; ask again later")
+
+    def plan(self) -> Look:
+        """Look, in the caller's thread, and change nothing. Raises `SourceError`, `BusError`."""
+        site = self._at_work()
+        manager = site.manager()
+        if manager is None:
+            raise BusError("the agent has no connection to systemd", hint="it is tried again every 5 s")
+        return site.pacer.hold_back(site.observer.look(site.config.vms.values(), manager))
+
+    def give(self, name: str, order: Order) -> None:
+        """Have an order carried out soon. Raises `OrderError`, `ConfigurationError`."""
+        site = self._at_work()
+        vm = site.config.vm(name)
+        if site.store.is_held(vm.name):
+            raise OrderError("Held", f"{name}: is held", hint=f"release it first: credferry release {name}")
+        with self._changed:
+            if name in self._pending:
+                raise OrderError("Busy", f"{name}: an order is being carried out", hint="wait for its end")
+            self._pending[name] = Given(order, time.monotonic())
+        self._hint("order")
+
+    def hold(self, name: str, *, held: bool) -> None:
+        """Hold a VM, or release it. Raises `ConfigurationError`, `StoreError`."""
+        site = self._at_work()
+        hold(site.store, site.audit, site.config.vm(name), held=held)
+        self._hint("hold")
+
+    def retry(self, name: str) -> None:
+        """Have what failed tried again. Raises `OrderError`, `ConfigurationError`, `StoreError`."""
+        site = self._at_work()
+        vm = site.config.vm(name)
+        retry(site.store, vm, wait=False)
+        self._hint("retry")
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force. Raises `OrderError`."""
+        return self._at_work().config
+
+    def _at_work(self) -> Site:
+        if self._site is None:
+            raise OrderError("Busy", "the agent is starting", hint="ask again in a moment")
+        return self._site
+
+
+def hold(store: Store, audit: Audit, vm: VmConfig, *, held: bool) -> None:
+    """Hold a VM or release it, where it is not so already. Raises `StoreError`."""
+    if store.is_held(vm.name) is not held:
+        store.hold(vm.name, held=held)
+        event = Event.HELD if held else Event.RELEASED
+        audit.record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
+
+
+def retry(store: Store, vm: VmConfig, *, wait: bool = True) -> None:
+    """Have the next look try again what failed for a VM; ``wait`` for whoever is restarting it.
+
+    Raises `StoreError`, and `OrderError` where it is not waited.
+    """
+    with store.lock(rollout_lock(vm.name), wait=wait) as had:  # who is at it notes how it ends before this
+        if not had:
+            raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
+        attempt = store.attempt(vm.name)
+        if attempt is not None:
+            again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="", by_operator=False)
+            store.record_attempt(vm.name, again)
