@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The audit: facts written to and read back from journald. The only module that touches the journal.
+"""The audit: facts written to journald, and which of what is found there may be believed.
 
 Each record of ours carries a sequence number and a keyed hash over itself and the record before; the head
 of that chain is kept, fsynced, in the state directory before the record is sent. So a gap, an edit, or a
 lost tail shows. A crash between the two leaves a record unsent: the last one is therefore sent again, to
-the letter, at each start, and readers count it once.
+the letter, at each start, and before the next record where it is not known to have been sent; readers count
+it once. What was sent is written down as well, so that a record that was never sent is not taken for lost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hmac
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +24,7 @@ import msgspec
 from systemd import journal
 
 from agent.durable import replace_durably
-from agent.errors import JournalError, StoreError
+from agent.errors import StoreError
 from agent.events import Event
 from agent.journald import Sender
 
@@ -32,12 +34,18 @@ if TYPE_CHECKING:
 
     from agent.store import Store
 
-_HEAD_FILE = "audit.json"
+    _Entry = Mapping[str, Any]
+
+HEAD_FILE = "audit.json"
+SENT_FILE = "audit.sent"
+LOST = "lost"
+"""Stands for the hash of the record before, where the head was there and could not be read."""
+_SENT = re.compile(r"([0-9]{19}) ([0-9a-f]{64})\n")
 _FACILITY_AUTHPRIV = 10
 _SENDER = ("SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
 
 
-class _Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True):
     """The last record of the chain, whole, so that it can be sent again."""
 
     sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
@@ -88,18 +96,24 @@ class Audit:
             "OBJECT_SYSTEMD_UNIT": unit,
             **(extra or {}),
         }
+        # As the journal will hold it: names from the file system may be no text.
+        message = message.encode(errors="backslashreplace").decode()
         fields = [f"MESSAGE={message}", f"MESSAGE_ID={event.value}", f"PRIORITY={event.priority}"]
         fields += [f"{key}={value}" for key, value in named.items() if value]
         for name, fingerprint in (fingerprints or {}).items():
             fields += [f"CREDFERRY_CREDENTIAL={name}", f"CREDFERRY_FINGERPRINT={name}:{fingerprint}"]
         with self.store.lock("audit.lock"):
             head = self._head()
+            if head.fields and sent(self.store.state)[1] != head.hash:
+                # Whoever kept it came to an end before sending it, or found no journal.
+                self._send(head)
             fields.append(f"CREDFERRY_SEQUENCE={head.sequence + 1}")
             fields.append(f"CREDFERRY_PREVIOUS={head.hash}")
             digest = chain_hash(self.store.key.derive("audit"), fields)
             fields.append(f"CREDFERRY_HASH={digest}")
-            self._keep(_Head(head.sequence + 1, digest, fields))
-            self.sender.send([*fields, *_SENDER])
+            kept = Head(head.sequence + 1, digest, fields)
+            self._keep(kept)
+            self._send(kept)
         for listener in self.listeners:
             listener(Fact(event, vm, run, generation, head.sequence + 1))
 
@@ -107,26 +121,58 @@ class Audit:
         """Send the last record again: a crash may have come between keeping and sending it."""
         with self.store.lock("audit.lock"):
             if (head := self._head()).fields:
-                self.sender.send([*head.fields, *_SENDER])
+                self._send(head)
 
-    def _head(self) -> _Head:
-        try:
-            return msgspec.json.decode((self.store.state / _HEAD_FILE).read_bytes(), type=_Head)
-        except FileNotFoundError:
-            return _Head()
-        except (OSError, ValueError, RecursionError):
-            # msgspec has three exceptions for what it cannot decode, ValueErrors but for deep nesting.
-            # Beginning anew shows in the chain as what it is: the head was lost.
-            return _Head(hash="lost")
+    def _send(self, head: Head) -> None:
+        """Send a record that is kept, and write down that it was."""
+        if not self.sender.send([*head.fields, *_SENDER]):
+            return
+        path = self.store.state / SENT_FILE
+        # In place and not fsynced: where this is lost, the record is sent once more.
+        with suppress(OSError):
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.pwrite(descriptor, f"{head.sequence:019} {head.hash}\n".encode(), 0)
+            finally:
+                os.close(descriptor)
 
-    def _keep(self, head: _Head) -> None:
+    def _head(self) -> Head:
+        return kept_head(self.store.state) or Head()
+
+    def _keep(self, head: Head) -> None:
         try:
-            replace_durably(self.store.state / _HEAD_FILE, msgspec.json.encode(head))
+            replace_durably(self.store.state / HEAD_FILE, msgspec.json.encode(head))
         except OSError as error:
             raise StoreError(
-                f"{self.store.state / _HEAD_FILE}: the audit's head cannot be kept: {error.strerror}",
+                f"{self.store.state / HEAD_FILE}: the audit's head cannot be kept: {error.strerror}",
                 hint="the state directory must be writable and have room",
             ) from None
+
+
+def kept_head(state: Path) -> Head | None:
+    """The last record of the chain, as a state directory keeps it; None where it keeps none.
+
+    One that cannot be read counts as lost; beginning anew shows in the chain as what it is.
+    """
+    try:
+        return msgspec.json.decode((state / HEAD_FILE).read_bytes(), type=Head)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        # msgspec has three exceptions for what it cannot decode, ValueErrors but for deep nesting.
+        return Head(hash=LOST)
+
+
+def sent(state: Path) -> tuple[int, str]:
+    """Number and hash of the last record that is known to have been sent; 0 where none is known."""
+    try:
+        match = _SENT.fullmatch((state / SENT_FILE).read_text("ascii"))
+    except (OSError, ValueError):
+        match = None
+    return (int(match[1]), match[2]) if match else (0, "")
 
 
 def chain_hash(key: bytes, fields: Sequence[str]) -> str:
@@ -145,26 +191,14 @@ class Record:
     run: str
     generation: int | None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-
-
-def read(directory: Path | None = None, *, vm: str | None = None) -> Iterator[Record]:
-    """The audit's records, oldest first, each once; ``directory`` is a journal elsewhere, None this host's.
-
-    Only those that are `trusted`. Raises `JournalError`.
-    """
-    try:
-        opened = reader(directory)
-    except OSError as error:
-        raise JournalError(
-            f"{directory or 'the journal'}: cannot be read: {os.strerror(error.errno or 0)}",
-            hint="name a directory of journal files, and run as root",
-        ) from None
-    with opened as entries:
-        for event in Event:
-            entries.add_match(MESSAGE_ID=event.value)
-        for record in trusted(entries):
-            if vm is None or record.vm in {vm, ""}:
-                yield record
+    credentials: tuple[str, ...] = ()
+    unit: str = ""
+    """The VM's unit: where it is the agent that speaks, as it says; else the sender's."""
+    channel: str = ""
+    boot: str = ""
+    invocation: str = ""
+    """Of the sender's unit."""
+    sequence: int | None = None
 
 
 def reader(directory: Path | None) -> journal.Reader:
@@ -172,8 +206,18 @@ def reader(directory: Path | None) -> journal.Reader:
     return journal.Reader(
         path=str(directory) if directory else None,
         # python-systemd's own converters of these let OverflowError through, and anybody can send the one.
-        converters={"COREDUMP_TIMESTAMP": bytes, "_SOURCE_REALTIME_TIMESTAMP": _moment},
+        converters={
+            "COREDUMP_TIMESTAMP": bytes,
+            "_SOURCE_REALTIME_TIMESTAMP": _moment,
+            "PRIORITY": bytes.decode,  # to the letter, for the chain's hash
+        },
     )
+
+
+def moment(entry: _Entry) -> datetime:
+    """When an entry was sent, by journald's word."""
+    sent_at = entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]
+    return sent_at.astimezone(UTC) if isinstance(sent_at, datetime) else datetime.now(UTC)
 
 
 def _moment(microseconds: bytes) -> datetime:
@@ -183,68 +227,98 @@ def _moment(microseconds: bytes) -> datetime:
         raise ValueError from None
 
 
-def trusted(entries: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
-    """The records among a journal's entries that may be believed, each once. Raises nothing.
-
-    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
-    launcher sends, that it came from the VM's own unit; which one that is, the former say. Anybody can send
-    our MESSAGE_IDs.
-    """
+def trusted(entries: Iterable[_Entry]) -> Iterator[Record]:
+    """The records among a journal's entries that may be believed, each once. Raises nothing."""
     seen: set[str] = set()
-    units: dict[str, str] = {}
-    for entry in entries:
-        record = _record(entry)
-        if record is None or not _is_trusted(record, entry, units):
-            continue
-        if record.event not in _FROM_LAUNCHER:
-            units[record.vm] = _text(entry.get("OBJECT_SYSTEMD_UNIT", "")) or units.get(record.vm, "")
-        chain = _text(entry.get("CREDFERRY_HASH", ""))
+    for record, entry in believed(entries):
+        chain = text(entry.get("CREDFERRY_HASH", ""))
         if chain and chain in seen:
             continue
         seen.add(chain)
         yield record
 
 
+def believed(entries: Iterable[_Entry]) -> Iterator[tuple[Record, _Entry]]:
+    """The same with their entries, and as often as they are there. Raises nothing.
+
+    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
+    launcher sends, that it came from the VM's own unit; which one that is, the former say. Anybody can send
+    our MESSAGE_IDs.
+    """
+    units: dict[str, str] = {}
+    for entry in entries:
+        record = _record(entry)
+        if record is None or not _is_trusted(record, entry, units):
+            continue
+        if record.event not in FROM_LAUNCHER:
+            units[record.vm] = record.unit or units.get(record.vm, "")
+        yield record, entry
+
+
+def own_fields(entry: _Entry) -> list[str]:
+    """What `chain_hash` is taken over: the fields of an entry that its sender wrote, as it wrote them."""
+    fields = []
+    for name, value in entry.items():
+        if name.startswith("CREDFERRY_") or name in _CHAINED:
+            fields += [f"{name}={text(each)}" for each in _values(value) if name != "CREDFERRY_HASH"]
+    return fields
+
+
 _BY_ID = {event.value: event for event in Event}
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_FROM_LAUNCHER = {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}
+FROM_LAUNCHER = frozenset({Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT})
+"""What a launcher tells, which has no part in the chain."""
+_CHAINED = {"MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
 _AGENT_UNITS = {"credferry.service", "credferry-seal.service"}
 """Where the agent may be another user than root; nobody but PID 1 puts a process there."""
 
 
-def _record(entry: Mapping[str, Any]) -> Record | None:
+def _record(entry: _Entry) -> Record | None:
     message_id = entry.get("MESSAGE_ID")  # a list where a sender gave several, which we never do
     event = _BY_ID.get(message_id.hex) if isinstance(message_id, UUID) else None
     if event is None:
         return None
-    vm = _text(entry.get("CREDFERRY_VM", ""))
-    generation = _text(entry.get("CREDFERRY_GENERATION", ""))
-    moment = entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]
+    vm = text(entry.get("CREDFERRY_VM", ""))
+    generation = text(entry.get("CREDFERRY_GENERATION", ""))
+    sequence = text(entry.get("CREDFERRY_SEQUENCE", ""))
     return Record(
-        time=moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.now(UTC),
+        time=moment(entry),
         event=event,
-        message=_text(entry.get("MESSAGE", "")),
+        message=text(entry.get("MESSAGE", "")),
         vm=vm,
-        run=_text(entry.get("CREDFERRY_RUN", "")),
+        run=text(entry.get("CREDFERRY_RUN", "")),
         generation=int(generation) if _NUMBER.fullmatch(generation) else None,
         fingerprints=_fingerprints(entry.get("CREDFERRY_FINGERPRINT", [])),
+        credentials=tuple(map(text, _values(entry.get("CREDFERRY_CREDENTIAL", [])))),
+        unit=text(entry.get("_SYSTEMD_UNIT" if event in FROM_LAUNCHER else "OBJECT_SYSTEMD_UNIT", "")),
+        channel=text(entry.get("CREDFERRY_CHANNEL", "")),
+        boot=text(entry.get("_BOOT_ID", "")),
+        invocation=text(entry.get("_SYSTEMD_INVOCATION_ID", "")),
+        sequence=int(sequence) if _NUMBER.fullmatch(sequence) else None,
     )
 
 
-def _is_trusted(record: Record, entry: Mapping[str, Any], units: Mapping[str, str]) -> bool:
+def _is_trusted(record: Record, entry: _Entry, units: Mapping[str, str]) -> bool:
     """Whether the sender may say so; ``units`` are VMs' units, by earlier records of the agent."""
-    if record.event in _FROM_LAUNCHER:
+    if record.event in FROM_LAUNCHER:
         unit = units.get(record.vm) or f"microvm@{record.vm}.service"
-        return _text(entry.get("_SYSTEMD_UNIT", "")) == unit
-    return entry.get("_UID") == 0 or _text(entry.get("_SYSTEMD_UNIT", "")) in _AGENT_UNITS
+        return text(entry.get("_SYSTEMD_UNIT", "")) == unit
+    return entry.get("_UID") == 0 or text(entry.get("_SYSTEMD_UNIT", "")) in _AGENT_UNITS
 
 
 def _fingerprints(values: object) -> dict[str, str]:
-    pairs = [_text(value).partition(":") for value in (values if isinstance(values, list) else [values])]
+    pairs = [text(value).partition(":") for value in _values(values)]
     return {name: fingerprint for name, _, fingerprint in pairs if name}
 
 
-def _text(value: object) -> str:
+def _values(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def text(value: object) -> str:
+    """A field as text: the first of several; bytes that are none are replaced."""
     if isinstance(value, list):
         value = value[0] if value else ""
+    if isinstance(value, UUID):
+        return value.hex
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -35,12 +35,14 @@ class Sender:
         self._path = path
         self._unsent: deque[bytes] = deque(maxlen=_UNSENT_MAX)
 
-    def send(self, fields: Sequence[str]) -> None:
+    def send(self, fields: Sequence[str]) -> bool:
         """Send a record of ``NAME=value`` fields, or keep it for later; takes a second at most.
 
-        Not to be called by two threads at once. Raises nothing.
+        Whether it was sent, and all before it. Not to be called by two threads at once. Raises nothing.
         """
-        self._unsent.append(b"".join(map(_serialized, fields)))
+        record = b"".join(map(_serialized, fields))
+        if record not in self._unsent:  # one that is sent again may still be waiting
+            self._unsent.append(record)
         with (
             suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
@@ -49,6 +51,7 @@ class Sender:
             while self._unsent:
                 _send(peer, self._path, self._unsent[0])
                 self._unsent.popleft()
+        return not self._unsent
 
 
 def reconnect_standard_error(identifier: str) -> bool:

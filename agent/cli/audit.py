@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``credferry audit``: the rotations, as the journal tells them."""
+"""``credferry audit``: the rotations, as the journal tells them, and whether the journal may be believed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
 
 
 def register(app: typer.Typer) -> None:
@@ -16,46 +16,76 @@ def register(app: typer.Typer) -> None:
 
     @app.command("audit")
     def audit(
+        *,
         config: ConfigOption = DEFAULT_CONFIG,
         vm: Annotated[str | None, typer.Option("--vm", help="Only this VM.", metavar="VM")] = None,
+        credential: Annotated[
+            str | None,
+            typer.Option("--credential", help="Only this credential's changes.", metavar="NAME"),
+        ] = None,
+        since: Annotated[
+            str | None,
+            typer.Option("--since", "-S", help="Only from this moment on, as journalctl.", metavar="TIME"),
+        ] = None,
+        until: Annotated[
+            str | None,
+            typer.Option("--until", "-U", help="Only up to this moment, as journalctl.", metavar="TIME"),
+        ] = None,
         directory: Annotated[
-            Path | None, typer.Option("--directory", help="A journal elsewhere.", metavar="DIR")
+            Path | None, typer.Option("--directory", "-D", help="A journal elsewhere.", metavar="DIR")
+        ] = None,
+        records: Annotated[bool, typer.Option("--records", help="List the records, one by one.")] = False,
+        periods: Annotated[
+            bool,
+            typer.Option("--periods", help="List which VM ran which fingerprint, from when to when."),
+        ] = False,
+        follow: Annotated[bool, typer.Option("--follow", "-f", help="List records as they come.")] = False,
+        verify: Annotated[bool, typer.Option("--verify", help="Check the chain of records.")] = False,
+        html: Annotated[
+            Path | None,
+            typer.Option("--html", help="Write one page with a timeline per VM.", metavar="FILE"),
         ] = None,
         json: JsonOption = False,
+        csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     ) -> None:
         """Tell what happened, from the journal alone: published, sealed, restarted, launched."""
-        from agent import journal  # noqa: PLC0415 (libsystemd is of no use to other verbs)
+        from agent.cli import audit_views  # noqa: PLC0415 (libsystemd is of no use to other verbs)
 
-        if vm is not None and directory is None:
-            from agent.config import load  # noqa: PLC0415 (a journal elsewhere needs no configuration)
+        kinds = {"--records": records, "--periods": periods, "--follow": follow, "--verify": verify}
+        kind = _only({**kinds, "--html": html is not None})
+        form = _only({"--json": json, "--csv": csv})
+        unfit = {"--verify": vm or credential or since or until or csv, "--html": json or csv}
+        if unfit.get(kind):
+            raise typer.BadParameter(
+                "goes with no option that narrows it, or of another form", param_hint=kind
+            )
+        views = audit_views.Views(
+            config,
+            directory,
+            form.removeprefix("--"),
+            vm,
+            credential,
+            audit_views.moment(since, "--since"),
+            audit_views.moment(until, "--until"),
+        )
+        match kind:
+            case "--verify":
+                views.verify()
+            case "--follow":
+                views.follow()
+            case "--records":
+                views.records()
+            case "--periods":
+                views.periods()
+            case "--html" if html is not None:
+                views.html(html)
+            case _:
+                views.story()
 
-            load(config).vm(vm)
-        records = list(journal.read(directory, vm=vm))
-        if json:
-            print_json(
-                [
-                    {
-                        "time": record.time.isoformat(),
-                        "event": record.event.label,
-                        "vm": record.vm,
-                        "run": record.run,
-                        "generation": record.generation,
-                        "fingerprints": dict(record.fingerprints),
-                        "message": record.message,
-                    }
-                    for record in records
-                ]
-            )
-        else:
-            print_table(
-                ["TIME (UTC)", "RUN", "EVENT", "WHAT"],
-                [
-                    [
-                        record.time.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
-                        record.run[:8] or "-",
-                        record.event.label,
-                        record.message,
-                    ]
-                    for record in records
-                ],
-            )
+
+def _only(options: dict[str, bool]) -> str:
+    """The one option that is set, or nothing. Raises `typer.BadParameter` for more than one."""
+    given = [option for option, is_set in options.items() if is_set]
+    if given[1:]:
+        raise typer.BadParameter(f"cannot go with {given[1]}", param_hint=given[0])
+    return given[0] if given else ""

@@ -68,13 +68,15 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; in colour, and fitted, on a terminal only."""
     from rich.console import Console  # noqa: PLC0415 (takes longer than what it is not needed for)
     from rich.table import Table  # noqa: PLC0415 (see above)
+    from rich.text import Text  # noqa: PLC0415 (see above)
 
     console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
-        table.add_row(*row)
+        # Not as rich's markup: what a VM is named or a message says may look like it.
+        table.add_row(*map(Text, row))
     if not sys.stdout.isatty():
         console.width = 10_000  # what reads a pipe does its own folding
     console.print(table, crop=False)

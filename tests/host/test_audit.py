@@ -38,7 +38,7 @@ CHAINED = {"MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
 
 def events(deployment: Deployment) -> list[tuple[str, str]]:
     """Kinds and messages of what the audit tells, oldest first."""
-    records = json.loads(deployment.credferry("audit", "--json"))
+    records = json.loads(deployment.credferry("audit", "--records", "--json"))
     return [(record["event"], record["message"]) for record in records]
 
 
@@ -102,7 +102,9 @@ def test_the_chain_holds(deployment: Deployment, host: Host, sops: SopsNix) -> N
     assert numbers == list(range(numbers[0], numbers[-1] + 1))
     for number in numbers[1:]:
         assert chain[number]["CREDFERRY_PREVIOUS"] == chain[number - 1]["CREDFERRY_HASH"]
-    assert len(events(deployment)) == len(set(map(str, json.loads(deployment.credferry("audit", "--json")))))
+    assert len(events(deployment)) == len(
+        set(map(str, json.loads(deployment.credferry("audit", "--records", "--json"))))
+    )
 
 
 def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:

@@ -145,7 +145,7 @@ def uid_of(host: Host, user: str) -> str:
 
 def told(deployment: Deployment) -> set[str]:
     """The kinds of facts that the audit tells."""
-    return {record["event"] for record in json.loads(deployment.credferry("audit", "--json"))}
+    return {record["event"] for record in json.loads(deployment.credferry("audit", "--records", "--json"))}
 
 
 def call(host: Host, user: str, method: str, signature: str, *arguments: str) -> str:

@@ -68,7 +68,7 @@ def test_a_value_that_breaks_a_vm(deployment: Deployment, sops: SopsNix) -> None
     assert deployment.unit("db")["ActiveState"] == "active"
     deployment.host.wait(lambda: state(deployment, "web") == "halted", 10, "halt of web")
     assert (deployment.starts("web"), deployment.delivered("web")) == (1, {"KEY": b"good"})
-    audit = deployment.credferry("audit", "--vm", "db")
+    audit = deployment.credferry("audit", "--records", "--vm", "db")
     assert "db: back on generation 1" in audit
     starts = deployment.starts("db")
     sops.publish({"key": b"bad value"})

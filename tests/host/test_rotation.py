@@ -207,7 +207,7 @@ def test_the_audit_tells_the_story(deployment: Deployment, sops: SopsNix) -> Non
     deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
     deployment.wait_in_step("web")
     deployment.host.wait(lambda: "runs generation 2" in deployment.credferry("audit"), 10, "result")
-    records = json.loads(deployment.credferry("audit", "--vm", "web", "--json"))
+    records = json.loads(deployment.credferry("audit", "--records", "--vm", "web", "--json"))
     run = next(record["run"] for record in records if "runs generation 2" in record["message"])
     story = [record["event"] for record in records if record["run"] == run]
     assert sorted(story[2:]) == ["launched", "restart asked", "restarted"]

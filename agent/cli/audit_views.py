@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""The views of the audit that ``credferry audit`` gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from agent import chain, history, journal, timeline
+from agent.cli import audit_forms as forms
+from agent.cli.common import print_json, print_table
+from agent.config import load
+from agent.errors import ExitStatus, KeyFileError, StoreError
+from agent.journal import Record
+from agent.keys import read_key, read_machine_id
+from agent.periods import Period, periods
+from agent.story import Rotation, Story, of_credential, tell, within
+
+_ASK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What is asked for. ``form`` is ``json``, ``csv``, or nothing, which is for people."""
+
+    config: Path
+    directory: Path | None
+    form: str
+    vm: str | None
+    credential: str | None
+    since: float | None
+    until: float | None
+
+    def story(self) -> None:
+        """Each rotation as one story."""
+        story, _ = self._story()
+        if self.form == "json":
+            print_json([forms.rotation_row(each) for each in story.rotations])
+        elif self.form == "csv":
+            forms.write_csv(forms.ROTATION_COLUMNS, map(forms.rotation_cells, story.rotations))
+        else:
+            for line in forms.story_lines(story):
+                _say(line)
+
+    def records(self) -> None:
+        """One record after the other."""
+        records = [each for each in history.read(self.directory) if self._has(each)]
+        self._know(records)
+        rows = (forms.record_row(each) for each in records)
+        if self.form == "json":
+            print_json(list(rows))
+        elif self.form == "csv":
+            forms.write_csv(forms.RECORD_COLUMNS, (forms.record_cells(each) for each in rows))
+        else:
+            lines = [[_clean(cell) for cell in forms.record_line(each)] for each in records]
+            print_table(["TIME (UTC)", "RUN", "EVENT", "WHAT"], lines)
+
+    def follow(self) -> None:
+        """Records as they come, until interrupted."""
+        if self.form == "csv":
+            forms.write_csv(forms.RECORD_COLUMNS, iter(()))
+
+        def show(record: Record) -> None:
+            if not self._has(record):
+                return
+            if self.form == "json":  # a document a line: the whole is never complete
+                _say(json.dumps(forms.record_row(record), ensure_ascii=False))
+            elif self.form == "csv":
+                forms.write_rows([forms.record_cells(forms.record_row(record))])
+            else:
+                _say("  ".join(forms.record_line(record)))
+            sys.stdout.flush()
+
+        try:
+            history.follow(self.directory, show, since=self.since)
+        except KeyboardInterrupt:
+            return
+
+    def periods(self) -> None:
+        """Which VM ran which fingerprint of which secret, from when to when."""
+        _, found = self._story()
+        rows = list(forms.period_rows(found, self.credential))
+        if self.form == "json":
+            print_json(rows)
+        elif self.form == "csv":
+            forms.write_csv(forms.PERIOD_COLUMNS, (list(row.values()) for row in rows))
+        else:
+            headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM (UTC)", "TO (UTC)", "END"]
+            print_table(headings, [[_clean(cell) for cell in forms.period_line(row)] for row in rows])
+
+    def html(self, path: Path) -> None:
+        """One page with a timeline per VM."""
+        story, found = self._story()
+        page = timeline.page(story, found, since=self.since, until=self.until)
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise StoreError(
+                f"{path}: the page cannot be written: {error.strerror}", hint="name another file"
+            ) from None
+
+    def verify(self) -> None:
+        """Check the chain; ends with status 1 where something is wrong with it."""
+        config = load(self.config)
+        try:
+            key = read_key(
+                Path(config.host_key), machine_id=read_machine_id(Path(config.machine_id_file))
+            ).derive("audit")
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"{config.host_key}: no host key, without which nothing can be verified",
+                hint="restore it from a backup, or name its copy as host_key in a configuration of its own",
+            ) from None
+        state = Path(config.state_directory)
+        # In this order, as the agent may go on meanwhile: what was sent was kept before, and is there.
+        sent, _ = journal.sent(state)
+        head = journal.kept_head(state)
+        links = list(history.links(self.directory))
+        after = journal.kept_head(state)
+        kept = chain.Kept(head.sequence, head.hash, sent, after.sequence if after else 0) if head else None
+        verdict = chain.verify(links, key, kept)
+        if self.form == "json":
+            print_json(
+                {
+                    "ok": not verdict.findings,
+                    "checked": verdict.checked,
+                    "head": head.sequence if head else None,
+                    "findings": list(verdict.findings),
+                    "notes": list(verdict.notes),
+                }
+            )
+        else:
+            for each in verdict.findings:
+                _say(f"wrong: {each}")
+            for each in verdict.notes:
+                _say(f"note: {each}")
+            if not verdict.findings:
+                _say(f"ok: {verdict.checked} records, none removed, edited, added or moved")
+        if verdict.findings:
+            raise typer.Exit(ExitStatus.FAILED)
+
+    def _story(self) -> tuple[Story, list[Period]]:
+        """What was asked for, out of the whole: an old value can only be known by what was long before."""
+        loaded = history.load(self.directory)
+        self._know(loaded.records)
+        found = periods(loaded)
+        story = tell(loaded.records, found)
+        rotations = [each for each in story.rotations if self._has_rotation(each)]
+        facts = [each for each in story.facts if self.credential is None and self._has(each)]
+        return Story(tuple(rotations), tuple(facts)), [each for each in found if self._has_period(each)]
+
+    def _has(self, record: Record) -> bool:
+        at = record.time.timestamp()
+        return (
+            (self.vm is None or record.vm in {self.vm, ""})
+            and (self.credential is None or self.credential in record.credentials)
+            and (self.since is None or at >= self.since)
+            and (self.until is None or at <= self.until)
+        )
+
+    def _has_rotation(self, rotation: Rotation) -> bool:
+        if self.vm not in {None, rotation.vm} or not within(rotation, self.since, self.until):
+            return False
+        return self.credential is None or bool(of_credential([rotation], self.credential))
+
+    def _has_period(self, period: Period) -> bool:
+        return (
+            self.vm in {None, period.vm}
+            and (self.credential is None or self.credential in period.fingerprints)
+            and (self.until is None or period.begin.timestamp() <= self.until)
+            and (self.since is None or period.end is None or period.end.timestamp() >= self.since)
+        )
+
+    def _know(self, records: list[Record] | tuple[Record, ...]) -> None:
+        """Raise `ConfigurationError` for a VM that neither the journal nor the configuration knows."""
+        if self.vm is not None and all(each.vm != self.vm for each in records) and self.directory is None:
+            load(self.config).vm(self.vm)
+
+
+def moment(text: str | None, option: str) -> float | None:
+    """A moment as journalctl takes it, in seconds since 1970: systemd itself is asked.
+
+    Raises `typer.BadParameter`.
+    """
+    if text is None:
+        return None
+    try:
+        asked = subprocess.run(
+            ["systemd-analyze", "timestamp", "--", text],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=_ASK_SECONDS,
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        raise typer.BadParameter("systemd-analyze cannot be asked", param_hint=option) from None
+    found = re.search(r"UNIX seconds: @([0-9.]+)", asked.stdout)
+    if asked.returncode or found is None:
+        raise typer.BadParameter(f"{text!r} is no moment: see systemd.time(7)", param_hint=option)
+    return float(found[1])
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{_clean(line)}\n")
+
+
+def _clean(text: str) -> str:
+    """Without what a terminal obeys: a VM's unit may say anything."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
