@@ -24,6 +24,7 @@ VERBS = {
     "plan": "plan",
     "status": "status",
     "check": "check",
+    "doctor": "doctor",
     "audit": "audit",
     "hold": "hold",
     "release": "hold",

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""D-Bus: whether systemd can be reached, and whether the agent may ask it for restarts."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor.chain import AGENT
+from agent.doctor.finding import UnseenError, ok, problem
+from agent.errors import BusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+RULE: Final = "/etc/polkit-1/rules.d/50-credferry.rules"
+_RULES: Final = ("/etc/polkit-1/rules.d", "/run/polkit-1/rules.d", "/usr/share/polkit-1/rules.d")
+
+
+def check(_chain: Chain) -> Iterator[Finding]:
+    """Whether systemd answers."""
+    from agent.cli.common import connect  # noqa: PLC0415 (GObject's introspection takes long to load)
+
+    try:
+        connect().close()
+    except BusError as error:
+        yield problem(
+            "bus",
+            str(error),
+            why="what is published is sealed, but no VM is restarted",
+            remedy=error.hint,
+            commands=["systemctl start dbus.socket dbus.service"],
+        )
+    else:
+        yield ok("bus", "systemd answers on the system bus")
+
+
+def check_polkit(chain: Chain) -> Iterator[Finding]:
+    """Whether polkit lets an agent that is not root restart the configured VMs."""
+    user = chain.agent_user
+    if user == "root":
+        yield ok("bus.polkit", "the agent is root: systemd does what it asks")
+        return
+    if chain.error is not None:
+        raise UnseenError("which units polkit's rule must name")
+    from agent.cli.polkit_rule import rule  # noqa: PLC0415 (typer takes long to load, where it is not yet)
+
+    wanted = _body(rule(chain.config, user))
+    found = [_body(text) for text in _texts()]
+    if wanted in found:
+        yield ok("bus.polkit", f"polkit lets {user} restart the configured VMs")
+        return
+    is_old = any(f'subject.user !== "{user}"' in text for text in found)
+    file = shlex.quote(str(chain.file))
+    made = f"credferry polkit-rule --config {file} --user {user}"
+    yield problem(
+        "bus.polkit",
+        f"polkit's rule for {user} is not that of the present configuration"
+        if is_old
+        else f"polkit has no rule for {user}, whom the agent runs as",
+        why="restarts of some or all VMs are refused: Interactive authentication required, or Access denied",
+        remedy=f"print the rule again, and have polkit read it; {AGENT} then tries again by itself",
+        commands=[
+            f"{made} >{RULE}.new",
+            f"chmod 0644 {RULE}.new",
+            f"mv {RULE}.new {RULE}",
+            "systemctl try-restart polkit.service",
+        ],
+    )
+
+
+def _texts() -> Iterator[str]:
+    for directory in _RULES:
+        try:
+            paths = sorted(Path(directory).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError:
+            raise UnseenError(directory) from None
+        for path in paths:
+            if path.suffix == ".rules":
+                yield path.read_text(errors="replace")
+
+
+def _body(text: str) -> str:
+    """A rule without its first line, which names the file that it was made from."""
+    return text.partition("\n")[2]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""What all checks look at: the configuration, the units' names, and one look of the agent's own kind."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.config import Config, load
+from agent.doctor import probe
+from agent.doctor.finding import UnseenError
+from agent.errors import BusError, ConfigurationError, KeyFileError, SourceError
+from agent.observe import Observer, open_store_untouched
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agent.config import VmConfig
+    from agent.reconcile import Decision, Observed
+    from agent.store import Store
+
+AGENT: Final = "credferry.service"
+SEAL: Final = "credferry-seal.service"
+HOST_KEY: Final = Path("/var/lib/systemd/credential.secret")
+"""Where PID 1 has it, and nowhere else."""
+
+
+class Chain:
+    """The chain from the source to the guests, on this host. Lazy: what is broken breaks what needs it.
+
+    Without a readable configuration its defaults stand in, and there are no VMs.
+    """
+
+    def __init__(self, file: Path, names: Sequence[str] = ()) -> None:
+        self.file = file
+        self.error: ConfigurationError | None = None
+        try:
+            self.config = load(file)
+        except ConfigurationError as error:
+            self.error = error
+            self.config = Config(file=file)
+        self.vms: list[VmConfig] = (
+            [self.config.vm(name) for name in names]
+            if names and self.error is None
+            else list(self.config.vms.values())
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened with the host's key. Raises `KeyFileError`."""
+        return open_store_untouched(self.config)
+
+    @cached_property
+    def observed(self) -> Mapping[str, tuple[Observed, Decision]]:
+        """What the agent would see of each VM, and what it would do. Values stay inside.
+
+        Raises `KeyFileError`, `SourceError` and `BusError`; `UnseenError` where not everything can be read.
+        """
+        if not probe.is_root():
+            raise UnseenError("what is published and sealed")
+        from agent.cli.common import connect  # noqa: PLC0415 (GObject's introspection takes long to load)
+
+        manager = connect()
+        try:
+            look = Observer(self.config, self.store).look(self.vms, manager)
+        finally:
+            manager.close()
+        pairs = zip(look.observed, look.decisions, strict=True)
+        return {seen.vm.name: (seen, decision) for seen, decision in pairs}
+
+    def seen(self, vm: VmConfig) -> tuple[Observed, Decision]:
+        """The same of one VM. Raises `UnseenError` for what stands in the way, which has its own finding."""
+        try:
+            return self.observed[vm.name]
+        except (KeyFileError, SourceError, BusError) as error:
+            raise UnseenError(f"{vm.name}: {error}") from None
+
+    def unit(self, vm: VmConfig) -> Mapping[str, Any]:
+        """Systemd's properties of a VM's unit. Raises `UnseenError`."""
+        return probe.unit(vm.unit)
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return Path(self.config.state_directory)
+
+    @cached_property
+    def agent_user(self) -> str:
+        """Whom the agent runs as. Raises `UnseenError`."""
+        return probe.unit(AGENT).get("User") or "root"

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Walks the whole chain on this host, from the published secrets to the guests; it changes nothing.
+
+Each check is isolated: what one stumbles over is a finding of its own, and the others go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from typing import TYPE_CHECKING
+
+from agent.doctor import (
+    bus,
+    configuration,
+    guest,
+    host,
+    key,
+    launcher,
+    restarters,
+    source,
+    store,
+    units,
+    vm_state,
+    vm_unit,
+)
+from agent.doctor.chain import Chain
+from agent.doctor.finding import Finding, UnseenError, hint, unseen
+from agent.errors import CredferryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from agent.config import VmConfig
+
+Check = tuple[str, "Callable[[Chain], Iterable[Finding]]"]
+VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
+
+HOST_CHECKS: tuple[Check, ...] = (
+    ("configuration", configuration.check),
+    ("source", source.check),
+    ("source.producer", source.check_producer),
+    ("key", key.check),
+    ("store", store.check),
+    ("bus", bus.check),
+    ("bus.polkit", bus.check_polkit),
+    ("agent", units.check_agent),
+    ("agent.configuration", units.check_configuration_in_force),
+    ("agent.process", units.check_process),
+    ("agent.journal", units.check_journal),
+    ("seal", units.check_seal),
+    ("host", host.check),
+    ("host.journal", host.check_journal),
+    ("host.swap", host.check_swap),
+    ("host.clock", host.check_clock),
+)
+"""In the chain's order; a check's findings have its name, or names below it."""
+
+VM_CHECKS: tuple[VmCheck, ...] = (
+    ("vm.generation", store.check_vm),
+    ("vm.unit", vm_unit.check),
+    ("vm.settings", vm_unit.check_settings),
+    ("vm.launcher", launcher.check),
+    ("vm.hypervisor", launcher.check_hypervisor),
+    ("vm.invocation", launcher.check_invocation),
+    ("vm.budget", guest.check_budget),
+    ("vm.guest-key", guest.check_key),
+    ("vm.kernel", guest.check_kernel),
+    ("vm.restarters", restarters.check),
+    ("vm.health", vm_unit.check_health),
+    ("vm.state", vm_state.check),
+)
+"""Of each VM."""
+
+
+def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
+    """All findings, in the chain's order; of the VMs named, or of all.
+
+    Raises `ConfigurationError` for a VM that is named and not configured; nothing else.
+    """
+    chain = Chain(file, names)
+    for name, check in HOST_CHECKS:
+        yield from isolated(name, functools.partial(check, chain))
+    for vm in chain.vms:
+        for name, vm_check in VM_CHECKS:
+            yield from isolated(name, functools.partial(vm_check, chain, vm), vm.name)
+
+
+def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") -> Iterator[Finding]:
+    """A check's findings; whatever it raises becomes one."""
+    try:
+        yield from check()
+    except UnseenError as error:
+        yield unseen(name, str(error), vm)
+    except CredferryError as error:
+        yield hint(name, f"not seen: {error}", vm=vm, remedy=error.hint)
+    except PermissionError as error:
+        yield unseen(name, f"{error.filename}: {error.strerror}", vm)
+    except Exception as error:  # noqa: BLE001 (a broken host is what this is for; no exception's own text: it may quote a value)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} at {frame.name}, line {frame.lineno}"
+        yield hint(name, f"not seen: the check failed: {where}", vm=vm, remedy="please report it")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""The host around it: processor, journal, swap, clock."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor import probe, unit_files
+from agent.doctor.chain import AGENT
+from agent.doctor.finding import hint, ok, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_JOURNALD: Final = "/etc/systemd/journald.conf.d/zz-credferry.conf"
+
+
+def check(_chain: Chain) -> Iterator[Finding]:
+    """Whether guests here can have SMBIOS strings, and systemd is new enough."""
+    machine = os.uname().machine
+    if machine == "x86_64":
+        yield ok("host.machine", "x86_64: cloud-hypervisor makes SMBIOS tables")
+    else:
+        yield problem(
+            "host.machine",
+            f"this host is {machine}",
+            why="cloud-hypervisor makes SMBIOS tables on x86_64 only: guests get no OEM strings",
+            remedy="run these VMs on x86_64",
+        )
+    if not Path("/dev/kvm").exists():
+        yield hint(
+            "host.kvm",
+            "there is no /dev/kvm",
+            why="cloud-hypervisor needs it",
+            remedy="enable virtualisation in the firmware, and load kvm_intel or kvm_amd",
+        )
+
+
+def check_journal(_chain: Chain) -> Iterator[Finding]:
+    """Whether the audit, which is in the journal, is kept, and over a reboot."""
+    storage = "auto"
+    for line in probe.quiet_lines("systemd-analyze", "cat-config", "systemd/journald.conf"):
+        if found := re.match(r"\s*Storage\s*=\s*(\w*)", line):
+            storage = found[1] or "auto"
+    keep = (
+        ()
+        if probe.is_nixos()
+        else (
+            *unit_files.write(_JOURNALD, ["[Journal]", "Storage=persistent"]),
+            "systemctl restart systemd-journald.service",
+            "journalctl --flush",
+        )
+    )
+    if storage == "none":
+        yield problem(
+            "host.journal",
+            "journald keeps nothing: Storage=none",
+            why="there is no audit, and the agent's chain of records shows as broken",
+            remedy="keep the journal: Storage=persistent",
+            commands=keep,
+        )
+    elif storage == "volatile" or (storage == "auto" and not Path("/var/log/journal").is_dir()):
+        yield hint(
+            "host.journal",
+            f"the journal is lost at a reboot: Storage={storage}",
+            why="the audit goes with it, and what is gone shows as a gap",
+            remedy="keep the journal: Storage=persistent",
+            commands=keep,
+        )
+    else:
+        yield ok("host.journal", f"the journal, and so the audit, is kept: Storage={storage}")
+
+
+def check_swap(_chain: Chain) -> Iterator[Finding]:
+    """Whether memory can come to lie on a disk as it is."""
+    lines = (probe.text_of(Path("/proc/swaps")) or "").splitlines()[1:]
+    plain = [name for name in (line.split()[0] for line in lines) if not _is_safe(Path(name))]
+    if plain:
+        yield hint(
+            "host.swap",
+            f"swap that is not encrypted: {', '.join(plain)}",
+            why="the agent and PID 1 keep secrets out of it; a hypervisor's memory is not kept out",
+            remedy="encrypt it (crypttab: swap), or give the VMs' units MemorySwapMax=0",
+        )
+    else:
+        yield ok("host.swap", "no unencrypted swap")
+
+
+def check_clock(_chain: Chain) -> Iterator[Finding]:
+    """Whether the clock is set by something."""
+    said = dict(line.partition("=")[::2] for line in probe.quiet_lines("timedatectl", "show"))
+    if said.get("NTPSynchronized") == "no":
+        yield hint(
+            "host.clock",
+            "the clock is not synchronised",
+            why=f"the audit's times, restart windows and {AGENT}'s order of events go by it",
+            remedy="run a time service, such as systemd-timesyncd",
+            commands=["timedatectl set-ntp true"],
+        )
+    elif said:
+        yield ok("host.clock", "the clock is synchronised")
+
+
+def _is_safe(device: Path) -> bool:
+    name = device.resolve().name
+    if name.startswith("zram"):
+        return True
+    uuid = probe.text_of(Path(f"/sys/class/block/{name}/dm/uuid")) or ""
+    return uuid.startswith("CRYPT-")

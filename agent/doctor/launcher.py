@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT
+"""The launcher: whether it stands where the hypervisor stood, what it makes of it, and what runs now."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.doctor import probe
+from agent.doctor.finding import UnseenError, hint, ok, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_LAUNCHER: Final = "credferry-launch"
+_PROGRAM: Final = re.compile(
+    r"(?:^|(?<=[\s\"']))((?:/[\w.+@-]+)*/?cloud-hypervisor)(?=[\s\"'])", re.MULTILINE
+)
+_REAL: Final = re.compile(r"--real[ =]([\"']?)(\S+?)\1(?=\s)")
+_LAUNCHED_BY: Final = re.compile(rf"((?:/[\w.+@-]+)*/)?{_LAUNCHER}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """How a VM's unit comes to its hypervisor. ``file`` is what says so, ``text`` all that was read."""
+
+    wired: bool | None
+    """None where it cannot be told."""
+    file: Path | None
+    text: str
+    real: str = ""
+    launcher: str = ""
+    bare: str = ""
+    """The hypervisor as it is started where no launcher is."""
+    directory: Path = Path("/")
+
+
+def wiring(unit: Mapping[str, Any]) -> Wiring:
+    """Follow a unit's command: a spec, microvm.nix's script, or a wrapper. Raises `UnseenError`."""
+    command = "\n".join(" ".join(argv) for argv in probe.command_lines(unit))
+    directory = Path(unit.get("WorkingDirectory", "").lstrip("-!") or "/")
+    spec = directory / "current/vm.toml"
+    text = probe.text_of(spec)
+    if text is not None and f"{_LAUNCHER} --spec" in command:
+        found = re.search(r'^hypervisor\s*=\s*"([^"]+)"', text, re.MULTILINE)
+        return Wiring(True, spec, text, found[1] if found else "", _LAUNCHER, directory=directory)
+    script = directory / "current/bin/microvm-run"
+    text = probe.text_of(script)
+    if text is None:
+        script, text = Path(unit.get("FragmentPath", "/")), command + "\n"
+    # A wrapper stands where the binary stands, under its name.
+    texts = [text, *(_script(Path(each)) for each in _PROGRAM.findall(text) if each.startswith("/"))]
+    for each in texts:
+        by, real = _LAUNCHED_BY.search(each), _REAL.search(each)
+        if by is not None and real is not None:
+            return Wiring(True, script, text, real[2], by[0], directory=directory)
+    bare = _PROGRAM.search(text)
+    return Wiring(False if bare else None, script, text, bare=bare[1] if bare else "", directory=directory)
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the VM's command goes through the launcher."""
+    unit = chain.unit(vm)
+    if unit["LoadState"] != "loaded":
+        return
+    found = wiring(unit)
+    if found.wired:
+        yield ok("vm.launcher", f"{found.file} goes through {found.launcher}", vm.name)
+    elif found.wired is None:
+        yield hint(
+            "vm.launcher",
+            f"no cloud-hypervisor is found in what {vm.unit} starts",
+            vm=vm.name,
+            why="whether its credentials are handed over cannot be told",
+            remedy=f"see that it starts {_LAUNCHER} --real PATH -- ARGUMENTS in place of cloud-hypervisor",
+        )
+    else:
+        yield problem(
+            "vm.launcher",
+            f"{found.file} starts {found.bare} without the launcher",
+            vm=vm.name,
+            why="the guest gets no credentials, and nobody knows what it runs with",
+            remedy="have the launcher in its place; with microvm.nix: microvm.cloud-hypervisor.package",
+            commands=_rewire(vm, found),
+        )
+
+
+def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Which cloud-hypervisor it is, and whether the launcher knows it: the launcher is asked."""
+    unit = chain.unit(vm)
+    found = wiring(unit)
+    if not found.wired or unit["LoadState"] != "loaded":
+        return
+    if found.file is not None and found.file.name == "vm.toml":
+        asked = ["--spec", str(found.file)]
+        behind = []
+    else:
+        asked = ["--real", found.real]
+        behind = ["--", "--kernel", "/nonexistent", "--api-socket", "/nonexistent"]
+    program = found.launcher if found.launcher.startswith("/") else shutil.which(found.launcher)
+    if program is None:
+        yield problem(
+            "vm.hypervisor",
+            f"there is no {found.launcher}",
+            vm=vm.name,
+            why="the VM cannot be started",
+            remedy="install credferry where the VM's unit finds it, or name the launcher by its path",
+        )
+        return
+    # As the VM's user: what is run here, that user may have named.
+    answer = probe.run(
+        program, *asked, "--explain", *behind, user=unit.get("User") or "", directory=found.directory
+    )
+    if answer.returncode != 0:
+        what, _, remedy = _last_line(answer.stderr).removeprefix(f"{_LAUNCHER}: ").rpartition(": ")
+        yield problem(
+            "vm.hypervisor",
+            what or f"{found.launcher} refuses the VM",
+            vm=vm.name,
+            why="the VM's next start would be refused",
+            remedy=remedy or "see docs/launcher.md",
+        )
+        return
+    plan = json.loads(answer.stdout)
+    said = f"cloud-hypervisor {plan['hypervisor_version']}, whose options the launcher knows"
+    yield ok("vm.hypervisor", said, vm.name)
+
+
+def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the VM that runs now was started by the launcher."""
+    observed, _ = chain.seen(vm)
+    unit = observed.unit
+    if unit is None or not unit.is_active:
+        return
+    stamp = observed.stamp
+    if stamp is not None:
+        name = _process_name(chain.unit(vm).get("MainPID", 0))
+        said = f"{vm.unit} runs on generation {stamp.generation}, by the launcher's stamp; process {name}"
+        yield ok("vm.invocation", said, vm.name)
+    elif unit.active_seconds > chain.config.rollout.stamp_seconds:
+        yield problem(
+            "vm.invocation",
+            f"{vm.unit} runs, and was not started by the launcher",
+            vm=vm.name,
+            why="which secrets it runs with is not known",
+            remedy="mend what else is found of this VM; then restart it",
+            commands=[f"systemctl restart {shlex.quote(vm.unit)}"],
+        )
+    else:
+        yield hint(
+            "vm.invocation", f"{vm.unit} has just started: no stamp yet", vm=vm.name, remedy="look again"
+        )
+
+
+def _script(path: Path) -> str:
+    """A wrapper's text; nothing for a binary, and for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"#!":
+                return ""
+        return probe.text_of(path) or ""
+    except (OSError, UnseenError):
+        return ""
+
+
+def _rewire(vm: VmConfig, found: Wiring) -> tuple[str, ...]:
+    """Put the launcher before the hypervisor, where its script can be edited."""
+    real = found.bare if found.bare.startswith("/") else shutil.which(found.bare)
+    file = found.file.resolve() if found.file is not None else None
+    if file is None or real is None or file.name != "microvm-run" or file.is_relative_to("/nix/store"):
+        return ()
+    change = f"s|{re.escape(found.bare)} |{_LAUNCHER} --real {real} -- |"
+    return (
+        f"sed -i {shlex.quote(change)} {shlex.quote(str(file))}",
+        f"systemctl try-restart {shlex.quote(vm.unit)}",
+    )
+
+
+def _process_name(pid: int) -> str:
+    try:
+        text = probe.text_of(Path(f"/proc/{pid}/cmdline"))
+    except UnseenError:
+        text = None
+    return (text or "unknown").partition("\0")[0]
+
+
+def _last_line(text: str) -> str:
+    return next(iter(reversed(text.strip().splitlines())), "")

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Looking at the host without touching it: small files, short programs, and systemd's properties of units.
+
+Some of what is read belongs to the VMs' user, who might put anything there: nothing that is read can block,
+or be large, and programs that are named there are run as that user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import stat
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.doctor.finding import UnseenError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SECONDS: Final = 20.0
+_FILE_MAX: Final = 1 << 20
+_SYSTEMD: Final = "org.freedesktop.systemd1"
+_KEPT: Final = ("PATH", "DBUS_SYSTEM_BUS_ADDRESS")
+
+
+def is_root() -> bool:
+    """Whether everything can be looked at."""
+    return os.geteuid() == 0
+
+
+def is_nixos() -> bool:
+    """Whether units and drop-ins come from the system's configuration, and cannot be edited."""
+    return Path("/etc/NIXOS").exists()
+
+
+def text_of(path: Path) -> str | None:
+    """A small regular file's text; None where there is none.
+
+    Raises `UnseenError` where it may not be read, or is no such file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UnseenError(f"{path}: {os.strerror(error.errno or 0)}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        # Files of /proc have no size of their own.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_MAX:
+            raise UnseenError(f"{path}: not a small regular file")
+        return file.read(_FILE_MAX).decode(errors="replace")
+
+
+def run(
+    *argv: str, user: str = "", directory: Path = Path("/"), seconds: float = _SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run a program that changes nothing, as another user where root is asked to.
+
+    Raises `UnseenError` where it cannot be run, or does not end in time.
+    """
+    identity: dict[str, Any] = {}
+    if user and is_root():
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            raise UnseenError(f"there is no user {user}") from None
+        identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=seconds,
+            cwd=directory,
+            env={
+                "PATH": os.defpath,
+                **environment,
+                "LC_ALL": "C",
+                "SYSTEMD_PAGER": "",
+                "SYSTEMD_COLORS": "0",
+            },
+            encoding="utf-8",
+            errors="replace",
+            **identity,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnseenError(f"{argv[0]} does not end") from None
+    except OSError as error:
+        raise UnseenError(f"{argv[0]}: {os.strerror(error.errno or 0)}") from None
+
+
+@cache
+def unit(name: str) -> Mapping[str, Any]:
+    """All of systemd's properties of a unit, as D-Bus types them (org.freedesktop.systemd1(5)).
+
+    One that does not exist has a ``LoadState`` of ``not-found``. Asked once for each name. Raises
+    `UnseenError`.
+    """
+    # systemctl of version 252 shows LoadCredentialEncrypted= as [unprintable].
+    path = f"/org/freedesktop/systemd1/unit/{_label(name)}"
+    call = ("call", _SYSTEMD, path, "org.freedesktop.DBus.Properties", "GetAll", "s", "")
+    asked = run("busctl", "--json=short", "--timeout=15", *call)
+    if asked.returncode != 0:
+        raise UnseenError(f"{name}: {_line(asked.stderr) or 'systemd does not answer'}")
+    try:
+        return {key: value["data"] for key, value in json.loads(asked.stdout)["data"][0].items()}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise UnseenError(f"{name}: what systemd answers is not understood") from None
+
+
+def command_lines(properties: Mapping[str, Any], name: str = "ExecStart") -> list[list[str]]:
+    """The argument vectors of a unit's ``ExecStart=`` or another such setting."""
+    return [list(each[1]) for each in properties.get(name, [])]
+
+
+def quiet_lines(*argv: str) -> Sequence[str]:
+    """What a program prints, in lines; none where it fails. Raises `UnseenError`."""
+    done = run(*argv)
+    return done.stdout.splitlines() if done.returncode == 0 else ()
+
+
+def _label(name: str) -> str:
+    """A unit's name in an object path (sd_bus_path_encode(3))."""
+    return re.sub(rb"[^A-Za-z0-9]|\A[0-9]", lambda found: b"_%02x" % found[0][0], name.encode()).decode()
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Others that restart the same VM when its secrets change: each rotation would then be two restarts."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.doctor import probe
+from agent.doctor.finding import ok, problem
+from agent.doctor.source import PRODUCERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_WHY = "each rotation restarts the VM twice, once without order, limits and rollback"
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Path units, what the VM's unit is triggered by, and sops-nix's own restarts."""
+    unit = chain.unit(vm)
+    if unit["LoadState"] != "loaded":
+        return
+    paths = sorted({each for each in unit["TriggeredBy"] if each.endswith(".path")} | _paths_to(vm.unit))
+    for path in paths:
+        yield problem(
+            "vm.restarters.path",
+            f"{path} restarts {vm.unit}",
+            vm=vm.name,
+            why=_WHY,
+            remedy="leave restarts to credferry",
+            commands=() if probe.is_nixos() else [f"systemctl disable --now {path}"],
+        )
+    secrets = sorted(_sops_restarts().get(vm.unit, ()))
+    if secrets:
+        yield problem(
+            "vm.restarters.sops",
+            f"sops-nix restarts {vm.unit} when it has changed {', '.join(secrets)}",
+            vm=vm.name,
+            why=_WHY,
+            remedy=f'take "{vm.unit}" out of sops.secrets.NAME.restartUnits of these',
+        )
+    if not paths and not secrets:
+        switch = (
+            "; a switch restarts it, too, when its own configuration changed" if _is_triggered(unit) else ""
+        )
+        yield ok("vm.restarters", f"nobody else is seen to restart {vm.unit}{switch}", vm.name)
+
+
+def _paths_to(name: str) -> set[str]:
+    """Path units in use whose service's command restarts a unit."""
+    return {path for path, commands in _path_units().items() if any(name in each for each in commands)}
+
+
+@cache
+def _path_units() -> dict[str, list[str]]:
+    """Each path unit in use, with those of its services' commands that restart something."""
+    found = {}
+    for line in probe.quiet_lines("systemctl", "list-units", "--type=path", "--plain", "--no-legend"):
+        path = line.split()[0]
+        found[path] = [
+            command
+            for triggered in probe.unit(path)["Triggers"]
+            for argv in probe.command_lines(probe.unit(triggered))
+            for command in (" ".join(argv),)
+            if "restart" in command
+        ]
+    return found
+
+
+@cache
+def _sops_restarts() -> dict[str, set[str]]:
+    """By unit, the secrets on whose change sops-nix restarts it, by the manifest that its service names."""
+    found: dict[str, set[str]] = {}
+    for argv in probe.command_lines(probe.unit(PRODUCERS[0])):
+        for word in argv:
+            if word.endswith(".json") and (text := probe.text_of(Path(word))) is not None:
+                manifest: dict[str, Any] = json.loads(text)
+                for entry in (*manifest.get("secrets", []), *(manifest.get("templates") or [])):
+                    for unit in (*(entry.get("restartUnits") or ()), *(entry.get("reloadUnits") or ())):
+                        found.setdefault(unit, set()).add(entry["name"])
+    return found
+
+
+def _is_triggered(unit: Any) -> bool:  # noqa: ANN401 (a mapping of D-Bus values)
+    files = [unit.get("FragmentPath", ""), *unit.get("DropInPaths", [])]
+    return any("X-Restart-Triggers=" in (probe.text_of(Path(file)) or "") for file in files if file)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""The source: what it is, whether its producer is done, and whether the secrets that VMs name are there.
+
+No secret is read here: names, kinds, modes, and whether a file is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor import probe
+from agent.doctor.finding import UnseenError, hint, ok, problem, unseen
+from agent.sealing import PLAINTEXT_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+PRODUCERS: Final = ("sops-install-secrets.service", "agenix.service", "agenix-install-secrets.service")
+"""Units that publish, where it is not an activation script that does."""
+
+
+def check(chain: Chain) -> Iterator[Finding]:
+    """The source itself, and each secret that a VM names."""
+    path = Path(chain.config.source.path)
+    try:
+        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        yield problem(
+            "source",
+            f"{path}: {os.strerror(error.errno or 0)}" + (", a dangling link" if path.is_symlink() else ""),
+            why="nothing can be published: every VM keeps what it has, and a new one gets nothing",
+            remedy="have the producer publish, or correct source.path",
+            commands=[f"systemctl restart {each}" for each in _known_producers()[:1]],
+        )
+        return
+    try:
+        yield ok("source", f"{path} is {_kind(path)}")
+        for name in sorted(chain.config.secrets):
+            yield _secret(chain, top, name)
+    finally:
+        os.close(top)
+
+
+def check_producer(chain: Chain) -> Iterator[Finding]:
+    """Whether a producer that is a unit has done its work."""
+    for name in _producers():
+        unit = probe.unit(name)
+        if unit["ActiveState"] == "failed" or unit.get("Result", "success") != "success":
+            yield problem(
+                "source.producer",
+                f"{name} has failed",
+                why="what it had to publish is not published: VMs run on older secrets",
+                remedy=f"see journalctl -u {name}; then run it again",
+                commands=[f"systemctl restart {name}"],
+            )
+        elif unit["ActiveState"] == "active":
+            yield ok("source.producer", f"{name} is done")
+        else:
+            yield hint(
+                "source.producer",
+                f"{name} is {unit['ActiveState']}",
+                why=f"it has not published to {chain.config.source.path} in this boot",
+                remedy="run it",
+                commands=[f"systemctl start {name}"],
+            )
+
+
+def _known_producers() -> list[str]:
+    try:
+        return _producers()
+    except UnseenError:  # without systemd's word the source is still worth a look
+        return []
+
+
+def _producers() -> list[str]:
+    return [name for name in PRODUCERS if probe.unit(name)["LoadState"] == "loaded"]
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return f"a link to {path.readlink()}"
+    return "a mount point" if path.is_mount() else "a directory; what is written in place settles first"
+
+
+def _secret(chain: Chain, top: int, name: str) -> Finding:
+    users = ", ".join(
+        vm.name
+        for vm in chain.config.vms.values()
+        if any(each.secret == name for each in vm.credentials.values())
+    )
+    is_required = any(
+        each.secret == name and each.required
+        for vm in chain.config.vms.values()
+        for each in vm.credentials.values()
+    )
+    try:
+        status = os.stat(name, dir_fd=top)
+    except PermissionError:
+        return unseen("source.secret", f"secret {name}")
+    except OSError:
+        status = None
+    wrong = _wrong(status)
+    if status is None or wrong:
+        if not is_required and wrong in {"is not published", "is empty"}:
+            return ok("source.secret", f"secret {name} {wrong}, and is not required")
+        return problem(
+            "source.secret",
+            f"secret {name} {wrong}",
+            why=f"VMs that use it keep what they have: {users}",
+            remedy="publish it, or correct its name in the configuration, or say required = false",
+        )
+    if status.st_mode & stat.S_IROTH:
+        path = shlex.quote(f"{chain.config.source.path}/{name}")
+        return hint(
+            "source.secret",
+            f"secret {name} is readable for everybody",
+            why="only the producer's directories keep others from it",
+            remedy="have its producer publish it with mode 0400; until it publishes again:",
+            commands=[f"chmod o-rwx {path}"],
+        )
+    return ok("source.secret", f"secret {name} is published, for {users}")
+
+
+def _wrong(status: os.stat_result | None) -> str:
+    if status is None:
+        return "is not published"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size == 0:
+        return "is empty"
+    return f"is over {PLAINTEXT_MAX} bytes" if status.st_size > PLAINTEXT_MAX else ""

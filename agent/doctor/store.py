@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The store: whether the agent can write it, whether others cannot, and whether what is in it opens."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor import probe
+from agent.doctor.chain import AGENT, HOST_KEY
+from agent.doctor.finding import UnseenError, hint, ok, problem
+from launcher.handoff import MANIFEST_FILE, unit_credential
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_ROOM_MIN: Final = 16 << 20
+_FILES_MIN: Final = 256
+_LOOKED_AT_MAX: Final = 100_000
+
+
+def check(chain: Chain) -> Iterator[Finding]:
+    """The state directory as a whole."""
+    state, quoted = chain.state, shlex.quote(str(chain.state))
+    try:
+        status = state.stat()
+    except FileNotFoundError:
+        yield hint(
+            "store",
+            f"there is no {state} yet",
+            why="it is made with the first sealing",
+            remedy="run credferry",
+        )
+        return
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        yield problem(
+            "store.mode",
+            f"{state} is open to others than its owner",
+            why="what is sealed there needs no second reader, and guests' keys are there as they are",
+            remedy="close it",
+            commands=[f"chmod 0700 {quoted}"],
+        )
+    else:
+        yield ok("store.mode", f"{state} is its owner's alone")
+    yield _room(state)
+    yield _owner(chain)
+    yield from _left_over(chain)
+
+
+def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether a VM's current generation is there, and opens: for us, and for PID 1."""
+    if not probe.is_root():
+        raise UnseenError("sealed generations")
+    current = chain.store.vm_directory(vm.name) / "current"
+    manifest = chain.store.current(vm.name)
+    if manifest is None:
+        what = "cannot be opened" if current.is_symlink() else "is not there"
+        yield problem(
+            "vm.generation",
+            f"the sealed generation of {vm.name} {what}",
+            vm=vm.name,
+            why="its unit cannot start",
+            remedy="seal what is published; where that fails, its error says why",
+            commands=[f"credferry sync --config {shlex.quote(str(chain.file))} --no-restart --vm {vm.name}"],
+        )
+        return
+    yield ok("vm.generation", f"generation {manifest.generation} is sealed, and opens", vm.name)
+    # Only where the key is known to be this machine's, as it is here: systemd would delete any other.
+    if Path(chain.config.host_key) == HOST_KEY:
+        yield _opened_by_systemd(vm, current / MANIFEST_FILE)
+
+
+def _opened_by_systemd(vm: VmConfig, manifest: Path) -> Finding:
+    name = unit_credential(MANIFEST_FILE)
+    opened = probe.run("systemd-creds", "decrypt", f"--name={name}", str(manifest), "-")
+    if opened.returncode == 0:
+        return ok("vm.generation.systemd", "systemd opens it, too", vm.name)
+    return problem(
+        "vm.generation.systemd",
+        f"systemd does not open what is sealed for {vm.name}",
+        vm=vm.name,
+        why="PID 1 refuses to start the VM: status 243/CREDENTIALS",
+        remedy=f"see: systemd-creds decrypt --name={name} {manifest} /dev/null",
+    )
+
+
+def _owner(chain: Chain) -> Finding:
+    state, user = chain.state, chain.agent_user
+    try:
+        wanted = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return problem(
+            "store.owner",
+            f"the agent is to run as user {user}, and there is none",
+            why="its unit cannot start",
+            remedy="make the user, by contrib/sysusers/credferry.conf",
+            commands=["systemd-sysusers credferry.conf"],
+        )
+    wrong = _not_of(state, wanted)
+    if wrong is None:
+        return ok("store.owner", f"{state} belongs to {user}, as the agent")
+    return problem(
+        "store.owner",
+        f"{wrong} does not belong to {user}, whom the agent runs as",
+        why="the agent has no right over the files of others: it can neither seal nor note what it does",
+        remedy="give it all to that user",
+        commands=[f"chown -R {user}: {shlex.quote(str(state))}", f"systemctl restart {AGENT}"],
+    )
+
+
+def _not_of(top: Path, uid: int) -> Path | None:
+    """The first file below a directory that belongs to another user. Raises `UnseenError`."""
+    if not os.access(top, os.R_OK | os.X_OK):
+        raise UnseenError(str(top))
+    if top.lstat().st_uid != uid:
+        return top
+    seen = 0
+    for directory, names, files in os.walk(top):
+        for name in (*names, *files):
+            seen += 1
+            path = Path(directory) / name
+            try:
+                owner = path.lstat().st_uid
+            except FileNotFoundError:
+                continue  # the agent is at work
+            if owner != uid:
+                return path
+        if seen > _LOOKED_AT_MAX:
+            break
+    return None
+
+
+def _room(state: Path) -> Finding:
+    room = os.statvfs(state)
+    if room.f_flag & os.ST_RDONLY:
+        return problem(
+            "store.room",
+            f"{state} is on a file system that is mounted read-only",
+            why="nothing can be sealed, or noted",
+            remedy="see dmesg for why that is; then mount it writable",
+            commands=[f'mount -o remount,rw "$(findmnt -n -o TARGET -T {shlex.quote(str(state))})"'],
+        )
+    if room.f_bavail * room.f_frsize < _ROOM_MIN or (room.f_files and room.f_favail < _FILES_MIN):
+        return problem(
+            "store.room",
+            f"{state} has less than {_ROOM_MIN >> 20} MiB of room, or few files left",
+            why="the next generation may not be written: VMs then keep what they have",
+            remedy="make room on its file system",
+        )
+    return ok("store.room", f"{state} has room")
+
+
+def _left_over(chain: Chain) -> Iterator[Finding]:
+    try:
+        paths = sorted((chain.state / "vms").iterdir())
+    except FileNotFoundError:
+        return
+    for path in paths:
+        if chain.error is None and path.name not in chain.config.vms:
+            yield hint(
+                "store.left-over",
+                f"{path} is of a VM that is not configured",
+                why="its last secrets stay there, sealed to this host",
+                remedy="remove it, if the VM is gone",
+                commands=[f"rm -r {shlex.quote(str(path))}"],
+            )

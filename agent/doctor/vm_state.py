@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Where a VM stands by the agent's own reckoning, and whether its unit stays up."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor.finding import hint, ok, problem
+from agent.reconcile import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_LOOP_MIN: Final = 3
+_SETTLED_SECONDS: Final = 60.0
+_REFUSALS: Final = {64, 65, 69}
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the VM is in step, or what keeps it from being."""
+    yield from _unit(chain, vm)
+    _, decision = chain.seen(vm)
+    reasons = "; ".join(decision.reasons)
+    said = f"{vm.name} is {decision.state.value}" + (f": {reasons}" if reasons else "")
+    config = shlex.quote(str(chain.file))
+    match decision.state:
+        case State.REFUSED:
+            yield problem(
+                "vm.state",
+                said,
+                vm=vm.name,
+                why="it keeps what it has, and rotations do not reach it",
+                remedy="do what each reason says",
+            )
+        case State.FAILED | State.HALTED:
+            yield problem(
+                "vm.state",
+                said,
+                vm=vm.name,
+                why="what is published now is not tried again by itself",
+                remedy=f"see journalctl -u {vm.unit}, and mend it; then try again, or publish another value",
+                commands=[f"credferry retry --config {config} {vm.name}"],
+            )
+        case State.HELD:
+            yield hint(
+                "vm.state",
+                said,
+                vm=vm.name,
+                why="an operator has held it: rotations reach it with its next start",
+                remedy="release it, if that is over",
+                commands=[f"credferry release --config {config} {vm.name}"],
+            )
+        case State.RESTART_DUE | State.SEAL_DUE:
+            yield hint(
+                "vm.state",
+                said,
+                vm=vm.name,
+                remedy="the agent does it within seconds; look again, or see agent",
+            )
+        case State.NO_UNIT:
+            pass  # a finding of the unit's own
+        case _:
+            yield ok("vm.state", said, vm.name)
+
+
+def _unit(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    unit = chain.unit(vm)
+    if unit["LoadState"] != "loaded":
+        return
+    observed, _ = chain.seen(vm)
+    is_young = observed.unit is None or observed.unit.active_seconds < _SETTLED_SECONDS
+    status = unit.get("ExecMainStatus", 0)
+    said = f"its main process ended with status {status}"
+    if unit["ActiveState"] == "failed":
+        by = ", by the launcher's refusal" if status in _REFUSALS else ""
+        yield problem(
+            "vm.failed",
+            f"{vm.unit} has failed: {said}{by}",
+            vm=vm.name,
+            why="the VM is down, and stays down",
+            remedy=f"see journalctl -u {vm.unit}, and mend it; then start it",
+            commands=[
+                f"systemctl reset-failed {shlex.quote(vm.unit)}",
+                f"systemctl start {shlex.quote(vm.unit)}",
+            ],
+        )
+    elif unit.get("NRestarts", 0) >= _LOOP_MIN and is_young:
+        yield problem(
+            "vm.loop",
+            f"{vm.unit} is started over and over: {unit['NRestarts']} times, {said}",
+            vm=vm.name,
+            why="Restart=always starts it again whatever the reason",
+            remedy=f"see journalctl -u {vm.unit}; systemctl stop {vm.unit} while it is being mended",
+        )

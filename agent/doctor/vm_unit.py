@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""A VM's unit: whether there is one, with the settings of contrib/systemd/credferry-vm.conf."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.doctor import probe, unit_files
+from agent.doctor.chain import SEAL
+from agent.doctor.finding import Finding, Severity, hint, ok, problem
+from agent.rollout import HEALTH_UNIT
+from launcher.handoff import CREDENTIAL_PREFIX, RUNTIME_PARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+
+_REFUSALS: Final = (64, 65, 69)
+"""The launcher's exit statuses for what starting again cannot help."""
+_NIXOS: Final = "credferry's NixOS module sets it: services.credferry.vms.{vm}; then switch"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of the drop-in; ``{vm}`` and ``{store}`` are filled in."""
+
+    check: str
+    section: str
+    line: str
+    holds: Callable[[Mapping[str, Any], str], bool]
+    """Whether a unit has it, by its properties and the line."""
+    why: str
+    severity: Severity = Severity.PROBLEM
+    restart: bool = False
+    """Whether a VM that runs must be restarted for it."""
+
+
+def _loads(unit: Mapping[str, Any], line: str) -> bool:
+    return line.partition("=")[2].split(":", 1) in unit["LoadCredentialEncrypted"]
+
+
+def _prevents(unit: Mapping[str, Any], _line: str) -> bool:
+    statuses, signals = unit["RestartPreventExitStatus"]
+    return set(_REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
+
+
+SETTINGS: Final = (
+    Setting(
+        "vm.credentials",
+        "Service",
+        f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:{{store}}/vms/{{vm}}/current",
+        _loads,
+        "the VM gets no credentials, or another's, and its launcher refuses to start it",
+        restart=True,
+    ),
+    Setting(
+        "vm.runtime-directory",
+        "Service",
+        f"RuntimeDirectory={RUNTIME_PARENT}/{{vm}}",
+        lambda unit, line: line.partition("=")[2] in unit["RuntimeDirectory"],
+        "the launcher has no place for its stamp, and refuses to start the VM",
+        restart=True,
+    ),
+    Setting(
+        "vm.runtime-directory.mode",
+        "Service",
+        "RuntimeDirectoryMode=0755",
+        lambda unit, _line: unit["RuntimeDirectoryMode"] & 0o005 == 0o005,  # noqa: PLR2004 (r-x for others)
+        "an agent that is not root cannot read the stamp, and takes the VM for out of step",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.restart-prevention",
+        "Service",
+        f"RestartPreventExitStatus={' '.join(map(str, _REFUSALS))} SIGUSR2",
+        _prevents,
+        "what the launcher refuses is started again for ever, every few seconds",
+    ),
+    Setting(
+        "vm.start-limit",
+        "Unit",
+        "StartLimitIntervalSec=0",
+        lambda unit, _line: unit["StartLimitIntervalUSec"] == 0,
+        "a few rotations in a row are taken for a crash loop, and leave the VM down",
+    ),
+    Setting(
+        "vm.restart",
+        "Service",
+        "Restart=always",
+        lambda unit, _line: unit["Restart"] == "always",
+        "when its guest reboots, the VM ends, to start anew with fresh secrets: it would stay down",
+    ),
+    Setting(
+        "vm.order",
+        "Unit",
+        f"After={SEAL}",
+        lambda unit, _line: SEAL in unit["After"],
+        "started with the host, the VM may start on yesterday's secrets, and is restarted at once",
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.mounts",
+        "Service",
+        "PrivateMounts=yes",
+        lambda unit, _line: bool(unit["PrivateMounts"]),
+        "the VM's user can read what other units of that user have in /run/credentials",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.proc",
+        "Service",
+        "ProtectProc=invisible",
+        lambda unit, _line: unit["ProtectProc"] == "invisible",
+        "the VM's user sees other users' processes",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.core",
+        "Service",
+        "LimitCORE=0",
+        lambda unit, _line: unit["LimitCORE"] == 0,
+        "a core dump of the hypervisor would hold its guest's memory, with its secrets",
+        Severity.HINT,
+        restart=True,
+    ),
+)
+"""The drop-in, but for `vm.restart`, which VMs' units have by themselves."""
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether systemd has the unit, as its files say, and could start it."""
+    unit = chain.unit(vm)
+    why = "the VM cannot be started"
+    match unit["LoadState"]:
+        case "loaded":
+            yield ok("vm.unit", f"{vm.unit} is {unit['ActiveState']}", vm.name)
+        case "masked":
+            yield problem(
+                "vm.unit",
+                f"{vm.unit} is masked",
+                vm=vm.name,
+                why=why,
+                remedy="unmask it",
+                commands=unit_files.unmask(vm.unit),
+            )
+            return
+        case "not-found":
+            yield problem(
+                "vm.unit",
+                f"there is no unit {vm.unit}",
+                vm=vm.name,
+                why=why,
+                remedy=f"correct unit in [vms.{vm.name}]; or install microvm@.service",
+            )
+            return
+        case state:
+            yield problem(
+                "vm.unit",
+                f"{vm.unit}: {state}",
+                vm=vm.name,
+                why=why,
+                remedy=f"see: systemd-analyze verify {vm.unit}",
+            )
+            return
+    if unit["NeedDaemonReload"]:
+        yield problem(
+            "vm.unit.reload",
+            f"{vm.unit} was changed after systemd has read it",
+            vm=vm.name,
+            why="systemd goes by what was there before",
+            remedy="have it read again",
+            commands=unit_files.reload_units(),
+        )
+    instance = re.search(r"@(.+)\.service\Z", vm.unit)
+    if instance is not None and instance[1] != vm.name:
+        yield hint(
+            "vm.unit.instance",
+            f"{vm.unit} is not an instance of the VM's name",
+            vm=vm.name,
+            why="%i in a drop-in stands for another VM's name there",
+            remedy=f"write {vm.name} in place of %i in the drop-in",
+        )
+
+
+def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the unit has all that the way of a secret needs of it."""
+    unit = chain.unit(vm)
+    if unit["LoadState"] != "loaded":
+        return
+    missing = [
+        (setting, line)
+        for setting in SETTINGS
+        for line in (setting.line.format(vm=vm.name, store=chain.state),)
+        if not setting.holds(unit, line)
+    ]
+    if {"vm.credentials", "vm.runtime-directory"} <= {setting.check for setting, _ in missing} and not any(
+        name == CREDENTIAL_PREFIX for name, _ in unit["LoadCredentialEncrypted"]
+    ):
+        yield _no_drop_in(chain.state, vm)
+        return
+    for setting, line in missing:
+        yield Finding(
+            setting.severity,
+            setting.check,
+            f"{vm.unit} has not {line}",
+            vm.name,
+            setting.why,
+            _remedy(vm, f"add it to [{setting.section}] of the unit"),
+            unit_files.extend(vm.unit, setting.section, [line], restart=setting.restart),
+        )
+    if not missing:
+        yield ok("vm.settings", f"{vm.unit} has all of credferry-vm.conf", vm.name)
+
+
+def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the health check that a VM is said to have can be started."""
+    if not vm.health:
+        return
+    name = HEALTH_UNIT.format(vm=vm.name)
+    state = probe.unit(name)["LoadState"]
+    if state == "loaded":
+        yield ok("vm.health", f"{name} can be started", vm.name)
+        return
+    yield problem(
+        "vm.health",
+        f"{name}: {state}",
+        vm=vm.name,
+        why="no restart can be found healthy: each is rolled back",
+        remedy="unmask it"
+        if state == "masked"
+        else "install credferry-health@.service, from contrib/systemd",
+        commands=unit_files.unmask(name) if state == "masked" else (),
+    )
+
+
+def drop_in(store: Path, vm: VmConfig) -> list[str]:
+    """The lines of credferry-vm.conf for a VM."""
+    lines = []
+    for section in ("Unit", "Service"):
+        lines.append(f"[{section}]")
+        lines += [
+            setting.line.format(vm=vm.name, store=store)
+            for setting in SETTINGS
+            if setting.section == section and setting.check != "vm.restart"
+        ]
+    return lines
+
+
+def _no_drop_in(store: Path, vm: VmConfig) -> Finding:
+    path = f"{unit_files.SYSTEM}/{vm.unit}.d/50-credferry.conf"
+    return problem(
+        "vm.drop-in",
+        f"{vm.unit} has no drop-in for credferry",
+        vm=vm.name,
+        why="the VM gets no credentials, and its launcher refuses to start it",
+        remedy=_remedy(vm, "put contrib/systemd/credferry-vm.conf there"),
+        commands=()
+        if probe.is_nixos()
+        else (*unit_files.write(path, drop_in(store, vm)), *unit_files.reload_units(vm.unit)),
+    )
+
+
+def _remedy(vm: VmConfig, elsewhere: str) -> str:
+    return _NIXOS.format(vm=vm.name) if probe.is_nixos() else elsewhere
