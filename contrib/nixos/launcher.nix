@@ -8,7 +8,9 @@
 }:
 stdenvNoCC.mkDerivation {
   pname = "credferry-launch";
-  inherit ((builtins.fromTOML (builtins.readFile ../../pyproject.toml)).project) version;
+  version = builtins.head (
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile ../../agent/__init__.py)
+  );
 
   src = lib.fileset.toSource {
     root = ../..;

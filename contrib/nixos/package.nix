@@ -11,7 +11,9 @@
 }:
 python3Packages.buildPythonApplication {
   pname = "credferry";
-  inherit ((builtins.fromTOML (builtins.readFile ../../pyproject.toml)).project) version;
+  version = builtins.head (
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (builtins.readFile ../../agent/__init__.py)
+  );
   pyproject = true;
 
   src = lib.fileset.toSource {
@@ -30,6 +32,7 @@ python3Packages.buildPythonApplication {
   dependencies = with python3Packages; [
     cryptography
     msgspec
+    prometheus-client
     pydbus
     pygobject3
     rich
