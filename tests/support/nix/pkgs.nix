@@ -63,6 +63,7 @@ let
     // lib.genAttrs [
       "cryptography"
       "msgspec"
+      "prometheus-client"
       "pydbus"
       "pygobject3"
       "rich"
