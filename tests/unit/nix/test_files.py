@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent import __version__
 from agent.keys import CredentialKey
 from agent.sealing import seal
 from launcher.handoff import (
@@ -161,7 +162,7 @@ def test_package_has_the_dependencies_of_the_project(nix: Nix) -> None:
         """
     )
     assert {name.replace("pygobject3", "pygobject") for name in package["names"]} == wanted
-    assert package["version"] == project["version"]
+    assert package["version"] == __version__
     assert package["meta"]["mainProgram"] == "credferry"
 
 
