@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help docs demo test test-unit check nightly fuzz soak reliability clean
+.PHONY: help bench docs demo test test-unit check nightly fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make nightly      explore 10,000 histories of the model world, for 500 in make test'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
+	@echo 'make bench        measure credferry beside what people would do instead, and the limit (root)'
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
 	@echo 'make docs         write completions and manual pages anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
@@ -34,7 +35,7 @@ test-unit:
 check:
 	@exec $(BOOTSTRAP) unit ruff check
 	@exec $(BOOTSTRAP) unit ruff format --check
-	@exec $(BOOTSTRAP) unit mypy agent launcher tests docs/generate
+	@exec $(BOOTSTRAP) unit mypy agent launcher tests benchmarks docs/generate
 
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
@@ -44,6 +45,9 @@ fuzz:
 
 soak:
 	@exec $(BOOTSTRAP) full python -m tests.soak
+
+bench:
+	@exec $(BOOTSTRAP) full python -m benchmarks $(ARGUMENTS)
 
 reliability:
 	@exec $(BOOTSTRAP) unit python -m tests.reliability

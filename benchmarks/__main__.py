@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""``python -m benchmarks [--quick] [--output FILE] [MEASURE...]``: measure, and write what was found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import accepted, growth, sealing
+from benchmarks.bed import Bed
+from benchmarks.results import FILE, Results, machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.results import Row
+
+ON_A_HOST: dict[str, Callable[..., list[Row]]] = {"sealing": sealing.measure, "accepted": accepted.measure}
+HERE: dict[str, Callable[..., list[Row]]] = {"growth": growth.measure}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join([*ON_A_HOST, *HERE]))
+    parser.add_argument("--quick", action="store_true", help="few runs of few sizes: whether it works")
+    parser.add_argument("--output", type=Path, default=FILE, help="where results are kept (JSON)")
+    asked = parser.parse_args(words)
+    chosen = asked.measures or [*ON_A_HOST, *HERE]
+    if unknown := set(chosen) - {*ON_A_HOST, *HERE}:
+        parser.error(f"no such measure: {', '.join(sorted(unknown))}")
+    results = Results(machine(quick=asked.quick))
+    if asked.measures and asked.output.exists():
+        results = Results.load(asked.output)
+    for name, measure in HERE.items():
+        if name in chosen:
+            _take(results, name, lambda measure=measure: measure(quick=asked.quick))  # type: ignore[misc]  # a default binds it
+    if any(name in chosen for name in ON_A_HOST):
+        with Bed() as bed:
+            for name, measure in ON_A_HOST.items():
+                if name in chosen:
+                    _take(results, name, lambda measure=measure: measure(bed, quick=asked.quick))  # type: ignore[misc]  # a default binds it
+    results.save(asked.output)
+
+
+def _take(results: Results, name: str, measure: Callable[[], list[Row]]) -> None:
+    began = time.monotonic()
+    results.replace(measure())
+    sys.stderr.write(f"== {name}: {time.monotonic() - began:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
