@@ -178,11 +178,12 @@ def _within(chain: list[_Good], known: set[int]) -> list[str]:
                 f"number {two.sequence} does not follow the number {one.sequence} that is there: "
                 "an older state directory was put back"
             )
-    findings += [
-        f"number {each.sequence} is not in its place: moved, or sent late where there was no journal "
-        f"({_at(each.time)})"
-        for each in _moved(chain)
-    ]
+    if moved := _moved(chain):
+        places = "its place" if len(moved) == 1 else "their places"
+        findings.append(
+            f"{_numbers(each.sequence for each in moved)} {_are(moved)} not in {places}: moved, or sent "
+            f"late where there was no journal ({_span([each.time for each in moved])})"
+        )
     return findings
 
 
@@ -196,9 +197,11 @@ def _moved(chain: list[_Good]) -> list[_Good]:
         lengths.append(length)
     wanted = len(ends) - 1
     stays: set[int] = set()
+    next_place = 0
     for each, length in zip(reversed(chain), reversed(lengths), strict=True):
-        if length == wanted and (not stays or each.place < min(stays)):
+        if length == wanted and (not stays or each.place < next_place):
             stays.add(each.place)
+            next_place = each.place
             wanted -= 1
     return [each for each in chain if each.place not in stays]
 
@@ -250,11 +253,11 @@ def _numbers(numbers: Iterable[int]) -> str:
     return ("number " if is_one else "numbers ") + ", ".join(" to ".join(map(str, each)) for each in ranges)
 
 
-def _was(numbers: Sequence[int]) -> str:
+def _was(numbers: Sequence[object]) -> str:
     return "was" if len(numbers) == 1 else "were"
 
 
-def _are(numbers: Sequence[int]) -> str:
+def _are(numbers: Sequence[object]) -> str:
     return "is" if len(numbers) == 1 else "are"
 
 

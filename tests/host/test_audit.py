@@ -3,21 +3,29 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from typing import TYPE_CHECKING
+import re
+import signal
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.events import Event
+from agent.history import UnitEvent
 from agent.journal import chain_hash
 from agent.keys import CredentialKey
+from tests.support.cache import cache_directory
 from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles
+from tests.support.host import Host
+from tests.support.installation import install
+from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.support.host import Host
-    from tests.support.producer import SopsNix
+    from collections.abc import Callable, Iterator
 
 ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 
@@ -74,39 +82,6 @@ def test_a_launcher_is_believed_by_its_unit(deployment: Deployment, host: Host) 
     assert launched == [("launched", "forged by nobody in renamed.service")]
 
 
-def test_the_chain_holds(deployment: Deployment, host: Host, sops: SopsNix) -> None:
-    """Each record follows the one before, its hash is right, and a repeated one counts once."""
-    deployment.credferry("sync", "--no-restart")
-    deployment.start_vm("web")
-    for number in range(3):
-        sops.publish({"api-key": str(number).encode()})
-        deployment.credferry("sync")
-        deployment.start_agent()
-        deployment.host.run("systemctl", "stop", "credferry.service")
-    key = CredentialKey.from_file_content(host.path("/var/lib/systemd/credential.secret").read_bytes())
-    entries = [
-        entry for entry in host.journal(SYSLOG_IDENTIFIER="credferry", _UID="0") if "CREDFERRY_HASH" in entry
-    ]
-    chain = {int(entry["CREDFERRY_SEQUENCE"]): entry for entry in entries[-8:]}
-    for entry in chain.values():
-        fields = [
-            f"{name}={value}"
-            for name, values in entry.items()
-            if name in {"MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
-            or name.startswith("CREDFERRY_")
-            for value in values.split("\n")
-            if name != "CREDFERRY_HASH"
-        ]
-        assert chain_hash(key.derive("audit"), fields) == entry["CREDFERRY_HASH"], entry
-    numbers = sorted(chain)
-    assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    for number in numbers[1:]:
-        assert chain[number]["CREDFERRY_PREVIOUS"] == chain[number - 1]["CREDFERRY_HASH"]
-    assert len(events(deployment)) == len(
-        set(map(str, json.loads(deployment.credferry("audit", "--records", "--json"))))
-    )
-
-
 def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
     """A VM that the launcher refuses to start fails at once, for good, with the reason in the journal."""
     deployment.credferry("sync", "--no-restart")
@@ -117,3 +92,324 @@ def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
     refused = [message for event, message in events(deployment) if event == "launch refused"]
     assert refused
     assert "-v" in refused[-1]
+
+
+BREAKS = '! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.KEY" || exit 1'
+TABLES = """
+[source]
+quiet_seconds = 0.1
+resync_seconds = 0.5
+[rollout]
+attempts = 1
+stamp_seconds = 30.0
+[vms.db.credentials]
+KEY = { secret = "key" }
+"""
+REMOTE = "/usr/lib/systemd/systemd-journal-remote"
+Entries = list[str]
+
+
+@pytest.fixture(scope="module")
+def past() -> Iterator[Deployment]:
+    """A host of its own with a VM's past: a rotation, one back, one that failed, and a start by hand."""
+    with Host(cache_directory()) as host:
+        install(host)
+        made, sops = Deployment(host), SopsNix(host)
+        made.add_vm("db", VmFiles(before=BREAKS))
+        # What a bad value breaks has failed at once, and is not waited for.
+        no_loop = "[Service]\nRestartPreventExitStatus=1\n"
+        host.write("/etc/systemd/system/microvm@db.service.d/60-once.conf", no_loop)
+        host.run("systemctl", "daemon-reload")
+        made.configure(TABLES)
+        sops.publish({"key": b"good"})
+        made.credferry("sync", "--no-restart")
+        made.start_vm("db")
+        made.start_agent()
+        for value in (b"second", b"good"):
+            sops.publish({"key": value})
+            made.wait_in_step("db")
+        sops.publish({"key": b"bad value"})
+        host.wait(lambda: "rolled back to" in " ".join(made.status()["db"]["reasons"]), 30, "rollback")
+        sops.publish({"key": b"good"})
+        made.wait_in_step("db")
+        host.run("systemctl", "stop", "credferry.service", "microvm@db.service")
+        yield made
+
+
+def stories(past: Deployment, *options: str) -> list[dict[str, Any]]:
+    """The rotations, as JSON has them."""
+    told: list[dict[str, Any]] = json.loads(past.credferry("audit", "--json", *options))
+    return told
+
+
+def test_the_chain_is_as_documented(past: Deployment) -> None:
+    """By journalctl's word alone: each record's hash is right, and it names the hash of the one before."""
+    host = past.host
+    content = host.path("/var/lib/systemd/credential.secret").read_bytes()
+    key = CredentialKey.from_file_content(content).derive("audit")
+    entries = host.journal(SYSLOG_IDENTIFIER="credferry", _UID="0")
+    chain = {int(entry["CREDFERRY_SEQUENCE"]): entry for entry in entries if "CREDFERRY_HASH" in entry}
+    for entry in chain.values():
+        fields = [
+            f"{name}={value}"
+            for name, values in entry.items()
+            if name in CHAINED or name.startswith("CREDFERRY_")
+            for value in values.split("\n")
+            if name != "CREDFERRY_HASH"
+        ]
+        assert chain_hash(key, fields) == entry["CREDFERRY_HASH"], entry
+    assert list(chain) == list(range(1, len(chain) + 1))
+    for number in list(chain)[1:]:
+        assert chain[number]["CREDFERRY_PREVIOUS"] == chain[number - 1]["CREDFERRY_HASH"]
+
+
+def test_each_rotation_is_one_story(past: Deployment) -> None:
+    """Steps come in order, a failed rotation ends in its rollback, and old values are known again."""
+    first, second, back, bad = stories(past)[:4]
+    assert [step["event"] for step in first["steps"]] == ["published", "sealed", "launched"]
+    assert (first["outcome"], second["outcome"]) == ("started", "restarted")
+    steps = [step["event"] for step in second["steps"]]
+    assert steps[:3] == ["published", "sealed", "restart asked"]
+    assert set(steps[3:]) == {"launched", "restarted"}
+    assert 0 < second["seconds"] < 60
+    assert second["changed"][0]["reverted_to"] is None
+    reverted = back["changed"][0]
+    assert reverted["fingerprint"] == first["changed"][0]["fingerprint"]
+    assert reverted["reverted_to"]["generation"] == 1
+    assert bad["outcome"] == "rolled back"
+    assert [step["event"] for step in bad["steps"]][-3:] == ["restart failed", "launched", "rolled back"]
+    text = past.credferry("audit")
+    assert "KEY" in text
+    assert "back to the value of generation 1, of 20" in text
+    assert len({each["run"] for each in stories(past)}) == len(stories(past))
+
+
+def test_who_ran_what_and_when(past: Deployment) -> None:
+    """Each start of a VM, with what it was given, until PID 1 says that its unit ended."""
+    rows = json.loads(past.credferry("audit", "--periods", "--json"))
+    told = {each["generation"]: each["changed"][0]["fingerprint"] for each in stories(past)}
+    assert [row["generation"] for row in rows[:4]] == [1, 2, 3, 3]
+    assert all(row["fingerprint"] == told[row["generation"]] for row in rows)
+    assert 4 not in {row["generation"] for row in rows}, "what failed never ran"
+    ends = [row["to"] for row in rows]
+    assert ends == sorted(ends)
+    assert all(row["from"] < row["to"] for row in rows)
+    for row, following in pairwise(rows):
+        assert row["to"] <= following["from"]
+    assert rows[-1]["ended_by"] == "stopped"
+    stopped = past.host.journal(MESSAGE_ID="7ad2d189f7e94e70a38c781354912448", UNIT="microvm@db.service")
+    assert rows[-1]["to"].startswith(_iso(stopped[-1]["_SOURCE_REALTIME_TIMESTAMP"]))
+
+
+def _iso(microseconds: str) -> str:
+    return datetime.fromtimestamp(int(microseconds) / 1e6, UTC).isoformat()[:23]
+
+
+def test_a_host_that_went_down(past: Deployment) -> None:
+    """In an older boot of a forensic copy, a VM ran until the last that this boot's journal holds."""
+    ours = exported(past.host)
+    starts = [place for place, entry in enumerate(ours) if Event.LAUNCHED.value in entry]
+    older = re.search("^_BOOT_ID=(.*)$", ours[0], re.MULTILINE)
+    assert older
+    later = [
+        entry.replace(older[1], "0" * 31 + "1")
+        for entry in ours[starts[1] + 1 :]
+        if "\n_PID=1\n" not in f"\n{entry}\n"
+    ]
+    directory = forge_journal(past.host, "boots", [*ours[: starts[1] + 1], *later])
+    rows = json.loads(past.credferry("audit", "--periods", "--json", "--directory", directory))
+    assert [row["ended_by"] for row in rows[:2]] == ["stopped", "the host went down"]
+    assert rows[1]["to"] < rows[2]["from"]
+
+
+def test_moments_as_journalctl_takes_them(past: Deployment) -> None:
+    """--since and --until are read by systemd itself; what lies outside is left out, and still known."""
+    everything = stories(past)
+    since = everything[2]["began"]
+    at = datetime.fromisoformat(since).timestamp() - 0.01
+    later = stories(past, "--since", f"@{at:.3f}")
+    assert later == everything[2:]
+    assert stories(past, "--until", f"@{at:.3f}") == everything[:2]
+    assert stories(past, "--since", "-1h", "--until", "tomorrow") == everything
+    assert stories(past, "--credential", "OTHER") == []
+    assert stories(past, "--credential", "KEY", "--vm", "db") == everything
+    refused = past.host.run("credferry", "audit", "--since", "rubbish", check=False)
+    assert refused.returncode == 2
+    assert "rubbish" in refused.stderr
+
+
+@pytest.mark.parametrize("what", [(), ("--records",), ("--periods",)])
+def test_csv(past: Deployment, what: tuple[str, ...]) -> None:
+    """CSV has a line of names, and as many rows as JSON has objects."""
+    rows = list(csv.DictReader(io.StringIO(past.credferry("audit", *what, "--csv"))))
+    documents = json.loads(past.credferry("audit", *what, "--json"))
+    assert len(rows) == len(documents) > 0
+    assert all(None not in row and None not in row.values() for row in rows)
+    assert {row["vm"] for row in rows} == {document["vm"] for document in documents}
+
+
+def test_following(past: Deployment) -> None:
+    """--follow shows the last ten records, then each as it comes, and Ctrl-C ends it without a word."""
+    process = past.host.spawn("credferry", "audit", "--follow", "--json")
+    assert process.stdout
+    assert process.stderr
+    shown = [json.loads(process.stdout.readline()) for _ in range(10)]
+    assert shown == json.loads(past.credferry("audit", "--records", "--json"))[-10:]
+    past.credferry("hold", "db")
+    assert json.loads(process.stdout.readline())["event"] == "held"
+    past.credferry("release", "db", check=False)
+    assert json.loads(process.stdout.readline())["event"] == "released"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert process.stderr.read() == ""
+
+
+def verify(past: Deployment, *options: str) -> tuple[int, list[str]]:
+    """Status and lines of ``credferry audit --verify``."""
+    done = past.host.run("credferry", "audit", "--verify", *options, check=False)
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def exported(host: Host) -> Entries:
+    """All that the audit reads from, in the journal's own export format, one string an entry."""
+    ids = [event.value for event in (*Event, *UnitEvent)]
+    host.run("journalctl", "--sync")
+    text = host.run("journalctl", "-o", "export", *(f"MESSAGE_ID={each}" for each in ids)).stdout
+    entries = text.strip("\n").split("\n\n")
+    assert all("=" in line for entry in entries for line in entry.split("\n")), "a field in binary form"
+    return entries
+
+
+def forge_journal(host: Host, name: str, entries: Entries) -> str:
+    """A journal of these entries, trusted fields and all; the directory where it is."""
+    directory = f"/tmp/forged/{name}"
+    host.write(f"{directory}.export", "".join(f"{entry}\n\n" for entry in entries))
+    host.run("mkdir", "-p", directory)
+    host.run(REMOTE, f"--output={directory}/system.journal", f"{directory}.export")
+    return directory
+
+
+def sequence(entry: str) -> int:
+    """A record's number in the chain; 0 for what is not in it."""
+    match = re.search("^CREDFERRY_SEQUENCE=([0-9]+)$", entry, re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def place(entries: Entries, number: int) -> int:
+    """Where the record of a number is; a negative one counts from the last."""
+    numbers = list(map(sequence, entries))
+    return numbers.index(number if number > 0 else max(numbers) + 1 + number)
+
+
+def removed(entries: Entries) -> Entries:
+    """Without one record."""
+    return [entry for entry in entries if sequence(entry) != 5]
+
+
+def edited(entries: Entries) -> Entries:
+    """One record with another message, and all else as it was."""
+    at = place(entries, 6)
+    changed = re.sub("^MESSAGE=.*$", "MESSAGE=db: nothing happened", entries[at], flags=re.MULTILINE)
+    assert changed != entries[at]
+    return [*entries[:at], changed, *entries[at + 1 :]]
+
+
+def reordered(entries: Entries) -> Entries:
+    """Two records in each other's place, also by the journal's own moments."""
+    one, two = place(entries, 7), place(entries, 8)
+    changed = list(entries)
+    changed[one], changed[two] = _as_at(entries[two], entries[one]), _as_at(entries[one], entries[two])
+    return changed
+
+
+def _as_at(entry: str, place: str) -> str:
+    own, others = entry.split("\n"), place.split("\n")
+    return "\n".join(
+        [line for line in others if line.startswith("__")]
+        + [line for line in own if not line.startswith("__")]
+    )
+
+
+def truncated(entries: Entries) -> Entries:
+    """Without the last two records, and whatever came after."""
+    return entries[: place(entries, -2)]
+
+
+def one_short(entries: Entries) -> Entries:
+    """Without the very last record."""
+    return entries[: place(entries, -1)]
+
+
+def added(entries: Entries) -> Entries:
+    """With a record that root made up."""
+    at = place(entries, 7)
+    made_up = re.sub("^CREDFERRY_(HASH|SEQUENCE|PREVIOUS)=.*\n?", "", entries[at], flags=re.MULTILINE)
+    return [*entries[:at], made_up.strip("\n"), *entries[at:]]
+
+
+FORGERIES: dict[Callable[[Entries], Entries], str] = {
+    removed: "number 5 is missing",
+    edited: "number 6 is not what credferry wrote",
+    reordered: "is not in its place",
+    truncated: "the end is lost: numbers",
+    one_short: "the end is lost: number",
+    added: "has no number",
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: str(forgery.__name__))
+def test_a_forged_journal(past: Deployment, forgery: Callable[[Entries], Entries]) -> None:
+    """Where all is as journald wrote it but for one deed, that deed is the finding."""
+    directory = forge_journal(past.host, forgery.__name__, forgery(exported(past.host)))
+    status, lines = verify(past, "--directory", directory)
+    assert status == 1
+    assert len(lines) == 1, lines
+    assert FORGERIES[forgery] in lines[0]
+
+
+def test_an_honest_journal(past: Deployment) -> None:
+    """Nothing is found in the host's own journal, in a copy of it, and where its beginning was vacuumed."""
+    assert verify(past)[0] == 0
+    ours = exported(past.host)
+    assert verify(past, "--directory", forge_journal(past.host, "copy", ours))[0] == 0
+    status, lines = verify(past, "--directory", forge_journal(past.host, "vacuumed", ours[place(ours, 4) :]))
+    assert status == 0
+    assert "begins at number 4" in lines[0]
+
+
+def test_an_agent_killed_between_keeping_and_sending(past: Deployment) -> None:
+    """The record that a crash leaves unsent is told of, no finding, and sent by whoever writes next."""
+    host = past.host
+    inject = ("-e", "trace=sendmsg", "-e", "inject=sendmsg:signal=KILL:when=1")
+    for remedy in (("credferry", "release", "db"), ("systemctl", "start", "credferry.service")):
+        hold = ("credferry", "hold", "db")
+        # Without -f it is the main thread alone: that of the bus sends, too.
+        killed = host.run("strace", "-o", "/tmp/killed.trace", *inject, *hold, check=False)
+        assert killed.returncode != 0
+        assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
+        status, lines = verify(past)
+        assert status == 0
+        assert [line for line in lines if "was kept and not sent" in line]
+        host.run(*remedy, check=False)
+        status, lines = verify(past)
+        assert status == 0
+        assert len(lines) == 1, lines
+    host.kill("credferry.service")
+    host.wait(lambda: host.unit("credferry.service")["MainPID"] == "0", 10, "the agent's end")
+    past.start_agent()
+    assert verify(past)[0] == 0
+    host.run("systemctl", "stop", "credferry.service")
+    assert len(verify(past)[1]) == 1
+
+
+def test_a_tail_cut_off_where_it_is_kept(past: Deployment) -> None:
+    """Removing the journal's own files shows as well, and so does a head that was taken away."""
+    past.host.write("/etc/credferry/elsewhere.toml", 'state_directory = "/var/lib/nowhere"\n' + TABLES)
+    status, lines = verify(past, "--config", "/etc/credferry/elsewhere.toml")
+    assert status == 1
+    assert "no head is kept" in lines[0]
+    empty = forge_journal(
+        past.host, "empty", [entry for entry in exported(past.host) if "CREDFERRY" not in entry]
+    )
+    assert "the end is lost: numbers 1 to" in verify(past, "--directory", empty)[1][0]
