@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""Stories and periods, from records alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from agent.events import Event
+from agent.history import History, UnitEvent, UnitRecord
+from agent.journal import Record
+from agent.periods import periods
+from agent.story import Outcome, tell, within
+
+BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
+ROTATION = (Event.PUBLISHED, Event.SEALED, Event.RESTART_ASKED, Event.LAUNCHED, Event.RESTARTED)
+
+
+def at(seconds: float) -> datetime:
+    """A moment so long after the beginning."""
+    return BEGIN + timedelta(seconds=seconds)
+
+
+def record(
+    event: Event, seconds: float, *, run: str = "a", generation: int = 1, value: str = "1", vm: str = "web"
+) -> Record:
+    """A record about one VM with one credential."""
+    has_value = event in {Event.PUBLISHED, Event.SEALED}
+    return Record(
+        time=at(seconds),
+        event=event,
+        message=f"{vm}: {event.label}",
+        vm=vm,
+        run="" if event in {Event.HELD, Event.REFUSED, Event.WAITING} else run,
+        generation=generation,
+        fingerprints={"KEY": value} if has_value else {},
+        credentials=("KEY",),
+        unit=f"microvm@{vm}.service",
+        boot="1",
+        invocation=f"{run}{generation}",
+    )
+
+
+def rotation(run: str, begin: float, generation: int, value: str) -> list[Record]:
+    """A rotation in which all goes well."""
+    return [
+        record(event, begin + number, run=run, generation=generation, value=value)
+        for number, event in enumerate(ROTATION)
+    ]
+
+
+ENDS: dict[Outcome, tuple[Event, ...]] = {
+    Outcome.PUBLISHED: ROTATION[:1],
+    Outcome.SEALED: ROTATION[:2],
+    Outcome.UNDER_WAY: ROTATION[:3],
+    Outcome.RESTARTED: ROTATION,
+    Outcome.STARTED: (*ROTATION[:2], Event.LAUNCHED),
+    Outcome.HALTED: (*ROTATION[:2], Event.HALTED),
+    Outcome.FAILED: (*ROTATION[:3], Event.RESTART_FAILED),
+    Outcome.ROLLED_BACK: (*ROTATION[:3], Event.RESTART_FAILED, Event.LAUNCHED, Event.ROLLED_BACK),
+    Outcome.DOWN: (*ROTATION[:3], Event.RESTART_FAILED, Event.ROLLBACK_FAILED),
+    Outcome.REFUSED: (*ROTATION[:3], Event.LAUNCH_REFUSED),
+}
+
+
+@pytest.mark.parametrize("outcome", ENDS)
+def test_how_a_rotation_ends(outcome: Outcome) -> None:
+    """What a rotation came to is its last decisive record."""
+    (story,) = tell([record(event, number) for number, event in enumerate(ENDS[outcome])]).rotations
+    assert story.outcome is outcome
+    assert [step.label for step in story.steps] == [event.label for event in ENDS[outcome]]
+    assert story.seconds == len(ENDS[outcome]) - 1
+
+
+def test_a_rollback_belongs_to_the_restart_that_failed() -> None:
+    """It names the older generation and its run, as the launch does; yet both are the newer's story."""
+    bad = [*ROTATION[:3], Event.RESTART_FAILED]
+    records = [
+        *rotation("a", 0, 1, "1"),
+        *(record(event, 10 + number, run="b", generation=2, value="2") for number, event in enumerate(bad)),
+        record(Event.LAUNCHED, 20, run="a", generation=1),
+        record(Event.ROLLED_BACK, 21, run="a", generation=1),
+        *rotation("c", 30, 3, "1"),
+    ]
+    first, second, third = tell(records).rotations
+    assert (first.outcome, second.outcome, third.outcome) == (
+        Outcome.RESTARTED,
+        Outcome.ROLLED_BACK,
+        Outcome.RESTARTED,
+    )
+    assert [step.label for step in second.steps][-2:] == ["launched", "rolled back"]
+    assert not first.later
+    assert third.reverted["KEY"].generation == 1
+
+
+def test_values_that_came_back() -> None:
+    """A value is known again by its fingerprint, by the newest generation that had it; a new one is not."""
+    records = [
+        *rotation("a", 0, 1, "old"),
+        *rotation("b", 10, 2, "new"),
+        *rotation("c", 20, 3, "old"),
+        *rotation("d", 30, 4, "old"),
+        *rotation("e", 40, 5, "newer"),
+        *rotation("f", 50, 6, "old"),
+    ]
+    reverted = [each.reverted for each in tell(records).rotations]
+    assert [sorted(each) for each in reverted] == [[], [], ["KEY"], [], [], ["KEY"]]
+    assert (reverted[2]["KEY"].generation, reverted[2]["KEY"].time) == (1, at(1))
+    assert reverted[5]["KEY"].generation == 4
+
+
+def test_what_comes_after_a_rotation() -> None:
+    """A later start with the same generation is told of beside the rotation, and makes it no longer."""
+    records = [*rotation("a", 0, 1, "1"), record(Event.GUEST_REBOOT, 100), record(Event.LAUNCHED, 101)]
+    (story,) = tell(records).rotations
+    assert (story.outcome, story.seconds) == (Outcome.RESTARTED, 4)
+    assert [step.label for step in story.later] == ["guest reboot", "launched"]
+
+
+def test_a_launch_that_is_told_late() -> None:
+    """The agent may read the stamp before the launcher's word is in the journal: it is the same launch."""
+    order = (*ROTATION[:3], Event.RESTARTED, Event.LAUNCHED)
+    (story,) = tell([record(event, number / 10) for number, event in enumerate(order)]).rotations
+    assert [step.label for step in story.steps][-2:] == ["restarted", "launched"]
+    assert (story.outcome, story.later) == (Outcome.RESTARTED, [])
+
+
+def test_what_belongs_to_no_rotation() -> None:
+    """What has no run is a fact of its own; that a restart waits belongs to what it waits for."""
+    records = [
+        record(Event.REFUSED, 0),
+        *(record(event, 1) for event in ROTATION[:2]),
+        record(Event.WAITING, 2),
+        record(Event.HELD, 3),
+    ]
+    story = tell(records)
+    assert [fact.event for fact in story.facts] == [Event.REFUSED, Event.HELD]
+    assert story.rotations[0].steps[-1].label == "waiting"
+    later = tell([*records, *rotation("b", 10, 2, "2")])
+    assert [each.outcome for each in later.rotations] == [Outcome.SUPERSEDED, Outcome.RESTARTED]
+
+
+def test_within() -> None:
+    """A rotation is within a span as soon as any of it is."""
+    (story,) = tell(rotation("a", 0, 1, "1")).rotations
+    begin = BEGIN.timestamp()
+    for since, until, expected in (
+        (None, None, True),
+        (begin + 4, None, True),
+        (begin + 4.1, None, False),
+        (None, begin, True),
+        (None, begin - 0.1, False),
+        (begin + 1, begin + 2, True),
+    ):
+        assert within(story, since, until) is expected
+
+
+def unit_record(event: UnitEvent, seconds: float, invocation: str) -> UnitRecord:
+    """What PID 1 says of the VM's unit."""
+    return UnitRecord(at(seconds), event, "microvm@web.service", invocation)
+
+
+PAST = (*rotation("a", 0, 1, "1"), *rotation("b", 100, 2, "2"))
+
+
+@pytest.mark.parametrize(
+    ("units", "end", "by"),
+    [
+        ((), 103, "started anew"),
+        ((unit_record(UnitEvent.SUCCEEDED, 102, "a1"),), 102, "stopped"),
+        ((unit_record(UnitEvent.FAILED, 50, "a1"),), 50, "failed"),
+        ((unit_record(UnitEvent.FAILED, 50, "another"),), 103, "started anew"),
+        ((unit_record(UnitEvent.FAILED, 1, "a1"),), 103, "started anew"),
+    ],
+)
+def test_when_a_period_ends(units: tuple[UnitRecord, ...], end: float, by: str) -> None:
+    """By PID 1's word about that very invocation; without one, by the VM's next start."""
+    first, second = periods(History(PAST, units))
+    assert (first.begin, first.end, first.ended_by) == (at(3), at(end), by)
+    assert (second.begin, second.end, second.ended_by) == (at(103), None, "")
+    assert (first.fingerprints, second.fingerprints) == ({"KEY": "1"}, {"KEY": "2"})
+
+
+def test_a_reboot_ends_a_period() -> None:
+    """Where the guest rebooted, that is why the unit ended."""
+    past = (*PAST[:5], record(Event.GUEST_REBOOT, 50), *PAST[5:])
+    units = (unit_record(UnitEvent.SUCCEEDED, 51, "a1"),)
+    assert periods(History(past, units))[0].ended_by == "the guest rebooted"
+
+
+def test_a_guest_that_says_when_it_is_ready() -> None:
+    """Started after its launch, a unit waited for the guest's word; started before, it did not."""
+    for seconds, is_ready in ((3.5, True), (2.5, False)):
+        history = History(PAST[:5], (unit_record(UnitEvent.STARTED, seconds, "a1"),))
+        (period,) = periods(history)
+        assert period.ready == (at(seconds) if is_ready else None)
+        (story,) = tell(history.records, [period]).rotations
+        assert [step.label for step in story.steps][3:] == [
+            "launched",
+            *["guest ready"] * is_ready,
+            "restarted",
+        ]
+
+
+def test_a_sealing_that_the_journal_has_forgotten() -> None:
+    """What a VM ran is then unknown; a generation of the same number and another run is not taken for it."""
+    (period,) = periods(History(PAST[2:5]))
+    assert period.fingerprints == {"KEY": ""}
+    other = record(Event.SEALED, 0, run="other")
+    assert periods(History((other, *PAST[2:5])))[0].fingerprints == {"KEY": ""}
