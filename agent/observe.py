@@ -58,7 +58,8 @@ class Observer:
         vms = list(vms)
         snapshot = self._snapshot(vms)
         fingerprints = Fingerprints(self.store.key)
-        observed = tuple(self._observe(vm, snapshot, manager, fingerprints) for vm in vms)
+        running = self._running(vms, manager)
+        observed = tuple(self._observe(vm, snapshot, running.get(vm.name), fingerprints) for vm in vms)
         return self._decided(snapshot.generation, observed)
 
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
@@ -69,7 +70,8 @@ class Observer:
         except SourceError as error:
             refused = Refused((f"{error}: {error.hint}",))
             nothing = Fingerprints(self.store.key)
-            observed = tuple(self._observe(vm, refused, manager, nothing) for vm in vms)
+            running = self._running(vms, manager)
+            observed = tuple(self._observe(vm, refused, running.get(vm.name), nothing) for vm in vms)
             return self._decided(source.NOTHING, observed)
 
     def _snapshot(self, vms: Iterable[VmConfig]) -> source.Snapshot:
@@ -96,24 +98,44 @@ class Observer:
 
     def stamp(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The stamp of the unit's present invocation; any other counts as none."""
+        stamp = self._any_stamp(vm)
+        return stamp if stamp is not None and stamp.invocation_id == unit.invocation_id else None
+
+    def _any_stamp(self, vm: VmConfig) -> Stamp | None:
         try:
             path = stamp_path(vm.name, Path(self.config.runtime_directory))
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
                 stamp = Stamp.from_bytes(file.read(_STAMP_SIZE_MAX))
         except (OSError, HandoffError):
             return None
-        return stamp if stamp.vm == vm.name and stamp.invocation_id == unit.invocation_id else None
+        return stamp if stamp.vm == vm.name else None
+
+    def _running(
+        self, vms: Iterable[VmConfig], manager: SystemManager | None
+    ) -> dict[str, tuple[UnitState, Stamp | None]]:
+        """Each VM's unit and the stamp of its present invocation; nothing without a manager."""
+        if manager is None:
+            return {}
+        stamps = {vm.unit: self._any_stamp(vm) for vm in vms}
+        units = manager.units({unit: stamp.invocation_id if stamp else "" for unit, stamp in stamps.items()})
+        found = {}
+        for vm in vms:
+            unit, stamp = units[vm.unit], stamps[vm.unit]
+            if stamp is None or stamp.invocation_id != unit.invocation_id:
+                # It may have been left meanwhile. A stamp of a still later invocation counts as none, and
+                # the next look finds it.
+                stamp = self.stamp(vm, unit)
+            found[vm.name] = unit, stamp
+        return found
 
     def _observe(
         self,
         vm: VmConfig,
         published: source.Snapshot | Refused,
-        manager: SystemManager | None,
+        running: tuple[UnitState, Stamp | None] | None,
         fingerprints: Fingerprints,
     ) -> Observed:
-        # The unit before the stamp: a stamp of a later invocation then counts as none, and the next look
-        # finds it; the other way round an older stamp could pass for the new invocation's.
-        unit = manager.unit(vm.unit) if manager is not None else None
+        unit, stamp = running or (None, None)
         return Observed(
             vm=vm,
             desired=published
@@ -121,7 +143,7 @@ class Observer:
             else self._desired(vm, published, fingerprints),
             sealed=self.store.current(vm.name),
             unit=unit,
-            stamp=self.stamp(vm, unit) if unit is not None else None,
+            stamp=stamp,
             assumed=self.store.assumed(vm.name),
             attempt=self.store.attempt(vm.name),
             held=self.store.is_held(vm.name),

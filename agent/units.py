@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,13 @@ class SystemManager(Protocol):
 
     def unit(self, name: str) -> UnitState:
         """The unit's state; one that does not exist has ``load`` of ``not-found``."""
+
+    def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
+        """The states of several units, each with the invocation that something beside systemd tells of.
+
+        That, and systemd saying the same in short as last time, vouch for what was asked at length then.
+        An empty one vouches for nothing.
+        """
 
     def try_restart(self, name: str) -> str:
         """Restart a unit if it runs, wait for the job's end, and return systemd's word for its result.

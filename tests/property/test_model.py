@@ -38,7 +38,7 @@ from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
 from tests.support.numbers import Number, note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 CONFIG = """
 [rollout]
@@ -100,6 +100,10 @@ class ModelSystemd:
         vm = name.removeprefix("microvm@").removesuffix(".service")
         state = "active" if self.active[vm] else "failed" if self.failed[vm] else "inactive"
         return UnitState(name, "loaded", state, "", self._invocation(vm), active_seconds=60.0)
+
+    def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
+        """See `SystemManager`."""
+        return {name: self.unit(name) for name in invocations}
 
     def try_restart(self, name: str) -> str:
         """See `SystemManager`. The agent can die before or after the restart."""
@@ -203,7 +207,8 @@ class World(RuleBasedStateMachine):
         self.patches: list[Any] = [
             patch.object(Sender, "send", lambda _sender, _fields: self._effect()),
             patch("os.fsync", lambda _descriptor: self._effect()),
-            patch("time.time_ns", lambda: now() + self.clock_offset),
+            # The kernel takes no time before 1970.
+            patch("time.time_ns", lambda: max(0, now() + self.clock_offset)),
         ]
         for each in self.patches:
             each.start()
