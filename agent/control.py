@@ -101,8 +101,9 @@ class AgentObject:
     InterfacesAdded = signal()
     InterfacesRemoved = signal()
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, refresh: Callable[[], None]) -> None:
         self._orders = orders
+        self._refresh = refresh
         self.vms: dict[str, VmObject] = {}
 
     @property
@@ -122,6 +123,7 @@ class AgentObject:
     def Sync(self) -> None:  # noqa: N802
         """Look now; returns when that is done. Restarts that follow from it go on."""
         _served(self._orders.sync)
+        self._refresh()  # who asked may read what was found
 
     def Plan(self) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
         """What a look would do now: per VM its state, steps, and reasons for not more."""
@@ -154,8 +156,7 @@ class AgentObject:
 
     def _give(self, vm: str, order: Order) -> None:
         _served(lambda: self._orders.give(vm, order))
-        if vm in self.vms:  # at once, so that who gave it can wait for its end
-            self.vms[vm].update({**self.vms[vm].properties, "Order": order.value, "OrderResult": ""})
+        self._refresh()  # who gave it may wait for its end
 
 
 class Control:
@@ -163,7 +164,7 @@ class Control:
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._agent = AgentObject(orders)
+        self._agent = AgentObject(orders, self._refresh)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._calls = threading.BoundedSemaphore(_CALLS_MAX)
@@ -191,6 +192,25 @@ class Control:
     def hear(self, fact: Fact) -> None:
         """See `Front`."""
         self._work.put(lambda: self._tell(fact))
+
+    def _refresh(self) -> None:
+        """Wait until objects are as the last look and the orders are."""
+        done = threading.Event()
+
+        def refresh() -> None:
+            for name, vm in self._agent.vms.items():
+                vm.update(vm.properties | self._of_orders(name))
+            done.set()
+
+        self._work.put(refresh)
+        done.wait(_STOP_SECONDS)
+
+    def _of_orders(self, name: str) -> dict[str, str]:
+        given = self._orders.given(name)
+        return {
+            "Order": given.order.value if given is not None else "",
+            "OrderResult": self._orders.result(name),
+        }
 
     def _run(self) -> None:
         retry_at = 0.0
@@ -273,9 +293,8 @@ class Control:
                 registration.unregister()
             self._agent.InterfacesRemoved(vm_path(name), [VM_INTERFACE])
         for standing in standings:
-            name, given = standing.name, self._orders.given(standing.name)
-            order = given.order.value if given is not None else ""
-            properties = vm_properties(standing, order, self._orders.result(name))
+            name = standing.name
+            properties = vm_properties(standing) | self._of_orders(name)
             vm = self._agent.vms.get(name)
             if vm is not None:
                 vm.update(properties)

@@ -36,6 +36,12 @@ class CredferryError(Exception):
         self.hint = hint
 
 
+class UsageError(CredferryError):
+    """A verb was asked for in a way that makes no sense here."""
+
+    status = ExitStatus.USAGE
+
+
 class ConfigurationError(CredferryError):
     """The configuration file: unreadable, malformed, or asking for something impossible."""
 

@@ -92,8 +92,8 @@ def vm_path(name: str) -> str:
     return f"{PATH}/vm/{escaped}"
 
 
-def vm_properties(vm: Standing, order: str, order_result: str) -> dict[str, Any]:
-    """The properties of a VM's object, by `VM_PROPERTIES`."""
+def vm_properties(vm: Standing) -> dict[str, Any]:
+    """The properties of a VM's object, by `VM_PROPERTIES`, but for those of its orders."""
     return {
         "Name": vm.name,
         "Unit": vm.unit,
@@ -106,6 +106,4 @@ def vm_properties(vm: Standing, order: str, order_result: str) -> dict[str, Any]
         "Held": vm.is_held,
         "LastResult": vm.last_result,
         "System": vm.system,
-        "Order": order,
-        "OrderResult": order_result,
     }

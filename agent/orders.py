@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.errors import BusError, OrderError
+from agent import permits
+from agent.errors import BusError, CredferryError, OrderError
 from agent.events import Event
 from agent.notes import Outcome
 from agent.store import rollout_lock
@@ -69,6 +70,7 @@ class Orders:
         self._pending: dict[str, Given] = {}
         self._results: dict[str, str] = {}
         self._begun = self._done = 0
+        self._failure: CredferryError | None = None
         self._site: Site | None = None
 
     # The loop's side.
@@ -82,10 +84,10 @@ class Orders:
         with self._changed:
             self._begun += 1
 
-    def end_look(self) -> None:
-        """That turn is over."""
+    def end_look(self, failure: CredferryError | None) -> None:
+        """That turn is over, and has looked, but for what has failed."""
         with self._changed:
-            self._done = self._begun
+            self._done, self._failure = self._begun, failure
             self._changed.notify_all()
 
     def pending(self) -> set[str]:
@@ -113,12 +115,17 @@ class Orders:
     # The operators' side.
 
     def sync(self) -> None:
-        """Have the loop look now; returns once a look that began after this is over. Raises `OrderError`."""
+        """Have the loop look now; returns once a look that began after this is over.
+
+        Raises what has kept it from looking, and `OrderError`.
+        """
         with self._changed:
             wanted = self._begun + 1
             self._hint("sync")
             if not self._changed.wait_for(lambda: self._done >= wanted, _SYNC_SECONDS):
                 raise OrderError("Busy", "the agent's look takes long", hint="it goes on; ask again later")
+            if self._failure is not None:
+                raise self._failure
 
     def plan(self) -> Look:
         """Look, in the caller's thread, and change nothing. Raises `SourceError`, `BusError`."""
@@ -129,15 +136,19 @@ class Orders:
         return site.pacer.hold_back(site.observer.look(site.config.vms.values(), manager))
 
     def give(self, name: str, order: Order) -> None:
-        """Have an order carried out soon. Raises `OrderError`, `ConfigurationError`."""
+        """Have an order carried out soon. Raises `OrderError`, `ConfigurationError`, `BusError`."""
         site = self._at_work()
         vm = site.config.vm(name)
-        if site.store.is_held(vm.name):
-            raise OrderError("Held", f"{name}: is held", hint=f"release it first: credferry release {name}")
+        manager = site.manager()
+        if manager is not None:
+            observed = site.observer.look_or_refuse([vm], manager).observed[0]
+            permit = permits.to_rotate if order is Order.ROTATE else permits.to_go_back
+            permit(site.store, observed)
         with self._changed:
             if name in self._pending:
                 raise OrderError("Busy", f"{name}: an order is being carried out", hint="wait for its end")
             self._pending[name] = Given(order, time.monotonic())
+            self._results.pop(name, None)
         self._hint("order")
 
     def hold(self, name: str, *, held: bool) -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent import permits
 from agent.desired import Desired
-from agent.errors import BusError, OrderError
+from agent.errors import BusError
 from agent.events import Event
 from agent.notes import Attempt, Outcome
 from agent.reconcile import Decision, Observed, State
@@ -88,22 +89,11 @@ class Rollout:
         with self._lock(name):
             look = self.observer.look_or_refuse([vm], manager)
             decision, observed = look.decisions[0], look.observed[0]
-            manifest, unit = self._to_order(vm, observed), observed.unit
+            manifest = permits.to_rotate(self.store, observed)
             if self._is_overtaken(vm, decision):
                 return None
-            if (attempt := _set_back(observed, manifest)) is not None:
-                raise OrderError(
-                    "RolledBack",
-                    f"{name}: {attempt.reason}",
-                    hint=f"try it again with: credferry retry {name}",
-                )
-            if unit is None or not unit.is_active:
-                raise OrderError(
-                    "NotRunning",
-                    f"{name}: {vm.unit} does not run; its next start gets what is sealed",
-                    hint=f"start it: systemctl start {vm.unit}",
-                )
-            if time.monotonic() - unit.active_seconds > since and decision.state is State.IN_STEP:
+            up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
+            if time.monotonic() - up_for > since and decision.state is State.IN_STEP:
                 return State.IN_STEP
             previous = _previous(observed)
             # Going back to the very same would be no way out.
@@ -120,16 +110,9 @@ class Rollout:
         with self._lock(name):
             look = self.observer.look_or_refuse([vm], manager)
             decision, observed = look.decisions[0], look.observed[0]
-            manifest = self._to_order(vm, observed)
+            manifest, previous = permits.to_go_back(self.store, observed)
             if self._is_overtaken(vm, decision):
                 return None
-            previous = self.store.previous(name)
-            if previous is None:
-                raise OrderError(
-                    "NothingBefore",
-                    f"{name}: no generation before {manifest.generation} is kept that holds anything else",
-                    hint="publish the former values again",
-                )
             wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
             attempt = Attempt(
                 wanted, Outcome.FAILED, previous=previous.generation, run=manifest.run, by_operator=True
@@ -137,19 +120,6 @@ class Rollout:
             # Before anything is done: whoever finds this after a crash of ours goes on from there.
             self.store.record_attempt(name, attempt)
             return self._roll_back(vm, attempt, manager)
-
-    def _to_order(self, vm: VmConfig, observed: Observed) -> Manifest:
-        """What is sealed for a VM on which an operator has a word to say. Raises `OrderError`."""
-        if observed.held:
-            raise OrderError(
-                "Held", f"{vm.name}: is held", hint=f"release it first: credferry release {vm.name}"
-            )
-        manifest = self.store.current(vm.name)
-        if manifest is None:
-            raise OrderError(
-                "NothingSealed", f"{vm.name}: nothing is sealed for it", hint="see: credferry status"
-            )
-        return manifest
 
     def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
         """Whether something newer is to be sealed first; a producer that never rests is not waited for."""
@@ -321,15 +291,6 @@ class Rollout:
 
 def _is_retry(attempt: Attempt | None) -> bool:
     return attempt is not None and attempt.outcome is Outcome.RETRY
-
-
-def _set_back(observed: Observed, manifest: Manifest) -> Attempt | None:
-    """Why what is sealed is not what is published, where it was put back from that."""
-    attempt, desired = observed.attempt, observed.desired
-    if attempt is None or attempt.digest == manifest.digest:
-        return None
-    is_of_now = not isinstance(desired, Desired) or desired.digest == attempt.digest
-    return attempt if is_of_now and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} else None
 
 
 def _previous(observed: Observed) -> int:

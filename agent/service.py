@@ -77,6 +77,8 @@ class Service:
         self._front = appear(self._orders)
         self._is_announced = False
         self._unsteady = False
+        self._is_unsettled = False
+        self._sourceless: SourceError | None = None
         self._bus_retry_at = 0.0
         config = configuration.load(path)
         self._key_identity: rekey.Identity | None = None
@@ -131,20 +133,26 @@ class Service:
         # Armed before looking: a change after the look then has its hint.
         self._watch.arm(self._config.secrets)
         self._orders.begin_look()
+        failure: CredferryError | None = None
+        self._sourceless, self._is_unsettled = None, False
         try:
             self._raise_errors()
             self._announce()
             self._heed_host_key()
             delay = min(self._look(), self._dispatcher.relieve())
+            failure = self._sourceless
         except BusError as error:
             self._lose_bus(error)
+            failure = error
             delay = _BUS_RETRY_SECONDS
         except StoreError as error:
             self._lose_store(error)
+            failure = error
             delay = _STORE_RETRY_SECONDS
         else:
             self._tell_over("store", "the store can be written again")
-        self._orders.end_look()
+        if failure is not None or not self._is_unsettled:
+            self._orders.end_look(failure)
         self._write_metrics()
         daemon.notify("WATCHDOG=1")
         return delay
@@ -204,6 +212,7 @@ class Service:
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
             # A VM that a restart of ours left down is put back without a source, too.
             look = self._observer.look_or_refuse(vms, manager)
+            self._sourceless = error
             self._metrics.looked(look, self._store, with_source=False)
             self._show(look)
             self._ask_for_restarts(look)
@@ -213,6 +222,7 @@ class Service:
             self._audit.record(Event.SOURCE_BACK, message)
         unsettled = self._unsettled(look)
         if unsettled:
+            self._is_unsettled = True
             return unsettled
         self._rollout.forget_ended(look)
         sealed = self._sealer.seal_due(look)

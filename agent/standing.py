@@ -17,6 +17,7 @@ from agent.reconcile import Decision, Observed, State
 if TYPE_CHECKING:
     from agent.store import Store
 
+UNDER_WAY = "its restart is under way"
 _MICROVMS = Path("/var/lib/microvms")
 
 
@@ -88,7 +89,7 @@ def _last_result(observed: Observed) -> str:
     attempt, stamp = observed.attempt, observed.stamp
     match attempt:
         case Attempt(outcome=Outcome.RESTARTING):
-            return "its restart is under way"
+            return UNDER_WAY
         case Attempt(outcome=Outcome.FAILED | Outcome.ROLLED_BACK | Outcome.HALTED, reason=reason) if reason:
             return reason
         case _:

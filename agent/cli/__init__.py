@@ -32,9 +32,11 @@ VERBS = {
     "guest-key": "guest_key",
     "polkit-rule": "polkit_rule",
     "health": "health",
+    "rotate": "rotate",
+    "rollback": "rotate",
 }
 """Each verb's module here, loaded when the verb is called: all of them take longer than most verbs do."""
-_WRITING = {"sync", "hold", "release", "retry"}
+_WRITING = {"sync", "hold", "release", "retry", "rotate", "rollback"}
 """Verbs that write into the state directory, beside an agent that need not be root."""
 
 
@@ -44,9 +46,9 @@ def application(verb: str | None = None) -> typer.Typer:
         name="credferry",
         help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
         no_args_is_help=True,
-        # Its pretty tracebacks show what local variables hold.
         # Ours, in contrib/completions, need not start the program at each key.
         add_completion=False,
+        # Its pretty tracebacks show what local variables hold.
         pretty_exceptions_enable=False,
     )
 

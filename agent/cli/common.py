@@ -7,16 +7,20 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from agent.config import DEFAULT_PATH, Config, VmConfig, load
 from agent.errors import VmError
 from agent.observe import Look, Observer, open_store_untouched
 from agent.pace import Pacer
-from agent.reconcile import Decision, State
+from agent.reconcile import State
 from agent.units import SystemManager
+
+if TYPE_CHECKING:
+    from agent.cli.remote import RemoteAgent
 
 ConfigOption = Annotated[
     Path,
@@ -35,6 +39,13 @@ def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
     from agent.systemd import SystemBus  # noqa: PLC0415 (see above)
 
     return SystemBus(on_job)
+
+
+def running_agent(config: Config | None) -> RemoteAgent | None:
+    """The agent of a configuration, or with None any, where it is on the bus, answers, and lets us ask."""
+    from agent.cli import remote  # noqa: PLC0415 (loads GObject's introspection, see above)
+
+    return remote.running_agent(config)
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
@@ -58,9 +69,9 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
         manager.close()
 
 
-def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes)
+def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and records of `agent.documents`)
     """Print a JSON document on standard output."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(msgspec.to_builtins(document), sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
@@ -80,17 +91,6 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         console.width = 10_000  # what reads a pipe does its own folding
     console.print(table, crop=False)
-
-
-def steps(decision: Decision, config: Config) -> list[str]:
-    """What a decision would do, in words, in order."""
-    words = []
-    if decision.seal is not None:
-        names = ", ".join(entry.name for entry in decision.seal.entries)
-        words.append(f"seal {names}")
-    if decision.restart:
-        words.append(f"restart {config.vm(decision.vm.name).unit}")
-    return words
 
 
 def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]]) -> None:

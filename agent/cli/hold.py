@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen
-from agent.cli.sync import sync_once
-from agent.config import VmConfig, load
-from agent.events import Event
+from agent import orders
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen, running_agent
+from agent.cli.sync import sync_by_agent, sync_once
+from agent.config import Config, VmConfig, load
 from agent.journal import Audit
-from agent.notes import Outcome
 from agent.observe import open_store
-from agent.store import Store, rollout_lock
 
 VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 
@@ -28,34 +27,54 @@ def register(app: typer.Typer) -> None:
         """Restart these VMs no more when secrets rotate, until they are released; survives a reboot."""
         loaded = load(config)
         named = chosen(loaded, vms)
-        _hold(open_store(loaded), named, held=True)
+        agent = running_agent(loaded)
+        if agent is None:
+            _hold(loaded, named, held=True)
+            return
+        with agent:
+            for vm in named:
+                agent.call("Hold", vm.name)
 
     @app.command("release")
     def release(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
         """Release held VMs, and restart those whose secrets have rotated meanwhile."""
-        loaded = load(config)
-        named = chosen(loaded, vms)
-        _hold(open_store(loaded), named, held=False)
-        sync_once(loaded, named, json=json)
+        _let_go(config, vms, "Release", lambda loaded, named: _hold(loaded, named, held=False), json=json)
 
     @app.command("retry")
     def retry(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
         """Try again what failed for these VMs, though it has not changed since."""
-        loaded = load(config)
-        named = chosen(loaded, vms)
-        store = open_store(loaded)
-        for vm in named:
-            with store.lock(rollout_lock(vm.name)):  # who is at it notes how it ends before this
-                attempt = store.attempt(vm.name)
-                if attempt is not None:
-                    again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="")
-                    store.record_attempt(vm.name, again)
-        sync_once(loaded, named, json=json)
+        _let_go(config, vms, "Retry", _retry, json=json)
 
 
-def _hold(store: Store, vms: list[VmConfig], *, held: bool) -> None:
-    event = Event.HELD if held else Event.RELEASED
+def _let_go(
+    file: Path,
+    names: list[str],
+    method: str,
+    by_ourselves: Callable[[Config, list[VmConfig]], None],
+    *,
+    json: bool,
+) -> None:
+    """Say what lets VMs be restarted again, have them restarted, and tell what became of them."""
+    config = load(file)
+    vms = chosen(config, names)
+    agent = running_agent(config)
+    if agent is None:
+        by_ourselves(config, vms)
+        sync_once(config, vms, json=json)
+        return
+    with agent:
+        for vm in vms:
+            agent.call(method, vm.name)
+        sync_by_agent(agent, config, vms, json=json)
+
+
+def _hold(config: Config, vms: list[VmConfig], *, held: bool) -> None:
+    store = open_store(config)
     for vm in vms:
-        if store.is_held(vm.name) is not held:
-            store.hold(vm.name, held=held)
-            Audit(store).record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
+        orders.hold(store, Audit(store), vm, held=held)
+
+
+def _retry(config: Config, vms: list[VmConfig]) -> None:
+    store = open_store(config)
+    for vm in vms:
+        orders.retry(store, vm)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from agent.cli.common import (
@@ -10,12 +12,17 @@ from agent.cli.common import (
     ConfigOption,
     JsonOption,
     VmOption,
+    chosen,
     fail_for_bad,
     look_untouched,
     print_json,
     print_table,
-    steps,
+    running_agent,
 )
+from agent.config import Config, load
+from agent.documents import PlanRow
+from agent.reconcile import State
+from agent.standing import steps
 
 
 def register(app: typer.Typer) -> None:
@@ -24,16 +31,8 @@ def register(app: typer.Typer) -> None:
     @app.command("plan")
     def plan(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
         """Show what a sync would do now. Nothing is written, and no VM is touched."""
-        loaded, look = look_untouched(config, vm)
-        rows = [
-            {
-                "vm": decision.vm.name,
-                "state": decision.state.value,
-                "steps": steps(decision, loaded),
-                "reasons": list(decision.reasons),
-            }
-            for decision in look.decisions
-        ]
+        loaded = load(config)
+        rows = _rows(loaded, config, vm)
         if json:
             print_json(rows)
         else:
@@ -41,12 +40,35 @@ def register(app: typer.Typer) -> None:
                 ["VM", "STATE", "WOULD", "REASON"],
                 [
                     [
-                        decision.vm.name,
-                        decision.state.value,
-                        ", then ".join(steps(decision, loaded)) or "do nothing",
-                        "; ".join(decision.reasons),
+                        row.vm,
+                        row.state.value,
+                        ", then ".join(row.steps) or "do nothing",
+                        "; ".join(row.reasons),
                     ]
-                    for decision in look.decisions
+                    for row in rows
                 ],
             )
-        fail_for_bad(loaded, ((each.vm, each.state, "; ".join(each.reasons)) for each in look.decisions))
+        fail_for_bad(loaded, ((loaded.vm(row.vm), row.state, "; ".join(row.reasons)) for row in rows))
+
+
+def _rows(config: Config, file: Path, names: list[str] | None) -> list[PlanRow]:
+    """By the running agent, which knows since when a VM has been due; else by a look of our own."""
+    vms = {vm.name for vm in chosen(config, names)}
+    agent = running_agent(config)
+    if agent is not None:
+        with agent:
+            return [
+                PlanRow(vm=vm, state=State(state), steps=would, reasons=reasons)
+                for vm, state, would, reasons in agent.call("Plan")[0]
+                if vm in vms
+            ]
+    _, look = look_untouched(file, names)
+    return [
+        PlanRow(
+            vm=decision.vm.name,
+            state=decision.state,
+            steps=steps(decision),
+            reasons=list(decision.reasons),
+        )
+        for decision in look.decisions
+    ]

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""``credferry status``: per VM, what is published, sealed and running."""
+"""``credferry status``: per VM, what is published, sealed and running, since when, and why not in step."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,57 +21,202 @@ from agent.cli.common import (
     look_untouched,
     print_json,
     print_table,
+    running_agent,
 )
+from agent.config import load
 from agent.desired import Desired
-from agent.reconcile import Decision, Observed
+from agent.documents import Generation, Published, StatusRow, moment
+from agent.errors import CredferryError, UsageError, VmError
+from agent.observe import open_store_untouched
+from agent.reconcile import Decision, Observed, State
+from agent.standing import standing
+from agent.store import Store
+
+if TYPE_CHECKING:
+    from agent.cli.remote import RemoteAgent
+
+_HEADINGS = [
+    "VM",
+    "UNIT",
+    "STATE",
+    "SINCE",
+    "PUBLISHED",
+    "SEALED",
+    "RUNNING",
+    "SYSTEM",
+    "LAST RESULT",
+    "REASON",
+]
+_COLOURS = {
+    State.IN_STEP: "green",
+    State.RESTART_DUE: "yellow",
+    State.CHANGING: "yellow",
+    State.WAITING: "yellow",
+    State.REFUSED: "red",
+    State.FAILED: "red",
+    State.HALTED: "red",
+    State.NO_UNIT: "red",
+}
+_WATCH_SECONDS = 1.0
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command("status")
-    def status(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
+    def status(
+        config: ConfigOption = DEFAULT_CONFIG,
+        vm: VmOption = None,
+        json: JsonOption = False,
+        watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
+    ) -> None:
         """Show for each VM what is published, sealed and running, and whether they are in step."""
-        loaded, look = look_untouched(config, vm)
-        rows = [_row(*pair) for pair in zip(look.observed, look.decisions, strict=True)]
+        if watch:
+            _watch(config, vm, json=json)
+            return
+        rows = _rows(config, vm)
         if json:
             print_json(rows)
         else:
-            print_table(
-                ["VM", "UNIT", "STATE", "PUBLISHED", "SEALED", "RUNNING", "REASON"],
-                [
-                    [
-                        row["vm"],
-                        row["unit_state"],
-                        row["state"],
-                        row["published"]["digest"] or "-",
-                        _generation(row["sealed"]),
-                        _generation(row["running"]),
-                        "; ".join(row["reasons"]),
-                    ]
-                    for row in rows
-                ],
-            )
-        fail_for_bad(loaded, ((each.vm, each.state, "; ".join(each.reasons)) for each in look.decisions))
+            print_table(_HEADINGS, [_cells(row) for row in rows])
+        _fail_for_bad(config, rows)
 
 
-def _row(observed: Observed, decision: Decision) -> dict[str, Any]:
-    unit, sealed, stamp = observed.unit, observed.sealed, observed.stamp
+def _rows(file: Path, names: list[str] | None) -> list[StatusRow]:
+    """By a look of our own; for those who may not look, by the running agent's last one."""
+    try:
+        loaded, look = look_untouched(file, names)
+    except CredferryError:
+        agent = running_agent(None) if os.geteuid() != 0 else None
+        if agent is None:
+            raise
+        with agent:
+            return _by_agent(agent, names)
+    store = open_store_untouched(loaded)
+    return [_row(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)]
+
+
+def _by_agent(agent: RemoteAgent, names: list[str] | None) -> list[StatusRow]:
+    from agent.cli.remote import status_row  # noqa: PLC0415 (loads GObject's introspection)
+
+    rows = [status_row(each) for each in agent.vms()]
+    unknown = set(names or ()) - {row.vm for row in rows}
+    if unknown:
+        raise VmError(f"the agent has no VM {min(unknown)!r}", hint="see: credferry status")
+    return [row for row in rows if not names or row.vm in names]
+
+
+def _fail_for_bad(file: Path, rows: list[StatusRow]) -> None:
+    outcome = [(row, "; ".join(row.reasons)) for row in rows]
+    try:
+        loaded = load(file)
+    except CredferryError:  # it may not be ours to read
+        bad = [row for row, _ in outcome if row.state in {State.REFUSED, State.FAILED, State.HALTED}]
+        if bad:
+            raise VmError(
+                f"{bad[0].vm}: {bad[0].state.value}: {'; '.join(bad[0].reasons)}",
+                hint="see: credferry audit",
+            ) from None
+        return
+    fail_for_bad(loaded, ((loaded.vm(row.vm), row.state, reason) for row, reason in outcome))
+
+
+def _row(observed: Observed, decision: Decision, store: Store) -> StatusRow:
+    now, sealed, stamp = standing(observed, decision, store), observed.sealed, observed.stamp
     wanted = observed.desired if isinstance(observed.desired, Desired) else None
-    return {
-        "vm": observed.vm.name,
-        "unit": observed.vm.unit,
-        "unit_state": f"{unit.active} ({unit.sub})" if unit else "unknown",
-        "state": decision.state.value,
-        "published": {
-            "digest": wanted.digest[:12] if wanted else None,
-            "credentials": {each.name: each.fingerprint for each in wanted.entries} if wanted else {},
-        },
-        "sealed": {"generation": sealed.generation, "digest": sealed.digest[:12]} if sealed else None,
-        "running": {"generation": stamp.generation, "digest": stamp.digest[:12]} if stamp else None,
-        "reasons": list(decision.reasons),
-    }
+    return StatusRow(
+        vm=now.name,
+        unit=now.unit,
+        unit_state=now.unit_state,
+        state=now.state,
+        since=moment(now.since),
+        published=Published(
+            digest=wanted.digest[:12] if wanted else None,
+            credentials={each.name: each.fingerprint for each in wanted.entries} if wanted else {},
+        ),
+        sealed=Generation(generation=sealed.generation, digest=sealed.digest[:12]) if sealed else None,
+        running=Generation(generation=stamp.generation, digest=stamp.digest[:12]) if stamp else None,
+        held=now.is_held,
+        last_result=now.last_result,
+        system=_system(now.system),
+        reasons=list(now.reasons),
+    )
 
 
-def _generation(cell: dict[str, Any] | None) -> str:
-    return f"{cell['generation']} ({cell['digest']})" if cell else "-"
+def _system(text: str) -> Literal["current", "older"] | None:
+    match text:
+        case "current" | "older":
+            return text
+        case _:
+            return None
+
+
+def _cells(row: StatusRow) -> list[str]:
+    return [
+        row.vm,
+        row.unit_state,
+        row.state.value,
+        _local(row.since),
+        row.published.digest or "-",
+        _generation(row.sealed),
+        _generation(row.running),
+        row.system or "-",
+        row.last_result or "-",
+        "; ".join(row.reasons),
+    ]
+
+
+def _local(since: str | None) -> str:
+    if since is None:
+        return "-"
+    return datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _generation(cell: Generation | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.generation} ({cell.digest})" if cell.digest else str(cell.generation)
+
+
+def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
+    if json or not sys.stdout.isatty():
+        raise UsageError(
+            "--watch is for a terminal",
+            hint="use --json for programs, or follow the agent's signals on the bus",
+        )
+    from rich.live import Live  # noqa: PLC0415 (takes longer than what it is not needed for)
+
+    # One connection while it lasts; without an agent each look is our own.
+    agent = running_agent(None)
+    try:
+        with Live(_table([], ""), screen=True, auto_refresh=False) as live:
+            while True:
+                try:
+                    rows, note = (_by_agent(agent, names) if agent else _rows(file, names)), ""
+                except CredferryError as error:
+                    rows, note = [], f"{error}: {error.hint}"
+                    if agent is not None:
+                        agent.close()
+                    agent = running_agent(None)
+                live.update(_table(rows, note), refresh=True)
+                time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if agent is not None:
+            agent.close()
+
+
+def _table(rows: list[StatusRow], note: str) -> Any:  # noqa: ANN401 (rich is not loaded where it is not needed)
+    from rich.table import Table  # noqa: PLC0415 (see above)
+    from rich.text import Text  # noqa: PLC0415 (see above)
+
+    now = datetime.now().astimezone().strftime("%H:%M:%S")
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=Text(f"{now}  {note}".strip()))
+    shown = [index for index, heading in enumerate(_HEADINGS) if heading != "PUBLISHED"]
+    for index in shown:
+        table.add_column(_HEADINGS[index])
+    for row in rows:
+        cells = _cells(row)
+        table.add_row(*(Text(cells[index]) for index in shown), style=_COLOURS.get(row.state, ""))
+    return table

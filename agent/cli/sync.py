@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,10 @@ from agent.cli.common import (
     fail_for_bad,
     print_json,
     print_table,
+    running_agent,
 )
 from agent.config import Config, VmConfig, load
+from agent.documents import SyncRow
 from agent.errors import SourceError
 from agent.journal import Audit
 from agent.observe import Look, Observer, open_store
@@ -30,6 +32,9 @@ from agent.rollout import Rollout
 from agent.sealer import Sealer
 from agent.settle import Settler
 from agent.units import SystemManager
+
+if TYPE_CHECKING:
+    from agent.cli.remote import RemoteAgent
 
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -52,7 +57,29 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Seal what is published and restart the VMs that run something else; once."""
         loaded = load(config)
-        sync_once(loaded, chosen(loaded, vm), connect_first=not no_restart, wait=wait, json=json)
+        vms = chosen(loaded, vm)
+        agent = running_agent(loaded) if not no_restart and wait == 0.0 else None
+        if agent is not None:
+            with agent:
+                sync_by_agent(agent, loaded, vms, json=json)
+            return
+        sync_once(loaded, vms, connect_first=not no_restart, wait=wait, json=json)
+
+
+def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, json: bool = False) -> None:
+    """Have the running agent look now, and tell what became of some VMs. Raises `VmError` for a failure."""
+    before = {vm.name: agent.vm(vm.name)["Sealed"] for vm in vms}
+    after = agent.settle(list(before))
+    rows = [
+        SyncRow(
+            vm=name,
+            sealed=found["Sealed"] != before[name],
+            state=State(found["State"]),
+            reason="; ".join(found["Reasons"]),
+        )
+        for name, found in after.items()
+    ]
+    _tell(config, rows, json=json)
 
 
 def sync_once(
@@ -68,7 +95,7 @@ def sync_once(
     observer = Observer(config, store)
     pacer = Pacer(config, store, is_single_pass=True)
     rollout = Rollout(config, store, observer, audit, pacer)
-    look = pacer.hold_back(_settled_look(config, observer, vms, manager, time.monotonic() + wait))
+    look = pacer.hold_back(settled_look(config, observer, vms, manager, time.monotonic() + wait))
     rollout.forget_ended(look)
     sealed = Sealer(store, observer, audit).seal_due(look)
     Reporter(audit).report(look.decisions)
@@ -85,29 +112,29 @@ def sync_once(
         attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
         reasons[name] = attempt.reason if attempt is not None else reasons[name]
     shown = {name: State.IN_STEP if state is State.SEAL_DUE else state for name, state in states.items()}
+    rows = [
+        SyncRow(vm=name, sealed=name in sealed, state=state, reason=reasons[name])
+        for name, state in shown.items()
+    ]
+    _tell(config, rows, json=json)
+
+
+def _tell(config: Config, rows: list[SyncRow], *, json: bool) -> None:
     if json:
-        print_json(
-            [
-                {"vm": name, "sealed": name in sealed, "state": state.value, "reason": reasons[name]}
-                for name, state in shown.items()
-            ]
-        )
+        print_json(rows)
     else:
         print_table(
             ["VM", "SEALED", "STATE", "REASON"],
-            [
-                [name, "yes" if name in sealed else "", state.value, reasons[name]]
-                for name, state in shown.items()
-            ],
+            [[row.vm, "yes" if row.sealed else "", row.state.value, row.reason] for row in rows],
         )
-    fail_for_bad(config, ((config.vm(name), state, reasons[name]) for name, state in states.items()))
+    fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
 
 
 def _due(look: Look) -> list[str]:
     return [decision.vm.name for decision in look.decisions if decision.needs_rollout]
 
 
-def _settled_look(
+def settled_look(
     config: Config, observer: Observer, vms: list[VmConfig], manager: SystemManager | None, deadline: float
 ) -> Look:
     """A look at a source that is quiet and, until the deadline, complete. Raises `SourceError`."""

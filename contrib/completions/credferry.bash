@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' sync'|' plan'|' status'|' check'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' sync'|' plan'|' status'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -50,14 +50,32 @@ _credferry() {
     ' check:--config'|' check:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' doctor:--config'|' doctor:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' doctor:--vm')
+        mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        return ;;
     ' audit:--config'|' audit:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
     ' audit:--vm')
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         return ;;
-    ' audit:--directory')
+    ' audit:--credential')
+        :
+        return ;;
+    ' audit:--since'|' audit:-S')
+        :
+        return ;;
+    ' audit:--until'|' audit:-U')
+        :
+        return ;;
+    ' audit:--directory'|' audit:-D')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -d -- "$current")
+        return ;;
+    ' audit:--html')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
     ' hold:--config'|' hold:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -77,6 +95,12 @@ _credferry() {
     ' health:--config'|' health:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' rotate:--config'|' rotate:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' rollback:--config'|' rollback:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
     ' guest-key create:--machine-id')
         :
         return ;;
@@ -92,7 +116,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent sync plan status check audit hold release retry polkit-rule health guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent sync plan status check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
@@ -114,7 +138,7 @@ _credferry() {
         fi ;;
     ' status')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --watch -w --help' -- "$current")
         else
             :
         fi ;;
@@ -124,9 +148,15 @@ _credferry() {
         else
             :
         fi ;;
+    ' doctor')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
+        else
+            :
+        fi ;;
     ' audit')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --directory --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --credential --since -S --until -U --directory -D --records --periods --follow -f --verify --html --json --csv --help' -- "$current")
         else
             :
         fi ;;
@@ -157,6 +187,18 @@ _credferry() {
     ' health')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --help' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' rotate')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' rollback')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tests.support.installation import CHECKOUT, install
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 
@@ -32,6 +34,86 @@ API_KEY = { secret = "api-key" }
 PASSWORD = { secret = "db/password" }
 """
 DENIED = "Access denied"
+
+
+DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+@dataclass(slots=True)
+class Listener:
+    """Signals of the agent that reach a user, by a match of his own, as a program would ask for them."""
+
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def of(cls, host: Host, user: str) -> Listener:
+        """Begin to listen; returns once everything from here on is heard."""
+        process = host.spawn("/usr/bin/python3", "-I", "-c", _LISTEN, NAME, user=user)
+        assert process.stdout
+        assert process.stdout.readline() == "listening\n"
+        return cls(process)
+
+    def until(self, member: str) -> list[dict[str, Any]]:
+        """Everything up to a signal of this name."""
+        assert self.process.stdout
+        told = []
+        for line in self.process.stdout:
+            told.append(json.loads(line))
+            if told[-1]["member"] == member:
+                return told
+        raise AssertionError(f"no {member}: {told}")
+
+    def so_far(self) -> list[dict[str, Any]]:
+        """Everything that has come by now."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.stdout
+        return [json.loads(line) for line in self.process.stdout]
+
+
+_LISTEN = """
+import json, sys
+from gi.repository import Gio, GLib
+loop = GLib.MainLoop()
+bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
+def heard(_bus, _sender, path, interface, member, arguments):
+    told = {"path": path, "interface": interface, "member": member, "data": arguments.unpack()}
+    print(json.dumps(told), flush=True)
+bus.signal_subscribe(sys.argv[1], None, None, None, None, 0, heard)
+# A reply to a call that comes after the matches: they are in force.
+name, path = "org.freedesktop.DBus", "/org/freedesktop/DBus"
+call = (name, path, name, "GetId", None, None, 0, -1, None)
+bus.call_sync(*call)
+print("listening", flush=True)
+def ended(*_):
+    bus.call_sync(*call)
+    while GLib.MainContext.default().iteration(False):
+        pass
+    loop.quit()
+    return False
+GLib.io_add_watch(0, GLib.IO_HUP | GLib.IO_IN, ended)
+loop.run()
+"""
+
+
+POLICY = "/usr/share/dbus-1/system.d/org.credferry.Agent1.conf"
+_SQUAT = """
+import sys
+from gi.repository import Gio, GLib
+bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
+name, path = "org.freedesktop.DBus", "/org/freedesktop/DBus"
+asked = GLib.Variant("(su)", (sys.argv[1], 4))
+bus.call_sync(name, path, name, "RequestName", asked, None, 0, -1, None)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def error_name(bus: Bus, method: str, *arguments: str) -> str:
+    """The D-Bus name of the error that a call of the agent ends with."""
+    call = ("gdbus", "call", "--system", "--dest", NAME, "--object-path", PATH)
+    command = (*call, "--method", f"{AGENT_INTERFACE}.{method}", *arguments)
+    return bus.host.run(*command, check=False).stderr
 
 
 @dataclass(slots=True)
@@ -129,3 +211,167 @@ def test_it_reads_well(bus: Bus) -> None:
     assert web["LastResult"] == f"started on generation {web['Running']}"
     assert abs(web["Since"] - int(bus.host.run("date", "+%s").stdout)) < 3600
     assert bus.vm("db-1")["State"] == "in step"
+
+
+def test_a_group_reads_and_root_rules(bus: Bus) -> None:
+    """A member of the group sees states, plans and signals, and can change nothing; others see nothing."""
+    assert bus.vm("web", user=MEMBER)["State"] == "in step"
+    assert bus.call("Plan", user=MEMBER) == ""
+    assert "State" in bus.host.run("busctl", "introspect", NAME, vm_path("web"), user=MEMBER).stdout
+    for method in ("Rotate", "Rollback", "Hold", "Release", "Retry"):
+        assert DENIED in bus.call(method, "web", user=MEMBER), method
+    assert DENIED in bus.call("Sync", user=MEMBER)
+    for method in ("Plan", "Sync"):
+        assert DENIED in bus.call(method, user=STRANGER), method
+    assert "denied" in bus.host.run("busctl", "introspect", NAME, PATH, check=False, user=STRANGER).stderr
+    took = ("busctl", "call", *DBUS, "RequestName", "su", NAME, "4")
+    assert DENIED in bus.host.run(*took, check=False, user=MEMBER).stderr
+    starts = bus.starts()
+    bus.wait_vm("web", State="in step")
+    assert bus.starts() == starts
+
+
+def test_signals_tell_a_rotation(bus: Bus) -> None:
+    """A rotation is told to the group as published, sealed and restarted, of one run; to nobody else."""
+    listeners = {user: Listener.of(bus.host, user) for user in (MEMBER, STRANGER)}
+    secret, sealed = b"as-told-to-nobody", bus.vm("web")["Sealed"]
+    bus.publish(api_key=secret)
+    now = bus.wait_vm("web", State="in step", Sealed=sealed + 1)
+    told = listeners[MEMBER].until("Restarted")
+    signals = [each for each in told if each["interface"] == AGENT_INTERFACE]
+    runs = {each["data"][-1] for each in signals}
+    assert [each["member"] for each in signals] == ["Published", "Sealed", "Restarted"]
+    assert [each["data"][0] for each in signals] == ["web"] * 3
+    assert signals[2]["data"][1] == now["Running"] == now["Sealed"]
+    assert len(runs) == 1
+    changes = [each for each in told if each["member"] == "PropertiesChanged"]
+    assert any(each["data"][1].get("State") for each in changes)
+    assert secret.decode() not in json.dumps(told)
+    assert listeners[STRANGER].so_far() == []
+
+
+def test_rotate_and_hold(bus: Bus) -> None:
+    """A VM is restarted onto what it has by a word; a held one is not, and the error says what to do."""
+    starts, generation = bus.starts(), bus.vm("web")["Running"]
+    row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+    assert row == {"vm": "web", "state": "in step", "generation": generation, "reason": ""}
+    assert bus.starts() == starts + 1
+    bus.deployment.credferry("hold", "web")
+    bus.wait_vm("web", Held=True)
+    assert bus.call("Rotate", "web") == "Call failed: web: is held: release it first: credferry release web"
+    refused = bus.host.run("credferry", "rollback", "web", check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "credferry: web: is held: release it first: credferry release web\n"
+    bus.publish(api_key=b"while it is held")
+    bus.wait_vm("web", State="held", Reasons=["by an operator"])
+    rows = json.loads(bus.deployment.credferry("release", "web", "--json"))
+    assert rows == [{"vm": "web", "sealed": False, "state": "in step", "reason": ""}]
+    assert bus.starts() == starts + 2
+    assert "UnknownVm" in error_name(bus, "Rotate", "wbe")
+    assert "Held" not in error_name(bus, "Hold", "web")
+    bus.call("Release", "web")
+
+
+def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
+    """An operator's rollback gives the VM its former values; the next change, or a retry, ends that."""
+    bus.publish(api_key=b"former")
+    bus.deployment.credferry("sync")
+    bus.publish(api_key=b"unloved")
+    assert json.loads(bus.deployment.credferry("sync", "--json", "--vm", "web"))[0]["state"] == "in step"
+    generation, others = bus.vm("web")["Running"], bus.vm("db-1")["Running"]
+    row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]
+    assert (row["state"], row["generation"]) == ("held", generation - 1)
+    assert "by an operator, until its secrets change" in row["reason"]
+    assert bus.deployment.delivered("web") == {"API_KEY": b"former"}
+    starts = bus.starts()
+    bus.publish()  # the same once more
+    bus.deployment.credferry("sync")
+    assert (bus.starts(), bus.vm("web")["State"]) == (starts, "held")
+    assert "RolledBack" in error_name(bus, "Rotate", "web")
+    bus.wait_vm("web", Order="")
+    bus.deployment.credferry("retry", "web")
+    assert bus.deployment.delivered("web") == {"API_KEY": b"unloved"}
+    bus.deployment.credferry("rollback", "web")
+    bus.publish(api_key=b"loved")
+    bus.wait_vm("web", State="in step")
+    assert bus.deployment.delivered("web") == {"API_KEY": b"loved"}
+    assert bus.vm("db-1")["Running"] == others
+
+
+def test_another_owner_of_the_name(bus: Bus) -> None:
+    """Where the name is taken, the agent tells so once, does its work, and takes it when it is free."""
+    bus.host.run("systemctl", "stop", AGENT)
+    squatter = bus.host.spawn("/usr/bin/python3", "-I", "-c", _SQUAT, NAME)
+    assert squatter.stdout
+    assert squatter.stdin
+    assert squatter.stdout.readline() == "taken\n"
+    bus.deployment.start_agent()
+    bus.publish(api_key=b"without a name")
+    bus.deployment.wait_in_step("web")
+    assert bus.deployment.delivered("web") == {"API_KEY": b"without a name"}
+    began = bus.host.unit(AGENT)["InvocationID"]
+    told = [
+        entry["MESSAGE"]
+        for entry in bus.host.journal(_SYSTEMD_INVOCATION_ID=began)
+        if "cannot be controlled" in entry["MESSAGE"]
+    ]
+    assert len(told) == 1
+    assert "belongs to another process" in told[0]
+    squatter.stdin.close()
+    bus.host.wait(bus.is_there, 20, "the name taken over")
+
+
+def test_without_a_policy(bus: Bus) -> None:
+    """Where the bus lets nobody own the name, the agent does its work; verbs do without the bus."""
+    bus.host.run("mv", POLICY, f"{POLICY}.away")
+    bus.host.run("systemctl", "reload", "dbus.service")
+    bus.deployment.host.run("systemctl", "restart", AGENT)
+    began = bus.host.unit(AGENT)["InvocationID"]
+    try:
+        told = bus.host.wait_journal(
+            lambda entry: "cannot be controlled" in entry["MESSAGE"], 20, _SYSTEMD_INVOCATION_ID=began
+        )
+        assert "policy" in told["MESSAGE"]
+        starts = bus.starts()
+        row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+        assert (row["state"], bus.starts()) == ("in step", starts + 1)
+        bus.publish(api_key=b"without a policy")
+        bus.deployment.wait_in_step("web")
+        row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]
+        assert row["state"] == "held"
+        rows = json.loads(bus.deployment.credferry("retry", "web", "--json"))
+        assert [each["state"] for each in rows] == ["in step"]
+        assert bus.deployment.delivered("web") == {"API_KEY": b"without a policy"}
+    finally:
+        bus.host.run("mv", f"{POLICY}.away", POLICY)
+        bus.host.run("systemctl", "reload", "dbus.service")
+    bus.host.wait(bus.is_there, 20, "the policy is noticed")
+
+
+def test_a_bus_that_hangs(bus: Bus) -> None:
+    """A dbus-daemon that is stopped, not dead, keeps the agent neither from ending nor from starting.
+
+    What is published meanwhile is sealed; once the bus goes on, so does the rotation, and the name is back.
+    """
+    starts = bus.starts()
+    bus.host.kill("dbus.service", signal.SIGSTOP)
+    try:
+        bus.host.run("systemctl", "restart", AGENT, timeout=30)
+        pid = bus.host.unit(AGENT)["MainPID"]
+        current = bus.host.path("/var/lib/credferry/vms/web/current", follow=False)
+        sealed = current.readlink()
+        bus.publish(api_key=b"while the bus hangs")
+        bus.host.wait(lambda: current.readlink() != sealed, 30, "what is published is sealed")
+    finally:
+        bus.host.kill("dbus.service", signal.SIGCONT)
+    bus.wait_vm("web", State="in step")
+    assert bus.deployment.delivered("web") == {"API_KEY": b"while the bus hangs"}
+    assert bus.starts() == starts + 1
+    assert bus.host.unit(AGENT)["MainPID"] == pid
+
+
+def test_the_bus_is_lost(bus: Bus) -> None:
+    """With another dbus-daemon the agent owns its name again."""
+    bus.host.kill("dbus.service")
+    bus.host.wait(bus.is_there, 30, "the name owned again")
+    assert bus.call("Sync") == ""

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""The running agent, asked over the system bus by verbs that leave to it what it can do better."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from agent.bus import CALL_SECONDS, Bus, Error, remote_error
+from agent.config import Config
+from agent.documents import Generation, Published, StatusRow, moment
+from agent.errors import (
+    BusError,
+    ConfigurationError,
+    CredferryError,
+    OrderError,
+    SourceError,
+    StoreError,
+)
+from agent.interface import (
+    AGENT_INTERFACE,
+    ERROR_PREFIX,
+    MANAGER_INTERFACE,
+    NAME,
+    PATH,
+    VM_INTERFACE,
+    vm_path,
+)
+from agent.reconcile import State
+from agent.standing import UNDER_WAY
+
+_ANSWER_SECONDS = 3.0
+"""An agent that does not answer in this time counts as none."""
+_CALL_SECONDS = CALL_SECONDS + 10.0
+_LOOK_AGAIN_SECONDS = 0.2
+_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_KINDS: dict[str, type[CredferryError]] = {
+    "UnknownVm": ConfigurationError,
+    "NoSource": SourceError,
+    "Store": StoreError,
+    "Systemd": BusError,
+}
+
+
+class RemoteAgent:
+    """The agent that is running now; one that is started later is another. Close it, or use it as a context.
+
+    Every method raises `BusError` where it does not answer, else what the agent says is wrong.
+    """
+
+    def __init__(self, bus: Bus, owner: str) -> None:
+        self._bus = bus
+        self._owner = owner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._bus.close()
+
+    def call(self, method: str, *vms: str) -> Any:  # noqa: ANN401 (as the interface says)
+        """Call a method of the agent, about VMs."""
+        arguments = (f"({'s' * len(vms)})", vms)
+        return self._call(PATH, f"{AGENT_INTERFACE}.{method}", arguments)
+
+    def vm(self, name: str) -> dict[str, Any]:
+        """The properties of a VM."""
+        return dict(self._call(vm_path(name), f"{_PROPERTIES}.GetAll", ("(s)", (VM_INTERFACE,)))[0])
+
+    def vms(self) -> list[dict[str, Any]]:
+        """The properties of all VMs."""
+        objects = self._call(PATH, f"{MANAGER_INTERFACE}.GetManagedObjects")[0]
+        return [interfaces[VM_INTERFACE] for interfaces in objects.values()]
+
+    def carry_out(self, method: str, name: str) -> dict[str, Any]:
+        """Give an order on a VM, and wait until it is carried out; the VM's properties then."""
+        self.call(method, name)
+        while (vm := self.vm(name))["Order"]:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return vm
+
+    def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """Have the agent look, and wait until it has restarted what it may restart now, of these VMs."""
+        self.call("Sync")
+        while True:
+            found = {name: self.vm(name) for name in names}
+            if not any(map(_is_under_way, found.values())):
+                return found
+            time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _call(self, path: str, method: str, arguments: tuple[str, tuple[Any, ...]] = ("()", ())) -> Any:  # noqa: ANN401 (as the interface says)
+        try:
+            return self._bus.call(self._owner, path, method, arguments, _CALL_SECONDS).unpack()
+        except Error as error:
+            raise _translated(error) from None
+
+
+def running_agent(config: Config | None) -> RemoteAgent | None:
+    """The agent of a configuration, or with None any, where it is on the bus, answers, and lets us ask."""
+    try:
+        bus = Bus("agent-signals")
+    except BusError:
+        return None
+    try:
+        arguments = ("(s)", (NAME,))
+        owner = bus.call(*_BUS, f"{_BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
+        said = ("(ss)", (AGENT_INTERFACE, "Configuration"))
+        file = bus.call(owner, PATH, f"{_PROPERTIES}.Get", said, _ANSWER_SECONDS).unpack()[0]
+    except Error:
+        bus.close()
+        return None
+    if config is not None and Path(file).resolve() != config.file.resolve():
+        bus.close()
+        return None
+    return RemoteAgent(bus, owner)
+
+
+def status_row(vm: dict[str, Any]) -> StatusRow:
+    """A VM's properties as ``credferry status`` tells them; what is published, the agent shows nobody."""
+    return StatusRow(
+        vm=vm["Name"],
+        unit=vm["Unit"],
+        unit_state=vm["UnitState"],
+        state=State(vm["State"]),
+        since=moment(vm["Since"]),
+        published=Published(digest=None, credentials={}),
+        sealed=Generation(generation=vm["Sealed"], digest=None) if vm["Sealed"] else None,
+        running=Generation(generation=vm["Running"], digest=None) if vm["Running"] else None,
+        held=vm["Held"],
+        last_result=vm["LastResult"],
+        system=vm["System"] or None,
+        reasons=vm["Reasons"],
+    )
+
+
+def _is_under_way(vm: dict[str, Any]) -> bool:
+    state = State(vm["State"])
+    return state in {State.RESTART_DUE, State.SEAL_DUE} or (
+        state is State.CHANGING and vm["LastResult"] == UNDER_WAY
+    )
+
+
+def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has no stubs)
+    name, text = remote_error(error)
+    if not name.startswith(ERROR_PREFIX):
+        return BusError(f"the agent does not answer: {text}", hint="see: systemctl status credferry.service")
+    kind = name.removeprefix(ERROR_PREFIX)
+    message, _, hint = text.rpartition(": ")
+    if not message:
+        message, hint = text, "see: credferry status"
+    if kind in _KINDS:
+        return _KINDS[kind](message, hint=hint)
+    return OrderError(kind, message, hint=hint)

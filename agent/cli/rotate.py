@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""``credferry rotate`` and ``rollback``: a restart by an operator's word."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    chosen,
+    connect,
+    fail_for_bad,
+    print_json,
+    print_table,
+    running_agent,
+)
+from agent.cli.sync import settled_look
+from agent.config import Config, VmConfig, load
+from agent.documents import OrderRow
+from agent.errors import SourceError, VmError
+from agent.journal import Audit
+from agent.observe import Observer, open_store
+from agent.orders import Order
+from agent.pace import Pacer
+from agent.reconcile import State
+from agent.rollout import Rollout
+from agent.sealer import Sealer
+
+if TYPE_CHECKING:
+    from agent.cli.remote import RemoteAgent
+
+VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
+_METHODS = {Order.ROTATE: "Rotate", Order.ROLL_BACK: "Rollback"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+
+    @app.command("rotate")
+    def rotate(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+        """Restart these running VMs now onto what is sealed, past windows, rates and turns."""
+        _order(config, vms, Order.ROTATE, json=json)
+
+    @app.command("rollback")
+    def rollback(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+        """Put these VMs back on what they had before, until their secrets change or credferry retry."""
+        _order(config, vms, Order.ROLL_BACK, json=json)
+
+
+def _order(file: ConfigOption, names: list[str], order: Order, *, json: bool) -> None:
+    config = load(file)
+    vms = chosen(config, names)
+    agent = running_agent(config)
+    if agent is None:
+        rows = _by_ourselves(config, vms, order)
+    else:
+        with agent:
+            rows = [_by_agent(agent, vm, order) for vm in vms]
+    if json:
+        print_json(rows)
+    else:
+        print_table(
+            ["VM", "STATE", "RUNS", "REASON"],
+            [[row.vm, row.state.value, str(row.generation or "-"), row.reason] for row in rows],
+        )
+    fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
+
+
+def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order) -> OrderRow:
+    found = agent.carry_out(_METHODS[order], vm.name)
+    state = State(found["State"])
+    if found["OrderResult"] and state is not State.FAILED:
+        message, _, hint = found["OrderResult"].rpartition(": ")
+        raise VmError(message, hint=hint)
+    reason = found["OrderResult"] or "; ".join(found["Reasons"])
+    return OrderRow(vm=vm.name, state=state, generation=found["Running"], reason=reason)
+
+
+def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[OrderRow]:
+    store = open_store(config)
+    audit = Audit(store)
+    observer = Observer(config, store)
+    rollout = Rollout(config, store, observer, audit, Pacer(config, store, is_single_pass=True))
+    manager = connect()
+    rows = []
+    try:
+        for vm in vms:
+            given = time.monotonic()
+            state = None
+            while state is None:
+                # What is published is sealed first, as the agent would have done.
+                with suppress(SourceError):
+                    look = settled_look(config, observer, [vm], manager, given)
+                    Sealer(store, observer, audit).seal_due(look)
+                if order is Order.ROTATE:
+                    state = rollout.rotate(vm.name, manager, given)
+                else:
+                    state = rollout.go_back(vm.name, manager)
+            attempt = store.attempt(vm.name)
+            stamp = observer.stamp(vm, manager.unit(vm.unit))
+            rows.append(
+                OrderRow(
+                    vm=vm.name,
+                    state=state,
+                    generation=stamp.generation if stamp is not None else 0,
+                    reason=attempt.reason if attempt is not None else "",
+                )
+            )
+    finally:
+        manager.close()
+    return rows

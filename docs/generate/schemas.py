@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+"""The schemas of what verbs print with ``--json``, from the types by which they print it."""
+
+from __future__ import annotations
+
+import json
+
+from agent.documents import DOCUMENTS, schema
+
+
+def schemas() -> dict[str, str]:
+    """The content of each schema's file, by its path below the project's directory."""
+    return {f"docs/schema/{verb}.json": json.dumps(schema(verb), indent=2) + "\n" for verb in DOCUMENTS}
