@@ -24,6 +24,15 @@ python3Packages.buildPythonApplication {
       ../../pyproject.toml
       ../../README.md
       ../../LICENSE
+      # What a wheel has beside the modules.
+      ../../contrib/catalog
+      ../../contrib/completions
+      ../../contrib/dbus
+      ../../contrib/examples
+      ../../contrib/monitoring
+      ../../contrib/systemd
+      ../../contrib/sysusers
+      ../../docs/man
     ];
   };
 

@@ -59,11 +59,7 @@ def install(host: Host, *, hypervisor: Path | None = None) -> None:
         _copy(host, CHECKOUT / package, f"{_MODULES}/{package}")
     host.write("/usr/bin/credferry", _AGENT.format(python=sys.executable, modules=_MODULES), 0o755)
     host.write("/usr/bin/credferry-launch", _LAUNCHER.format(modules=_MODULES), 0o755)
-    if hypervisor:
-        host.write(HYPERVISOR, hypervisor.read_bytes(), 0o755)
-    else:
-        _copy(host, CHECKOUT / "tests/support/hypervisor", f"{_TEST_MODULES}/hypervisor")
-        host.write(HYPERVISOR, _STAND_IN.format(modules=_TEST_MODULES), 0o755)
+    install_hypervisor(host, hypervisor)
     for name, target in _CONTRIB.items():
         _copy(host, CHECKOUT / "contrib" / name, target)
     if (CHECKOUT / "contrib/catalog").is_dir():
@@ -74,6 +70,15 @@ def install(host: Host, *, hypervisor: Path | None = None) -> None:
             "useradd", "--system", "--gid=kvm", "--home-dir=/var/lib/microvms", "--no-create-home", VM_USER
         )
     host.run("systemctl", "daemon-reload")
+
+
+def install_hypervisor(host: Host, hypervisor: Path | None = None) -> None:
+    """Install a cloud-hypervisor alone: a real one where its path is given, else the stand-in."""
+    if hypervisor:
+        host.write(HYPERVISOR, hypervisor.read_bytes(), 0o755)
+    else:
+        _copy(host, CHECKOUT / "tests/support/hypervisor", f"{_TEST_MODULES}/hypervisor")
+        host.write(HYPERVISOR, _STAND_IN.format(modules=_TEST_MODULES), 0o755)
 
 
 def serve(host: Host, vm: str) -> None:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""The packages: installed, at work, upgraded, removed, purged; on a host that has nothing else of ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent import __version__
+from agent.events import Event
+from tests.support.cache import cache_directory
+from tests.support.deployment import CONFIG, Deployment
+from tests.support.host import Host
+from tests.support.installation import CHECKOUT, install_hypervisor
+from tests.support.package import debian_package, newer, wheel
+from tests.support.producer import SopsNix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+AGENT = "credferry.service"
+PACKAGE = "/root/credferry.deb"
+VMS = """
+[vms.packed.credentials]
+PACKED_KEY = { secret = "packed-key" }
+"""
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Host]:
+    """A host without credferry, on which services may be started."""
+    with Host(cache_directory()) as booted:
+        booted.run("rm", "-f", "/usr/sbin/policy-rc.d")
+        install_hypervisor(booted)
+        yield booted
+
+
+def install(host: Host, package: Path) -> str:
+    """Install a package as an administrator does; what dpkg says."""
+    host.write(PACKAGE, package.read_bytes())
+    done = host.run("dpkg", "-i", PACKAGE, timeout=120, env={"DEBIAN_FRONTEND": "noninteractive"})
+    return done.stdout + done.stderr
+
+
+def test_from_installation_to_purge(bare: Host, tmp_path: Path) -> None:
+    """Enabled and idle at first; it rotates; upgrade and removal keep state and VM; nothing in the end."""
+    host, package = bare, debian_package()
+    _is_installed(host, package)
+    deployment, sops = Deployment(host), SopsNix(host)
+    _rotates(host, deployment, sops)
+    _is_upgraded(host, deployment, newer(package, tmp_path))
+    _is_removed(host, deployment)
+    _comes_back(host, deployment, package)
+    _is_purged(host, deployment)
+    deployment.close()
+
+
+def _is_installed(host: Host, package: Path) -> None:
+    """Enabled, and nothing to do without a configuration."""
+    install(host, package)
+    assert host.run("dpkg-query", "-W", "-f", "${Version}", "credferry").stdout == __version__
+    assert host.run("credferry", "--version").stdout == f"credferry {__version__}\n"
+    for unit in (AGENT, "credferry-seal.service", "microvms.target"):
+        assert host.run("systemctl", "is-enabled", unit).stdout == "enabled\n"
+    state = host.unit(AGENT)
+    assert (state["ActiveState"], state["ConditionResult"], state["Result"]) == ("inactive", "no", "success")
+    assert Event.ROLLED_BACK.value in host.run("journalctl", "--list-catalog").stdout
+    assert "credferry.toml" in host.run("man", "-w", "credferry.toml").stdout
+    assert host.run("id", "-nG", "credferry").stdout == "credferry\n"
+    listed = host.run("dpkg", "-L", "credferry").stdout.splitlines()
+    assert [path for path in listed if path.startswith("/lib/")] == []
+    assert {
+        "/usr/lib/systemd/system/credferry.service",
+        "/usr/share/bash-completion/completions/credferry",
+        "/usr/share/zsh/vendor-completions/_credferry",
+        "/usr/share/fish/vendor_completions.d/credferry.fish",
+        "/usr/share/dbus-1/system.d/org.credferry.Agent1.conf",
+        "/usr/share/doc/credferry/examples/credferry-vm.conf",
+    } <= set(listed)
+    modules = [path for path in listed if path.endswith(".py")]
+    assert len(modules) == len([path for path in listed if path.endswith(".pyc")]) > 500
+    # Of its own libraries, not those of this machine's Python.
+    where = (
+        "import sys; sys.path.insert(0, '/usr/lib/credferry'); import cryptography as c; print(c.__file__)"
+    )
+    assert host.run("/usr/bin/python3", "-I", "-c", where).stdout.startswith("/usr/lib/credferry/")
+
+
+def _rotates(host: Host, deployment: Deployment, sops: SopsNix) -> None:
+    """With a configuration the agent starts, and ferries."""
+    deployment.configure(VMS)
+    deployment.add_vm("packed")
+    sops.publish({"packed-key": b"first"})
+    host.run("systemctl", "start", AGENT)
+    deployment.start_vm("packed")
+    sops.publish({"packed-key": b"second"})
+    deployment.wait_in_step("packed")
+    host.wait(lambda: deployment.delivered("packed") == {"PACKED_KEY": b"second"}, 20, "the second value")
+
+
+def _is_upgraded(host: Host, deployment: Deployment, package: Path) -> None:
+    """The agent is a new one, the VM is not, and what was sealed is what it was."""
+    agent, vm = host.unit(AGENT)["InvocationID"], deployment.unit("packed")["InvocationID"]
+    sealed = deployment.status()["packed"]["sealed"]
+    install(host, package)
+    assert host.run("dpkg-query", "-W", "-f", "${Version}", "credferry").stdout == f"{__version__}+next"
+    state = host.unit(AGENT)
+    assert state["ActiveState"] == "active"
+    assert state["InvocationID"] != agent
+    deployment.wait_in_step("packed")
+    assert deployment.unit("packed")["InvocationID"] == vm
+    assert deployment.status()["packed"]["sealed"] == sealed
+
+
+def _is_removed(host: Host, deployment: Deployment) -> None:
+    """The agent is gone, its state and the VM are there."""
+    vm = deployment.unit("packed")["InvocationID"]
+    host.run("dpkg", "--remove", "credferry")
+    assert host.unit(AGENT)["LoadState"] in {"not-found", "masked"}
+    assert host.run("pgrep", "-f", "credferry agent", check=False).stdout == ""
+    assert host.path("/var/lib/credferry/vms/packed/current/manifest").exists()
+    assert host.path(CONFIG).exists()
+    assert not host.path("/usr/lib/credferry").exists()
+    assert not host.path("/usr/bin/credferry").exists()
+    assert deployment.unit("packed")["InvocationID"] == vm
+
+
+def _comes_back(host: Host, deployment: Deployment, package: Path) -> None:
+    """Installed again, the agent goes on where it was."""
+    vm = deployment.unit("packed")["InvocationID"]
+    install(host, package)
+    host.wait(lambda: host.unit(AGENT)["ActiveState"] == "active", 20, "the agent")
+    deployment.wait_in_step("packed")
+    assert deployment.unit("packed")["InvocationID"] == vm
+
+
+def _is_purged(host: Host, deployment: Deployment) -> None:
+    """Nothing of the package's own is left; host key, published secrets and VM are others', and stay."""
+    vm = deployment.unit("packed")["InvocationID"]
+    host.run("dpkg", "--purge", "credferry")
+    left = ("/etc/credferry", "/var/lib/credferry", "/usr/lib/credferry", "/run/credferry")
+    assert [path for path in left if host.path(path).exists()] == []
+    found = host.run("find", "/etc/systemd/system", "-name", "credferry*.service").stdout
+    assert found == ""
+    assert host.path("/var/lib/systemd/credential.secret").exists()
+    assert host.path("/run/secrets/packed-key").exists()
+    assert deployment.unit("packed")["InvocationID"] == vm
+
+
+def test_what_pip_installs(tmp_path: Path) -> None:
+    """The wheel's two commands work from an environment, which has the units and all else that they need."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    # The libraries are those that this runs with: nothing is fetched.
+    libraries = [sysconfig.get_path("purelib"), "/usr/lib/python3/dist-packages"]
+    site = next(environment.glob("lib/python*/site-packages"))
+    (site / "libraries.pth").write_text("\n".join(libraries))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(environment / "bin/python")]
+    subprocess.run([*pip, "install", "--no-index", "--no-deps", str(wheel())], check=True)
+
+    def said(command: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [environment / "bin" / command, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    assert said("credferry", "--version") == f"credferry {__version__}\n"
+    assert "test-vm" in said(
+        "credferry", "check", "--config", str(CHECKOUT / "contrib/examples/config.toml")
+    )
+    assert said("credferry-launch", "--help").startswith("usage: credferry-launch")
+    shipped = environment / "share/credferry"
+    for path in ("systemd/credferry.service", "systemd/credferry-vm.conf", "catalog/credferry.catalog"):
+        assert (shipped / path).read_bytes() == (CHECKOUT / "contrib" / path).read_bytes()
+    assert (environment / "share/man/man8/credferry.8").exists()
