@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import accepted, growth, sealing
+from benchmarks import accepted, executed, growth, idle, launch, restarts, sealing
 from benchmarks.bed import Bed
 from benchmarks.results import FILE, Results, machine
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from benchmarks.results import Row
 
-ON_A_HOST: dict[str, Callable[..., list[Row]]] = {"sealing": sealing.measure, "accepted": accepted.measure}
+ON_A_HOST: dict[str, Callable[..., list[Row]]] = {
+    "sealing": sealing.measure,
+    "launch": launch.measure,
+    "restarts": restarts.measure,
+    "executed": executed.measure,
+    "accepted": accepted.measure,
+    "idle": idle.measure,
+}
 HERE: dict[str, Callable[..., list[Row]]] = {"growth": growth.measure}
 
 

@@ -59,7 +59,7 @@ def _series(bed: Bed, world: World, contenders: list[Contender], count: int) -> 
             bed.rotate(world, 1, contender.patience)  # the first is not as the others
             values: list[float] = []
             for _ in range(times):
-                bed.rest(contender.unit)
+                contender.rest(bed)
                 contender.wait()
                 rotation = bed.rotate(world, 1, contender.patience)
                 values += rotation.accepted.values()
@@ -84,7 +84,7 @@ def _all_changed(bed: Bed, *, quick: bool) -> list[Row]:
         contender.begin(bed, world)
         first, last = [], []
         for _ in range(times):
-            bed.rest(contender.unit)
+            contender.rest(bed)
             rotation = bed.rotate(world, secrets, contender.patience)
             if len(rotation.accepted) == vms:
                 first.append(min(rotation.accepted.values()))

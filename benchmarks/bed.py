@@ -88,6 +88,11 @@ class World:
         return self.secrets // self.vms
 
     @property
+    def idle(self) -> dict[str, str]:
+        """The VMs that only count, each with its unit."""
+        return {f"v{number}": IDLE.format(f"v{number}") for number in range(self.light, self.vms)}
+
+    @property
     def names(self) -> list[str]:
         """The VMs that run something."""
         return [f"v{number}" for number in range(self.light)]
@@ -147,7 +152,7 @@ class Bed:
         self.host.run("rm", "-rf", "/var/lib/credferry", "/var/lib/bench-shell")
         self.host.write(CONFIG, world.config(rollout))
         self.drive("populate", vms=world.vms, each=world.each)
-        idle = [IDLE.format(f"v{number}") for number in range(world.light, world.vms)]
+        idle = list(world.idle.values())
         for at in range(0, len(idle), 500):
             self.host.run("systemctl", "start", *idle[at : at + 500])
 
@@ -160,9 +165,9 @@ class Bed:
         """Start the VMs that run something, afresh."""
         self.host.run("systemctl", "restart", *(world.unit.format(name) for name in world.names))
 
-    def rest(self, unit: str) -> None:
-        """Wait until a unit's processes rest."""
-        self.drive("rest", unit=unit)
+    def rest(self, unit: str, gone: str | None = None) -> None:
+        """Wait until a unit's processes rest, and a file is gone."""
+        self.drive("rest", unit=unit, gone=gone)
 
     def rotate(self, world: World, change: int, seconds: float = 10.0) -> Rotation:
         """Publish with so many secrets changed, and see what the VMs that use them do."""

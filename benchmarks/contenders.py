@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -33,7 +34,7 @@ class Contender(ABC):
         self.prepare(bed, world)
         bed.restart(world)
         self.start(bed, world)
-        bed.rest(self.unit)
+        self.rest(bed)
 
     def command(self, world: World) -> str:  # noqa: ARG002 (for those whose VMs are started another way)
         """What else the VMs' unit needs."""
@@ -45,6 +46,10 @@ class Contender(ABC):
     @abstractmethod
     def start(self, bed: Bed, world: World) -> None:
         """Begin to watch."""
+
+    def rest(self, bed: Bed) -> None:
+        """Wait until what the last change has caused is over."""
+        bed.rest(self.unit)
 
     def end(self, bed: Bed) -> None:
         """Stop."""
@@ -61,13 +66,19 @@ class Credferry(Contender):
     unit = AGENT
     drop_in = "[Service]\nLoadCredentialEncrypted=credferry:/var/lib/credferry/vms/%i/current\n"
 
-    def prepare(self, bed: Bed, world: World) -> None:  # noqa: ARG002 (the base's)
-        """Seal."""
+    def prepare(self, bed: Bed, world: World) -> None:
+        """Seal, and have all VMs run with it."""
         bed.host.run("credferry", "sync", "--no-restart")
+        lines = "".join(f"{vm} {unit}\n" for vm, unit in world.idle.items())
+        bed.host.run(sys.executable, "-I", f"{INSIDE}/stamps.py", stdin=lines)
 
     def start(self, bed: Bed, world: World) -> None:  # noqa: ARG002 (the base's)
         """Start the agent; it is ready after its first look."""
         bed.host.run("systemctl", "start", AGENT)
+
+    def rest(self, bed: Bed) -> None:
+        """Wait until the restart is judged, too."""
+        bed.rest(self.unit, "/var/lib/credferry/vms/v0/rollout.json")
 
 
 class ShellAgent(Contender):

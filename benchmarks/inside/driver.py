@@ -21,7 +21,7 @@ from typing import Any
 LINK = Path("/run/secrets")
 PARENT = Path("/run/secrets.d")
 STARTED = "/run/bench/started"
-_QUIET_SECONDS = 0.04
+_QUIET_SECONDS = 0.06
 
 
 class Driver:
@@ -76,12 +76,12 @@ class Driver:
             },
         }
 
-    def rest(self, unit: str) -> float:
-        """Wait until a unit's processes have used no time for a while; seconds that it took."""
+    def rest(self, unit: str, gone: str | None = None) -> float:
+        """Wait until a unit's processes have used no time for a while and a file is gone; seconds taken."""
         began, seen, since = time.monotonic(), -1, time.monotonic()
         while time.monotonic() - since < _QUIET_SECONDS:
             used = _usage(unit)
-            if used != seen:
+            if used != seen or (gone is not None and os.path.exists(gone)):  # noqa: PTH110 (polled)
                 seen, since = used, time.monotonic()
             time.sleep(_QUIET_SECONDS / 8)
         self._prune()
