@@ -27,7 +27,7 @@ Error = GLib.Error
 Variant = GLib.Variant
 
 CALL_SECONDS = 20.0
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 _QUIT_SECONDS = 5.0
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")

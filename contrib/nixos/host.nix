@@ -242,6 +242,9 @@ in
     environment.etc."credferry/config.toml".source = if canCheck then checked else unchecked;
     environment.etc."systemd/catalog/credferry.catalog".source = ../catalog/credferry.catalog;
 
+    # Its members may see on the bus where VMs stand.
+    users.groups.credferry = { };
+
     services.dbus.packages = lib.optional (builtins.pathExists ../dbus) (
       pkgs.runCommand "credferry-dbus" { } ''
         mkdir -p $out/share/dbus-1

@@ -8,8 +8,10 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from agent.documents import DOCUMENTS
 from agent.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
@@ -109,11 +111,22 @@ sys.stdin.read()
 """
 
 
+_CALL = """
+import sys
+from gi.repository import Gio, GLib
+name, path, interface, method, *arguments = sys.argv[1:]
+bus, said = Gio.bus_get_sync(Gio.BusType.SYSTEM), GLib.Variant(f"({'s' * len(arguments)})", arguments)
+try:
+    bus.call_sync(name, path, interface, method, said, None, 0, -1, None)
+except GLib.Error as error:
+    print(Gio.DBusError.get_remote_error(error))
+"""
+
+
 def error_name(bus: Bus, method: str, *arguments: str) -> str:
-    """The D-Bus name of the error that a call of the agent ends with."""
-    call = ("gdbus", "call", "--system", "--dest", NAME, "--object-path", PATH)
-    command = (*call, "--method", f"{AGENT_INTERFACE}.{method}", *arguments)
-    return bus.host.run(*command, check=False).stderr
+    """The D-Bus name of the error that a call of the agent ends with; nothing for none."""
+    command = ("/usr/bin/python3", "-I", "-c", _CALL, NAME, PATH, AGENT_INTERFACE, method, *arguments)
+    return bus.host.run(*command).stdout.strip()
 
 
 @dataclass(slots=True)
@@ -267,8 +280,9 @@ def test_rotate_and_hold(bus: Bus) -> None:
     rows = json.loads(bus.deployment.credferry("release", "web", "--json"))
     assert rows == [{"vm": "web", "sealed": False, "state": "in step", "reason": ""}]
     assert bus.starts() == starts + 2
-    assert "UnknownVm" in error_name(bus, "Rotate", "wbe")
-    assert "Held" not in error_name(bus, "Hold", "web")
+    assert error_name(bus, "Rotate", "wbe") == "org.credferry.Error.UnknownVm"
+    assert error_name(bus, "Hold", "web") == ""
+    assert error_name(bus, "Rotate", "web") == "org.credferry.Error.Held"
     bus.call("Release", "web")
 
 
@@ -287,8 +301,7 @@ def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
     bus.publish()  # the same once more
     bus.deployment.credferry("sync")
     assert (bus.starts(), bus.vm("web")["State"]) == (starts, "held")
-    assert "RolledBack" in error_name(bus, "Rotate", "web")
-    bus.wait_vm("web", Order="")
+    assert error_name(bus, "Rotate", "web") == "org.credferry.Error.RolledBack"
     bus.deployment.credferry("retry", "web")
     assert bus.deployment.delivered("web") == {"API_KEY": b"unloved"}
     bus.deployment.credferry("rollback", "web")
@@ -296,6 +309,92 @@ def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
     bus.wait_vm("web", State="in step")
     assert bus.deployment.delivered("web") == {"API_KEY": b"loved"}
     assert bus.vm("db-1")["Running"] == others
+
+
+@pytest.mark.parametrize("verb", ["status", "plan", "sync", "check"])
+def test_json_is_as_its_schema_says(bus: Bus, verb: str) -> None:
+    """What a verb prints has exactly the fields that its schema is made from, each of its type."""
+    kind: Any = list[DOCUMENTS[verb]]  # type: ignore[valid-type]  # mypy takes no type from a table
+    rows = msgspec.json.decode(bus.deployment.credferry(verb, "--json"), type=kind)
+    assert [row.vm for row in rows] == ["web", "db-1"]
+
+
+def test_status_for_members_of_the_group(bus: Bus) -> None:
+    """Who may not read secrets is shown what the agent saw last; others are told in one line why not."""
+    mine = {row["vm"]: row for row in bus.deployment.status().values()}
+    command = ("credferry", "status", "--json")
+    theirs = {row["vm"]: row for row in json.loads(bus.host.run(*command, user=MEMBER).stdout)}
+    for name, row in theirs.items():
+        assert row["published"] == {"digest": None, "credentials": {}}
+        for key in ("unit", "unit_state", "state", "since", "held", "last_result", "system", "reasons"):
+            assert row[key] == mine[name][key], key
+        assert row["running"]["generation"] == mine[name]["running"]["generation"]
+    refused = bus.host.run(*command, check=False, user=STRANGER)
+    assert (refused.returncode, refused.stdout) == (77, "")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_system_that_a_vm_was_booted_from(bus: Bus) -> None:
+    """Of a VM of microvm.nix, status tells whether it was booted from its current system."""
+    home = "/var/lib/microvms/web"
+    bus.host.run(
+        "sh", "-c", f"cd {home} && mv current build-1 && ln -s build-1 current && ln -s build-1 booted"
+    )
+    assert bus.deployment.status()["web"]["system"] == "current"
+    bus.host.run("ln", "-sfn", "build-0", f"{home}/booted")
+    assert bus.deployment.status()["web"]["system"] == "older"
+    assert bus.deployment.status()["db-1"]["system"] is None
+    bus.call("Sync")
+    assert (bus.vm("web")["System"], bus.vm("db-1")["System"]) == ("older", "")
+
+
+def test_watching(bus: Bus) -> None:
+    """On a terminal status goes on, and shows what changes; elsewhere it refuses, in one line."""
+    refused = bus.host.run("credferry", "status", "--watch", check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("credferry: --watch is for a terminal: ")
+    assert len(refused.stderr.splitlines()) == 1
+    shown = bus.host.spawn(
+        *("script", "--quiet", "--return", "--command", "credferry status --watch", "/dev/null"),
+        env={"COLUMNS": "300", "LINES": "40", "TERM": "xterm"},
+    )
+    assert shown.stdout
+    generation = bus.vm("web")["Running"]
+    for number in (generation, generation + 1):
+        for line in shown.stdout:
+            if f"started on generation {number}" in line and "microvm" not in line:
+                break
+        else:
+            raise AssertionError(f"generation {number} was never shown")
+        if number == generation:
+            bus.publish(api_key=b"while it is watched")
+    shown.kill()
+
+
+def test_an_agent_without_root(bus: Bus) -> None:
+    """As a user of its own, the agent owns the name, and does as root says over the bus."""
+    drop_ins = [f"/etc/systemd/system/{unit}.d" for unit in (AGENT, "credferry-seal.service")]
+    for path in drop_ins:
+        text = (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text()
+        bus.host.write(f"{path}/50-user.conf", text)
+    rule = bus.deployment.credferry("polkit-rule")
+    bus.host.write("/etc/polkit-1/rules.d/50-credferry.rules", rule)
+    bus.host.run("systemctl", "daemon-reload")
+    bus.host.run("systemctl", "restart", "polkit.service", AGENT)
+    try:
+        bus.wait_vm("web", State="in step")
+        owner = bus.host.run("busctl", "call", *DBUS, "GetConnectionUnixUser", "s", NAME).stdout.split()
+        assert owner == ["u", bus.host.run("id", "-u", "credferry").stdout.strip()]
+        starts = bus.starts()
+        assert json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]["state"] == "in step"
+        assert bus.starts() == starts + 1
+        bus.deployment.credferry("hold", "web")
+        assert bus.vm("web")["Held"] or bus.wait_vm("web", Held=True)
+        bus.deployment.credferry("release", "web")
+    finally:
+        bus.host.run("rm", "-rf", *drop_ins)
+        bus.host.run("systemctl", "daemon-reload")
+        bus.host.run("systemctl", "restart", AGENT)
 
 
 def test_another_owner_of_the_name(bus: Bus) -> None:

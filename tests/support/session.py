@@ -35,6 +35,7 @@ LONGEST_FIRST = (
     "host/test_faults.py",
     "guest/test_demo.py",
     "host/test_canary.py",
+    "host/test_control.py",
     "host/test_package.py",
     "host/test_least_privilege.py",
     "host/test_soak.py",
