@@ -57,9 +57,9 @@ def record_cells(row: dict[str, Any]) -> list[Any]:
     return [several.get(column, row[column]) for column in RECORD_COLUMNS]
 
 
-def record_line(record: Record) -> list[str]:
-    """A record as people are shown it."""
-    return [_moment(record.time), record.run[:8] or "-", record.event.label, record.message]
+def record_line(record: Record) -> str:
+    """A record as people are shown it. Not in a table, which has to know them all first."""
+    return f"{_moment(record.time)}  {record.run[:8] or '-':<8}  {record.event.label:<15}  {record.message}"
 
 
 def period_rows(periods: Sequence[Period], credential: str | None = None) -> Iterator[dict[str, Any]]:

@@ -59,8 +59,8 @@ class Views:
         elif self.form == "csv":
             forms.write_csv(forms.RECORD_COLUMNS, (forms.record_cells(each) for each in rows))
         else:
-            lines = [[_clean(cell) for cell in forms.record_line(each)] for each in records]
-            print_table(["TIME (UTC)", "RUN", "EVENT", "WHAT"], lines)
+            for each in records:
+                _say(forms.record_line(each))
 
     def follow(self) -> None:
         """Records as they come, until interrupted."""
@@ -75,7 +75,7 @@ class Views:
             elif self.form == "csv":
                 forms.write_rows([forms.record_cells(forms.record_row(record))])
             else:
-                _say("  ".join(forms.record_line(record)))
+                _say(forms.record_line(record))
             sys.stdout.flush()
 
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.errors import ExitStatus
 from agent.events import Event
 from agent.history import UnitEvent
 from agent.journal import chain_hash
@@ -21,7 +22,7 @@ from agent.keys import CredentialKey
 from tests.support.cache import cache_directory
 from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles
 from tests.support.host import Host
-from tests.support.installation import install
+from tests.support.installation import CHECKOUT, install
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -233,9 +234,6 @@ def test_moments_as_journalctl_takes_them(past: Deployment) -> None:
     assert stories(past, "--since", "-1h", "--until", "tomorrow") == everything
     assert stories(past, "--credential", "OTHER") == []
     assert stories(past, "--credential", "KEY", "--vm", "db") == everything
-    refused = past.host.run("credferry", "audit", "--since", "rubbish", check=False)
-    assert refused.returncode == 2
-    assert "rubbish" in refused.stderr
 
 
 @pytest.mark.parametrize("what", [(), ("--records",), ("--periods",)])
@@ -378,29 +376,26 @@ def test_an_honest_journal(past: Deployment) -> None:
     assert "begins at number 4" in lines[0]
 
 
-def test_an_agent_killed_between_keeping_and_sending(past: Deployment) -> None:
-    """The record that a crash leaves unsent is told of, no finding, and sent by whoever writes next."""
+def test_killed_between_keeping_and_sending(past: Deployment) -> None:
+    """The record that a crash leaves unsent is told of, no finding, and sent when the agent starts."""
     host = past.host
     inject = ("-e", "trace=sendmsg", "-e", "inject=sendmsg:signal=KILL:when=1")
-    for remedy in (("credferry", "release", "db"), ("systemctl", "start", "credferry.service")):
-        hold = ("credferry", "hold", "db")
-        # Without -f it is the main thread alone: that of the bus sends, too.
-        killed = host.run("strace", "-o", "/tmp/killed.trace", *inject, *hold, check=False)
-        assert killed.returncode != 0
-        assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
-        status, lines = verify(past)
-        assert status == 0
-        assert [line for line in lines if "was kept and not sent" in line]
-        host.run(*remedy, check=False)
-        status, lines = verify(past)
-        assert status == 0
-        assert len(lines) == 1, lines
+    # Without -f it is the main thread alone: that of the bus sends, too.
+    hold = ("strace", "-o", "/tmp/killed.trace", *inject, "credferry", "hold", "db")
+    assert host.run(*hold, check=False).returncode != 0
+    assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
+    status, lines = verify(past)
+    assert status == 0
+    assert [line for line in lines if "was kept and not sent" in line]
+    past.start_agent()
+    status, lines = verify(past)
+    assert (status, len(lines)) == (0, 1), lines
     host.kill("credferry.service")
     host.wait(lambda: host.unit("credferry.service")["MainPID"] == "0", 10, "the agent's end")
     past.start_agent()
-    assert verify(past)[0] == 0
     host.run("systemctl", "stop", "credferry.service")
-    assert len(verify(past)[1]) == 1
+    status, lines = verify(past)
+    assert (status, len(lines)) == (0, 1), lines
 
 
 def test_a_tail_cut_off_where_it_is_kept(past: Deployment) -> None:
@@ -413,3 +408,46 @@ def test_a_tail_cut_off_where_it_is_kept(past: Deployment) -> None:
         past.host, "empty", [entry for entry in exported(past.host) if "CREDFERRY" not in entry]
     )
     assert "the end is lost: numbers 1 to" in verify(past, "--directory", empty)[1][0]
+
+
+def test_a_copy_elsewhere(past: Deployment) -> None:
+    """A forensic copy is verified with copies of the host's files, and refused without its key."""
+    host = past.host
+    directory = forge_journal(host, "evidence", exported(host))
+    host.run("mkdir", "-p", "/evidence/credferry")
+    for source, target in (
+        ("/var/lib/credferry/audit.json", "credferry/audit.json"),
+        ("/var/lib/credferry/audit.sent", "credferry/audit.sent"),
+        ("/var/lib/systemd/credential.secret", "credential.secret"),
+        ("/etc/machine-id", "machine-id"),
+    ):
+        host.run("cp", "--preserve=mode", source, f"/evidence/{target}")
+    documented = re.search("```toml\n(.*?)```", (CHECKOUT / "docs/audit.md").read_text(), re.DOTALL)
+    assert documented
+    host.write("/evidence/config.toml", documented[1])
+    copy = ("--config", "/evidence/config.toml", "--directory", directory)
+    assert verify(past, *copy)[0] == 0
+    host.run("rm", "/evidence/credential.secret")
+    refused = host.run("credferry", "audit", "--verify", *copy, check=False)
+    assert refused.returncode == ExitStatus.KEY
+    assert "/evidence/credential.secret" in refused.stderr
+    assert not refused.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--verify", "--vm", "db"),
+        ("--verify", "--periods"),
+        ("--html", "/tmp/refused.html", "--json"),
+        ("--json", "--csv"),
+        ("--until", "rubbish"),
+    ],
+)
+def test_what_does_not_go_together(past: Deployment, options: tuple[str, ...]) -> None:
+    """Options that would leave out part of what was asked for are refused, and nothing is written."""
+    refused = past.host.run("credferry", "audit", *options, check=False)
+    assert refused.returncode == ExitStatus.USAGE
+    assert options[0] in refused.stderr
+    assert not refused.stdout
+    assert not past.host.path("/tmp/refused.html").exists()

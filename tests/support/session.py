@@ -34,12 +34,14 @@ LONGEST_FIRST = (
     "host/test_policy.py",
     "host/test_faults.py",
     "guest/test_demo.py",
+    "host/test_doctor.py",
     "host/test_canary.py",
     "host/test_control.py",
     "host/test_package.py",
     "host/test_least_privilege.py",
     "host/test_soak.py",
     "host/test_rollback.py",
+    "host/test_audit.py",
     "guest/test_standin.py",
 )
 

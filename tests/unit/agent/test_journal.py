@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Writing the audit: what is kept, what is sent, and what is sent once more."""
+
+from __future__ import annotations
+
+import re
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.events import Event
+from agent.journal import LOST, Audit, chain_hash, kept_head, sent
+from agent.journald import Sender
+from agent.keys import CredentialKey
+from agent.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEY = CredentialKey(b"a key of the host's")
+
+
+class Journal:
+    """Where journald would listen, and what it was sent."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "socket"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._listener.bind(str(self.path))
+        self._listener.setblocking(False)
+
+    def records(self) -> list[bytes]:
+        """What has come since this was asked last."""
+        found = []
+        while True:
+            try:
+                found.append(self._listener.recv(65536))
+            except BlockingIOError:
+                return found
+
+    def numbers(self) -> list[int]:
+        """The numbers of these."""
+        return [
+            int(re.findall(rb"^CREDFERRY_SEQUENCE=(\d+)$", each, re.MULTILINE)[0]) for each in self.records()
+        ]
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    """A socket of its own: its path may not be long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        made = Journal(Path(directory))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A state directory with nothing in it."""
+    return Store(tmp_path / "state", KEY)
+
+
+def test_what_is_sent_is_written_down(store: Store, journal: Journal) -> None:
+    """After each record its number and hash are known to have been sent; nothing is sent twice."""
+    audit = Audit(store, Sender(str(journal.path)))
+    assert (kept_head(store.state), sent(store.state)) == (None, (0, ""))
+    for number in (1, 2, 3):
+        audit.record(Event.HELD, "held", vm="web")
+        head = kept_head(store.state)
+        assert head
+        assert sent(store.state) == (number, head.hash) == (head.sequence, head.hash)
+    Audit(store, Sender(str(journal.path))).record(Event.RELEASED, "released", vm="web")
+    assert journal.numbers() == [1, 2, 3, 4]
+
+
+def test_a_record_that_its_writer_could_not_send(store: Store, journal: Journal) -> None:
+    """Whoever writes next sends it first: he who kept it may have come to an end right then."""
+    Audit(store, Sender("/nowhere/socket")).record(Event.HELD, "held", vm="web")
+    assert sent(store.state) == (0, "")
+    Audit(store, Sender(str(journal.path))).record(Event.RELEASED, "released", vm="web")
+    assert journal.numbers() == [1, 2]
+    assert sent(store.state)[0] == 2
+
+
+def test_records_that_wait_are_not_doubled(store: Store, journal: Journal) -> None:
+    """Where there is no journal for a while, each record waits once, and all come in their order."""
+    audit = Audit(store, Sender(str(journal.path)))
+    elsewhere = journal.path.with_name("elsewhere")
+    journal.path.rename(elsewhere)
+    for _ in range(4):
+        audit.record(Event.HELD, "held", vm="web")
+    audit.repeat_last()
+    elsewhere.rename(journal.path)
+    audit.record(Event.HELD, "held", vm="web")
+    assert journal.numbers() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nonsense", b"0000000000000000009 " + b"z" * 64 + b"\n", b"\xff" * 84],
+    ids=["empty", "words", "no hash", "no text"],
+)
+def test_a_spoiled_note_of_what_was_sent(store: Store, journal: Journal, content: bytes) -> None:
+    """It counts as none: the last record is sent once more, and the note is right again."""
+    audit = Audit(store, Sender(str(journal.path)))
+    audit.record(Event.HELD, "held", vm="web")
+    (store.state / "audit.sent").write_bytes(content)
+    audit.record(Event.HELD, "held", vm="web")
+    assert journal.numbers() == [1, 1, 2]
+    (store.state / "audit.sent").unlink()
+    audit.repeat_last()
+    assert sent(store.state)[0] == 2
+
+
+def test_a_spoiled_head(store: Store, journal: Journal) -> None:
+    """The chain begins anew, and says so: the first record names no hash but that the head was lost."""
+    audit = Audit(store, Sender(str(journal.path)))
+    audit.record(Event.HELD, "held", vm="web")
+    (store.state / "audit.json").write_bytes(b"{")
+    audit.record(Event.HELD, "held", vm="web")
+    assert f"\nCREDFERRY_PREVIOUS={LOST}\n".encode() in journal.records()[-1]
+
+
+def test_a_message_that_is_no_text(store: Store, journal: Journal) -> None:
+    """Its hash is over what journald gets, not over what cannot be encoded."""
+    Audit(store, Sender(str(journal.path))).record(Event.SOURCE_LOST, "/run/\udcff")
+    lines = journal.records()[0].decode().splitlines()
+    head = kept_head(store.state)
+    assert head
+    own = [line for line in lines if not line.startswith(("SYSLOG_", "CREDFERRY_HASH="))]
+    assert "MESSAGE=/run/\\udcff" in own
+    assert chain_hash(KEY.derive("audit"), own) == head.hash
