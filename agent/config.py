@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from graphlib import TopologicalSorter
@@ -133,6 +134,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             for credential in vm.credentials.values()
             if credential.secret is not None
         )
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that differ once anything here does."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def vm(self, name: str) -> VmConfig:
         """The VM of a name. Raises `ConfigurationError` for one that is not configured."""

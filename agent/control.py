@@ -112,6 +112,11 @@ class AgentObject:
         return str(self._orders.config.file)
 
     @property
+    def ConfigurationId(self) -> str:  # noqa: N802
+        """Stands for what that file said when it was read."""
+        return self._orders.config.id
+
+    @property
     def VMs(self) -> dict[str, str]:  # noqa: N802
         """Each VM's state."""
         return {name: vm.properties["State"] for name, vm in list(self.vms.items())}

@@ -42,7 +42,7 @@ def _properties(types: dict[str, str], constant: set[str]) -> str:
     )
 
 
-AGENT_PROPERTIES = {"Version": "s", "Configuration": "s", "VMs": "a{ss}"}
+AGENT_PROPERTIES = {"Version": "s", "Configuration": "s", "ConfigurationId": "s", "VMs": "a{ss}"}
 VM_PROPERTIES = {
     "Name": "s",
     "Unit": "s",

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from agent.units import SystemManager
 
 _SYNC_SECONDS = 20.0
+_RETRY_SECONDS = 15.0
+_ASK_AGAIN_SECONDS = 0.2
 
 
 class Order(enum.StrEnum):
@@ -71,6 +73,7 @@ class Orders:
         self._results: dict[str, str] = {}
         self._begun = self._done = 0
         self._failure: CredferryError | None = None
+        self._planning = threading.Lock()
         self._site: Site | None = None
 
     # The loop's side.
@@ -133,7 +136,8 @@ class Orders:
         manager = site.manager()
         if manager is None:
             raise BusError("the agent has no connection to systemd", hint="it is tried again every 5 s")
-        return site.pacer.hold_back(site.observer.look(site.config.vms.values(), manager))
+        with self._planning:  # however many ask, one look at a time
+            return site.pacer.hold_back(site.observer.look(site.config.vms.values(), manager))
 
     def give(self, name: str, order: Order) -> None:
         """Have an order carried out soon. Raises `OrderError`, `ConfigurationError`, `BusError`."""
@@ -158,10 +162,21 @@ class Orders:
         self._hint("hold")
 
     def retry(self, name: str) -> None:
-        """Have what failed tried again. Raises `OrderError`, `ConfigurationError`, `StoreError`."""
+        """Have what failed tried again, once nobody is at it, which is waited for only so long.
+
+        Raises `OrderError`, `ConfigurationError`, `StoreError`.
+        """
         site = self._at_work()
         vm = site.config.vm(name)
-        retry(site.store, vm, wait=False)
+        deadline = time.monotonic() + _RETRY_SECONDS
+        while True:
+            try:
+                retry(site.store, vm, wait=False)
+                break
+            except OrderError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_ASK_AGAIN_SECONDS)
         self._hint("retry")
 
     @property

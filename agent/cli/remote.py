@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,7 +107,10 @@ class RemoteAgent:
 
 
 def running_agent(config: Config | None) -> RemoteAgent | None:
-    """The agent of a configuration, or with None any, where it is on the bus, answers, and lets us ask."""
+    """The agent that works by a configuration, or with None by any, where it answers, and lets us ask.
+
+    One that has not read a changed file again does not count: it would go by what that said before.
+    """
     try:
         bus = Bus("agent-signals")
     except BusError:
@@ -116,12 +118,12 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
     try:
         arguments = ("(s)", (NAME,))
         owner = bus.call(*_BUS, f"{_BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
-        said = ("(ss)", (AGENT_INTERFACE, "Configuration"))
-        file = bus.call(owner, PATH, f"{_PROPERTIES}.Get", said, _ANSWER_SECONDS).unpack()[0]
+        said = ("(ss)", (AGENT_INTERFACE, "ConfigurationId"))
+        read = bus.call(owner, PATH, f"{_PROPERTIES}.Get", said, _ANSWER_SECONDS).unpack()[0]
     except Error:
         bus.close()
         return None
-    if config is not None and Path(file).resolve() != config.file.resolve():
+    if config is not None and read != config.id:
         bus.close()
         return None
     return RemoteAgent(bus, owner)

@@ -158,6 +158,12 @@ class Bus:
         answer = json.loads(self.host.run(*command, *call, user=user).stdout)
         return {key: value["data"] for key, value in answer["data"][0].items()}
 
+    def vms(self) -> set[str]:
+        """The VMs that have an object."""
+        call = ("call", NAME, PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+        answer = json.loads(self.host.run("busctl", "--json=short", *call).stdout)
+        return {each[VM_INTERFACE]["Name"]["data"] for each in answer["data"][0].values()}
+
     def wait_vm(self, name: str, **properties: object) -> dict[str, Any]:
         """Wait until a VM's object has these properties; all of them."""
         self.host.wait(
@@ -317,6 +323,21 @@ def test_json_is_as_its_schema_says(bus: Bus, verb: str) -> None:
     kind: Any = list[DOCUMENTS[verb]]  # type: ignore[valid-type]  # mypy takes no type from a table
     rows = msgspec.json.decode(bus.deployment.credferry(verb, "--json"), type=kind)
     assert [row.vm for row in rows] == ["web", "db-1"]
+
+
+def test_a_changed_configuration(bus: Bus) -> None:
+    """Until the agent has read it, verbs go by it without the agent; then its VMs are on the bus."""
+    bus.deployment.configure(CONFIG + '[vms.new.credentials]\nAPI_KEY = { secret = "api-key" }\n')
+    try:
+        planned = json.loads(bus.deployment.credferry("plan", "--json", check=False))
+        assert [row["vm"] for row in planned] == ["web", "db-1", "new"]
+        assert "new" not in bus.vms()
+        bus.host.run("systemctl", "reload", AGENT)
+        bus.host.wait(lambda: "new" in bus.vms(), 20, "the added VM")
+    finally:
+        bus.deployment.configure(CONFIG)
+        bus.host.run("systemctl", "reload", AGENT)
+    bus.host.wait(lambda: bus.vms() == {"web", "db-1"}, 20, "the removed VM's end")
 
 
 def test_status_for_members_of_the_group(bus: Bus) -> None:

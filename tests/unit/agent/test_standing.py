@@ -14,7 +14,7 @@ from agent.config import CredentialConfig, VmConfig
 from agent.desired import Desired
 from agent.documents import moment
 from agent.errors import OrderError
-from agent.interface import SIGNALS, VM_PROPERTIES, vm_path, vm_properties
+from agent.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path, vm_properties
 from agent.keys import CredentialKey
 from agent.notes import Attempt, Outcome
 from agent.orders import Order, Orders
@@ -173,5 +173,11 @@ def test_the_page_tells_of_everything(store: Store) -> None:
     shown = vm_properties(standing(observed(store), Decision(VM, State.IN_STEP), store))
     assert shown.keys() | {"Order", "OrderResult"} == VM_PROPERTIES.keys()
     errors = {"Held", "NotRunning", "NothingSealed", "RolledBack", "NothingBefore", "Busy", "UnknownVm"}
-    for name in {*VM_PROPERTIES, *SIGNALS, *errors, *(f"{state.value}" for state in State)}:
+    for name in {
+        *VM_PROPERTIES,
+        *AGENT_PROPERTIES,
+        *SIGNALS,
+        *errors,
+        *(f"{state.value}" for state in State),
+    }:
         assert name in page, name
