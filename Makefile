@@ -17,6 +17,7 @@ help:
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
 	@echo 'make bench        measure credferry beside what people would do instead, and the limit (root)'
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
+	@echo 'make package      build the Debian package, into dist/'
 	@echo 'make docs         write completions and manual pages anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
 
@@ -51,6 +52,9 @@ bench:
 
 reliability:
 	@exec $(BOOTSTRAP) unit python -m tests.reliability
+
+package:
+	@exec contrib/debian/build dist
 
 docs:
 	@exec $(BOOTSTRAP) unit python -m docs.generate

@@ -97,6 +97,7 @@ def _rotates(host: Host, deployment: Deployment, sops: SopsNix) -> None:
     deployment.add_vm("packed")
     sops.publish({"packed-key": b"first"})
     host.run("systemctl", "start", AGENT)
+    host.run("busctl", "status", "org.credferry.Agent1")
     deployment.start_vm("packed")
     sops.publish({"packed-key": b"second"})
     deployment.wait_in_step("packed")
