@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help bench docs demo test test-unit check nightly fuzz soak reliability clean
+.PHONY: help bench docs package demo test test-unit check nightly fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
