@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: MIT
+"""What the agent and the launcher ask of the kernel and the bus, counted: a guard against growing slower.
+
+Counts are the same on any machine, loaded or idle; times are `make bench`'s. Each bound is a formula in the
+number of secrets and VMs. A bound that is exceeded tells of a slow-down, or of what a new thing costs: then
+who adds it raises the bound.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.bed import AGENT, Bed, World
+from benchmarks.contenders import Credferry
+from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, unit_credential, value_file
+from tests.support.installation import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+pytestmark = pytest.mark.host
+
+SIZES = ((10, 2), (100, 2), (100, 10))
+TRACE = "/tmp/counts.trace"
+
+# Between two stat() of a name that tells which part it is, only what is to be counted happens.
+_PARTS = """
+import os, sys, tempfile
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from agent.observe import Observer
+from agent.sealer import Sealer
+from agent.store import Store
+from benchmarks.look import Silent, fill, place
+
+def mark(name):
+    try:
+        os.stat(f"/count/{name}")
+    except OSError:
+        pass
+
+for size in sys.argv[3:]:
+    secrets, vms = map(int, size.split("x"))
+    made = place(Path(tempfile.mkdtemp(dir=sys.argv[2])), secrets, vms)
+    fill(made)
+    made.change_one()
+    look = made.look()
+    look()
+    mark(f"look {size}")
+    look()
+    mark("end")
+    store = Store(made.top / "state", made.key)
+    observer = Observer(made.config, store)
+    found = observer.look(made.config.vms.values(), None)
+    mark(f"seal {size}")
+    Sealer(store, observer, Silent()).seal_due(found)
+    mark("end")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A system call that was made, as strace writes it."""
+
+    name: str
+    text: str
+
+
+def packages(directory: Path, slow: Mapping[str, str]) -> Path:
+    """A copy of the packages below a directory, with lines put at the end of some files."""
+    for package in ("agent", "launcher", "benchmarks"):
+        shutil.copytree(
+            CHECKOUT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for file, lines in slow.items():
+        with (directory / file).open("a", encoding="utf-8") as text:
+            text.write(lines)
+    return directory
+
+
+def parts(top: Path, modules: Path, *sizes: tuple[int, int]) -> dict[str, list[Call]]:
+    """The system calls of a look, and of the sealing of one VM after it, by what and secrets x VMs."""
+    world = top / "world"
+    world.mkdir()
+    trace = top / "trace"
+    command = [sys.executable, "-I", "-c", _PARTS, str(modules), str(world)]
+    command += [f"{secrets}x{vms}" for secrets, vms in sizes]
+    subprocess.run(["strace", "-f", "-o", str(trace), "-e", "signal=none", *command], check=True)
+    found: dict[str, list[Call]] = {}
+    part = ""
+    for line in trace.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"\d+ +(\w+)\((.*)", line)
+        if not match:
+            continue
+        if marked := re.search(r'"/count/([^"]*)"', match[2]):
+            part = marked[1]
+        elif part != "end":
+            found.setdefault(part, []).append(Call(match[1], match[2]))
+    return found
+
+
+def within(bounds: Mapping[str, int], counted: Mapping[str, int]) -> dict[str, str]:
+    """What is counted over its bound; empty where all is well."""
+    return {
+        name: f"{counted.get(name, 0)} > {most}"
+        for name, most in bounds.items()
+        if counted.get(name, 0) > most
+    }
+
+
+def look_bounds(secrets: int, vms: int) -> dict[str, int]:
+    """How often a look may ask the kernel for what."""
+    return {
+        "openat": secrets + 3 * vms + 5,
+        "read": secrets + vms + 3,
+        "stat": 2 * secrets
+        + 5 * vms
+        + 8,  # before and after, or a file that is being written goes unnoticed
+        "all": 5 * secrets + 11 * vms + 20,
+    }
+
+
+def seal_bounds(secrets: int, vms: int) -> dict[str, int]:
+    """The same for the sealing of one VM, whose manifest is one more."""
+    files = secrets // vms + 1
+    return {"fsync": files + 5, "openat": files + 10, "rename": 1, "write": files, "all": 9 * files + 45}
+
+
+def count(calls: list[Call]) -> Counter[str]:
+    """How often each was made; the C library has one name or another for stat()."""
+    names = Counter("stat" if "stat" in call.name else call.name for call in calls)
+    names["all"] = len(calls)
+    return names
+
+
+def test_a_look_reads_each_secret_once_and_a_generation_is_synced_once(tmp_path: Path) -> None:
+    """A look opens and reads each secret once, each VM costs a few calls; sealing syncs each file once."""
+    found = parts(tmp_path, packages(tmp_path / "modules", {}), *SIZES)
+    for secrets, vms in SIZES:
+        looked, sealed = count(found[f"look {secrets}x{vms}"]), count(found[f"seal {secrets}x{vms}"])
+        assert within(look_bounds(secrets, vms), looked) == {}, looked
+        assert within(seal_bounds(secrets, vms), sealed) == {}, sealed
+
+
+def test_a_second_read_is_noticed(tmp_path: Path) -> None:
+    """Were each file read twice, the bounds above would say so."""
+    twice = "_once = take\ndef take(*a, **k):\n    _once(*a, **k)\n    return _once(*a, **k)\n"
+    secrets, vms = SIZES[1]
+    found = parts(tmp_path, packages(tmp_path / "modules", {"agent/source.py": twice}), (secrets, vms))
+    over = within(look_bounds(secrets, vms), count(found[f"look {secrets}x{vms}"]))
+    assert over.keys() == {"openat", "read", "stat", "all"}
+
+
+def imported(top: Path, modules: Path, channel: Channel) -> tuple[set[str], set[str]]:
+    """What the launcher imports until it becomes the hypervisor: its own modules, and the others.
+
+    What an interpreter imports for nothing at all is not among them.
+    """
+    credentials, runtime = top / "credentials", top / "credferry-vms/web"
+    for directory in (credentials, runtime):
+        directory.mkdir(parents=True)
+    manifest = Manifest(
+        *("web", 1, "0" * 64, "0" * 32, Delivery(channel)), (ManifestEntry("SITE", Kind.TEXT, "0" * 16),)
+    )
+    (credentials / unit_credential("manifest")).write_bytes(manifest.to_bytes())
+    (credentials / unit_credential(value_file("SITE"))).write_bytes(b"here")
+    start = "from launcher.__main__ import main; main()"
+    words = ["--hypervisor-version", "53.0", "--real", "/bin/true", "--", "--kernel", "/vmlinux"]
+    environment = {
+        **os.environ,
+        "CREDENTIALS_DIRECTORY": str(credentials),
+        "RUNTIME_DIRECTORY": str(runtime),
+    }
+    return _imports(modules, start, words, environment), _imports(modules, "pass", [], environment)
+
+
+def _imports(modules: Path, code: str, words: list[str], environment: Mapping[str, str]) -> set[str]:
+    code = f"import sys; sys.path[:0] = [{str(modules)!r}]; {code}"
+    command = ["/usr/bin/python3", "-IS", "-X", "importtime", "-c", code, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time")
+    }
+
+
+def module_bounds() -> dict[str, int]:
+    """How many modules may be imported for a VM's start."""
+    return {"launcher": 25, "others": 84}
+
+
+def count_modules(top: Path, modules: Path, channel: Channel) -> dict[str, int]:
+    """How many modules of the launcher's, and how many others, its start imports."""
+    all_of_it, nothing = imported(top, modules, channel)
+    own = {name for name in all_of_it if name.partition(".")[0] == "launcher"}
+    return {"launcher": len(own), "others": len(all_of_it - own - nothing)}
+
+
+@pytest.mark.parametrize("channel", Channel)
+def test_the_launcher_imports_little(tmp_path: Path, channel: Channel) -> None:
+    """A VM's start imports no more modules than it did."""
+    counted = count_modules(tmp_path, packages(tmp_path / "modules", {}), channel)
+    assert within(module_bounds(), counted) == {}, counted
+
+
+def test_an_import_is_noticed(tmp_path: Path) -> None:
+    """Were a module of the standard library imported that has others, the bounds above would say so."""
+    slow = packages(tmp_path / "modules", {"launcher/plan.py": "import http.client\n"})
+    counted = count_modules(tmp_path, slow, Channel.API)
+    assert within(module_bounds(), counted).keys() == {"others"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the agent did for one rotation: looks at everything, and D-Bus methods called, by name."""
+
+    looks: int
+    methods: Counter[str]
+
+
+LOOKS_A_ROTATION = 6
+"""One that finds it, one right before the restart, and those that the job's end and its verdict cause."""
+CALLS_A_RESTART = 14
+"""What systemd is asked about the one unit, before and after, and for its restart."""
+THREADS = 14
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    """A host of its own, with the benchmark's light VMs."""
+    with Bed() as made:
+        yield made
+
+
+def asked(bed: Bed, world: World, change: int) -> Asked:
+    """What the agent does for one rotation with so many secrets changed, seen by strace."""
+    tracer = bed.host.spawn(
+        *("strace", "-f", "-s", "256", "-e", "trace=sendmsg,openat", "-e", "signal=none"),
+        *("-o", TRACE, "-p", bed.host.unit(AGENT)["MainPID"]),
+    )
+    assert tracer.stderr
+    assert "attached" in tracer.stderr.readline()
+    trace = bed.host.path(TRACE)
+    if change:
+        assert bed.rotate(world, change, 30.0).accepted
+    else:
+        bed.drive("rotate", change=0, vms=[], unit=world.unit, seconds=0)
+    bed.host.wait(lambda: "WATCHDOG=1" in trace.read_text(encoding="utf-8"), 20, "a look")
+    Credferry().rest(bed)
+    tracer.terminate()
+    tracer.wait(20)
+    looks, methods = 0, Counter[str]()
+    for line in trace.read_text(encoding="utf-8").splitlines():
+        looks += re.search(r'openat\(AT_FDCWD, "/run/secrets", .*O_DIRECTORY', line) is not None
+        # Of the message's header fields: the type of a method call, and the member's name.
+        if method := re.search(r'iov_base="l\\1.*?\\3\\1s\\0.{4,16}?([A-Z]\w+)\\0', line):
+            methods[method[1]] += 1
+    return Asked(looks, methods)
+
+
+@pytest.mark.parametrize("vms", [2, 12])
+def test_systemd_is_asked_once_a_look_and_a_few_times_a_restart(bed: Bed, vms: int) -> None:
+    """However many VMs there are: one call of D-Bus a look; a restart of one has no more looks and calls."""
+    world = World(2 * vms, vms)
+    bed.lay_out(world)
+    contender = Credferry()
+    contender.begin(bed, world)
+
+    same = asked(bed, world, 0)
+    assert same == Asked(1, Counter({"ListUnitsByNames": 1}))
+
+    changed = asked(bed, world, 1)
+    assert changed.looks <= LOOKS_A_ROTATION
+    assert changed.methods["TryRestartUnit"] == 1
+    assert changed.methods["ListUnitsByNames"] <= changed.looks
+    assert changed.methods.total() - changed.methods["ListUnitsByNames"] <= CALLS_A_RESTART, changed
+
+    pid = bed.host.unit(AGENT)["MainPID"]
+    assert len(list(bed.host.path(f"/proc/{pid}/task").iterdir())) <= THREADS
+    contender.end(bed)
