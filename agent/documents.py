@@ -108,12 +108,93 @@ class CheckRow(_Document, frozen=True):
     ] = msgspec.field(name="from")
 
 
+Moment = Annotated[str, msgspec.Meta(description="RFC 3339, in UTC.")]
+Run = Annotated[str, msgspec.Meta(description="The id of the change: CREDFERRY_RUN in the journal.")]
+
+
+class StepRow(_Document, frozen=True):
+    """One moment of a rotation."""
+
+    time: Moment
+    offset_seconds: Annotated[float, msgspec.Meta(description="Since the rotation began.")]
+    event: Annotated[str, msgspec.Meta(description="What the list of records has, or `guest ready`.")]
+    message: str
+
+
+class EarlierRow(_Document, frozen=True):
+    """When a value was sealed before."""
+
+    generation: int | None
+    time: Moment
+
+
+class ChangeRow(_Document, frozen=True):
+    """A credential that a rotation changed."""
+
+    credential: str
+    fingerprint: Annotated[str, msgspec.Meta(description="Keyed: it tells nothing about the value.")]
+    reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a value that is new.")]
+
+
+class RotationRow(_Document, frozen=True):
+    """What one change did to one VM."""
+
+    vm: Name
+    run: Run
+    generation: int | None
+    began: Moment
+    ended: Moment
+    seconds: float
+    outcome: Annotated[str, msgspec.Meta(description="What it came to, such as restarted or rolled back.")]
+    changed: list[ChangeRow]
+    steps: list[StepRow]
+    later: Annotated[list[StepRow], msgspec.Meta(description="Later starts with the same generation.")]
+
+
+class RecordRow(_Document, frozen=True):
+    """One record of the audit."""
+
+    time: Moment
+    event: str
+    vm: Annotated[str, msgspec.Meta(description="Empty for what concerns no VM.")]
+    unit: str
+    run: Annotated[str, msgspec.Meta(description="The id of the change; empty for none.")]
+    generation: int | None
+    fingerprints: dict[str, str]
+    credentials: list[str]
+    channel: Annotated[str, msgspec.Meta(description="How a launcher handed them over; else empty.")]
+    sequence: Annotated[int | None, msgspec.Meta(description="Its number in the chain.")]
+    message: str
+
+
+class PeriodRow(_Document, frozen=True):
+    """A credential that a VM ran, from one start to its end."""
+
+    vm: Name
+    credential: str
+    fingerprint: Annotated[
+        str | None, msgspec.Meta(description="Null where the journal has forgotten what was sealed.")
+    ]
+    generation: int | None
+    begin: Moment = msgspec.field(name="from")
+    end: Annotated[str | None, msgspec.Meta(description="Null where it runs.")] = msgspec.field(name="to")
+    seconds: float | None
+    ended_by: str | None
+    guest_ready: str | None
+    unit: Unit
+    channel: str
+    run: Run
+
+
 DOCUMENTS: dict[str, type[_Document]] = {
     "status": StatusRow,
     "plan": PlanRow,
     "sync": SyncRow,
     "rotate": OrderRow,
     "check": CheckRow,
+    "audit": RotationRow,
+    "audit --records": RecordRow,
+    "audit --periods": PeriodRow,
 }
 """What verbs print a list of; ``release`` and ``retry`` print what ``sync`` does, ``rollback`` what
 ``rotate`` does."""

@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from agent.documents import DOCUMENTS
 from agent.errors import ExitStatus
 from agent.events import Event
 from agent.history import UnitEvent
@@ -237,11 +239,14 @@ def test_moments_as_journalctl_takes_them(past: Deployment) -> None:
 
 
 @pytest.mark.parametrize("what", [(), ("--records",), ("--periods",)])
-def test_csv(past: Deployment, what: tuple[str, ...]) -> None:
-    """CSV has a line of names, and as many rows as JSON has objects."""
+def test_forms_for_programs(past: Deployment, what: tuple[str, ...]) -> None:
+    """JSON is as its schema says; CSV has a line of names, and as many rows as JSON has objects."""
     rows = list(csv.DictReader(io.StringIO(past.credferry("audit", *what, "--csv"))))
     documents = json.loads(past.credferry("audit", *what, "--json"))
     assert len(rows) == len(documents) > 0
+    document = DOCUMENTS[" ".join(("audit", *what))]
+    kind: Any = list[document]  # type: ignore[valid-type]  # mypy takes no type from a table
+    msgspec.convert(documents, kind)
     assert all(None not in row and None not in row.values() for row in rows)
     assert {row["vm"] for row in rows} == {document["vm"] for document in documents}
 
