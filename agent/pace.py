@@ -88,7 +88,8 @@ class Pacer:
         for decision, now in others.values():
             quiet = self._falls_quiet(decision, now)
             wait = None
-            if decision.restart and now.unit is not None and now.unit.is_active:
+            is_up = now.unit is not None and now.unit.is_active and not now.unit.is_flapping
+            if decision.restart and is_up:
                 turn = self._turn(decision, now, others)
                 wait = switch or turn or self._window(now.vm) or self._rate(now.vm) or quiet
             decisions.append(decision if wait is None else _waiting(decision, wait))

@@ -135,13 +135,13 @@ def _running(
     failed = _after_a_failure(now, wanted, seal, running)
     if failed is not None:
         return failed
-    waits = unit.is_changing and not _is_down_by_us(now)
-    if waits or (unit.is_active and running is None and not grace_over):
+    is_down = _is_down_by_us(now)
+    if not is_down and (unit.is_changing or (unit.is_active and running is None and not grace_over)):
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
-    if not unit.is_active:
+    if is_down or not unit.is_active:
         # Down since a restart of ours failed, and there is something newer: that may start.
         # So may what was down for the same, where an operator says so.
-        last = now.attempt if _is_down_by_us(now) else None
+        last = now.attempt if is_down else None
         due = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
@@ -195,6 +195,8 @@ def _is_down_by_us(now: Observed) -> bool:
     """Whether the VM is down since a restart of ours, and not by somebody's wish."""
     if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
         return False
+    if now.unit.is_flapping and now.stamp is None:
+        return True
     return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
 
 

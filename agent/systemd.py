@@ -28,7 +28,7 @@ _UNIT_PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "InvocationID", "Job"),
     *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp"),
 )
-_SERVICE_PROPERTIES = ("Result", "TimeoutStartUSec", "TimeoutStopUSec")
+_SERVICE_PROPERTIES = ("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec")
 _ASK_SECONDS = 5.0
 """How often systemd is asked whether it still has a job."""
 _RESULTS_KEPT = 1024
@@ -117,6 +117,7 @@ class SystemBus:
             has_job=unit["Job"][0] != 0,
             active_seconds=max(0.0, now - unit["ActiveEnterTimestampMonotonic"] / 1e6) if active else 0.0,
             changed_at=unit["StateChangeTimestamp"] / 1e6,
+            restarts=service.get("NRestarts", 0),
             restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
             + _seconds(service.get("TimeoutStartUSec", 0)),
         )

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_FLAPS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class UnitState:
     """What systemd says of a unit at one moment.
@@ -27,6 +30,8 @@ class UnitState:
     active_seconds: float = 0.0
     changed_at: float = 0.0
     """When it came to be in its state, in seconds since 1970."""
+    restarts: int = 0
+    """How often systemd has started it anew by itself (``Restart=``) since somebody had it started."""
     restart_seconds: float = 0.0
     """How long a restart may take by the unit's own timeouts."""
 
@@ -39,6 +44,11 @@ class UnitState:
     def is_active(self) -> bool:
         """Whether it is up and staying so."""
         return self.active == "active"
+
+    @property
+    def is_flapping(self) -> bool:
+        """Whether it is started over and over: active now and then, and never for long."""
+        return self.restarts >= _FLAPS
 
     @property
     def is_changing(self) -> bool:

@@ -15,6 +15,8 @@ def verdict(unit: UnitState, stamp: Stamp | None, manifest: Manifest, before: st
 
     ``before`` is the unit's invocation before the restart. ``done`` alone says only that the job ended.
     """
+    if unit.is_flapping and stamp is None:
+        return f"its unit fails again and again, with result {unit.result!r}"
     if unit.is_changing:  # somebody else's job, or systemd's own next try
         return None
     if unit.active in {"failed", "inactive"}:

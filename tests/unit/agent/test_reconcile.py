@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -305,6 +307,18 @@ class TestDesired:
         vm = VmConfig(name="web", credentials={"K": CredentialConfig(secret="k", required=False)})
         result = desired(vm, snapshot(k=problem), Fingerprints(KEY), None)
         assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY})
+
+
+@pytest.mark.parametrize("active", ["active", "activating", "failed"])
+def test_a_unit_that_fails_over_and_over(active: str) -> None:
+    """Whatever it is at the moment of a look, it is down: put back, or started on something newer."""
+    flapping = replace(unit(active), restarts=2, active_seconds=0.1)
+    attempt = Attempt(NEW, Outcome.RESTARTING, previous=1)
+    decision = decide(observed(sealed=manifest(NEW), state=flapping, attempt=attempt), grace_over=False)
+    assert (decision.state, decision.roll_back) == (State.FAILED, True)
+    attempt = Attempt(OLD, Outcome.RESTARTING, previous=1)
+    decision = decide(observed(sealed=manifest(OLD), state=flapping, attempt=attempt), grace_over=False)
+    assert (decision.state, decision.restart) == (State.RESTART_DUE, True)
 
 
 def test_another_key() -> None:
