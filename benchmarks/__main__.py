@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import accepted, executed, growth, idle, launch, restarts, sealing
+from benchmarks import accepted, executed, growth, idle, launch, page, restarts, sealing
 from benchmarks.bed import Bed
 from benchmarks.results import FILE, Results, machine
 
@@ -34,7 +34,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join([*ON_A_HOST, *HERE]))
     parser.add_argument("--quick", action="store_true", help="few runs of few sizes: whether it works")
-    parser.add_argument("--output", type=Path, default=FILE, help="where results are kept (JSON)")
+    parser.add_argument(
+        "--output", type=Path, default=FILE, help="where results go (JSON); the page is of its default's"
+    )
     asked = parser.parse_args(words)
     chosen = asked.measures or [*ON_A_HOST, *HERE]
     if unknown := set(chosen) - {*ON_A_HOST, *HERE}:
@@ -51,6 +53,9 @@ def main(words: Sequence[str] | None = None) -> None:
                 if name in chosen:
                     _take(results, name, lambda measure=measure: measure(bed, quick=asked.quick))  # type: ignore[misc]  # a default binds it
     results.save(asked.output)
+    sys.stdout.write(page.render(results))
+    if asked.output == FILE:
+        page.write(results)
 
 
 def _take(results: Results, name: str, measure: Callable[[], list[Row]]) -> None:
