@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agent.doctor import probe
 from agent.doctor.chain import AGENT
-from agent.doctor.finding import UnseenError, ok, problem
+from agent.doctor.finding import UnseenError, hint, ok, problem
 from agent.errors import BusError
+from agent.interface import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from agent.doctor.finding import Finding
 
 RULE: Final = "/etc/polkit-1/rules.d/50-credferry.rules"
+_BUS: Final = "org.freedesktop.DBus"
+_POLICIES: Final = ("/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d")
 _RULES: Final = ("/etc/polkit-1/rules.d", "/run/polkit-1/rules.d", "/usr/share/polkit-1/rules.d")
 
 
@@ -37,6 +41,30 @@ def check(_chain: Chain) -> Iterator[Finding]:
         )
     else:
         yield ok("bus", "systemd answers on the system bus")
+
+
+def check_name(_chain: Chain) -> Iterator[Finding]:
+    """Whether an agent that runs could take its name on the bus."""
+    if probe.unit(AGENT)["ActiveState"] != "active":
+        return
+    ask = ("call", _BUS, "/org/freedesktop/DBus", _BUS, "NameHasOwner", "s", NAME)
+    answer = probe.quiet_lines("busctl", *ask)
+    if not answer:
+        raise UnseenError(f"who has the name {NAME}")
+    if answer[0] == "b true":
+        yield ok("bus.name", f"the agent is {NAME} on the bus")
+        return
+    is_there = any((Path(each) / f"{NAME}.conf").exists() for each in _POLICIES)
+    again = ["systemctl reload dbus.service", f"systemctl restart {AGENT}"]
+    yield hint(
+        "bus.name",
+        f"the agent runs, and is not {NAME} on the bus",
+        why="it seals and restarts, but cannot be controlled or followed over the bus",
+        remedy="have the bus read its policy again, as it names the agent's user; then restart the agent"
+        if is_there
+        else f"install {NAME}.conf, from contrib/dbus, into /usr/share/dbus-1/system.d",
+        commands=again if is_there else (),
+    )
 
 
 def check_polkit(chain: Chain) -> Iterator[Finding]:

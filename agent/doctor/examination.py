@@ -44,6 +44,7 @@ HOST_CHECKS: tuple[Check, ...] = (
     ("key", key.check),
     ("store", store.check),
     ("bus", bus.check),
+    ("bus.name", bus.check_name),
     ("bus.polkit", bus.check_polkit),
     ("agent", units.check_agent),
     ("agent.configuration", units.check_configuration_in_force),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.doctor.finding import Finding
 
 _LAUNCHER: Final = "credferry-launch"
+_SCRIPT: Final = "microvm-run"
 _PROGRAM: Final = re.compile(
     r"(?:^|(?<=[\s\"']))((?:/[\w.+@-]+)*/?cloud-hypervisor)(?=[\s\"'])", re.MULTILINE
 )
@@ -53,7 +54,7 @@ def wiring(unit: Mapping[str, Any]) -> Wiring:
     if text is not None and f"{_LAUNCHER} --spec" in command:
         found = re.search(r'^hypervisor\s*=\s*"([^"]+)"', text, re.MULTILINE)
         return Wiring(True, spec, text, found[1] if found else "", _LAUNCHER, directory=directory)
-    script = directory / "current/bin/microvm-run"
+    script = directory / "current/bin" / _SCRIPT
     text = probe.text_of(script)
     if text is None:
         script, text = Path(unit.get("FragmentPath", "/")), command + "\n"
@@ -73,6 +74,15 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if unit["LoadState"] != "loaded":
         return
     found = wiring(unit)
+    if found.file is not None and found.file.name == _SCRIPT and not found.file.stat().st_mode & 0o111:
+        yield problem(
+            "vm.launcher.mode",
+            f"{found.file} is not executable",
+            vm=vm.name,
+            why="the VM cannot be started",
+            remedy="make it so",
+            commands=[f"chmod a+rx {shlex.quote(str(found.file.resolve()))}"],
+        )
     if found.wired:
         yield ok("vm.launcher", f"{found.file} goes through {found.launcher}", vm.name)
     elif found.wired is None:
@@ -176,7 +186,7 @@ def _rewire(vm: VmConfig, found: Wiring) -> tuple[str, ...]:
     """Put the launcher before the hypervisor, where its script can be edited."""
     real = found.bare if found.bare.startswith("/") else shutil.which(found.bare)
     file = found.file.resolve() if found.file is not None else None
-    if file is None or real is None or file.name != "microvm-run" or file.is_relative_to("/nix/store"):
+    if file is None or real is None or file.name != _SCRIPT or file.is_relative_to("/nix/store"):
         return ()
     change = f"s|{re.escape(found.bare)} |{_LAUNCHER} --real {real} -- |"
     return (

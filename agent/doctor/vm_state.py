@@ -24,10 +24,19 @@ _REFUSALS: Final = {64, 65, 69}
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     """Whether the VM is in step, or what keeps it from being."""
     yield from _unit(chain, vm)
-    _, decision = chain.seen(vm)
+    observed, decision = chain.seen(vm)
     reasons = "; ".join(decision.reasons)
     said = f"{vm.name} is {decision.state.value}" + (f": {reasons}" if reasons else "")
     config = shlex.quote(str(chain.file))
+    if observed.held:
+        yield hint(
+            "vm.held",
+            f"an operator holds {vm.name}",
+            vm=vm.name,
+            why="rotations reach it with its next start, whenever that is",
+            remedy="release it, if that is over",
+            commands=[f"credferry release --config {config} {vm.name}"],
+        )
     match decision.state:
         case State.REFUSED:
             yield problem(
@@ -46,15 +55,6 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 remedy=f"see journalctl -u {vm.unit}, and mend it; then try again, or publish another value",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
-        case State.HELD:
-            yield hint(
-                "vm.state",
-                said,
-                vm=vm.name,
-                why="an operator has held it: rotations reach it with its next start",
-                remedy="release it, if that is over",
-                commands=[f"credferry release --config {config} {vm.name}"],
-            )
         case State.RESTART_DUE | State.SEAL_DUE:
             yield hint(
                 "vm.state",
@@ -62,8 +62,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 vm=vm.name,
                 remedy="the agent does it within seconds; look again, or see agent",
             )
-        case State.NO_UNIT:
-            pass  # a finding of the unit's own
+        case State.NO_UNIT | State.HELD:
+            pass  # findings of their own
         case _:
             yield ok("vm.state", said, vm.name)
 

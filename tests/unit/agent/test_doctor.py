@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""What `credferry doctor` stands on: isolated checks, its own copy of the drop-in, a command's way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.config import parse
+from agent.doctor import probe, unit_files
+from agent.doctor.examination import examine, isolated
+from agent.doctor.finding import Severity, UnseenError, ok
+from agent.doctor.launcher import wiring
+from agent.doctor.vm_unit import SETTINGS, drop_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.doctor.finding import Finding
+
+CHECKOUT = Path(__file__).parents[3]
+VM = parse(b'[vms.web.credentials]\nKEY = { secret = "key" }\n', Path("config.toml")).vms["web"]
+REAL = "/opt/real/cloud-hypervisor"
+
+
+def lines_of(text: str) -> set[str]:
+    """Section and setting of each line that says something."""
+    section, found = "", set()
+    for line in text.splitlines():
+        section = line if line.startswith("[") else section
+        if "=" in line and not line.startswith("#"):
+            found.add(f"{section}{line}")
+    return found
+
+
+def test_the_drop_in_is_the_one_of_contrib() -> None:
+    """What the doctor looks for, and writes where there is none, is contrib's drop-in, line by line."""
+    contrib = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text().replace("%i", "web")
+    assert lines_of("\n".join(drop_in(Path("/var/lib/credferry"), VM))) == lines_of(contrib)
+    assert len({setting.check for setting in SETTINGS}) == len(SETTINGS)
+
+
+def test_a_check_that_fails_is_a_finding() -> None:
+    """What it found before stays; what it raised is told by its place, never by its text."""
+
+    def check() -> Iterator[Finding]:
+        yield ok("link", "well")
+        raise ValueError("canary 1d77")
+
+    first, second = isolated("link", check)
+    assert first.what == "well"
+    assert (second.severity, second.check) == (Severity.HINT, "link")
+    assert "ValueError at check" in second.what
+    assert "canary" not in repr(second)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnseenError("a file"), PermissionError(13, "Permission denied", "/a/file")],
+    ids=["unseen", "mode"],
+)
+def test_what_cannot_be_seen_is_a_hint(error: Exception) -> None:
+    """It is no problem, and no reason to end."""
+
+    def check() -> Iterator[Finding]:
+        raise error
+        yield
+
+    (finding,) = isolated("link", check, "web")
+    assert (finding.severity, finding.vm) == (Severity.HINT, "web")
+    assert finding.what.startswith("not seen: ")
+
+
+def test_nothing_here_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without configuration, programs or a bus it says so, check by check."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+    probe.unit.cache_clear()
+    findings = list(examine(tmp_path / "config.toml"))
+    assert {"configuration", "bus"} <= {each.check for each in findings if each.severity is Severity.PROBLEM}
+    assert [each.what for each in findings if each.remedy == "please report it"] == []
+
+
+def unit(directory: Path, command: str = "/bin/sh -c current/bin/microvm-run") -> dict[str, Any]:
+    """The properties of a unit with this command."""
+    argv = command.split()
+    return {"WorkingDirectory": str(directory), "ExecStart": [[argv[0], argv]], "FragmentPath": "/a.service"}
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_script_is_followed_to_a_wrapper(tmp_path: Path, quote: str) -> None:
+    """As with microvm.nix: the script starts a wrapper that has the hypervisor's name."""
+    wrapper, script = tmp_path / "bin/cloud-hypervisor", tmp_path / "current/bin/microvm-run"
+    for path in (wrapper, script):
+        path.parent.mkdir(parents=True)
+    script.write_text(f"#!/bin/sh\nexec -a microvm@web {quote}{wrapper}{quote} --cpus boot=1\n")
+    wrapper.write_bytes(b"\x7fELF")
+    found = wiring(unit(tmp_path))
+    assert (found.wired, found.bare) == (False, str(wrapper))
+    wrapper.write_text(
+        f'#!/bin/sh\nexec /opt/bin/credferry-launch --real {REAL} --hypervisor-version 53.0 -- "$@"\n'
+    )
+    found = wiring(unit(tmp_path))
+    assert (found.wired, found.real, found.launcher) == (True, REAL, "/opt/bin/credferry-launch")
+
+
+def test_a_spec_is_the_launchers(tmp_path: Path) -> None:
+    """A VM without microvm.nix is wired by its spec, where its unit starts the launcher with it."""
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current/vm.toml").write_text(f'name = "web"\nhypervisor = "{REAL}"\n')
+    found = wiring(unit(tmp_path, "/bin/sh -c credferry-launch --spec current/vm.toml"))
+    assert (found.wired, found.real) == (True, REAL)
+
+
+def test_what_is_not_understood_is_said_to_be(tmp_path: Path) -> None:
+    """Neither well nor a problem: a command in which there is no hypervisor."""
+    assert wiring(unit(tmp_path, "/usr/bin/qemu-system-x86_64 -m 1G")).wired is None
+
+
+def test_commands_quote_what_they_name() -> None:
+    """A unit's name may hold what a shell would take for its own."""
+    commands = unit_files.extend("a\\x2db;c@x.service", "Service", ["A=b c"], restart=True)
+    assert "'/etc/systemd/system/a\\x2db;c@x.service.d'" in commands[0]
+    assert commands[-1] == "systemctl try-restart 'a\\x2db;c@x.service'"
