@@ -166,12 +166,10 @@ def _unit_records(directory: Path | None, units: Iterable[str]) -> Iterator[Unit
             entries.add_match(MESSAGE_ID=event.value)
         entries.add_match(_PID="1")
         for entry in entries:
-            yield UnitRecord(
-                journal.moment(entry),
-                by_id[_text(entry["MESSAGE_ID"])],
-                _text(entry["UNIT"]),
-                _text(entry.get("INVOCATION_ID")),
-            )
+            said = by_id.get(_text(entry["MESSAGE_ID"]))
+            if said is not None:
+                invocation = _text(entry.get("INVOCATION_ID"))
+                yield UnitRecord(journal.moment(entry), said, _text(entry["UNIT"]), invocation)
 
 
 def _end_of(directory: Path | None, boot: str) -> datetime | None:

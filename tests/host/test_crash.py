@@ -10,6 +10,7 @@ whole rotation that is let through.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -202,6 +203,7 @@ def test_killed_at_random_moments(site: Site) -> None:
     site.deployment.wait_in_step("web")
     assert site.deployment.starts("web") == site.starts
     assert_store_is_clean(site.host)
+    assert_chain_is_whole(site)
     note(Number.RANDOM_KILLS, 30)
 
 
@@ -398,3 +400,7 @@ def assert_chain_is_whole(site: Site) -> None:
             records.setdefault(int(entry["CREDFERRY_SEQUENCE"]), set()).add(entry["CREDFERRY_HASH"])
     assert sorted(records) == list(range(1, len(records) + 1))
     assert {len(hashes) for hashes in records.values()} == {1}
+    verdict = json.loads(site.deployment.credferry("audit", "--verify", "--json", check=False))
+    # Every test before this one has ended by removing the state directory.
+    assert not [finding for finding in verdict["findings"] if "begins anew" not in finding]
+    assert verdict["checked"] >= len(records)
