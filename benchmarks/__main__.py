@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import accepted, executed, growth, idle, launch, page, restarts, sealing
+from benchmarks import accepted, executed, growth, idle, launch, page, restarts, sealing, stages
 from benchmarks.bed import Bed
 from benchmarks.results import FILE, Results, machine
 
@@ -25,6 +25,7 @@ ON_A_HOST: dict[str, Callable[..., list[Row]]] = {
     "executed": executed.measure,
     "accepted": accepted.measure,
     "idle": idle.measure,
+    "stages": stages.measure,
 }
 HERE: dict[str, Callable[..., list[Row]]] = {"growth": growth.measure}
 

@@ -48,7 +48,7 @@ def measure(bed: Bed, *, quick: bool) -> list[Row]:
         for count in (10,) if quick else (1, 10, 100):
             case = f"{count} credential{'s' if count > 1 else ''}"
             _lay_out(bed, channel, count)
-            taken = _run(bed, _commands(channel), 10 if quick else 80)
+            taken = _run(bed, _commands(channel), 10 if quick else 40)
             for name, values in taken.items():
                 rows.append(row(measure_name(channel), case, name, "ms", [values[::2], values[1::2]]))
                 sys.stderr.write(f"{channel.value}, {case}: {name}: {rows[-1].middle:.1f} ms\n")
