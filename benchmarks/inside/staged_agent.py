@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The agent, with a note of when it is where: the clock at the begin and end of some functions.
 
-A line each of CLOCK_MONOTONIC in nanoseconds, the thread, and the place; kept in memory until SIGUSR1 has them
-written to the file that `STAGES` names. Run by the agent's own Python.
+A line each of CLOCK_MONOTONIC in nanoseconds, the thread, and the place; kept in memory until SIGUSR1 has
+them written to the file that `STAGES` names. Run by the agent's own Python.
 """
 
 from __future__ import annotations
