@@ -35,18 +35,12 @@ from agent.store import Store
 if TYPE_CHECKING:
     from agent.cli.remote import RemoteAgent
 
-_HEADINGS = [
-    "VM",
-    "UNIT",
-    "STATE",
-    "SINCE",
-    "PUBLISHED",
-    "SEALED",
-    "RUNNING",
-    "SYSTEM",
-    "LAST RESULT",
-    "REASON",
-]
+_HEADINGS = (
+    *("VM", "UNIT", "STATE", "SINCE", "PUBLISHED", "SEALED", "RUNNING", "SYSTEM"),
+    *("LAST RESULT", "REASON"),
+)
+_SHORT_HEADINGS = ("VM", "STATE", "SINCE", "SEALED", "RUNS", "SYSTEM", "REASON")
+"""For terminals: all of it fits into 80 columns where no reason is told."""
 _COLOURS = {
     State.IN_STEP: "green",
     State.RESTART_DUE: "yellow",
@@ -78,7 +72,11 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(rows)
         else:
-            print_table(_HEADINGS, [_cells(row) for row in rows])
+            is_terminal = sys.stdout.isatty()
+            print_table(
+                _SHORT_HEADINGS if is_terminal else _HEADINGS,
+                [_short_cells(row) if is_terminal else _cells(row) for row in rows],
+            )
         _fail_for_bad(config, rows)
 
 
@@ -166,6 +164,19 @@ def _cells(row: StatusRow) -> list[str]:
     ]
 
 
+def _short_cells(row: StatusRow) -> list[str]:
+    is_told = row.reasons or row.state is State.IN_STEP
+    return [
+        row.vm,
+        row.state.value,
+        _local(row.since),
+        str(row.sealed.generation) if row.sealed else "-",
+        str(row.running.generation) if row.running else "-",
+        row.system or "-",
+        "; ".join(row.reasons) if is_told else row.last_result or row.unit_state,
+    ]
+
+
 def _local(since: str | None) -> str:
     if since is None:
         return "-"
@@ -213,10 +224,8 @@ def _table(rows: list[StatusRow], note: str) -> Any:  # noqa: ANN401 (rich is no
 
     now = datetime.now().astimezone().strftime("%H:%M:%S")
     table = Table(box=None, pad_edge=False, header_style="bold", caption=Text(f"{now}  {note}".strip()))
-    shown = [index for index, heading in enumerate(_HEADINGS) if heading != "PUBLISHED"]
-    for index in shown:
-        table.add_column(_HEADINGS[index])
+    for heading in _SHORT_HEADINGS:
+        table.add_column(heading)
     for row in rows:
-        cells = _cells(row)
-        table.add_row(*(Text(cells[index]) for index in shown), style=_COLOURS.get(row.state, ""))
+        table.add_row(*map(Text, _short_cells(row)), style=_COLOURS.get(row.state, ""))
     return table

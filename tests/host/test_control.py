@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 AGENT = "credferry.service"
+TERMINAL = ("script", "--quiet", "--return", "--command")
 MEMBER, STRANGER = "reader", "stranger"
 CONFIG = """
 [vms.web.credentials]
@@ -375,18 +377,18 @@ def test_watching(bus: Bus) -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("credferry: --watch is for a terminal: ")
     assert len(refused.stderr.splitlines()) == 1
+    once = bus.host.run(*TERMINAL, "credferry status", "/dev/null", env={"TERM": "xterm", "COLUMNS": "80"})
+    line = next(line for line in once.stdout.splitlines() if line.startswith("db-1"))
+    assert "in step" in line
     shown = bus.host.spawn(
-        *("script", "--quiet", "--return", "--command", "credferry status --watch", "/dev/null"),
-        env={"COLUMNS": "300", "LINES": "40", "TERM": "xterm"},
+        *(*TERMINAL, "credferry status --watch", "/dev/null"), env={"TERM": "xterm", "COLUMNS": "80"}
     )
     assert shown.stdout
     generation = bus.vm("web")["Running"]
     for number in (generation, generation + 1):
-        for line in shown.stdout:
-            if f"started on generation {number}" in line and "microvm" not in line:
-                break
-        else:
-            raise AssertionError(f"generation {number} was never shown")
+        row = re.compile(rf"web +in step.* {number} +{number} ")
+        lines = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in shown.stdout)
+        assert any(row.search(line) for line in lines), f"generation {number} is shown"
         if number == generation:
             bus.publish(api_key=b"while it is watched")
     shown.kill()
