@@ -62,8 +62,8 @@ TRACED = (
 class Step:
     """One effect of a rotation: the nth call of its kind by one of the agent's threads."""
 
-    thread: int
-    """The how manyeth of the agent's threads, the first being 0."""
+    thread: str
+    """Which of the agent's threads: its name, and the how manyeth of that name it is."""
     call: str
     number: int
     what: str
@@ -111,9 +111,15 @@ class Site:
         self.host.wait(self.arrived, 20, f"{when}: {self.value!r} in the VM")
         assert self.deployment.starts("web") == self.starts, when
 
-    def threads(self, pid: int) -> list[int]:
-        """The agent's threads in the order of their making; the first is its main one."""
-        return sorted(int(task.name) for task in self.host.path(f"/proc/{pid}/task").iterdir())
+    def threads(self, pid: int) -> dict[str, int]:
+        """The agent's threads, by name and by the order of their making among those of that name."""
+        found: dict[str, int] = {}
+        tasks = self.host.path(f"/proc/{pid}/task")
+        for task in sorted(int(task.name) for task in tasks.iterdir()):
+            name = (tasks / str(task) / "comm").read_text().strip()
+            number = sum(each.startswith(f"{name} ") for each in found)
+            found[f"{name} {number}"] = task
+        return found
 
     def newest(self) -> int:
         """The number of the VM's newest generation."""
@@ -174,9 +180,8 @@ def test_killed_at_every_step(site: Site) -> None:
     ):
         assert [what for what in kinds if part in what], f"{part}: {sorted(kinds)}"
     for step in steps:
-        # Now and then a hint more comes, and with it a look more, of three questions to systemd: the count
-        # is then another message's.
-        shifts = (0, -3, 3, 0, -3, 3) if step.call == "sendmsg" else (0,) * 6
+        # Now and then a hint more comes, and with it a look more: the count is then another message's.
+        shifts = (0, 1, -1, 2, -2, 3, -3, 4, -4, 0) if step.call == "sendmsg" else (0,) * 6
         assert any(killed_at(site, step, shift) for shift in shifts), f"never struck: {step}"
     site.restart_agent()
     site.publish()
@@ -283,8 +288,9 @@ def test_vms_that_were_there_before(crash_host: Host) -> None:
 
 def steps_of_a_rotation(site: Site) -> list[Step]:
     """All effects of one rotation that is let through, in their order within each thread."""
-    threads = site.threads(site.restart_agent())
-    tracer = site.trace("-f", "-e", f"trace={','.join(TRACED)}", "-p", str(threads[0]))
+    pid = site.restart_agent()
+    threads = {task: name for name, task in site.threads(pid).items()}
+    tracer = site.trace("-f", "-e", f"trace={','.join(TRACED)}", "-p", str(pid))
     site.publish()
     site.assert_arrives("the rotation that is watched")
     site.deployment.wait_in_step("web")
@@ -307,7 +313,7 @@ def steps_of_a_rotation(site: Site) -> list[Step]:
         if (what == JUDGE and JUDGE in struck) or (RESTART in struck and call in {"openat", "write"}):
             continue  # how many there are depends on how often the stamp is looked for
         number = counts[thread, call, path]
-        steps.append(Step(threads.index(thread), call, number, without_numbers(what), path))
+        steps.append(Step(threads[thread], call, number, without_numbers(what), path))
         if call.startswith("unlink") and "/rollout.json" in what:
             break
     return steps
