@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _log = structlog.get_logger()
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
+"""Doubled each time: dbus-daemon logs whom it refuses a name."""
 _CALLS_MAX = 16
 _STOP_SECONDS = 2.0
 _KINDS: tuple[tuple[type[CredferryError], str], ...] = (
@@ -218,13 +219,15 @@ class Control:
         }
 
     def _run(self) -> None:
-        retry_at = 0.0
+        retry_at, pause = 0.0, _RETRY_SECONDS
         while not self._stop.is_set():
             if not (self._bus is not None and self._is_owned) and time.monotonic() >= retry_at:
                 self._appear()
-                retry_at = time.monotonic() + _RETRY_SECONDS
+                pause = _RETRY_SECONDS if self._is_owned else min(2 * pause, _RETRY_MAX_SECONDS)
+                retry_at = time.monotonic() + pause
             try:
-                work = self._work.get(timeout=_RETRY_SECONDS)
+                left = None if self._is_owned else max(0.0, retry_at - time.monotonic())
+                work = self._work.get(timeout=left)
                 if work is not None:
                     work()
             except queue.Empty:
