@@ -165,9 +165,9 @@ class Bed:
         """Start the VMs that run something, afresh."""
         self.host.run("systemctl", "restart", *(world.unit.format(name) for name in world.names))
 
-    def rest(self, unit: str, gone: str | None = None) -> None:
-        """Wait until a unit's processes rest, and a file is gone."""
-        self.drive("rest", unit=unit, gone=gone)
+    def rest(self, unit: str, status: str | None = None) -> None:
+        """Wait until a unit says this of itself, if anything, and its processes rest."""
+        self.drive("rest", unit=unit, status=status)
 
     def rotate(self, world: World, change: int, seconds: float = 10.0) -> Rotation:
         """Publish with so many secrets changed, and see what the VMs that use them do."""

@@ -51,7 +51,7 @@ class _WithWrapperPolling(Polling):
 def measure(bed: Bed, *, quick: bool) -> list[Row]:
     """Measure two sizes, each contender twice in turn."""
     rows: list[Row] = []
-    for secrets, vms, count in [(10, 1, 4)] if quick else [(10, 1, 20), (1000, 100, 10)]:
+    for secrets, vms, count in [(10, 1, 4)] if quick else [(10, 1, 12), (1000, 100, 8)]:
         world = World(secrets, vms, unit=HYPERVISOR)
         bed.host.run("mkdir", "-p", "/run/bench/v0")
         bed.lay_out(world)
@@ -65,8 +65,8 @@ def measure(bed: Bed, *, quick: bool) -> list[Row]:
                 contender.begin(bed, world)
                 bed.rotate(world, 1, contender.patience)  # the first is not as the others
                 values: list[float] = []
-                for _ in range(min(count, 5) if isinstance(contender, PathUnit | Polling) else count):
-                    contender.rest(bed)
+                for _ in range(min(count, 4) if isinstance(contender, PathUnit | Polling) else count):
+                    contender.rest(bed, world)
                     bed.rest(world.unit.format("v0"))
                     contender.wait()
                     rotation = bed.rotate(world, 1, contender.patience)

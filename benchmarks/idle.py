@@ -39,12 +39,12 @@ class Sample:
 
 def measure(bed: Bed, *, quick: bool) -> list[Row]:
     """Let the agent, the shell agent and the polling script wait beside each other on the same host."""
-    world, seconds = World(100, 10), 15 if quick else 120
+    world, seconds = World(100, 10), 15 if quick else 90
     case = "100 secrets, 10 VMs"
     bed.lay_out(world)
     ShellAgent().begin(bed, world)
     Credferry().begin(bed, world)
-    ready = [_ready(bed) for _ in range(3 if quick else 15)]
+    ready = [_ready(bed) for _ in range(3 if quick else 10)]
     polling = f"--unit={_POLLING.removesuffix('.service')}"
     bed.host.run("systemd-run", "--quiet", polling, "--collect", f"{INSIDE}/polling.sh", world.unit, "1")
     for unit in (CONTENDER, AGENT, _POLLING):

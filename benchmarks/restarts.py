@@ -50,8 +50,8 @@ def measure(bed: Bed, *, quick: bool) -> list[Row]:
         contender.begin(bed, world)
         for what, change in (("one secret changed", 1), ("the same again", 0)):
             counts: list[float] = []
-            for _ in range(1 if quick else 2):
-                contender.rest(bed)
+            for _ in range(1 if quick else 2 if change else 1):
+                contender.rest(bed, world)
                 bed.drive("rotate", change=change, vms=[], unit=world.unit, seconds=0)
                 if isinstance(contender, RestartUnits | RestartAll):
                     how = "all" if isinstance(contender, RestartAll) else "changed"

@@ -35,9 +35,9 @@ def measure(bed: Bed, *, quick: bool) -> list[Row]:
         contender.begin(bed, world)
         seen: dict[str, list[float]] = defaultdict(list)
         for _ in range(5 if quick else 20):
-            contender.rest(bed)
+            contender.rest(bed, world)
             at = bed.drive("rotate", change=1, vms=["v0"], unit=world.unit, seconds=10)
-            contender.rest(bed)
+            contender.rest(bed, world)
             for place, moment in _first(_lines(bed), at["at"], at["vms"]["v0"]["accepted"]).items():
                 seen[place].append((moment - at["at"]) / 1e6)
         contender.end(bed)

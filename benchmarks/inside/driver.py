@@ -22,6 +22,7 @@ LINK = Path("/run/secrets")
 PARENT = Path("/run/secrets.d")
 STARTED = "/run/bench/started"
 _QUIET_SECONDS = 0.06
+_STATUS_SECONDS = 30.0
 
 
 class Driver:
@@ -76,12 +77,14 @@ class Driver:
             },
         }
 
-    def rest(self, unit: str, gone: str | None = None) -> float:
-        """Wait until a unit's processes have used no time for a while and a file is gone; seconds taken."""
+    def rest(self, unit: str, status: str | None = None) -> float:
+        """Wait until a unit says so of itself, and its processes rest for a while; seconds taken."""
         began, seen, since = time.monotonic(), -1, time.monotonic()
+        while status is not None and _status(unit) != status and time.monotonic() - began < _STATUS_SECONDS:
+            time.sleep(_QUIET_SECONDS / 4)
         while time.monotonic() - since < _QUIET_SECONDS:
             used = _usage(unit)
-            if used != seen or (gone is not None and os.path.exists(gone)):  # noqa: PTH110 (polled)
+            if used != seen:
                 seen, since = used, time.monotonic()
             time.sleep(_QUIET_SECONDS / 8)
         self._prune()
@@ -153,6 +156,11 @@ def _began(units: list[str]) -> list[int]:
     show = ["systemctl", "show", "--property=ActiveExitTimestampMonotonic", "--value", "--", *units]
     shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout if units else ""
     return [int(word) * 1000 for word in shown.split()]
+
+
+def _status(unit: str) -> str:
+    show = ["systemctl", "show", "--property=StatusText", "--value", "--", unit]
+    return subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _usage(unit: str) -> int:

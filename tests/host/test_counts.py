@@ -257,7 +257,7 @@ def asked(bed: Bed, world: World, change: int) -> Asked:
     else:
         bed.drive("rotate", change=0, vms=[], unit=world.unit, seconds=0)
     bed.host.wait(lambda: "WATCHDOG=1" in trace.read_text(encoding="utf-8"), 20, "a look")
-    Credferry().rest(bed)
+    Credferry().rest(bed, world)
     tracer.terminate()
     tracer.wait(20)
     looks, methods = 0, Counter[str]()
