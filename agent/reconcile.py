@@ -136,7 +136,10 @@ def _running(
     if failed is not None:
         return failed
     is_down = _is_down_by_us(now)
-    if not is_down and (unit.is_changing or (unit.is_active and running is None and not grace_over)):
+    # A stamp of another key will not come to tell more. Until what it stands for is written down, a change
+    # that is sealed meanwhile would be taken for what the VM has.
+    is_awaited = running is None and now.stamp is None and not grace_over
+    if not is_down and (unit.is_changing or (unit.is_active and is_awaited)):
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if is_down or not unit.is_active:
         # Down since a restart of ours failed, and there is something newer: that may start.

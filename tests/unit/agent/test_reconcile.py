@@ -321,6 +321,16 @@ def test_a_unit_that_fails_over_and_over(active: str) -> None:
     assert (decision.state, decision.restart) == (State.RESTART_DUE, True)
 
 
+def test_another_key_just_after_a_start() -> None:
+    """What a stamp of another key stands for is written down at once: a change may come within the grace."""
+    decision = decide(observed(state=unit(), left=stamp(OF_ANOTHER_KEY)), grace_over=False)
+    assert decision.assume == Assumed(INVOCATION, NEW)
+    now = observed(
+        sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY), assumed=Assumed(INVOCATION, OLD)
+    )
+    assert decide(now).state is State.RESTART_DUE
+
+
 def test_another_key() -> None:
     """What a stamp of another host key stands for is not known: nothing is restarted for it."""
     now = observed(sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY))
