@@ -33,7 +33,8 @@ ROUNDS = 2
 
 def case(world: World) -> str:
     """How tables name it."""
-    return f"{world.secrets:,} secrets, {world.vms:,} VM{'s' if world.vms > 1 else ''}"
+    secrets, vms = ("s" if number > 1 else "" for number in (world.secrets, world.vms))
+    return f"{world.secrets:,} secret{secrets}, {world.vms:,} VM{vms}"
 
 
 def measure(bed: Bed, *, quick: bool) -> list[Row]:

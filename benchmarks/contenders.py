@@ -112,7 +112,7 @@ class PathUnit(Contender):
     """
 
     name = PATH_UNIT
-    patience = 1.0
+    patience = 3.0
 
     def start(self, bed: Bed, world: World) -> None:  # noqa: ARG002 (the base's)
         """Have systemd watch."""
