@@ -18,7 +18,7 @@ help:
 	@echo 'make bench        measure credferry beside what people would do instead, and the limit (root)'
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
 	@echo 'make package      build the Debian package, into dist/'
-	@echo 'make docs         write completions and manual pages anew from the code'
+	@echo 'make docs         write completions, manual pages and the reference anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
 
 demo:

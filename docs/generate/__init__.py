@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is generated from the code: completions and manual pages. `make docs` writes them all."""
+"""What is generated from the code: completions, manual pages, schemas, pages of the reference.
+
+`make docs` writes them all.
+"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import completions, man, schemas
+from docs.generate import completions, man, pages, schemas
 from docs.generate.commands import commands
 
 ROOT = Path(__file__).parents[2]
@@ -26,4 +26,6 @@ def generated() -> dict[str, str]:
         "docs/man/credferry.toml.5": man.configuration(
             (sources / "credferry.toml.5.md").read_text(), (ROOT / "docs/configuration.md").read_text()
         ),
-    } | schemas.schemas()
+        **pages.pages(top, (ROOT / "contrib/catalog/credferry.catalog").read_text()),
+        **schemas.schemas(),
+    }

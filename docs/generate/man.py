@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from docs.generate.commands import Command, Option
 
-_MEANINGS = {
+MEANINGS = {
     ExitStatus.OK: "All went well.",
     ExitStatus.FAILED: "Something that was to be done was not: a VM was refused, or its restart failed.",
     ExitStatus.USAGE: "The command line is not understood.",
@@ -31,14 +31,13 @@ _MEANINGS = {
     ExitStatus.KEY: "A key file is missing, unsafe, or somebody else's.",
     ExitStatus.CONFIGURATION: "The configuration file cannot be read, or is wrong.",
 }
+"""What each exit status means, for people."""
 
 
 def command(top: Command, text: str) -> str:
     """``credferry(8)``: the text, with the verbs and the exit statuses where it names them."""
     verbs = "\n\n".join(_verb(each) for each in top.all() if not each.commands)
-    statuses = "\n".join(
-        f"- `{int(status)}`: {_MEANINGS.get(status, status.name.capitalize())}" for status in ExitStatus
-    )
+    statuses = "\n".join(f"- `{int(status)}`: {MEANINGS[status]}" for status in ExitStatus)
     options = "\n".join(map(_option, top.options))
     text = text.replace("<!-- verbs -->", verbs).replace("<!-- exit statuses -->", statuses)
     return page("credferry", 8, text.replace("<!-- options -->", options))

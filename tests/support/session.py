@@ -38,6 +38,7 @@ LONGEST_FIRST = (
     "host/test_canary.py",
     "host/test_control.py",
     "host/test_package.py",
+    "host/test_docs.py",
     "host/test_least_privilege.py",
     "host/test_soak.py",
     "host/test_rollback.py",

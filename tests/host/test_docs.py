@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The documents, followed to the letter on a host that has nothing of ours."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.events import Event
+from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment
+from tests.support.documents import Command, Step, WrittenFile, steps
+from tests.support.host import Host, patience
+from tests.support.installation import CHECKOUT, install_hypervisor
+from tests.support.kernel import kernel
+from tests.support.package import debian_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DOCS = CHECKOUT / "docs"
+HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+PACKAGE = "/root/credferry_0_amd64.deb"
+HYPERVISOR = "/usr/bin/cloud-hypervisor"
+GUEST = "/var/lib/microvms/test-vm/current"
+UNIT = "microvm@test-vm.service"
+KEPT = (
+    "/etc/credferry /etc/systemd/system /var/lib/credferry /var/lib/systemd/credential.secret "
+    "/var/lib/microvms /run/secrets /run/secrets.d"
+)
+"""What the guides change."""
+SOON = 30.0
+
+
+class Reader:
+    """Somebody who does on a host what a document says, and compares what comes of it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def follow(self, document: Path) -> None:
+        """Take each step of a document; an AssertionError tells at which line it went otherwise."""
+        for step in steps(document):
+            self._take(step, f"{document.relative_to(CHECKOUT)}:{step.line}")
+
+    def _take(self, step: Step, where: str) -> None:
+        match step:
+            case WrittenFile(path=path, content=content):
+                self.host.write(path, content)
+            case Command():
+                self._run(step, where)
+
+    def _run(self, step: Command, where: str) -> None:
+        end = time.monotonic() + SOON * patience()
+        while True:
+            status, printed = self._printed(step.command)
+            if status == step.status and step.agrees(printed):
+                return
+            if not step.is_awaited or time.monotonic() > end:
+                expected = "\n".join(step.output)
+                raise AssertionError(
+                    f"{where}: {step.command}\nstatus {status}, for {step.status}\n{printed}\n"
+                    f"--- where the document has\n{expected}"
+                )
+
+    def _printed(self, command: str) -> tuple[int, str]:
+        # A shell for each, as for somebody who comes back tomorrow; both its streams in their order.
+        shell = ("/bin/bash", "-c", f"cd /root; exec 2>&1; {command}")
+        done = self.host.run(*shell, check=False, timeout=120, env={"DEBIAN_FRONTEND": "noninteractive"})
+        return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Host]:
+    """A host with what the tutorial's reader downloads: the package, a hypervisor, the files of a guest."""
+    with Host(cache_directory()) as host:
+        host.run("rm", "-f", "/usr/sbin/policy-rc.d")
+        host.write(PACKAGE, debian_package().read_bytes())
+        install_hypervisor(host)
+        # VMs without a guest: all that the host sees of a VM, and no minutes of emulation.
+        host.run("mv", HYPERVISOR, f"{HYPERVISOR}.stand-in")
+        light = f'#!/bin/sh\nCREDFERRY_STANDIN_BOOT=0 exec {HYPERVISOR}.stand-in "$@"\n'
+        host.write(HYPERVISOR, light, 0o755)
+        host.write(f"{GUEST}/vmlinuz", kernel())
+        host.write(f"{GUEST}/initrd", b"")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def taught(fresh: Host) -> Host:
+    """The host after the tutorial, and what it then has, kept for those who go on from there."""
+    Reader(fresh).follow(DOCS / "tutorial.md")
+    fresh.run("sh", "-c", f"tar -cf /root/kept.tar {KEPT}")
+    return fresh
+
+
+@pytest.fixture
+def host(taught: Host) -> Host:
+    """The host as the tutorial left it."""
+    _reset(taught)
+    return taught
+
+
+def test_tutorial(taught: Host) -> None:
+    """From nothing to a rotation: the VM was restarted once for it, and has the second value."""
+    restarted = taught.journal(MESSAGE_ID=Event.RESTARTED.value)
+    assert [entry["CREDFERRY_GENERATION"] for entry in restarted] == ["2"]
+    launched = taught.journal(MESSAGE_ID=Event.LAUNCHED.value)
+    assert [entry["CREDFERRY_GENERATION"] for entry in launched] == ["1", "2"]
+    first, second = (taught.path(f"/run/secrets.d/{each}/api-key").read_bytes() for each in (1, 2))
+    assert first != second
+    assert Deployment(taught).delivered("test-vm") == {"API_KEY": second, "ENVIRONMENT": b"test"}
+
+
+@pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.stem)
+def test_how_to(host: Host, document: Path) -> None:
+    """Each guide does what it says, on the host that the tutorial left."""
+    Reader(host).follow(document)
+
+
+def _reset(host: Host) -> None:
+    """Stop everything, put files back, start what ran: no guide's outcome reaches the next."""
+    script = f"""
+        systemctl stop 'microvm*@*.service' 'credferry*.service' 'secrets-*' 2>/dev/null
+        systemctl reset-failed
+        rm -rf {KEPT} /run/credferry-vms
+        dpkg --status credferry >/dev/null 2>&1 || dpkg --install {PACKAGE} >/dev/null
+        systemctl stop credferry.service credferry-seal.service
+        rm -rf {KEPT}
+        tar -C / -xf /root/kept.tar
+        systemctl daemon-reload
+        systemctl start credferry-seal.service credferry.service {UNIT}
+    """
+    host.run("sh", "-c", script, env={"DEBIAN_FRONTEND": "noninteractive"})
+    status = Command(0, "", ("VM …", "test-vm active (running) in step …"))
+    host.wait(lambda: status.agrees(host.run("credferry", "status", check=False).stdout), SOON, "in step")
