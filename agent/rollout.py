@@ -76,7 +76,7 @@ class Rollout:
                 return decision.state
             failed = self._failed_for(manifest.run, vm) if not _is_retry(attempt) else ""
             if failed:
-                return self._halt(vm, manifest, failed)
+                return self._halt(vm, manifest, failed, _previous(observed))
             return self._restart(vm, manifest, _previous(observed), manager)
 
     def rotate(self, name: str, manager: SystemManager, since: float) -> State | None:
@@ -276,10 +276,10 @@ class Rollout:
         stamp = self.observer.stamp(vm, unit)
         return not (unit.is_active and stamp is not None and stamp.digest == manifest.digest)
 
-    def _halt(self, vm: VmConfig, manifest: Manifest, failed: str) -> State:
+    def _halt(self, vm: VmConfig, manifest: Manifest, failed: str, previous: int) -> State:
         reason = f"held back, since the restart of {failed} for the same change failed"
         self._record(Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
-        attempt = Attempt(manifest.digest, Outcome.HALTED, reason, run=manifest.run)
+        attempt = Attempt(manifest.digest, Outcome.HALTED, reason, previous=previous, run=manifest.run)
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED
 
