@@ -42,7 +42,7 @@ STATES = {
     State.SEAL_DUE: "what is published is about to be sealed; no restart is known to be needed",
     State.CHANGING: "its unit is on its way up or down, or has not left its stamp yet",
     State.WAITING: "its restart is due, and waits for its window, its rate, or its turn",
-    State.HELD: "an operator holds it, or its `policy` does: it is not restarted",
+    State.HELD: "an operator holds it or has put it back, or its `policy` is `hold`: it is not restarted",
     State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when somebody starts it",
     State.HALTED: "it was not restarted, since another VM failed on the same change",
     State.REFUSED: "what is published cannot be given to it; it keeps what it has",
