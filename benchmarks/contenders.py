@@ -87,7 +87,7 @@ class ShellAgent(Contender):
 
     name = SHELL
     drop_in = "[Service]\nLoadCredentialEncrypted=shell:/var/lib/bench-shell/%i\n"
-    patience = 60.0
+    patience = 180.0
 
     def prepare(self, bed: Bed, world: World) -> None:
         """Have it seal, for the VMs that run something: a process for each of all secrets takes minutes."""
