@@ -67,7 +67,7 @@ class Reader:
     def follow(self, document: Path) -> None:
         """Take each step of a document; an AssertionError tells at which line it went otherwise."""
         for step in steps(document):
-            self._take(step, f"{document.relative_to(CHECKOUT)}:{step.line}")
+            self._take(step, f"{document.name}:{step.line}")
 
     def _take(self, step: Step, where: str) -> None:
         match step:
@@ -136,6 +136,18 @@ def test_tutorial(taught: Host) -> None:
     first, second = (taught.path(f"/run/secrets.d/{each}/api-key").read_bytes() for each in (1, 2))
     assert first != second
     assert Deployment(taught).delivered("test-vm") == {"API_KEY": second, "ENVIRONMENT": b"test"}
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [("# echo one\ntwo", "one"), ("# false", "status 1, for 0"), ("# exec /nowhere", "No such file")],
+)
+def test_what_does_not_hold_is_told(taught: Host, tmp_path: Path, block: str, told: str) -> None:
+    """A page that says something else than what happens is found out, with its line."""
+    page = tmp_path / "page.md"
+    page.write_text(f"```console\n{block}\n```\n")
+    with pytest.raises(AssertionError, match=rf"(?s)page\.md:2: .*{told}"):
+        Reader(taught).follow(page)
 
 
 @pytest.mark.parametrize("document", HOW_TO, ids=lambda path: path.stem)
