@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,23 +46,25 @@ def main(words: Sequence[str] | None = None) -> None:
     results = Results(machine(quick=asked.quick))
     if asked.measures and asked.output.exists():
         results = Results.load(asked.output)
-    for name, measure in HERE.items():
-        if name in chosen:
-            _take(results, name, lambda measure=measure: measure(quick=asked.quick))  # type: ignore[misc]  # a default binds it
-    if any(name in chosen for name in ON_A_HOST):
+    take = partial(_take, results, asked.output, quick=asked.quick)
+    for name in [each for each in HERE if each in chosen]:
+        take(name, HERE[name])
+    on_a_host = [each for each in ON_A_HOST if each in chosen]
+    if on_a_host:
         with Bed() as bed:
-            for name, measure in ON_A_HOST.items():
-                if name in chosen:
-                    _take(results, name, lambda measure=measure: measure(bed, quick=asked.quick))  # type: ignore[misc]  # a default binds it
-    results.save(asked.output)
+            for name in on_a_host:
+                take(name, partial(ON_A_HOST[name], bed))
     sys.stdout.write(page.render(results))
     if asked.output == FILE:
         page.write(results)
 
 
-def _take(results: Results, name: str, measure: Callable[[], list[Row]]) -> None:
+def _take(
+    results: Results, output: Path, name: str, measure: Callable[..., list[Row]], *, quick: bool
+) -> None:
     began = time.monotonic()
-    results.replace(measure())
+    results.replace(measure(quick=quick))
+    results.save(output)  # at once: what comes later may fail
     sys.stderr.write(f"== {name}: {time.monotonic() - began:.0f} s\n")
 
 
