@@ -233,7 +233,8 @@ class Rollout:
         before = unit.invocation_id
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
-        while (said := verdict(unit, self.observer.stamp(vm, unit), manifest, before)) is None:
+        restarts = unit.restarts
+        while (said := verdict(unit, self.observer.stamp(vm, unit), manifest, before, restarts)) is None:
             if time.monotonic() >= deadline or self.stop.wait(_POLL_SECONDS):
                 return overdue(unit, before)
             unit = manager.unit(vm.unit)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-_FLAPS = 2
+FLAPS = 2
+"""So often started anew by systemd, a unit counts as one that fails over and over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class UnitState:
     @property
     def is_flapping(self) -> bool:
         """Whether it is started over and over: active now and then, and never for long."""
-        return self.restarts >= _FLAPS
+        return self.restarts >= FLAPS
 
     @property
     def is_changing(self) -> bool:

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.units import FLAPS, UnitState
+
 if TYPE_CHECKING:
-    from agent.units import UnitState
     from launcher.handoff import Manifest, Stamp
 
 
-def verdict(unit: UnitState, stamp: Stamp | None, manifest: Manifest, before: str) -> str | None:
+def verdict(
+    unit: UnitState, stamp: Stamp | None, manifest: Manifest, before: str, restarts: int = 0
+) -> str | None:
     """Why a restart whose job is done was no success; empty when it was, None when it is too early to tell.
 
-    ``before`` is the unit's invocation before the restart. ``done`` alone says only that the job ended.
+    ``before`` is the unit's invocation before the restart, ``restarts`` systemd's count right after it: that
+    does not always begin anew. ``done`` alone says only that the job ended.
     """
-    if unit.is_flapping and stamp is None:
+    if stamp is None and unit.restarts - restarts >= FLAPS:
         return f"its unit fails again and again, with result {unit.result!r}"
     if unit.is_changing:  # somebody else's job, or systemd's own next try
         return None

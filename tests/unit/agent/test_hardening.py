@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[3]
-# Says what was done, then stays as it is until its input ends.
-PROGRAM = """
-import mmap, resource, sys
-from agent import log
-from agent.hardening import harden
-log.configure()
-done = harden()
+MODULE = Path(__file__).resolve().parents[3] / "agent" / "hardening.py"
+# Says what was done, then stays as it is until its input ends. The module comes as text, as another user
+# need not be able to read the checkout.
+PROGRAM = f"""
+import mmap, resource, sys, types
+module = sys.modules["hardening"] = types.ModuleType("hardening")
+exec(compile({MODULE.read_text()!r}, "hardening.py", "exec"), module.__dict__)
+done = module.harden()
 later = mmap.mmap(-1, 64 << 20)
 print([done.dumpable, done.core], resource.getrlimit(resource.RLIMIT_CORE), done.swap, flush=True)
 sys.stdin.read()
@@ -29,7 +29,7 @@ def hardened(*prefix: str) -> subprocess.Popen[str]:
     command = ["prlimit", "--memlock=1048576:1048576", "--core=4096:4096", *prefix]
     return subprocess.Popen(
         [*command, sys.executable, "-c", PROGRAM],
-        cwd=CHECKOUT,
+        cwd="/",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
