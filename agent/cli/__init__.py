@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from agent import __version__, hardening
+from agent.cli.terminal import printable
 from agent.config import load
 from agent.errors import CredferryError, ExitStatus
 from agent.ownership import as_owner_of
@@ -103,6 +104,6 @@ def main() -> None:
 
 def _fail(line: str, status: ExitStatus) -> None:
     # A name from the configuration may hold anything, also what a terminal obeys.
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(line.split()))
+    shown = printable(" ".join(line.split()))
     print(f"credferry: {shown}", file=sys.stderr)  # noqa: T201 (the one line)
     sys.exit(status)

@@ -16,6 +16,7 @@ import typer
 from agent import chain, history, journal, timeline
 from agent.cli import audit_forms as forms
 from agent.cli.common import print_json, print_table
+from agent.cli.terminal import printable
 from agent.config import load
 from agent.errors import ExitStatus, KeyFileError, StoreError
 from agent.journal import Record
@@ -93,7 +94,7 @@ class Views:
             forms.write_csv(forms.PERIOD_COLUMNS, (list(row.values()) for row in rows))
         else:
             headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM (UTC)", "TO (UTC)", "END"]
-            print_table(headings, [[_clean(cell) for cell in forms.period_line(row)] for row in rows])
+            print_table(headings, [[printable(cell) for cell in forms.period_line(row)] for row in rows])
 
     def html(self, path: Path) -> None:
         """One page with a timeline per VM."""
@@ -210,9 +211,4 @@ def moment(text: str | None, option: str) -> float | None:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{_clean(line)}\n")
-
-
-def _clean(text: str) -> str:
-    """Without what a terminal obeys: a VM's unit may say anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    sys.stdout.write(f"{printable(line)}\n")

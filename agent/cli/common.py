@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from agent.cli.terminal import console
 from agent.config import DEFAULT_PATH, Config, VmConfig, load
 from agent.errors import VmError
 from agent.observe import Look, Observer, open_store_untouched
@@ -77,20 +78,16 @@ def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; in colour, and fitted, on a terminal only."""
-    from rich.console import Console  # noqa: PLC0415 (takes longer than what it is not needed for)
-    from rich.table import Table  # noqa: PLC0415 (see above)
+    from rich.table import Table  # noqa: PLC0415 (takes longer than what it is not needed for)
     from rich.text import Text  # noqa: PLC0415 (see above)
 
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
         # Not as rich's markup: what a VM is named or a message says may look like it.
         table.add_row(*map(Text, row))
-    if not sys.stdout.isatty():
-        console.width = 10_000  # what reads a pipe does its own folding
-    console.print(table, crop=False)
+    console().print(table, crop=False)
 
 
 def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]]) -> None:

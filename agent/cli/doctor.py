@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmOption, print_json
+from agent.cli.terminal import console, printable
 from agent.errors import ExitStatus
 
 SCHEMA_VERSION = 1
@@ -71,30 +71,20 @@ def print_summary(counts: Counter[Any]) -> None:
 
 def _print(findings: Iterable[Any]) -> None:
     """A table; below each finding that is not well, why it matters and what mends it."""
-    from rich.console import Console  # noqa: PLC0415 (takes longer than what it is not needed for)
-    from rich.table import Table  # noqa: PLC0415 (see above)
+    from rich.table import Table  # noqa: PLC0415 (takes longer than what it is not needed for)
     from rich.text import Text  # noqa: PLC0415 (see above)
 
-    is_terminal = sys.stdout.isatty()
-    console = Console(soft_wrap=not is_terminal, highlight=False)
-    if not is_terminal:
-        console.width = 10_000  # what reads a pipe does its own folding
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "VM", "CHECK"):
         table.add_column(heading, no_wrap=True)
     table.add_column("FINDING", overflow="fold")
     for finding in findings:
-        text = Text(_shown(finding.what))
+        text = Text(printable(finding.what))
         for label, content in (("why: ", finding.why), ("do:  ", finding.remedy)):
             if content:
-                text.append(f"\n{label}{_shown(content)}")
+                text.append(f"\n{label}{printable(content)}")
         for command in finding.commands:
-            text.append(f"\n     # {_shown(command)}", style="cyan")
+            text.append(f"\n     # {printable(command)}", style="cyan")
         severity = Text(finding.severity.value, style=_STYLES[finding.severity.value])
         table.add_row(severity, finding.vm or "-", finding.check, text)
-    console.print(table, crop=False)
-
-
-def _shown(text: str) -> str:
-    """Without what a terminal obeys: a name on a broken host may hold anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    console().print(table, crop=False)
