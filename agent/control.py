@@ -11,7 +11,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -19,7 +18,15 @@ import structlog
 from agent import __version__
 from agent.bus import Bus, Error, ServedError, reason, signal, variants
 from agent.conditions import Conditions
-from agent.errors import BusError, ConfigurationError, CredferryError, OrderError, SourceError, StoreError
+from agent.errors import (
+    BusError,
+    ConfigurationError,
+    CredferryError,
+    OrderError,
+    SourceError,
+    StoreError,
+    place,
+)
 from agent.events import Event
 from agent.interface import (
     AGENT_INTERFACE,
@@ -233,7 +240,7 @@ class Control:
             except queue.Empty:
                 continue
             except Exception as error:  # noqa: BLE001 (the bus may go at any moment; nothing of this may end)
-                self._tell_lack(f"{type(error).__name__} {_place(error)}")
+                self._tell_lack(place(error))
         self._disappear()
 
     def _appear(self) -> None:
@@ -338,9 +345,4 @@ def _served(word: Callable[[], _T]) -> _T:
         kind = next((name for kind, name in _KINDS if isinstance(error, kind)), "Failed")
         raise ServedError(ERROR_PREFIX + kind, describe(error)) from None
     except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
-        raise ServedError(f"{ERROR_PREFIX}Internal", f"{type(error).__name__} {_place(error)}") from None
-
-
-def _place(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at {frame.name}, line {frame.lineno}"
+        raise ServedError(f"{ERROR_PREFIX}Internal", place(error)) from None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The agent's one base error and the table of exit statuses."""
+"""The agent's one base error, the table of exit statuses, and what is told of what nobody expected."""
 
 from __future__ import annotations
 
 import enum
+import traceback
 from typing import ClassVar
 
 
@@ -94,3 +95,9 @@ class BusError(CredferryError):
     """systemd cannot be reached over D-Bus, or refuses."""
 
     status = ExitStatus.UNAVAILABLE
+
+
+def place(error: BaseException) -> str:
+    """The kind of an error that nobody expected, and where it was raised: its own text may quote a value."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame.name}, line {frame.lineno}"

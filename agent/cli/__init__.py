@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer
 from agent import __version__, hardening
 from agent.cli.terminal import printable
 from agent.config import load
-from agent.errors import CredferryError, ExitStatus
+from agent.errors import CredferryError, ExitStatus, place
 from agent.ownership import as_owner_of
 
 VERBS = {
@@ -97,9 +96,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(ExitStatus.OK)
     except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} at {frame.name}, line {frame.lineno}"
-        _fail(f"internal error: {where}: please report it", ExitStatus.INTERNAL)
+        _fail(f"internal error: {place(error)}: please report it", ExitStatus.INTERNAL)
 
 
 def _fail(line: str, status: ExitStatus) -> None:

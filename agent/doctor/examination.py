@@ -7,7 +7,6 @@ Each check is isolated: what one stumbles over is a finding of its own, and the 
 from __future__ import annotations
 
 import functools
-import traceback
 from typing import TYPE_CHECKING
 
 from agent.doctor import (
@@ -26,7 +25,7 @@ from agent.doctor import (
 )
 from agent.doctor.chain import Chain
 from agent.doctor.finding import Finding, UnseenError, hint, unseen
-from agent.errors import CredferryError
+from agent.errors import CredferryError, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,6 +98,4 @@ def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") ->
     except PermissionError as error:
         yield unseen(name, f"{error.filename}: {error.strerror}", vm)
     except Exception as error:  # noqa: BLE001 (a broken host is what this is for; no exception's own text: it may quote a value)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} at {frame.name}, line {frame.lineno}"
-        yield hint(name, f"not seen: the check failed: {where}", vm=vm, remedy="please report it")
+        yield hint(name, f"not seen: the check failed: {place(error)}", vm=vm, remedy="please report it")
