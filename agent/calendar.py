@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Restart windows in systemd's calendar syntax, which systemd is asked about and nobody here knows."""
+"""Moments and restart windows in systemd's syntax, which systemd is asked about and nobody here knows."""
 
 from __future__ import annotations
 
@@ -20,23 +20,30 @@ _ASK_SECONDS = 10.0
 _NEVER = float("inf")
 
 
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Ask systemd-analyze, in no language but systemd's own.
+
+    Raises `OSError` where it does not run, `TimeoutExpired` where it does not end, `ValueError` for a NUL.
+    """
+    return subprocess.run(
+        ["systemd-analyze", *arguments],
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=_ASK_SECONDS,
+    )
+
+
 def next_elapse(event: str, after: float) -> float:
     """The first moment of a calendar event after another, in seconds since 1970; infinity for never.
 
     The event is in systemd's syntax and, where it names no zone, in the host's local time (systemd.time(7)).
     Raises `ConfigurationError` where systemd cannot read it.
     """
-    command = ["systemd-analyze", "calendar", f"--base-time=@{after:.0f}", "--", event]
     try:
-        asked = subprocess.run(
-            command,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=_ASK_SECONDS,
-        )
+        asked = analyze("calendar", f"--base-time=@{after:.0f}", "--", event)
     except ValueError:  # a NUL
         raise _none(event) from None
     except (OSError, subprocess.TimeoutExpired):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import typer
 
 from agent import chain, history, journal, timeline
+from agent.calendar import analyze
 from agent.cli import audit_forms as forms
 from agent.cli.common import print_json, print_table
 from agent.cli.terminal import printable
@@ -23,8 +23,6 @@ from agent.journal import Record
 from agent.keys import read_key, read_machine_id
 from agent.periods import Period, periods
 from agent.story import Rotation, Story, of_credential, tell, within
-
-_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +191,7 @@ def moment(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     try:
-        asked = subprocess.run(
-            ["systemd-analyze", "timestamp", "--", text],
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=_ASK_SECONDS,
-        )
+        asked = analyze("timestamp", "--", text)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         raise typer.BadParameter("systemd-analyze cannot be asked", param_hint=option) from None
     found = re.search(r"UNIX seconds: @([0-9.]+)", asked.stdout)
