@@ -18,20 +18,13 @@ import structlog
 from agent import __version__
 from agent.bus import Bus, Error, ServedError, reason, signal, variants
 from agent.conditions import Conditions
-from agent.errors import (
-    BusError,
-    ConfigurationError,
-    CredferryError,
-    OrderError,
-    SourceError,
-    StoreError,
-    place,
-)
+from agent.errors import BusError, CredferryError, OrderError, place
 from agent.events import Event
 from agent.interface import (
     AGENT_INTERFACE,
     AGENT_XML,
     ERROR_PREFIX,
+    ERRORS,
     NAME,
     PATH,
     VM_INTERFACE,
@@ -57,12 +50,6 @@ _RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
 """Doubled each time: dbus-daemon logs whom it refuses a name."""
 _CALLS_MAX = 16
 _STOP_SECONDS = 2.0
-_KINDS: tuple[tuple[type[CredferryError], str], ...] = (
-    (ConfigurationError, "UnknownVm"),
-    (SourceError, "NoSource"),
-    (StoreError, "Store"),
-    (BusError, "Systemd"),
-)
 _ABOUT_GENERATIONS = {
     Event.SEALED: "Sealed",
     Event.RESTARTED: "Restarted",
@@ -342,7 +329,7 @@ def _served(word: Callable[[], _T]) -> _T:
     except OrderError as error:
         raise ServedError(ERROR_PREFIX + error.kind, describe(error)) from None
     except CredferryError as error:
-        kind = next((name for kind, name in _KINDS if isinstance(error, kind)), "Failed")
+        kind = next((name for name, each in ERRORS.items() if isinstance(error, each)), "Failed")
         raise ServedError(ERROR_PREFIX + kind, describe(error)) from None
     except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
         raise ServedError(f"{ERROR_PREFIX}Internal", place(error)) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agent.errors import BusError, ConfigurationError, CredferryError, SourceError, StoreError
+
 if TYPE_CHECKING:
     from agent.standing import Standing
 
@@ -14,6 +16,13 @@ AGENT_INTERFACE = "org.credferry.Agent1"
 VM_INTERFACE = "org.credferry.VM1"
 MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
 ERROR_PREFIX = "org.credferry.Error."
+ERRORS: dict[str, type[CredferryError]] = {
+    "UnknownVm": ConfigurationError,
+    "NoSource": SourceError,
+    "Store": StoreError,
+    "Systemd": BusError,
+}
+"""What follows the prefix, for errors that have no kind of their own, as an `OrderError` has."""
 
 _CONSTANT = '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>'
 

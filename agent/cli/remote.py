@@ -10,17 +10,11 @@ from typing import Any, Self
 from agent.bus import CALL_SECONDS, Bus, Error, remote_error
 from agent.config import Config
 from agent.documents import Generation, Published, StatusRow, moment
-from agent.errors import (
-    BusError,
-    ConfigurationError,
-    CredferryError,
-    OrderError,
-    SourceError,
-    StoreError,
-)
+from agent.errors import BusError, CredferryError, OrderError
 from agent.interface import (
     AGENT_INTERFACE,
     ERROR_PREFIX,
+    ERRORS,
     MANAGER_INTERFACE,
     NAME,
     PATH,
@@ -36,12 +30,6 @@ _CALL_SECONDS = CALL_SECONDS + 10.0
 _LOOK_AGAIN_SECONDS = 0.2
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
-_KINDS: dict[str, type[CredferryError]] = {
-    "UnknownVm": ConfigurationError,
-    "NoSource": SourceError,
-    "Store": StoreError,
-    "Systemd": BusError,
-}
 
 
 class RemoteAgent:
@@ -162,6 +150,6 @@ def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has n
     message, _, hint = text.rpartition(": ")
     if not message:
         message, hint = text, "see: credferry status"
-    if kind in _KINDS:
-        return _KINDS[kind](message, hint=hint)
+    if kind in ERRORS:
+        return ERRORS[kind](message, hint=hint)
     return OrderError(kind, message, hint=hint)
