@@ -19,6 +19,7 @@ from pydbus.generic import signal as signal  # noqa: PLC0414 (for what is publis
 from pydbus.registration import ObjectRegistration, ObjectWrapper
 
 from agent.errors import BusError
+from agent.interface import BUS, ERROR_PREFIX, PROPERTIES_INTERFACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,6 @@ CALL_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
 _QUIT_SECONDS = 5.0
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
-_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
-_PROPERTIES = "org.freedesktop.DBus.Properties"
 _DO_NOT_QUEUE = 4
 _OWNER, _ALREADY_OWNER = 1, 4
 
@@ -169,7 +168,7 @@ class Bus:
 
         Raises `Error` where the bus's policy does not let us.
         """
-        reply = self.call(*_BUS, f"{_BUS[0]}.RequestName", ("(su)", (name, _DO_NOT_QUEUE)))
+        reply = self.call(*BUS, f"{BUS[0]}.RequestName", ("(su)", (name, _DO_NOT_QUEUE)))
         return reply.unpack()[0] in {_OWNER, _ALREADY_OWNER}
 
     def publish(self, path: str, target: object, serve: Serve) -> Any:  # noqa: ANN401 (pydbus has no types)
@@ -224,7 +223,7 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
         invocation: Any,  # noqa: ANN401 (Gio.DBusMethodInvocation has no stubs)
     ) -> None:
         """Answer one call; GDBus has checked it against the introspection data."""
-        if interface == _PROPERTIES:
+        if interface == PROPERTIES_INTERFACE:
             function = {"Get": self.Get, "GetAll": self.GetAll}[method]
             signature = {"Get": "(v)", "GetAll": "(a{sv})"}[method]
             self._answer(invocation, lambda: (function(*parameters),), signature)
@@ -248,7 +247,7 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
         except ServedError as error:
             invocation.return_dbus_error(error.name, str(error))
         except Exception as error:  # noqa: BLE001 (its text may quote anything; its kind may not)
-            invocation.return_dbus_error("org.credferry.Error.Internal", type(error).__name__)
+            invocation.return_dbus_error(f"{ERROR_PREFIX}Internal", type(error).__name__)
 
 
 def variants(types: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the agent publishes on the system bus: names, paths, introspection data, and D-Bus's view of a VM."""
+"""The system bus: its own names, what the agent publishes there, and how a VM looks from it."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import BusError, ConfigurationError, CredferryError, SourceError, StoreError
@@ -15,6 +16,9 @@ PATH = "/org/credferry/Agent1"
 AGENT_INTERFACE = "org.credferry.Agent1"
 VM_INTERFACE = "org.credferry.VM1"
 MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
+PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
+"""The bus itself: its name, which is that of its interface too, and its object's path."""
 ERROR_PREFIX = "org.credferry.Error."
 ERRORS: dict[str, type[CredferryError]] = {
     "UnknownVm": ConfigurationError,
@@ -93,12 +97,13 @@ VM_XML = f'<node><interface name="{VM_INTERFACE}">{_properties(VM_PROPERTIES, {"
 
 
 def vm_path(name: str) -> str:
-    """The object path of a VM, escaped as systemd does it for units (sd_bus_path_encode(3))."""
-    escaped = "".join(
-        each if each.isascii() and each.isalnum() and (at or not each.isdigit()) else f"_{ord(each):02x}"
-        for at, each in enumerate(name)
-    )
-    return f"{PATH}/vm/{escaped}"
+    """The object path of a VM."""
+    return f"{PATH}/vm/{label(name)}"
+
+
+def label(name: str) -> str:
+    """A name in an object path, escaped as systemd does it for units (sd_bus_path_encode(3))."""
+    return re.sub(rb"[^A-Za-z0-9]|\A[0-9]", lambda found: b"_%02x" % found[0][0], name.encode()).decode()
 
 
 def vm_properties(vm: Standing) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from agent.documents import Generation, Published, StatusRow, moment
 from agent.errors import BusError, CredferryError, OrderError
 from agent.interface import (
     AGENT_INTERFACE,
+    BUS,
     ERROR_PREFIX,
     ERRORS,
     MANAGER_INTERFACE,
     NAME,
     PATH,
+    PROPERTIES_INTERFACE,
     VM_INTERFACE,
     vm_path,
 )
@@ -28,8 +30,6 @@ _ANSWER_SECONDS = 3.0
 """An agent that does not answer in this time counts as none."""
 _CALL_SECONDS = CALL_SECONDS + 10.0
 _LOOK_AGAIN_SECONDS = 0.2
-_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
-_PROPERTIES = "org.freedesktop.DBus.Properties"
 
 
 class RemoteAgent:
@@ -64,7 +64,7 @@ class RemoteAgent:
 
     def vm(self, name: str) -> dict[str, Any]:
         """The properties of a VM."""
-        return dict(self._call(vm_path(name), f"{_PROPERTIES}.GetAll", ("(s)", (VM_INTERFACE,)))[0])
+        return dict(self._call(vm_path(name), f"{PROPERTIES_INTERFACE}.GetAll", ("(s)", (VM_INTERFACE,)))[0])
 
     def vms(self) -> list[dict[str, Any]]:
         """The properties of all VMs."""
@@ -105,9 +105,9 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
         return None
     try:
         arguments = ("(s)", (NAME,))
-        owner = bus.call(*_BUS, f"{_BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
+        owner = bus.call(*BUS, f"{BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
         said = ("(ss)", (AGENT_INTERFACE, "ConfigurationId"))
-        read = bus.call(owner, PATH, f"{_PROPERTIES}.Get", said, _ANSWER_SECONDS).unpack()[0]
+        read = bus.call(owner, PATH, f"{PROPERTIES_INTERFACE}.Get", said, _ANSWER_SECONDS).unpack()[0]
     except Error:
         bus.close()
         return None

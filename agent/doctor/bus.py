@@ -11,7 +11,7 @@ from agent.doctor import probe
 from agent.doctor.chain import AGENT
 from agent.doctor.finding import UnseenError, hint, ok, problem
 from agent.errors import BusError
-from agent.interface import NAME
+from agent.interface import BUS, NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from agent.doctor.finding import Finding
 
 RULE: Final = "/etc/polkit-1/rules.d/50-credferry.rules"
-_BUS: Final = "org.freedesktop.DBus"
 _POLICIES: Final = ("/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d")
 _RULES: Final = ("/etc/polkit-1/rules.d", "/run/polkit-1/rules.d", "/usr/share/polkit-1/rules.d")
 
@@ -47,7 +46,7 @@ def check_name(_chain: Chain) -> Iterator[Finding]:
     """Whether an agent that runs could take its name on the bus."""
     if probe.unit(AGENT)["ActiveState"] != "active":
         return
-    ask = ("call", _BUS, "/org/freedesktop/DBus", _BUS, "NameHasOwner", "s", NAME)
+    ask = ("call", *BUS, BUS[0], "NameHasOwner", "s", NAME)
     answer = probe.quiet_lines("busctl", *ask)
     if not answer:
         raise UnseenError(f"who has the name {NAME}")

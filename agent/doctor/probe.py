@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import re
 import stat
 import subprocess
 from functools import cache
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.doctor.finding import UnseenError
+from agent.interface import PROPERTIES_INTERFACE, label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,8 +105,8 @@ def unit(name: str) -> Mapping[str, Any]:
     `UnseenError`.
     """
     # systemctl of version 252 shows LoadCredentialEncrypted= as [unprintable].
-    path = f"/org/freedesktop/systemd1/unit/{_label(name)}"
-    call = ("call", _SYSTEMD, path, "org.freedesktop.DBus.Properties", "GetAll", "s", "")
+    path = f"/org/freedesktop/systemd1/unit/{label(name)}"
+    call = ("call", _SYSTEMD, path, PROPERTIES_INTERFACE, "GetAll", "s", "")
     asked = run("busctl", "--json=short", "--timeout=15", *call)
     if asked.returncode != 0:
         raise UnseenError(f"{name}: {_line(asked.stderr) or 'systemd does not answer'}")
@@ -125,11 +125,6 @@ def quiet_lines(*argv: str) -> Sequence[str]:
     """What a program prints, in lines; none where it fails. Raises `UnseenError`."""
     done = run(*argv)
     return done.stdout.splitlines() if done.returncode == 0 else ()
-
-
-def _label(name: str) -> str:
-    """A unit's name in an object path (sd_bus_path_encode(3))."""
-    return re.sub(rb"[^A-Za-z0-9]|\A[0-9]", lambda found: b"_%02x" % found[0][0], name.encode()).decode()
 
 
 def _line(text: str) -> str:
