@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
+PATH_VARIABLE = "CREDFERRY_CONFIG"
+"""The environment's variable that names another."""
 _SIZE_MAX = 1 << 20
 """Bytes of a configuration file; ten thousand credentials stay below it."""
 

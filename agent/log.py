@@ -7,17 +7,34 @@ import logging
 import os
 import sys
 import syslog
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from agent.journald import reconnect_standard_error
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
 
     from agent.hardening import Hardening
+
+
+@contextmanager
+def _missing(*packages: str) -> Iterator[None]:
+    """Meanwhile, packages that are not yet loaded are as if they were not installed."""
+    hidden = [each for each in packages if each not in sys.modules]
+    # The import system's own way to say so (The Python Language Reference, 5.3.1).
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # typeshed knows of modules only
+    try:
+        yield
+    finally:
+        for each in hidden:
+            del sys.modules[each]
+
+
+# structlog loads rich where it can, for consoles, and does without it where not (structlog/dev.py). A daemon
+# would keep those 5 MiB for good. So this module is to be loaded before others that use structlog.
+with _missing(*(() if sys.stderr.isatty() else ("rich",))):
+    import structlog
 
 _STANDARD_ERROR = 2
 _PRIORITIES = {

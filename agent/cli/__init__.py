@@ -3,93 +3,21 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-
-from agent import __version__, hardening
+from agent import hardening
 from agent.cli.terminal import printable
-from agent.config import load
+from agent.config import DEFAULT_PATH, PATH_VARIABLE
 from agent.errors import CredferryError, ExitStatus, place
-from agent.ownership import as_owner_of
-
-VERBS = {
-    "agent": "agent",
-    "sync": "sync",
-    "plan": "plan",
-    "status": "status",
-    "check": "check",
-    "doctor": "doctor",
-    "audit": "audit",
-    "hold": "hold",
-    "release": "hold",
-    "retry": "hold",
-    "guest-key": "guest_key",
-    "polkit-rule": "polkit_rule",
-    "health": "health",
-    "rotate": "rotate",
-    "rollback": "rotate",
-}
-"""Each verb's module here, loaded when the verb is called: all of them take longer than most verbs do."""
-_WRITING = {"sync", "hold", "release", "retry", "rotate", "rollback"}
-"""Verbs that write into the state directory, beside an agent that need not be root."""
-
-
-def application(verb: str | None = None) -> typer.Typer:
-    """The command with this verb, or with all of them."""
-    app = typer.Typer(
-        name="credferry",
-        help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
-        no_args_is_help=True,
-        # Ours, in contrib/completions, need not start the program at each key.
-        add_completion=False,
-        # Its pretty tracebacks show what local variables hold.
-        pretty_exceptions_enable=False,
-    )
-
-    @app.callback()
-    def _verbs(
-        version: Annotated[
-            bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-        ] = False,
-    ) -> None:
-        """Keep a verb a verb where it is the only one that is loaded."""
-
-    for module in dict.fromkeys([VERBS[verb]] if verb in VERBS else VERBS.values()):
-        import_module(f"agent.cli.{module}").register(app)
-    for command in app.registered_commands:
-        if command.name in _WRITING and command.callback is not None:
-            command.callback = _as_owner(command.callback)
-    return app
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        print(f"credferry {__version__}")  # noqa: T201 (what was asked for)
-        raise typer.Exit
-
-
-def _as_owner(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """A verb that, as root, works in the state directory as the one to whom that belongs."""
-
-    @functools.wraps(verb)
-    def owned(config: Path, **arguments: Any) -> None:  # noqa: ANN401 (whatever the verb takes)
-        with as_owner_of(Path(load(config).state_directory)):
-            verb(config=config, **arguments)
-
-    return owned
 
 
 def main() -> None:
     """Run a verb; end with a status of `ExitStatus`, and one line on standard error if it failed."""
     hardening.harden()  # first: all but the least verbs come to hold values
     try:
-        application(sys.argv[1] if len(sys.argv) > 1 else None)()
+        _run(sys.argv[1:])
     except CredferryError as error:
         _fail(f"{error}: {error.hint}", error.status)
     except BrokenPipeError:
@@ -97,6 +25,25 @@ def main() -> None:
         sys.exit(ExitStatus.OK)
     except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
         _fail(f"internal error: {place(error)}: please report it", ExitStatus.INTERNAL)
+
+
+def _run(words: list[str]) -> None:
+    match words:
+        # As units start it. typer, and all that it is made of, stays in memory once it is loaded.
+        case ["agent"]:
+            _be_daemon(Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH))
+        case ["agent", "--config" | "-c", file] if not file.startswith("-"):
+            _be_daemon(Path(file))
+        case _:
+            from agent.cli.application import application  # noqa: PLC0415 (see above)
+
+            application(words[0] if words else None)()
+
+
+def _be_daemon(config: Path) -> None:
+    from agent import daemon  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
+
+    daemon.run(config)
 
 
 def _fail(line: str, status: ExitStatus) -> None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""``credferry agent``: the daemon."""
+"""``credferry agent``: the daemon, where it is not called as units call it."""
 
 from __future__ import annotations
 
 import typer
 
-from agent import hardening
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, connect
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption
 
 
 def register(app: typer.Typer) -> None:
@@ -15,11 +14,6 @@ def register(app: typer.Typer) -> None:
     @app.command("agent")
     def agent(config: ConfigOption = DEFAULT_CONFIG) -> None:
         """Watch the source, seal what changes, restart the VMs concerned. Runs until SIGTERM."""
-        # Of no use to other verbs, and not quickly loaded.
-        from agent import log  # noqa: PLC0415 (see above)
-        from agent.control import Control  # noqa: PLC0415 (see above)
-        from agent.service import Service  # noqa: PLC0415 (see above)
+        from agent import daemon  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
 
-        log.configure()
-        log.hardened(hardening.harden())
-        Service(config, connect, Control).run()
+        daemon.run(config)

@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from agent.cli.terminal import console
-from agent.config import DEFAULT_PATH, Config, VmConfig, load
+from agent.config import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig, load
 from agent.errors import VmError
 from agent.observe import Look, Observer, open_store_untouched
 from agent.pace import Pacer
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path,
-    typer.Option("--config", "-c", envvar="CREDFERRY_CONFIG", help="Configuration file.", metavar="FILE"),
+    typer.Option("--config", "-c", envvar=PATH_VARIABLE, help="Configuration file.", metavar="FILE"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 VmOption = Annotated[

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from agent import __version__
-from agent.cli import VERBS
+from agent.cli.application import VERBS
 from docs.generate.commands import commands
 from docs.generate.files import ROOT, generated
 from docs.generate.man import page

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.cli import application
+from agent.cli.application import application
 from agent.cli.polkit_rule import rule
 from agent.config import parse
 
