@@ -12,6 +12,7 @@ from agent.doctor.chain import AGENT
 from agent.doctor.finding import UnseenError, hint, ok, problem
 from agent.errors import BusError
 from agent.interface import BUS, NAME
+from agent.polkit import rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +27,10 @@ _RULES: Final = ("/etc/polkit-1/rules.d", "/run/polkit-1/rules.d", "/usr/share/p
 
 def check(_chain: Chain) -> Iterator[Finding]:
     """Whether systemd answers."""
-    from agent.cli.common import connect  # noqa: PLC0415 (GObject's introspection takes long to load)
+    from agent.systemd import SystemBus  # noqa: PLC0415 (GObject's introspection takes long to load)
 
     try:
-        connect().close()
+        SystemBus().close()
     except BusError as error:
         yield problem(
             "bus",
@@ -74,8 +75,6 @@ def check_polkit(chain: Chain) -> Iterator[Finding]:
         return
     if chain.error is not None:
         raise UnseenError("which units polkit's rule must name")
-    from agent.cli.polkit_rule import rule  # noqa: PLC0415 (typer takes long to load, where it is not yet)
-
     wanted = _body(rule(chain.config, user))
     found = [_body(text) for text in _texts()]
     if wanted in found:

@@ -59,9 +59,9 @@ class Chain:
         """
         if not probe.is_root():
             raise UnseenError("what is published and sealed")
-        from agent.cli.common import connect  # noqa: PLC0415 (GObject's introspection takes long to load)
+        from agent.systemd import SystemBus  # noqa: PLC0415 (GObject's introspection takes long to load)
 
-        manager = connect()
+        manager = SystemBus()
         try:
             look = Observer(self.config, self.store).look(self.vms, manager)
         finally:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.cli.polkit_rule import rule
 from agent.config import parse
 from agent.events import Event
+from agent.polkit import rule
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment
 from tests.support.host import Host

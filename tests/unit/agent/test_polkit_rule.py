@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli.application import application
-from agent.cli.polkit_rule import rule
 from agent.config import parse
+from agent.polkit import rule
 
 CONFIG = rb"""
 [vms.web]
