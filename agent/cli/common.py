@@ -95,19 +95,20 @@ def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]])
 
     The table tells of all of them. Raises `VmError` where there is one.
     """
-    bad = [each for each in outcome if each[1] in _REMEDIES]
+    bad = [each for each in outcome if each[1] in REMEDIES]
     if not bad:
         return
     vm, state, reason = bad[0]
     raise VmError(
         f"{config.file}: vms.{vm.name}: {state.value}: {reason}",
-        hint=_REMEDIES[state].format(vm=vm.name, unit=vm.unit)
+        hint=REMEDIES[state].format(vm=vm.name, unit=vm.unit)
         + (f"; and {len(bad) - 1} more like it, see credferry status" if bad[1:] else ""),
     )
 
 
-_REMEDIES = {
+REMEDIES = {
     State.REFUSED: "until then the VM keeps what it has",
     State.FAILED: "see journalctl -u {unit}; then credferry retry {vm}, or wait for the next change",
     State.HALTED: "see credferry audit; then credferry retry {vm}, or wait for the next change",
 }
+"""What is to be done about each state that is a failure."""

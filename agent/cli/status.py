@@ -14,6 +14,7 @@ import typer
 
 from agent.cli.common import (
     DEFAULT_CONFIG,
+    REMEDIES,
     ConfigOption,
     JsonOption,
     VmOption,
@@ -109,7 +110,7 @@ def _fail_for_bad(file: Path, rows: list[StatusRow]) -> None:
     try:
         loaded = load(file)
     except CredferryError:  # it may not be ours to read
-        bad = [row for row, _ in outcome if row.state in {State.REFUSED, State.FAILED, State.HALTED}]
+        bad = [row for row, _ in outcome if row.state in REMEDIES]
         if bad:
             raise VmError(
                 f"{bad[0].vm}: {bad[0].state.value}: {'; '.join(bad[0].reasons)}",
