@@ -31,6 +31,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 VmOption = Annotated[
     list[str] | None, typer.Option("--vm", help="Only this VM; may be repeated.", metavar="VM")
 ]
+VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 DEFAULT_CONFIG = DEFAULT_PATH
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from agent import orders
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, chosen, running_agent
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmArguments, chosen, running_agent
 from agent.cli.sync import sync_by_agent, sync_once
 from agent.config import Config, VmConfig, load
 from agent.journal import Audit
 from agent.observe import open_store
-
-VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,6 +13,7 @@ from agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
+    VmArguments,
     chosen,
     connect,
     fail_for_bad,
@@ -35,7 +36,6 @@ from agent.sealer import Sealer
 if TYPE_CHECKING:
     from agent.cli.remote import RemoteAgent
 
-VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
 _METHODS = {Order.ROTATE: "Rotate", Order.ROLL_BACK: "Rollback"}
 
 
