@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+_OPEN_MAX = 64
 
 
 def make_directory(path: Path) -> None:
@@ -20,13 +25,35 @@ def make_directory(path: Path) -> None:
         sync_directory(directory.parent)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a new file, mode 0600. Raises OSError."""
+def write_all_durably(directory: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Write new files into a directory, mode 0600, and have its entries last as well. Raises OSError.
+
+    All is written before anything is waited for: a file system that keeps a journal then commits it a few
+    times, and not for each file.
+    """
+    for batch in _batches(contents):
+        with ExitStack() as stack:
+            descriptors = [_write_new(stack, directory / name, content) for name, content in batch]
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+    sync_directory(directory)
+
+
+def _batches(contents: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """A few at a time, since each is a descriptor."""
+    left = iter(contents)
+    while batch := list(islice(left, _OPEN_MAX)):
+        yield batch
+
+
+def _write_new(stack: ExitStack, path: Path, content: bytes) -> int:
+    """Write a new file; its descriptor, open for as long as the stack."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
+    stack.callback(os.close, descriptor)
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    return descriptor
 
 
 def sync_directory(path: Path) -> None:
@@ -64,7 +91,8 @@ def replace_durably(path: Path, content: bytes) -> None:
     """
     temporary = _beside(path)
     try:
-        write_durably(temporary, content)
+        with ExitStack() as stack:
+            os.fsync(_write_new(stack, temporary, content))
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -210,7 +210,7 @@ def _is_over(now: Observed, unit: UnitState) -> bool:
     if unit.is_active:
         is_on_it = now.stamp is not None and now.stamp.digest == now.attempt.digest
         return is_on_it and not _is_unproven(now)
-    return unit.active == "inactive" and unit.result == "success"
+    return unit.is_stopped
 
 
 def _is_unproven(now: Observed) -> bool:

@@ -24,7 +24,7 @@ from agent.store import rollout_lock
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     from agent.config import Config, VmConfig
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agent.observe import Look, Observer
     from agent.pace import Pacer
     from agent.store import Store
-    from agent.units import SystemManager
+    from agent.units import SystemManager, UnitState
     from launcher.handoff import Manifest
 
 _POLL_SECONDS = 0.05
@@ -77,7 +77,7 @@ class Rollout:
             failed = self._failed_for(manifest.run, vm) if not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed, _previous(observed))
-            return self._restart(vm, manifest, _previous(observed), manager)
+            return self._restart(vm, manifest, _previous(observed), manager, observed.unit)
 
     def rotate(self, name: str, manager: SystemManager, since: float) -> State | None:
         """Restart a running VM onto what is sealed, by an operator's word: past windows, rates and turns.
@@ -98,7 +98,7 @@ class Rollout:
             previous = _previous(observed)
             # Going back to the very same would be no way out.
             previous = 0 if previous == manifest.generation else previous
-            return self._restart(vm, manifest, previous, manager)
+            return self._restart(vm, manifest, previous, manager, observed.unit)
 
     def go_back(self, name: str, manager: SystemManager) -> State | None:
         """Put a VM back on the generation before its current one, by an operator's word.
@@ -160,7 +160,15 @@ class Rollout:
                 return name
         return ""
 
-    def _restart(self, vm: VmConfig, manifest: Manifest, previous: int, manager: SystemManager) -> State:
+    def _restart(
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        previous: int,
+        manager: SystemManager,
+        unit: UnitState | None,
+    ) -> State:
+        """Restart a VM whose unit was seen a moment ago; what becomes of it is seen afresh."""
         attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=previous, run=manifest.run)
         # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
@@ -172,10 +180,10 @@ class Rollout:
             if again:
                 if self.stop.wait(pause) or not self._is_still_down(vm, manifest, manager):
                     return State.CHANGING
-                pause *= 2
+                pause, unit = 2 * pause, None
             self.pacer.note_restart(vm)
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest)
-            reason = self._ask(vm, manifest, manager, again=again)
+            reason = self._ask(vm, manifest, manager, unit, again=again)
             if not reason:
                 return self._prove(vm, manifest, attempt, manager, began)
             if self.stop.is_set():
@@ -207,29 +215,31 @@ class Rollout:
     @staticmethod
     def _is_unhealthy(vm: VmConfig, manager: SystemManager) -> str:
         unit = HEALTH_UNIT.format(vm=vm.name)
-        try:
-            result = manager.start(unit)
-        except BusError as error:
-            manager.unit(vm.unit)  # raises as well where systemd cannot be reached; else it has refused
-            return str(error)
-        return "" if result == "done" else f"{unit} ended with {result!r}"
+        result = _result(manager.start, unit, manager)
+        if result == "done":
+            return ""
+        return f"{unit} ended with {result!r}" if isinstance(result, str) else str(result)
 
     def _fail(self, vm: VmConfig, attempt: Attempt, reason: str, manager: SystemManager) -> State:
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
         self.store.record_attempt(vm.name, attempt)
         return self._roll_back(vm, attempt, manager) if attempt.previous else State.FAILED
 
-    def _ask(self, vm: VmConfig, manifest: Manifest, manager: SystemManager, *, again: bool) -> str:
+    def _ask(
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        manager: SystemManager,
+        unit: UnitState | None = None,
+        *,
+        again: bool,
+    ) -> str:
         """Ask systemd for a restart; why it was no success, empty when it was."""
-        unit = manager.unit(vm.unit)
-        ask = manager.try_restart if unit.is_active and not again else manager.restart_failed
-        try:
-            result = ask(vm.unit)
-        except BusError as error:
-            manager.unit(vm.unit)  # raises as well where systemd cannot be reached; else it has refused
-            return str(error)
+        unit = manager.unit(vm.unit) if unit is None else unit
+        job = manager.try_restart if unit.is_active and not again else manager.restart_failed
+        result = _result(job, vm.unit, manager)
         if result not in {"done", "canceled"}:  # somebody else's job came in its place, and may do as well
-            return f"systemd's job ended with {result!r}"
+            return f"systemd's job ended with {result!r}" if isinstance(result, str) else str(result)
         before = unit.invocation_id
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
@@ -247,8 +257,7 @@ class Rollout:
         if manifest is not None:
             unit = manager.unit(vm.unit)
             stamp = self.observer.stamp(vm, unit)
-            stopped = unit.active == "inactive" and unit.result == "success"
-            if stopped or (unit.is_active and stamp is not None and stamp.digest == manifest.digest):
+            if unit.is_stopped or (unit.is_active and stamp is not None and stamp.digest == manifest.digest):
                 reason = ""
             else:
                 reason = self._ask(vm, manifest, manager, again=True)
@@ -272,7 +281,7 @@ class Rollout:
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether a restart of ours left the VM down or on old values; stopped by somebody is neither."""
         unit = manager.unit(vm.unit)
-        if unit.has_job or (unit.active == "inactive" and unit.result == "success"):
+        if unit.has_job or unit.is_stopped:
             return False
         stamp = self.observer.stamp(vm, unit)
         return not (unit.is_active and stamp is not None and stamp.digest == manifest.digest)
@@ -288,6 +297,18 @@ class Rollout:
         self.audit.record(
             event, message, run=manifest.run, vm=vm.name, unit=vm.unit, generation=manifest.generation
         )
+
+
+def _result(job: Callable[[str], str], unit: str, manager: SystemManager) -> str | BusError:
+    """What systemd says of how a job of a unit's ended, or why it refused one.
+
+    Raises `BusError` where systemd cannot be reached.
+    """
+    try:
+        return job(unit)
+    except BusError as error:
+        manager.unit(unit)
+        return error
 
 
 def _is_retry(attempt: Attempt | None) -> bool:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from agent.durable import make_directory, point, replace_durably, sync_directory, write_durably
+from agent.durable import make_directory, point, replace_durably, sync_directory, write_all_durably
 from agent.errors import SealError, StoreError
 from agent.notes import Assumed, Attempt, Restarts
 from agent.sealing import seal, unseal
@@ -66,6 +66,8 @@ class Store:
     key: CredentialKey
     _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
     """The manifest that was opened last, by VM, and what tells whether it is still the same."""
+    _made: set[Path] = field(default_factory=set)
+    """Directories that are known to last."""
 
     def vm_directory(self, vm: str) -> Path:
         """Where everything about one VM is."""
@@ -99,11 +101,7 @@ class Store:
 
     def sealed_at(self, manifest: Manifest) -> float | None:
         """When a generation was written, on the wall; None where it is there no more."""
-        directory = self.vm_directory(manifest.vm) / "generations" / str(manifest.generation)
-        try:
-            return directory.stat().st_mtime
-        except OSError:
-            return None
+        return _written_at(self.vm_directory(manifest.vm) / "generations" / str(manifest.generation))
 
     def values(self, vm: str) -> dict[str, Secret]:
         """The values of a VM's current generation. Raises `StoreError` when they cannot be opened."""
@@ -133,14 +131,15 @@ class Store:
         contents = {MANIFEST_FILE: Secret(manifest.to_bytes())}
         contents |= {value_file(name): value for name, value in values.items()}
         try:
-            make_directory(generation.parent)
+            self._make(generation.parent)
             generation.mkdir(0o700)
-            for name, content in contents.items():
-                write_durably(
-                    generation / name,
-                    seal(content.reveal(), name=unit_credential(name), key=self.key),
-                )
-            sync_directory(generation)
+            write_all_durably(
+                generation,
+                (
+                    (name, seal(content.reveal(), name=unit_credential(name), key=self.key))
+                    for name, content in contents.items()
+                ),
+            )
             sync_directory(generation.parent)
             point(directory / "current", f"generations/{manifest.generation}")
         except OSError as error:
@@ -177,14 +176,14 @@ class Store:
 
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
-        return os.path.exists(f"{self.state}/vms/{vm}/held")  # noqa: PTH110 (done for each VM at each look)
+        return os.access(f"{self.state}/vms/{vm}/held", os.F_OK)  # no exception inside, at each look
 
     def hold(self, vm: str, *, held: bool) -> None:
         """Hold a VM or, with False, release it; survives a reboot. Raises `StoreError`."""
         path = self.vm_directory(vm) / "held"
         try:
             if held:
-                make_directory(path.parent)
+                self._make(path.parent)
                 replace_durably(path, b"")
             else:
                 path.unlink(missing_ok=True)
@@ -234,7 +233,7 @@ class Store:
     def lock(self, name: str = "lock", *, wait: bool = True) -> Iterator[bool]:
         """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
         try:
-            make_directory(self.state)
+            self._make(self.state)
             descriptor = os.open(self.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _failed(self.state / name, error) from None
@@ -251,10 +250,17 @@ class Store:
     def _save(self, vm: str, name: str, record: Assumed | Attempt | Restarts) -> None:
         path = self.vm_directory(vm) / name
         try:
-            make_directory(path.parent)
+            self._make(path.parent)
             replace_durably(path, msgspec.json.encode(record))
         except OSError as error:
             raise _failed(path, error) from None
+
+    def _make(self, directory: Path) -> None:
+        """Have a directory be there for good, made by whomever. Raises OSError."""
+        # Its parent is not synced each time: that may wait for all that others have written meanwhile.
+        if directory not in self._made or not directory.is_dir():
+            make_directory(directory)
+            self._made.add(directory)
 
     def _numbers(self, vm: str) -> list[int]:
         try:
@@ -290,6 +296,9 @@ def _written_at(path: Path) -> float | None:
 
 
 def _load(path: str, kind: type[_T]) -> _T | None:
+    # Mostly there is none, and an exception for each VM at each look takes longer than to ask.
+    if not os.access(path, os.F_OK):
+        return None
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
             return msgspec.json.decode(file.read(), type=kind)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER_PATH = "/org/freedesktop/systemd1"
+_MANAGER = f"{_SYSTEMD}.Manager"
 _UNIT = f"{_SYSTEMD}.Unit"
 _SERVICE = f"{_SYSTEMD}.Service"
 _UNIT_PROPERTIES = (
@@ -79,14 +80,13 @@ class SystemBus:
     def __init__(self, on_job: Callable[[str], None] = lambda _: None) -> None:
         self._on_job = on_job
         self._known: dict[str, _Known] = {}
+        self._listed: tuple[bytes, Mapping[str, _Short]] = (b"", {})
         self._results: OrderedDict[str, str] = OrderedDict()
         self._ended = threading.Condition()
         self._alive = True
         self._bus = Bus("systemd-signals", self._on_closed)
         try:
-            self._bus.subscribe(
-                _SYSTEMD, _MANAGER_PATH, f"{_SYSTEMD}.Manager.JobRemoved", self._on_job_removed
-            )
+            self._bus.subscribe(_SYSTEMD, _MANAGER_PATH, f"{_MANAGER}.JobRemoved", self._on_job_removed)
             self._manager = self._bus.pydbus.get(_SYSTEMD, _MANAGER_PATH, timeout=CALL_SECONDS)
             self._manager.Subscribe(timeout=CALL_SECONDS)
         except Error as error:
@@ -124,11 +124,7 @@ class SystemBus:
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
         """See `SystemManager`. One call for all, and three for each unit that has changed."""
-        try:
-            rows = self._manager.ListUnitsByNames(list(invocations), timeout=CALL_SECONDS)
-        except Error as error:
-            raise _refused("systemd", error) from None
-        listed = {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
+        listed = self._list(list(invocations))
         found = {}
         for name, invocation in invocations.items():
             known = self._known.get(name)
@@ -136,6 +132,24 @@ class SystemBus:
                 known = self._known[name] = _Known(self.unit(name), time.clock_gettime(time.CLOCK_MONOTONIC))
             found[name] = known.now()
         return found
+
+    def _list(self, names: list[str]) -> Mapping[str, _Short]:
+        try:
+            reply = self._bus.call(
+                _SYSTEMD, _MANAGER_PATH, f"{_MANAGER}.ListUnitsByNames", ("(as)", (names,))
+            )
+        except Error as error:
+            raise _refused("systemd", error) from None
+        # Between two looks most often nothing has changed, and to unpack what systemd says of a thousand
+        # units takes three times as long as to have it said.
+        packed = bytes(reply.get_data_as_bytes().get_data())
+        if packed != self._listed[0]:
+            rows = reply.unpack()[0]
+            self._listed = (
+                packed,
+                {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows},
+            )
+        return self._listed[1]
 
     def try_restart(self, name: str) -> str:
         """See `SystemManager`."""
@@ -155,7 +169,7 @@ class SystemBus:
         return self._job(name, self._manager.StartUnit)
 
     def _job(self, name: str, method: Callable[..., str]) -> str:
-        deadline = time.monotonic() + self.unit(name).restart_seconds + _MARGIN_SECONDS
+        began, deadline = time.monotonic(), None
         try:
             job = method(name, "replace", timeout=CALL_SECONDS)
         except Error as error:
@@ -163,9 +177,9 @@ class SystemBus:
         is_gone = False
         while True:
             with self._ended:
+                left = _ASK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
                 self._ended.wait_for(
-                    lambda: job in self._results or not self._alive,
-                    min(_ASK_SECONDS, max(0.0, deadline - time.monotonic())),
+                    lambda: job in self._results or not self._alive, min(_ASK_SECONDS, left)
                 )
                 if job in self._results:
                     return self._results.pop(job)
@@ -176,6 +190,8 @@ class SystemBus:
                     )
             if is_gone:  # and its result is not here by now, so it was lost
                 return "failed" if self.unit(name).active == "failed" else "done"
+            if deadline is None:  # most jobs end before anybody needs to know how long they may take
+                deadline = began + self.unit(name).restart_seconds + _MARGIN_SECONDS
             if time.monotonic() >= deadline:
                 return "no result in time"
             is_gone = not self._is_queued(name, job)

@@ -47,6 +47,11 @@ class UnitState:
         return self.active == "active"
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was ended by somebody's wish, and not by a failure."""
+        return self.active == "inactive" and self.result == "success"
+
+    @property
     def is_flapping(self) -> bool:
         """Whether it is started over and over: active now and then, and never for long."""
         return self.restarts >= FLAPS
