@@ -21,17 +21,13 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
+from agent.cli.single_pass import SinglePass
 from agent.cli.sync import settled_look
 from agent.config import Config, VmConfig, load
 from agent.documents import OrderRow
 from agent.errors import SourceError, VmError
-from agent.journal import Audit
-from agent.observe import Observer, open_store
 from agent.orders import Order
-from agent.pace import Pacer
 from agent.reconcile import State
-from agent.rollout import Rollout
-from agent.sealer import Sealer
 
 if TYPE_CHECKING:
     from agent.cli.remote import RemoteAgent
@@ -83,10 +79,7 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order) -> OrderRow:
 
 
 def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[OrderRow]:
-    store = open_store(config)
-    audit = Audit(store)
-    observer = Observer(config, store)
-    rollout = Rollout(config, store, observer, audit, Pacer(config, store, is_single_pass=True))
+    ours = SinglePass.of(config)
     manager = connect()
     rows = []
     try:
@@ -96,14 +89,14 @@ def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[Ord
             while state is None:
                 # What is published is sealed first, as the agent would have done.
                 with suppress(SourceError):
-                    look = settled_look(config, observer, [vm], manager, given)
-                    Sealer(store, observer, audit).seal_due(look)
+                    look = settled_look(config, ours.observer, [vm], manager, given)
+                    ours.sealer.seal_due(look)
                 if order is Order.ROTATE:
-                    state = rollout.rotate(vm.name, manager, given)
+                    state = ours.rollout.rotate(vm.name, manager, given)
                 else:
-                    state = rollout.go_back(vm.name, manager)
-            attempt = store.attempt(vm.name)
-            stamp = observer.stamp(vm, manager.unit(vm.unit))
+                    state = ours.rollout.go_back(vm.name, manager)
+            attempt = ours.store.attempt(vm.name)
+            stamp = ours.observer.stamp(vm, manager.unit(vm.unit))
             rows.append(
                 OrderRow(
                     vm=vm.name,

@@ -20,16 +20,13 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
+from agent.cli.single_pass import SinglePass
 from agent.config import Config, VmConfig, load
 from agent.documents import SyncRow
 from agent.errors import SourceError
-from agent.journal import Audit
-from agent.observe import Look, Observer, open_store
-from agent.pace import Pacer
+from agent.observe import Look, Observer
 from agent.reconcile import State
 from agent.report import Reporter
-from agent.rollout import Rollout
-from agent.sealer import Sealer
 from agent.settle import Settler
 from agent.units import SystemManager
 
@@ -90,26 +87,23 @@ def sync_once(
     Without ``connect_first`` systemd is not asked, and nothing is restarted.
     """
     manager = connect() if connect_first else None
-    store = open_store(config)
-    audit = Audit(store)
-    observer = Observer(config, store)
-    pacer = Pacer(config, store, is_single_pass=True)
-    rollout = Rollout(config, store, observer, audit, pacer)
-    look = pacer.hold_back(settled_look(config, observer, vms, manager, time.monotonic() + wait))
-    rollout.forget_ended(look)
-    sealed = Sealer(store, observer, audit).seal_due(look)
-    Reporter(audit).report(look.decisions)
+    ours = SinglePass.of(config)
+    settled = settled_look(config, ours.observer, vms, manager, time.monotonic() + wait)
+    look = ours.pacer.hold_back(settled)
+    ours.rollout.forget_ended(look)
+    sealed = ours.sealer.seal_due(look)
+    Reporter(ours.audit).report(look.decisions)
     outcome: dict[str, State] = {}
     if manager is not None:
         # Those that come after others are due once these are restarted, which another look tells.
         while due := [each for each in _due(look) if each not in outcome]:
-            outcome |= rollout.restart_all(due, manager)
-            look = pacer.hold_back(observer.look_or_refuse(vms, manager))
+            outcome |= ours.rollout.restart_all(due, manager)
+            look = ours.pacer.hold_back(ours.observer.look_or_refuse(vms, manager))
         manager.close()
     states = {decision.vm.name: decision.state for decision in look.decisions} | outcome
     reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
     for name, state in states.items():
-        attempt = store.attempt(name) if state in {State.FAILED, State.HALTED} else None
+        attempt = ours.store.attempt(name) if state in {State.FAILED, State.HALTED} else None
         reasons[name] = attempt.reason if attempt is not None else reasons[name]
     shown = {name: State.IN_STEP if state is State.SEAL_DUE else state for name, state in states.items()}
     rows = [

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""What works on VMs without a daemon: the parts that the agent has, put together for one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from agent.config import Config
+from agent.journal import Audit
+from agent.observe import Observer, open_store
+from agent.pace import Pacer
+from agent.rollout import Rollout
+from agent.sealer import Sealer
+from agent.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SinglePass:
+    """The parts, over one store."""
+
+    store: Store
+    audit: Audit
+    observer: Observer
+    pacer: Pacer
+    sealer: Sealer
+    rollout: Rollout
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The parts as a configuration has them. Raises as `open_store` does."""
+        store = open_store(config)
+        audit = Audit(store)
+        observer = Observer(config, store)
+        pacer = Pacer(config, store, is_single_pass=True)
+        return cls(
+            store,
+            audit,
+            observer,
+            pacer,
+            Sealer(store, observer, audit),
+            Rollout(config, store, observer, audit, pacer),
+        )
