@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
 
 from launcher import arguments, cmdline, credentials, hardening, journal, plan, version
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
 from launcher.options import Grammar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final, NoReturn
 
     from launcher.arguments import Arguments
     from launcher.handoff import Manifest
@@ -46,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(asked: Arguments, manifests: list[Manifest]) -> None:
     """Do what is asked; ``manifests`` takes the generation's, so that a refusal can be told about it."""
     if asked.spec is not None:
+        from pathlib import Path  # noqa: PLC0415 (likewise)
+
         from launcher import spec  # noqa: PLC0415 (microvm.nix's way does without it)
 
         vm = spec.load(Path(asked.spec))
@@ -54,7 +55,7 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
         if asked.verb is not None:
             _on_host(asked.verb, vm)
             return
-        asked = replace(asked, real=asked.real or vm.hypervisor, vm=vm.name)
+        asked = asked.but(real=asked.real or vm.hypervisor, vm=vm.name)
         _start(asked, manifests, vm)
     elif set(_without_program(asked.argv)) & _QUESTIONS and not asked.explain:
         _become(asked.real or "", _without_program(asked.argv))
@@ -82,7 +83,7 @@ def _on_host(verb: str, vm: Spec) -> None:
 def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None:
     hardening.forbid_core_dumps()
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    delivered = credentials.read(Path(directory)) if directory else None
+    delivered = credentials.read(directory) if directory else None
     manifests += [delivered.manifest] if delivered else []
     real = asked.real or ""
     text, major = _version(asked.version, real)
@@ -111,7 +112,7 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
             hint="the unit needs LoadCredentialEncrypted=credferry:/var/lib/credferry/vms/%i/current",
             status=Exit.CREDENTIALS,
         )
-    if runtime is None or not runtime.is_dir():
+    if runtime is None or not os.path.isdir(runtime):
         raise LaunchError(
             f"the unit has no runtime directory for VM {delivered.manifest.vm}",
             hint=f"the unit needs RuntimeDirectory={RUNTIME_PARENT}/%i",
@@ -128,7 +129,7 @@ def _of_spec(request: plan.Request, vm: Spec) -> plan.Request:
     from launcher import speccommand  # noqa: PLC0415 (microvm.nix's way does without it)
 
     argv = speccommand.arguments(vm, Grammar.of(request.major))
-    return replace(request, argv=tuple(argv), notify=vm.notify_socket, sockets=vm.sockets)
+    return request.but(argv=tuple(argv), notify=vm.notify_socket, sockets=vm.sockets)
 
 
 def _become(real: str, words: tuple[str, ...]) -> NoReturn:
@@ -146,18 +147,18 @@ def _become(real: str, words: tuple[str, ...]) -> NoReturn:
 def _version(asked: str | None, real: str) -> tuple[str, int]:
     if asked is None:
         cache = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
-        return version.ask(real, Path(cache) if cache else None)
+        return version.ask(real, cache or None)
     given = version.parse(asked)
     if given is None:
         raise cmdline.usage("--hypervisor-version is not a version", "give it as 53.0")
     return given
 
 
-def _runtime(vm: str | None) -> Path | None:
+def _runtime(vm: str | None) -> str | None:
     """The unit's directory for this VM; ``RuntimeDirectory=`` may name several."""
     for directory in os.environ.get("RUNTIME_DIRECTORY", "").split(":"):
         if vm is not None and directory.endswith(f"/{RUNTIME_PARENT}/{vm}"):
-            return Path(directory)
+            return directory
     return None
 
 

@@ -12,11 +12,13 @@ import re
 import socket
 import struct
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
 
+from launcher.record import Record, field
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
 _HEAD_MAX: Final = 16 << 10
 _BODY_MAX: Final = 1 << 20
@@ -32,8 +34,7 @@ class ApiError(Exception):
     """The socket cannot be reached, is not cloud-hypervisor's, or gives no answer in time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """What cloud-hypervisor said. The body can quote the VM's configuration, secrets and all."""
 
     status: int

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
 from launcher import cmdline
 from launcher.handoff import is_vm_name
+from launcher.record import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
 USAGE: Final = (
     "usage: credferry-launch --real PATH [--explain] [--hypervisor-version V] [--vm NAME] -- ARGV…\n"
@@ -26,8 +26,7 @@ _WITH_VALUE: Final = frozenset({"--real", "--spec", "--hypervisor-version", "--v
 _HOST_VERBS: Final = frozenset({"--tap-up", "--tap-down", "--virtiofsd", "--shutdown"})
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(Record):
     """What is asked for. ``argv`` are cloud-hypervisor's; a spec takes their place.
 
     ``verb`` is one of those with which a VM's units prepare the host.

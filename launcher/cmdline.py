@@ -7,13 +7,13 @@ the option and never a value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
 from launcher.errors import Exit, LaunchError
+from launcher.record import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
 SWITCHES: Final = frozenset(
     {"dbus-system-bus", "landlock", "no-shutdown", "pvmemcontrol", "pvpanic", "watchdog"}
@@ -72,8 +72,7 @@ OPTIONAL_VALUE: Final = frozenset({"rtc"})
 VERBOSE: Final = "-v"
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Record):
     """One occurrence of an option: its name without dashes, its values, and the words it was written as."""
 
     name: str

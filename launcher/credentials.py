@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
 
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
@@ -19,9 +17,11 @@ from launcher.handoff import (
     unit_credential,
     value_file,
 )
+from launcher.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Final
 
 _SIZE_MAX: Final = 1 << 20
 """Bytes. systemd's CREDENTIAL_SIZE_MAX (src/shared/creds-util.h)."""
@@ -29,8 +29,7 @@ _SIZE_MAX: Final = 1 << 20
 _SETTING: Final = f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:/var/lib/credferry/vms/%i/current"
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Record):
     """One credential on its way into the guest."""
 
     name: str
@@ -48,8 +47,7 @@ class Credential:
         return oem_string(self.name, self.kind, Secret(b"")).reveal().decode() + "<redacted>"
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Record):
     """A generation as it arrived: the manifest, and all that it names, in its order."""
 
     manifest: Manifest
@@ -61,7 +59,7 @@ class Delivered:
         return any(credential.kind is Kind.PLAIN for credential in self.credentials)
 
 
-def read(directory: Path) -> Delivered:
+def read(directory: str | os.PathLike[str]) -> Delivered:
     """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS)."""
     data = _read(directory, MANIFEST_FILE, "the manifest")
     try:
@@ -81,15 +79,15 @@ def read(directory: Path) -> Delivered:
     )
 
 
-def _read(directory: Path, file: str, what: str) -> Secret:
-    path = directory / unit_credential(file)
+def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:
+    name = unit_credential(file)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as stream:
             data = stream.read(_SIZE_MAX + 1)
     except OSError as error:
         raise _refuse(
-            f"{what} is not in the unit's credentials ({path.name}: {error.strerror})",
+            f"{what} is not in the unit's credentials ({name}: {error.strerror})",
             f"the unit needs {_SETTING}, and a sealed generation there",
         ) from None
     if len(data) > _SIZE_MAX:

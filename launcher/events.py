@@ -8,16 +8,18 @@ unfinished event is bounded.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Final
+from launcher import jsontext
+from launcher.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _EVENT_MAX: Final = 64 << 10
 """Bytes of one event; real ones have a few hundred."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Record):
     """Something that happened in the VMM: ``vm`` ``rebooting``, for one."""
 
     source: str
@@ -78,7 +80,7 @@ class EventParser:
 
 def _event(data: bytes) -> Event | None:
     try:
-        match json.loads(data):
+        match jsontext.loads(data):
             case {"source": str(source), "event": str(name)}:
                 return Event(source, name)
     except (ValueError, RecursionError):

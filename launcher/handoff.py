@@ -8,18 +8,25 @@ else of one another.
 
 from __future__ import annotations
 
-import base64
+import binascii
+import contextlib
 import enum
-import json
 import os
-import re
-from dataclasses import asdict, dataclass
-from dataclasses import fields as dataclass_fields
-from typing import TYPE_CHECKING, Any, final
 
+from launcher import jsontext
+from launcher.record import Record, asdict
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+    from typing import Any, final
+else:
+
+    def final(kind: type) -> type:
+        """Stands for that of `typing`, which is for type checkers alone."""
+        return kind
+
 
 CREDENTIAL_PREFIX = "credferry"
 """ID of the unit's ``LoadCredentialEncrypted=`` of a whole generation directory."""
@@ -52,9 +59,8 @@ MESSAGE_ID_LAUNCHED = "3f0d1b2ad3ff4b7c9a5b1c6f0f8e6c11"
 MESSAGE_ID_GUEST_REBOOT = "8d2f6f0a5f2e4f6c8b7a9e10d4c2b357"
 MESSAGE_ID_LAUNCH_REFUSED = "c1a4e7d09b3f4c55a2d86e4b7f01932e"
 
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_VM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_HEX = re.compile(r"[0-9a-f]*")
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_HEX = frozenset("0123456789abcdef")
 
 # Credentials that give whoever sets them power over the guest (systemd.system-credentials(7)).
 _POWERFUL_NAMES = frozenset(
@@ -133,8 +139,7 @@ class Channel(enum.StrEnum):
     COMMAND = "command"
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Record):
     """What a VM's configuration says about handing credentials over.
 
     ``guest_systemd`` is the lowest systemd version the guest may run; it sets the budget of OEM strings.
@@ -157,8 +162,7 @@ class Delivery:
         return OEM_TOTAL_MAX if self.guest_systemd >= SYSTEMD_READS_ALL_OEM_STRINGS else OEM_TOTAL_BEFORE_257
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestEntry:
+class ManifestEntry(Record):
     """One credential of a generation. The fingerprint is keyed: it tells nothing without the host's key."""
 
     name: str
@@ -166,8 +170,7 @@ class ManifestEntry:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Record):
     """What a generation holds. It is itself one of the generation's sealed credentials.
 
     ``digest`` (64 hex digits) stands for everything that the guest gets; ``run`` is the correlation id
@@ -192,8 +195,7 @@ class Manifest:
         return manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(Record):
     """What one invocation of a VM's unit was started with.
 
     ``other_oem_bytes``: bytes that OEM strings not ours took at that start, so that the agent can tell
@@ -221,12 +223,12 @@ class Stamp:
 
 def is_credential_name(name: str) -> bool:
     """Whether a name is valid for systemd and safe in every version of cloud-hypervisor's option grammar."""
-    return _NAME.fullmatch(name) is not None and name not in {".", ".."} and len(name) <= NAME_MAX
+    return 0 < len(name) <= NAME_MAX and _NAME.issuperset(name) and name not in {".", ".."}
 
 
 def is_vm_name(name: str) -> bool:
     """Whether a name can be a unit's instance, a directory and a journal field's value without escaping."""
-    return _VM_NAME.fullmatch(name) is not None and len(name) <= 64  # noqa: PLR2004 (HOST_NAME_MAX)
+    return 0 < len(name) <= 64 and _NAME.issuperset(name) and name[0] not in ".-"  # noqa: PLR2004 (HOST_NAME_MAX)
 
 
 def is_powerful_name(name: str) -> bool:
@@ -252,7 +254,7 @@ def oem_string(name: str, kind: Kind, value: Secret) -> Secret:
     """
     if kind is Kind.SEALED:
         return Secret(b"io.systemd.credential:" + name.encode() + b"=" + value.reveal())
-    encoded = base64.b64encode(value.reveal())
+    encoded = binascii.b2a_base64(value.reveal(), newline=False)
     return Secret(b"io.systemd.credential.binary:" + name.encode() + b"=" + encoded)
 
 
@@ -266,26 +268,27 @@ def stamp_path(vm: str, runtime: Path) -> Path:
     return runtime / RUNTIME_PARENT / vm / STAMP_FILE
 
 
-def write_stamp(directory: Path, stamp: Stamp) -> None:
+def write_stamp(directory: str | os.PathLike[str], stamp: Stamp) -> None:
     """Put a stamp into a runtime directory: whole or not at all, readable by everyone."""
-    temporary = directory / f".{STAMP_FILE}.{os.getpid()}"
+    temporary = os.path.join(directory, f".{STAMP_FILE}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(stamp.to_bytes())
-        temporary.rename(directory / STAMP_FILE)
+        os.rename(temporary, os.path.join(directory, STAMP_FILE))
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
 def _dump(fields: dict[str, Any]) -> bytes:
-    return json.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True, separators=(",", ":")).encode()
+    return jsontext.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True).encode()
 
 
 def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
     try:
-        fields = json.loads(data)
+        fields = jsontext.loads(data)
         if not isinstance(fields, dict) or _number(fields.pop("version", 0)) != FORMAT_VERSION:
             raise HandoffError(f"{what}: not of format version {FORMAT_VERSION}")
         return build(fields)
@@ -338,7 +341,7 @@ def _stamp(fields: dict[str, Any]) -> Stamp:
 
 
 def _table(value: object, kind: type[Delivery | ManifestEntry]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != {field.name for field in dataclass_fields(kind)}:
+    if not isinstance(value, dict) or value.keys() != set(kind.__match_args__):
         raise ValueError
     return value
 
@@ -374,6 +377,6 @@ def _flag(value: object) -> bool:
 
 
 def _hex(value: object, digits: int) -> str:
-    if not isinstance(value, str) or len(value) != digits or not _HEX.fullmatch(value):
+    if not isinstance(value, str) or len(value) != digits or not _HEX.issuperset(value):
         raise ValueError
     return value

@@ -14,13 +14,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 from launcher import api
 from launcher.errors import Exit, LaunchError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
     from launcher.spec import Share, Spec
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import TYPE_CHECKING, Final
 
 from launcher.cmdline import usage
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import INITRD_TOTAL_MAX
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from typing import Final
 
     from launcher.credentials import Credential
 
@@ -59,7 +59,7 @@ def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join([*parts, _entry(0, _TRAILER, 0, b"")])
 
 
-def attach(initramfs: str, credentials: Sequence[Credential], directory: Path) -> int:
+def attach(initramfs: str, credentials: Sequence[Credential], directory: str | os.PathLike[str]) -> int:
     """A copy of the initramfs with the credentials behind it, in a file without a name of this directory.
 
     The descriptor is open for reading and not inheritable. Raises `LaunchError`.

@@ -6,11 +6,14 @@ A VM never fails to start for want of a journal: no socket, a full one, or none 
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING, Final
+import _socket
 
+from launcher.handoff import MESSAGE_ID_LAUNCHED
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from launcher.handoff import Manifest
 
@@ -34,6 +37,16 @@ def fields(manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
+def record_launch(manifest: Manifest) -> None:
+    """Tell that the VM was started with this generation."""
+    send(
+        f"VM {manifest.vm} was started with generation {manifest.generation}",
+        message_id=MESSAGE_ID_LAUNCHED,
+        priority=INFO,
+        extra=fields(manifest),
+    )
+
+
 def send(
     message: str,
     *,
@@ -54,9 +67,12 @@ def send(
         ]
     )
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+        peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        try:
             peer.setblocking(False)
             peer.sendto(record, path)
+        finally:
+            peer.close()
     except OSError:
         return
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MESSAGE_MAX: Final = 4096
 _STATUS_MAX: Final = 200
@@ -21,7 +24,7 @@ _CONNECTIONS_MAX: Final = 8
 def listen(path: str) -> int:
     """A listening socket for this user only, in place of what an earlier run left. Raises `OSError`."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # noqa: PTH108 (a relative path of the unit's working directory)
+        os.unlink(path)
     before = os.umask(0o177)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listening:

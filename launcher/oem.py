@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import binascii
 import os
-import re
-from typing import TYPE_CHECKING, Final
 
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
@@ -22,8 +20,10 @@ from launcher.handoff import (
     oem_size,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Final
 
     from launcher.credentials import Credential
     from launcher.handoff import Delivery
@@ -41,7 +41,7 @@ _ARCHITECTURE: Final = "x86_64"
 _NULL_KEY: Final = bytes.fromhex("058469daf6f54324800549da0f8ea2fb")
 """ID of blobs sealed with the null key (systemd src/shared/creds-util.h): they prove nothing."""
 _HEADER: Final = 48
-_GUEST_STRING: Final = re.compile(r"io\.systemd\.credential(?:\.binary)?:([^=]*)=", re.DOTALL)
+_GUEST_STRINGS: Final = ("io.systemd.credential:", "io.systemd.credential.binary:")
 
 
 def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: Delivery) -> None:
@@ -155,7 +155,7 @@ def _is_sealed(blob: bytes) -> bool:
 
 
 def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> None:
-    there = {found[1] for string in existing if (found := _GUEST_STRING.match(string))}
+    there = {name for string in existing if (name := _named(string)) is not None}
     for credential in credentials:
         if credential.name in there:
             raise _refuse(
@@ -163,6 +163,15 @@ def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> 
                 "the guest takes the first and ignores the other: drop one",
             )
         there.add(credential.name)
+
+
+def _named(string: str) -> str | None:
+    """The credential that an OEM string is for the guest's systemd; None where it is none."""
+    for prefix in _GUEST_STRINGS:
+        if string.startswith(prefix):
+            name, equals, _ = string.removeprefix(prefix).partition("=")
+            return name if equals else None
+    return None
 
 
 def _sizes(credentials: Sequence[Credential]) -> list[tuple[str, int]]:

@@ -12,10 +12,11 @@ where the parser would make something else of it. No error of this module quotes
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
+    from typing import Final
 
 WHITESPACE: Final = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+import os
 
-from launcher import cmdline, initrd, oem, vmconfig
+from launcher import cmdline, initrd, jsontext, oem
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
     RUNTIME_PARENT,
@@ -20,12 +17,16 @@ from launcher.handoff import (
     oem_size,
 )
 from launcher.options import Grammar, OptionError, merge_oem_strings, oem_strings, parse, plain
+from launcher.record import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
     from launcher.cmdline import Option
     from launcher.credentials import Credential, Delivered
+    from launcher.vmconfig import AddNet, VmConfig
 
 PROCESS_PREFIX: Final = "microvm@"
 _API_SOCKET: Final = "api.sock"
@@ -38,8 +39,7 @@ _LANDLOCK: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Record):
     """What is asked for: cloud-hypervisor's arguments without its name, and what surrounds them.
 
     For VMs from a spec, ``notify`` is the socket for what the guest's systemd says, and ``sockets`` are
@@ -52,21 +52,19 @@ class Request:
     machine: str
     vm: str | None = None
     argv0: str | None = None
-    runtime: Path | None = None
+    runtime: str | os.PathLike[str] | None = None
     notify: str | None = None
     sockets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Record):
     """``path=…`` or ``fd=N``, as ``--api-socket`` and ``--event-monitor`` take it."""
 
     path: str | None
     fd: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Record):
     """One channel's way to start the VM. ``words`` follow argv[0]; ``shown`` are they, redacted.
 
     The event monitor is not among them yet: its descriptor is known only at the start.
@@ -77,20 +75,18 @@ class Start:
     api: Endpoint | None
     document: dict[str, Any] | None = field(default=None, repr=False)
     body: Secret | None = None
-    add_net: tuple[vmconfig.AddNet, ...] = ()
+    add_net: tuple[AddNet, ...] = ()
     private_api: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Initrd:
+class Initrd(Record):
     """What is put behind a copy of which initramfs; the command names the copy already."""
 
     initramfs: str
     credentials: tuple[Credential, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """A start in full. ``events`` is where the command line itself wants the events to go."""
 
     channel: Channel
@@ -133,7 +129,7 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     return Plan(
         channel=delivery.channel,
         vm=vm,
-        argv0=request.argv0 or (PROCESS_PREFIX + vm if vm else Path(request.real).name),
+        argv0=request.argv0 or (PROCESS_PREFIX + vm if vm else os.path.basename(request.real)),
         start=start,
         events=events,
         delivered=delivered,
@@ -177,16 +173,18 @@ def _by_command(options: Sequence[Option], credentials: Sequence[Credential], gr
 def _by_api(
     options: Sequence[Option], credentials: Sequence[Credential], request: Request, vm: str | None
 ) -> Start:
+    from launcher import vmconfig  # noqa: PLC0415 (the command channel does without it)
+
     config = vmconfig.convert(options, request.major)
     strings = [credential.string.reveal().decode() for credential in credentials]
-    body = Secret(json.dumps(_document(config, strings), ensure_ascii=False, separators=(",", ":")).encode())
+    body = Secret(jsontext.dumps(_document(config, strings), ensure_ascii=False).encode())
     oem.check_body(len(body.reveal()), credentials, request.major)
     words = config.vmm
     api = _api_socket(options, Grammar.of(request.major))
     private = api is None
     if api is None:
-        runtime = request.runtime or Path("/run") / RUNTIME_PARENT / (vm or _UNKNOWN_VM)
-        api = Endpoint(str(runtime / _API_SOCKET), None)
+        runtime = request.runtime or os.path.join("/run", RUNTIME_PARENT, vm or _UNKNOWN_VM)
+        api = Endpoint(os.path.join(runtime, _API_SOCKET), None)
         words = (*words, "--api-socket", f"path={api.path}")
     return Start(
         words=words,
@@ -199,7 +197,7 @@ def _by_api(
     )
 
 
-def _document(config: vmconfig.VmConfig, strings: Sequence[str]) -> dict[str, Any]:
+def _document(config: VmConfig, strings: Sequence[str]) -> dict[str, Any]:
     if not strings:
         return config.document
     platform = config.document.get("platform", {})

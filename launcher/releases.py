@@ -7,7 +7,10 @@ v53.0 and main of 2026-08 compared. A key is an option and one of its keys; ``""
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 OLDEST: Final = 46
 """The oldest release whose JSON interface was compared with its command line."""

@@ -7,8 +7,6 @@ v46.0 to v53.0 and main of 2026-08 compared.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from launcher.values import (
     choice,
     cpu_features,
@@ -24,7 +22,10 @@ from launcher.values import (
     virtio_type,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from launcher.values import Converter, Json
 
     Keys = dict[str, tuple[str, Converter]]

@@ -7,16 +7,18 @@ more that say what the host does. Paths are relative to the working directory, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
 from launcher import schema
 from launcher.cmdline import usage
 from launcher.handoff import is_vm_name
+from launcher.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import Any, Final
+
+    Table = dict[str, Any]
 
 
 _NOTIFY_PORT: Final = 8888
@@ -53,11 +55,8 @@ _OWN: Final = {
 }
 """Keys that are not cloud-hypervisor's."""
 
-Table = dict[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Record):
     """A directory of the host, and the socket where its virtiofsd listens."""
 
     tag: str
@@ -66,8 +65,7 @@ class Share:
     readonly: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(Record):
     """A tap device, and the addresses of the host's end."""
 
     tap: str
@@ -75,8 +73,7 @@ class Network:
     queues: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Record):
     """A VM. ``tables`` are as in the file, checked; ``user`` may open the tap devices."""
 
     name: str

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from launcher import schema
 from launcher.cmdline import usage
 from launcher.options import OEM_STRINGS, Grammar, OptionError, merge_oem_strings, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from typing import Final
 
     from launcher.spec import Spec, Table
 

@@ -11,15 +11,15 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
-from typing import TYPE_CHECKING, Final, NoReturn
 
-from launcher import cmdline, hardening, initrd, supervise
+from launcher import cmdline, hardening, initrd, journal
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import STAMP_FILE, Channel, Stamp, write_stamp
+from launcher.task import FAILED_SIGNAL, Boot, Socket, Task
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Final, NoReturn
 
     from launcher.credentials import Delivered
     from launcher.notify import Bridge
@@ -42,22 +42,22 @@ def events_fd_number() -> int:
         os.close(probe)
 
 
-def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoReturn:
+def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn:
     """Become cloud-hypervisor. Raises `LaunchError` where that cannot be."""
     _check_descriptors(plan)
     if plan.initrd is not None:
         _open_initrd(plan.initrd, runtime)
     for path in plan.sockets:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 (relative to the unit's working directory)
+            os.unlink(path)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
     stamp = _stamp(plan, delivered)
     with contextlib.suppress(OSError):
-        (runtime / STAMP_FILE).unlink(missing_ok=True)  # an earlier run's, where the directory is preserved
+        os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, where the directory is preserved
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(plan.start.api.path)  # noqa: PTH108 (a socket of ours that an earlier run left)
+            os.unlink(plan.start.api.path)  # a socket of ours that an earlier run left
     reading, writing = os.pipe2(os.O_CLOEXEC)
     given = fcntl.fcntl(writing, fcntl.F_DUPFD, _EVENTS_FROM)
     os.close(writing)
@@ -65,8 +65,8 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
     boot = None
     if plan.start.body is not None:
         quotable = not delivered.has_plaintext
-        boot = supervise.Boot(plan.start.body, plan.start.add_net, quotable)
-    task = supervise.Task(
+        boot = Boot(plan.start.body, plan.start.add_net, quotable)
+    task = Task(
         manifest=delivered.manifest,
         stamp=stamp,
         runtime=runtime,
@@ -79,7 +79,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
     )
     if plan.channel is Channel.COMMAND:
         _stamp_now(runtime, stamp)
-        supervise.record_launch(delivered.manifest)
+        journal.record_launch(delivered.manifest)
     if os.fork() == 0:
         _be_child(task)
     # Python ignores these two, and an exec would hand that on.
@@ -89,7 +89,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
         os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606 (its trade)
     except OSError as error:
         with contextlib.suppress(OSError):
-            (runtime / STAMP_FILE).unlink(missing_ok=True)
+            os.unlink(os.path.join(runtime, STAMP_FILE))
         raise LaunchError(
             f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
             hint="correct --real",
@@ -97,29 +97,34 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: Path) -> NoRetur
         ) from None
 
 
-def _be_child(task: supervise.Task) -> NoReturn:
+def _be_child(task: Task) -> NoReturn:
     """Never returns, and never lets an exception with a value in it reach the standard error."""
     try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # systemd signals the whole unit; the VMM decides when it is over.
+            signal.signal(number, signal.SIG_IGN)
         _keep_only(task)
         hardening.hide()
+        from launcher import supervise  # noqa: PLC0415 (while cloud-hypervisor starts, and not before)
+
         supervise.run(task)
     except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
         with contextlib.suppress(BaseException):
             os.write(2, f"credferry-launch: internal error: {type(error).__name__}\n".encode())
             if task.boot is not None:
-                signal.pidfd_send_signal(task.vmm, supervise.FAILED_SIGNAL)
+                signal.pidfd_send_signal(task.vmm, FAILED_SIGNAL)
     finally:
         os._exit(0)
 
 
-def _keep_only(task: supervise.Task) -> None:
+def _keep_only(task: Task) -> None:
     """Let go of what the child must not hold: its VMM's end of the pipe, standard input, tap devices."""
     keep = {task.vmm, task.events, task.sink}
     if task.bridge is not None:
         keep |= task.bridge.descriptors
     if task.boot is not None:
         keep.update(descriptor for net in task.boot.add_net for descriptor in net.fds)
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (names are all there is)
+    for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in keep:  # noqa: PLR2004 (standard error)
             with contextlib.suppress(OSError):
                 os.close(int(name))
@@ -129,7 +134,7 @@ def _keep_only(task: supervise.Task) -> None:
     os.close(null)
 
 
-def _open_initrd(extended: Initrd, runtime: Path) -> None:
+def _open_initrd(extended: Initrd, runtime: str) -> None:
     """Have the extended initramfs under the number by which the command names it."""
     with contextlib.suppress(OSError):
         os.fstat(initrd.DESCRIPTOR)
@@ -198,14 +203,16 @@ def _open_sink(events: Endpoint | None) -> int | None:
     return sink
 
 
-def _socket(endpoint: Endpoint | None) -> supervise.Socket | None:
+def _socket(endpoint: Endpoint | None) -> Socket | None:
     if endpoint is None:
         return None
     if endpoint.path is not None:
-        return supervise.Socket(endpoint.path, os.getpid())
+        return Socket(endpoint.path, os.getpid())
     assert endpoint.fd is not None  # noqa: S101 (one of the two)
+    import socket  # noqa: PLC0415 (few VMs have such a socket)
+
     with socket.socket(fileno=os.dup(endpoint.fd)) as listening:
-        return supervise.Socket(str(listening.getsockname()), None)
+        return Socket(str(listening.getsockname()), None)
 
 
 def _stamp(plan: Plan, delivered: Delivered) -> Stamp:
@@ -224,7 +231,7 @@ def _stamp(plan: Plan, delivered: Delivered) -> Stamp:
     )
 
 
-def _stamp_now(runtime: Path, stamp: Stamp) -> None:
+def _stamp_now(runtime: str, stamp: Stamp) -> None:
     try:
         write_stamp(runtime, stamp)
     except OSError as error:

@@ -16,32 +16,19 @@ import select
 import signal
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
 
-from launcher import api, journal
+from launcher import api, journal, jsontext
 from launcher.events import EventParser
-from launcher.handoff import (
-    MESSAGE_ID_GUEST_REBOOT,
-    MESSAGE_ID_LAUNCH_REFUSED,
-    MESSAGE_ID_LAUNCHED,
-    write_stamp,
-)
+from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED, write_stamp
+from launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
     from socket import socket
+    from typing import Final
 
-    from launcher.handoff import Manifest, Secret, Stamp
-    from launcher.notify import Bridge
+    from launcher.task import Boot, Task
     from launcher.vmconfig import AddNet
-
-REFUSED_SIGNAL: Final = signal.SIGUSR2
-"""Ends the VMM where starting it again cannot help, so that ``RestartPreventExitStatus=SIGUSR2`` can name
-it: no program here uses it otherwise, it is deadly by default, and leaves no core."""
-FAILED_SIGNAL: Final = signal.SIGUSR1
-"""Ends it where the next try may do better: a tap device still busy, a virtiofsd not up yet. ``Restart=``
-applies, as it would if cloud-hypervisor had been given its command line and had ended with an error."""
 
 _BOOT: Final = "vm.boot"
 _SOCKET_SECONDS: Final = 30.0
@@ -52,38 +39,6 @@ _RETRY_MS: Final = 5
 _RETRY_MS_MAX: Final = 100
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Socket:
-    """The VMM's API socket; ``listener`` is who must have made it listen, if that is known."""
-
-    path: str
-    listener: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret."""
-
-    body: Secret
-    add_net: tuple[AddNet, ...]
-    quotable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """All that the child needs; descriptors are its own."""
-
-    manifest: Manifest
-    stamp: Stamp
-    runtime: Path
-    vmm: int
-    events: int
-    sink: int | None
-    socket: Socket | None
-    boot: Boot | None
-    bridge: Bridge | None = None
 
 
 class _RefusedError(Exception):
@@ -100,13 +55,10 @@ class _GoneError(Exception):
 
 def run(task: Task) -> None:
     """Do the child's work to its end. Raises nothing that has a value in it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # systemd signals the whole unit; the VMM decides when it is over.
-        signal.signal(number, signal.SIG_IGN)
     try:
         if task.boot is not None:
             _boot(task, task.boot)
-            record_launch(task.manifest)
+            journal.record_launch(task.manifest)
         _watch(task)
     except _GoneError:
         _say(task, "cloud-hypervisor ended before the VM was started", "see what it said before this")
@@ -116,16 +68,6 @@ def run(task: Task) -> None:
     except _FailedError as error:
         _say(task, str(error), "if that does not pass by itself, correct what it names")
         _signal(task, FAILED_SIGNAL)
-
-
-def record_launch(manifest: Manifest) -> None:
-    """Tell the journal that the VM was started with this generation."""
-    journal.send(
-        f"VM {manifest.vm} was started with generation {manifest.generation}",
-        message_id=MESSAGE_ID_LAUNCHED,
-        priority=journal.INFO,
-        extra=journal.fields(manifest),
-    )
 
 
 def _boot(task: Task, boot: Boot) -> None:
@@ -140,9 +82,7 @@ def _boot(task: Task, boot: Boot) -> None:
 
 
 def _add_net(task: Task, boot: Boot, net: AddNet) -> None:
-    import json  # noqa: PLC0415 (few VMs have such networks)
-
-    body = json.dumps(net.config, ensure_ascii=False, separators=(",", ":")).encode()
+    body = jsontext.dumps(net.config, ensure_ascii=False).encode()
     _request(task, boot, "vm.add-net", _CREATE_SECONDS, body, net.fds)
     for descriptor in net.fds:
         os.close(descriptor)

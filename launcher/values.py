@@ -8,18 +8,19 @@ refuse; the text never holds the value.
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final
-
 from launcher.options import WHITESPACE, Fault, Grammar, OptionError, plain, split_commas, string_list
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
     Json = str | int | bool | list["Json"] | dict[str, "Json"]
     Converter = Callable[[str, Grammar], Json]
 
-_DIGITS: Final = re.compile(r"\+?[0-9]{1,20}")
+_DIGITS_MAX: Final = 20
+_HEX: Final = frozenset("0123456789abcdefABCDEF")
+_PORT_DIGITS_MAX: Final = 4
 _SHIFTS: Final = {"K": 10, "M": 20, "G": 30}
 _SWITCH: Final = {"": False, "on": True, "off": False, "true": True, "false": False}
 _U64: Final = 1 << 64
@@ -184,14 +185,15 @@ def virtio_type(value: str, grammar: Grammar) -> Json:
 
 def io_port(value: str, grammar: Grammar) -> Json:
     """A port like ``0xe9``."""
-    found = re.fullmatch(r"0x([0-9a-fA-F]{1,4})", plain(value, grammar))
-    if found is None:
+    zero, x, digits = plain(value, grammar).partition("x")
+    if (zero, x) != ("0", "x") or not 0 < len(digits) <= _PORT_DIGITS_MAX or not _HEX.issuperset(digits):
         raise _refused()
-    return int(found[1], 16)
+    return int(digits, 16)
 
 
-def _number(digits: str) -> int:
-    if _DIGITS.fullmatch(digits) is None or int(digits) >= _U64:
+def _number(text: str) -> int:
+    digits = text.removeprefix("+")
+    if len(digits) > _DIGITS_MAX or not digits.isascii() or not digits.isdigit() or int(digits) >= _U64:
         raise _refused()
     return int(digits)
 

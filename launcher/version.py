@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import select
-import signal
-import time
-from typing import TYPE_CHECKING, Final
 
 from launcher.errors import Exit, LaunchError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Final
 
-_VERSION: Final = re.compile(r"\s*(?:cloud-hypervisor )?v?([0-9]{1,4})((?:\.[0-9]{1,6}){0,2})")
+_MAJOR_DIGITS: Final = 4
+_MINOR_DIGITS: Final = 6
 _SECONDS: Final = 5.0
 _OUTPUT_MAX: Final = 4096
 _CACHE_FILE: Final = "hypervisor-version"
@@ -28,11 +25,28 @@ _CACHE_FILE: Final = "hypervisor-version"
 
 def parse(text: str) -> tuple[str, int] | None:
     """``53.0`` and 53, from ``53.0``, ``v53.0`` or what ``--version`` prints."""
-    found = _VERSION.match(text)
-    return (found[1] + found[2], int(found[1])) if found else None
+    text = text.lstrip().removeprefix("cloud-hypervisor ").removeprefix("v")
+    end = _after_digits(text, 0, _MAJOR_DIGITS)
+    if not end:
+        return None
+    major = int(text[:end])
+    for _ in range(2):
+        start = end + 1
+        after = _after_digits(text, start, _MINOR_DIGITS)
+        if text[end:start] == "." and after > start:
+            end = after
+        else:
+            break
+    return text[:end], major
 
 
-def ask(real: str, cache: Path | None = None) -> tuple[str, int]:
+def _after_digits(text: str, start: int, most: int) -> int:
+    """Where the digits end that begin there, or so many of them."""
+    ahead = text[start : start + most]
+    return start + len(ahead) - len(ahead.lstrip("0123456789"))
+
+
+def ask(real: str, cache: str | os.PathLike[str] | None = None) -> tuple[str, int]:
     """Version and major version of a binary, from ``--version``, or from this directory's record of it.
 
     Raises `LaunchError` (HYPERVISOR).
@@ -41,12 +55,13 @@ def ask(real: str, cache: Path | None = None) -> tuple[str, int]:
         return _ask(real)
     with contextlib.suppress(OSError):
         key = _identity(real)
-        known = _remembered(cache / _CACHE_FILE, key)
+        file = os.path.join(cache, _CACHE_FILE)
+        known = _remembered(file, key)
         if known is not None:
             return known
         found = _ask(real)
         with contextlib.suppress(OSError):
-            _remember(cache / _CACHE_FILE, key, found[0])
+            _remember(file, key, found[0])
         return found
     return _ask(real)
 
@@ -54,25 +69,29 @@ def ask(real: str, cache: Path | None = None) -> tuple[str, int]:
 def _identity(real: str) -> str:
     """What changes when the binary does, on one line."""
     path = os.path.realpath(real)
-    status = os.stat(path)  # noqa: PTH116 (pathlib would have to be made of it first)
+    status = os.stat(path)
     return f"{path!r} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
-def _remembered(file: Path, key: str) -> tuple[str, int] | None:
+def _remembered(file: str, key: str) -> tuple[str, int] | None:
     try:
-        line, _, text = file.read_text().rstrip("\n").partition("\n")
+        with open(file, encoding="utf-8") as stream:
+            line, _, text = stream.read().rstrip("\n").partition("\n")
     except (OSError, ValueError):
         return None
     return parse(text) if line == key else None
 
 
-def _remember(file: Path, key: str, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+def _remember(file: str, key: str, text: str) -> None:
+    directory, name = os.path.split(file)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
     try:
-        temporary.write_text(f"{key}\n{text}\n")
-        temporary.replace(file)
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(f"{key}\n{text}\n")
+        os.replace(temporary, file)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
@@ -96,6 +115,10 @@ def _ask(real: str) -> tuple[str, int]:
 
 
 def _run(real: str) -> str:
+    import select  # noqa: PLC0415 (where nobody has said which it is)
+    import signal  # noqa: PLC0415 (likewise)
+    import time  # noqa: PLC0415 (likewise)
+
     reading, writing = os.pipe()
     try:
         pid = os.posix_spawn(

@@ -8,15 +8,15 @@ known is refused by name: leaving it out would start another VM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
-
 from launcher import releases, schema
 from launcher.cmdline import usage
+from launcher.record import Record
 from launcher.vmobject import WAY_OUT, build, check_known
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
     from launcher.cmdline import Option
 
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
 _ZONES_INHERIT_SINCE: Final = 52
 
 
-@dataclass(frozen=True, slots=True)
-class AddNet:
+class AddNet(Record):
     """A network device that goes through ``vm.add-net``, as ``vm.create`` drops descriptors."""
 
     config: Document
     fds: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class VmConfig:
+class VmConfig(Record):
     """A command line, taken apart: the document, the networks to add after it, the idle VMM's own words."""
 
     document: Document
@@ -42,12 +40,12 @@ class VmConfig:
     vmm: tuple[str, ...]
 
 
-@dataclass(slots=True)
 class _Parts:
-    document: Document = field(default_factory=dict)
-    payload: Document = field(default_factory=dict)
-    nets: list[Document] = field(default_factory=list)
-    zones: list[Document] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.document: Document = {}
+        self.payload: Document = {}
+        self.nets: list[Document] = []
+        self.zones: list[Document] = []
 
 
 def convert(options: Sequence[Option], major: int) -> VmConfig:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""What the child beside cloud-hypervisor is told: made before the fork, so apart from what it imports."""
+
+from __future__ import annotations
+
+import signal
+
+from launcher.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from launcher.handoff import Manifest, Secret, Stamp
+    from launcher.notify import Bridge
+    from launcher.vmconfig import AddNet
+
+REFUSED_SIGNAL: Final = signal.SIGUSR2
+"""Ends the VMM where starting it again cannot help, so that ``RestartPreventExitStatus=SIGUSR2`` can name
+it: no program here uses it otherwise, it is deadly by default, and leaves no core."""
+FAILED_SIGNAL: Final = signal.SIGUSR1
+"""Ends it where the next try may do better: a tap device still busy, a virtiofsd not up yet. ``Restart=``
+applies, as it would if cloud-hypervisor had been given its command line and had ended with an error."""
+
+
+class Socket(Record):
+    """The VMM's API socket; ``listener`` is who must have made it listen, if that is known."""
+
+    path: str
+    listener: int | None
+
+
+class Boot(Record):
+    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret."""
+
+    body: Secret
+    add_net: tuple[AddNet, ...]
+    quotable: bool
+
+
+class Task(Record):
+    """All that the child needs; descriptors are its own."""
+
+    manifest: Manifest
+    stamp: Stamp
+    runtime: str
+    vmm: int
+    events: int
+    sink: int | None
+    socket: Socket | None
+    boot: Boot | None
+    bridge: Bridge | None = None
