@@ -35,8 +35,12 @@ _SOCKET_SECONDS: Final = 30.0
 _CREATE_SECONDS: Final = 15.0
 _BOOT_SECONDS: Final = 140.0
 _END_SECONDS: Final = 3.0
-_RETRY_MS: Final = 5
+_RETRY_MS: Final = 1
 _RETRY_MS_MAX: Final = 100
+_RETRY_LONGER: Final = 1.25
+"""What a VM's start waits too long is then at most a quarter of what it had to wait."""
+_ENDED_MS: Final = 5
+"""A VMM whose connection broke may be ending."""
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
 
@@ -95,7 +99,7 @@ def _request(  # noqa: PLR0917 (the parts of one request)
     try:
         answer = api.put(connection, endpoint, deadline=time.monotonic() + seconds, body=body, fds=fds)
     except api.ApiError as error:
-        if _ended(task, _RETRY_MS):
+        if _ended(task, _ENDED_MS):
             raise _GoneError from None
         raise _FailedError(f"cloud-hypervisor did not answer: {error}") from None
     if not answer.good:
@@ -109,7 +113,7 @@ def _connect(task: Task, deadline: float) -> socket:
     """A connection to this VMM's own socket: a listener from before it would get the secrets otherwise."""
     assert task.socket is not None  # noqa: S101 (the api channel always has one)
     problem = "nobody listens"
-    pause = _RETRY_MS
+    pause: float = _RETRY_MS
     while time.monotonic() < deadline:
         try:
             connection = api.connect(task.socket.path, deadline)
@@ -122,7 +126,7 @@ def _connect(task: Task, deadline: float) -> socket:
             problem = "another process listens there"
         if _ended(task, pause):
             raise _GoneError
-        pause = min(pause * 2, _RETRY_MS_MAX)
+        pause = min(pause * _RETRY_LONGER, _RETRY_MS_MAX)
     raise _FailedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
 
 
