@@ -23,6 +23,7 @@ import pytest
 
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
+from tests.support.gate import Gate
 from tests.support.host import Host
 from tests.support.installation import install
 from tests.support.numbers import Number, note
@@ -214,26 +215,19 @@ def test_killed_at_random_moments(site: Site) -> None:
 
 def test_killed_while_the_vm_restarts(site: Site) -> None:
     """Killed while systemd is at the restart that it asked for, the agent does not ask for another."""
-    gate = "/run/crash.gate"
-    site.host.write(gate, "")
-    site.host.write(
-        "/etc/systemd/system/microvm@web.service.d/90-gate.conf",
-        f"[Service]\nExecStartPre=+/usr/bin/flock {gate} /bin/true\n",
-    )
-    site.host.run("systemctl", "daemon-reload")
+    gate = Gate(site.host, "crash")
+    gate.put_before("web")
     site.restart_agent()
-    holder = site.host.spawn("flock", gate, "sh", "-c", "echo held; read line")
-    assert holder.stdout
-    assert holder.stdin
-    assert holder.stdout.readline() == "held\n"
-    site.publish()
-    site.host.wait(
-        lambda: site.deployment.unit("web")["SubState"] == "start-pre", 20, "the restart's middle"
-    )
-    site.host.kill(AGENT)
-    site.restart_agent()
-    site.host.wait(lambda: site.deployment.status()["web"]["state"] == "changing", 20, "the agent's look")
-    holder.stdin.close()
+    with gate.shut():
+        site.publish()
+        site.host.wait(
+            lambda: site.deployment.unit("web")["SubState"] == "start-pre", 20, "the restart's middle"
+        )
+        site.host.kill(AGENT)
+        site.restart_agent()
+        site.host.wait(
+            lambda: site.deployment.status()["web"]["state"] == "changing", 20, "the agent's look"
+        )
     site.assert_arrives("killed during the VM's restart")
     site.deployment.wait_in_step("web")
     assert site.deployment.starts("web") == site.starts

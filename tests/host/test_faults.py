@@ -29,6 +29,7 @@ from agent.sealing import one_line
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
+from tests.support.gate import Gate
 from tests.support.host import Host
 from tests.support.installation import install
 from tests.support.numbers import Number, note
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 AGENT = "credferry.service"
-GATE = "/run/faults.gate"
 STARTS = "starts"
 DROP_IN = f"/etc/systemd/system/{AGENT}.d/90-fault.conf"
 HOST_KEY = "/var/lib/systemd/credential.secret"
@@ -74,6 +74,8 @@ class Site:
     host: Host
     deployment: Deployment
     sops: SopsNix
+    gate: Gate
+    """What the first VM's starts go through."""
     survived: set[str]
     starts: int = 1
     value: bytes = b""
@@ -171,16 +173,12 @@ class Site:
     @contextmanager
     def restart_under_way(self) -> Iterator[None]:
         """Within, the VM's restart that was asked for does not get any further than its beginning."""
-        with self.host.spawn("flock", GATE, "sh", "-c", "echo held; read line") as holder:
-            assert holder.stdout
-            assert holder.stdin
-            assert holder.stdout.readline() == "held\n"
+        with self.gate.shut():
             self.publish()
             self.host.wait(
                 lambda: self.deployment.unit("web")["SubState"] == "start-pre", 20, "the restart's middle"
             )
             yield
-            holder.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +198,10 @@ def running(survived: set[str]) -> Iterator[Site]:
     with Host(cache_directory()) as host:
         install(host)
         deployment, sops = Deployment(host), SopsNix(host)
-        made = Site(host, deployment, sops, survived)
+        made = Site(host, deployment, sops, Gate(host, "faults"), survived)
         for name in ("web", "db"):
             deployment.add_vm(name, COUNTED)
-        host.write(
-            "/etc/systemd/system/microvm@web.service.d/90-gate.conf",
-            f"[Service]\nExecStartPre=+/usr/bin/flock {GATE} /bin/true\n",
-        )
-        host.run("systemctl", "daemon-reload")
+        made.gate.put_before("web")
         made.publish(0)
         deployment.configure(VMS)
         deployment.credferry("sync", "--no-restart")

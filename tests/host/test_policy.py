@@ -12,10 +12,10 @@ import pytest
 from agent.events import Event
 from tests.support.boot import HostError
 from tests.support.deployment import CONFIG, Deployment
+from tests.support.gate import Gate, Holder
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from tests.support.host import Host
@@ -33,7 +33,7 @@ stamp_seconds = 10.0
 VMS = ("pace-a", "pace-b")
 ONE, BOTH = VMS[:1], VMS
 LOCK = "/run/nixos/switch-to-configuration.lock"
-GATE = "/run/pace.gate"
+ENDLESS = "TimeoutStartSec=infinity\n"
 WAIT = 30.0
 
 
@@ -44,7 +44,8 @@ class Pace:
         self.host = host
         self.deployment = Deployment(host)
         self.sops = SopsNix(host)
-        self.holders: list[subprocess.Popen[str]] = []
+        self.gate = Gate(host, "pace")
+        self.holders: list[Holder] = []
         self.count = 0
         self.value = b""
         for vm in VMS:
@@ -105,30 +106,10 @@ class Pace:
         pid = self.host.unit("credferry.service")["MainPID"]
         return len(list(self.host.path(f"/proc/{pid}/task").iterdir()))
 
-    def hold(self, path: str) -> subprocess.Popen[str]:
-        """Somebody who holds a lock on a file, until his input ends or the test does."""
-        holder = self.host.spawn("flock", "--nonblock", path, "sh", "-c", "echo held; read line")
-        self.holders.append(holder)
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        return holder
-
-    @staticmethod
-    def let_go(holder: subprocess.Popen[str]) -> None:
-        """Have him, who holds it still, let go."""
-        assert holder.poll() is None
-        assert holder.stdin
-        holder.stdin.close()
-        holder.wait(WAIT)
-
-    def gate(self, vm: str) -> None:
-        """From now on a start of the VM waits for whoever holds the gate."""
-        self.host.write(GATE, "")
-        self.host.write(
-            f"/run/systemd/system/microvm@{vm}.service.d/90-gate.conf",
-            f"[Service]\nTimeoutStartSec=infinity\nExecStartPre=+/usr/bin/flock {GATE} /bin/true\n",
-        )
-        self.host.run("systemctl", "daemon-reload")
+    def hold(self, what: Gate | str) -> Holder:
+        """Somebody who holds a gate, or a lock on a file, until he lets go or the test ends."""
+        self.holders.append(what.hold() if isinstance(what, Gate) else Holder(self.host, what))
+        return self.holders[-1]
 
     def close(self) -> None:
         """Leave the host as it was."""
@@ -139,7 +120,7 @@ class Pace:
     def open_gates(self) -> None:
         """Starts wait for nobody any more."""
         self.host.run("sh", "-c", "rm -rf /run/systemd/system/microvm@pace-*")
-        self.host.run("systemctl", "daemon-reload")
+        self.gate.remove()
 
     def _is_sealed(self) -> bool:
         return all(
@@ -167,8 +148,8 @@ def pace(both: Pace) -> Iterator[Pace]:
     """The same, with no gate left shut."""
     yield both
     for holder in both.holders:
-        if holder.poll() is None:
-            both.let_go(holder)
+        if holder.holds:
+            holder.let_go()
     both.open_gates()
 
 
@@ -271,8 +252,8 @@ def test_how_many_at_a_time(pace: Pace, concurrency: int) -> None:
     """As many VMs are on their way at a time as the configuration says."""
     pace.begin(f"concurrency = {concurrency}\n", vms=BOTH)
     for vm in BOTH:
-        pace.gate(vm)
-    holder = pace.hold(GATE)
+        pace.gate.put_before(vm, ENDLESS)
+    holder = pace.hold(pace.gate)
     pace.publish()
 
     def on_the_way() -> list[str]:
@@ -281,7 +262,7 @@ def test_how_many_at_a_time(pace: Pace, concurrency: int) -> None:
     pace.host.wait(lambda: len(on_the_way()) == concurrency, WAIT, "VMs on their way")
     pace.deployment.credferry("plan", check=False)
     assert len(on_the_way()) == concurrency
-    pace.let_go(holder)
+    holder.let_go()
     for vm in BOTH:
         pace.wait_runs(vm)
 
@@ -290,14 +271,14 @@ def test_a_start_without_end_keeps_nobody_waiting(pace: Pace) -> None:
     """A VM whose start never ends gives up its slot, and the next VM is restarted meanwhile."""
     pace.begin("slot_seconds = 1.0\n", vms=BOTH)
     threads = pace.threads()
-    pace.gate("pace-a")
-    holder = pace.hold(GATE)
+    pace.gate.put_before("pace-a", ENDLESS)
+    holder = pace.hold(pace.gate)
     pace.publish()
     pace.wait_runs("pace-b")
     assert pace.deployment.unit("pace-a")["SubState"] == "start-pre"
     pace.publish()
     pace.wait_runs("pace-b")
-    pace.let_go(holder)
+    holder.let_go()
     pace.wait_runs("pace-a")
     pace.publish()
     for vm in BOTH:
@@ -315,7 +296,7 @@ def test_a_switch_is_waited_for(pace: Pace) -> None:
     pace.host.wait(lambda: pace.told(Event.WAITING, "pace-a"), WAIT, "the wait told of")
     assert "NixOS switch" in pace.wait_state("pace-a", "waiting")
     assert pace.deployment.starts("pace-a") == starts
-    pace.let_go(switch)
+    switch.let_go()
     pace.wait_runs("pace-a")
 
 
@@ -328,7 +309,7 @@ def test_a_switch_that_does_not_end(pace: Pace) -> None:
     pace.publish()
     pace.wait_runs("pace-a")
     assert time.monotonic() - began >= 3
-    pace.let_go(switch)
+    switch.let_go()
 
 
 def test_a_sick_vm_is_put_back(pace: Pace) -> None:
