@@ -22,7 +22,7 @@ from agent.history import UnitEvent
 from agent.journal import chain_hash
 from agent.keys import CredentialKey
 from tests.support.cache import cache_directory
-from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles
+from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles, broken_by_bad
 from tests.support.host import Host
 from tests.support.installation import CHECKOUT, install
 from tests.support.producer import SopsNix
@@ -97,7 +97,6 @@ def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
     assert "-v" in refused[-1]
 
 
-BREAKS = '! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.KEY" || exit 1'
 TABLES = """
 [source]
 quiet_seconds = 0.1
@@ -118,7 +117,7 @@ def past() -> Iterator[Deployment]:
     with Host(cache_directory()) as host:
         install(host)
         made, sops = Deployment(host), SopsNix(host)
-        made.add_vm("db", VmFiles(before=BREAKS))
+        made.add_vm("db", broken_by_bad("KEY"))
         # What a bad value breaks has failed at once, and is not waited for.
         no_loop = "[Service]\nRestartPreventExitStatus=1\n"
         host.write("/etc/systemd/system/microvm@db.service.d/60-once.conf", no_loop)

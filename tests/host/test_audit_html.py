@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.deployment import Deployment, VmFiles
+from tests.support.deployment import Deployment, broken_by_bad
 from tests.support.host import patience
 from tests.support.installation import CHECKOUT
 
@@ -41,7 +41,6 @@ DB_PASSWORD = { secret = "db-password" }
 [vms.ledger.credentials]
 DB_PASSWORD = { secret = "db-password" }
 """
-BREAKS = '! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.DB_PASSWORD" || exit 1'
 WIDTH, HEIGHT = 1000, 640
 LIGHT, DARK = "f5f6f8", "14171b"
 """The page's background in either scheme; white would mean that its style was not let in."""
@@ -51,7 +50,7 @@ LIGHT, DARK = "f5f6f8", "14171b"
 def page(host: Host, sops: SopsNix, tmp_path: Path) -> Iterator[Path]:
     """The page of a run with a rotation, one back, a failure and a VM that was stopped."""
     made = Deployment(host)
-    made.add_vm("ledger", VmFiles(before=BREAKS))
+    made.add_vm("ledger", broken_by_bad("DB_PASSWORD"))
     made.add_vm("shop")
     # What a bad value breaks has failed at once, and is not waited for.
     once = "/etc/systemd/system/microvm@ledger.service.d/60-once.conf"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.events import Event
-from tests.support.deployment import Deployment, VmFiles
+from tests.support.deployment import Deployment, broken_by_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +30,14 @@ KEY = { secret = "key" }
 [vms.db.credentials]
 KEY = { secret = "key" }
 """
-BREAKS = '! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.KEY" || exit 1'
+BREAKS = broken_by_bad("KEY")
 
 
 @pytest.fixture
 def deployment(host: Host, sops: SopsNix) -> Iterator[Deployment]:
     """Two VMs of one secret, the one that restarts first with a program that a bad value breaks; all run."""
     made = Deployment(host)
-    made.add_vm("db", VmFiles(before=BREAKS))
+    made.add_vm("db", BREAKS)
     made.add_vm("web")
     made.configure(CONFIG)
     sops.publish({"key": b"good"})
@@ -87,7 +87,7 @@ def test_an_operator_may_try_again(deployment: Deployment, sops: SopsNix) -> Non
     wait_rolled_back(deployment)
     run = "/var/lib/microvms/db/current/bin/microvm-run"
     script = deployment.host.path(run).read_text()
-    deployment.host.write(run, script.replace(BREAKS, ""), 0o755)
+    deployment.host.write(run, script.replace(BREAKS.before, ""), 0o755)
     deployment.credferry("retry", "db", "web")
     for vm in ("db", "web"):
         assert deployment.delivered(vm) == {"KEY": b"bad value"}

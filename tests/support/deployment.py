@@ -51,6 +51,11 @@ class VmFiles:
     launcher: bool = True
 
 
+def broken_by_bad(credential: str) -> VmFiles:
+    """A light VM whose program ends at once where the value of a credential has ``bad`` in it."""
+    return VmFiles(before=f'! grep -q bad "$CREDENTIALS_DIRECTORY/credferry_value.{credential}" || exit 1')
+
+
 class Deployment:
     """VMs of one host, served by credferry. ``close`` leaves the host as it was found."""
 
