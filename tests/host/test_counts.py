@@ -21,8 +21,9 @@ import pytest
 
 from benchmarks.bed import AGENT, Bed, World
 from benchmarks.contenders import Credferry
+from benchmarks.idle import wake_ups
 from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, unit_credential, value_file
-from tests.support.installation import CHECKOUT
+from tests.support.installation import CHECKOUT, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -161,11 +162,29 @@ def test_a_second_read_is_noticed(tmp_path: Path) -> None:
     assert over.keys() == {"openat", "read", "stat", "all"}
 
 
-def imported(top: Path, modules: Path, channel: Channel) -> tuple[set[str], set[str]]:
-    """What the launcher imports until it becomes the hypervisor: its own modules, and the others.
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a VM's start imports until the launcher becomes the hypervisor, and what its child does then.
 
     What an interpreter imports for nothing at all is not among them.
     """
+
+    before: frozenset[str]
+    child: frozenset[str]
+
+
+_START = """
+import os
+if sys.argv[1] == "before":  # the child is not to tell what it imports
+    os.register_at_fork(after_in_child=lambda: os.dup2(os.open("/dev/null", os.O_WRONLY), 2))
+del sys.argv[1]
+from launcher.__main__ import main
+main()
+"""
+
+
+def imported(top: Path, modules: Path, channel: Channel) -> Imported:
+    """What the launcher imports: its own modules, and others."""
     credentials, runtime = top / "credentials", top / "credferry-vms/web"
     for directory in (credentials, runtime):
         directory.mkdir(parents=True)
@@ -174,51 +193,57 @@ def imported(top: Path, modules: Path, channel: Channel) -> tuple[set[str], set[
     )
     (credentials / unit_credential("manifest")).write_bytes(manifest.to_bytes())
     (credentials / unit_credential(value_file("SITE"))).write_bytes(b"here")
-    start = "from launcher.__main__ import main; main()"
     words = ["--hypervisor-version", "53.0", "--real", "/bin/true", "--", "--kernel", "/vmlinux"]
     environment = {
         **os.environ,
         "CREDENTIALS_DIRECTORY": str(credentials),
         "RUNTIME_DIRECTORY": str(runtime),
     }
-    return _imports(modules, start, words, environment), _imports(modules, "pass", [], environment)
+    nothing = _imports(modules, "pass", [], environment)
+    before = _imports(modules, _START, ["before", *words], environment)
+    whole = _imports(modules, _START, ["whole", *words], environment)
+    return Imported(before - nothing, whole - before)
 
 
-def _imports(modules: Path, code: str, words: list[str], environment: Mapping[str, str]) -> set[str]:
-    code = f"import sys; sys.path[:0] = [{str(modules)!r}]; {code}"
+def _imports(modules: Path, code: str, words: list[str], environment: Mapping[str, str]) -> frozenset[str]:
+    code = f"import sys; sys.path[:0] = [{str(modules)!r}]\n{code}"
     command = ["/usr/bin/python3", "-IS", "-X", "importtime", "-c", code, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return {
+    return frozenset(
         line.rpartition("|")[2].strip()
         for line in done.stderr.splitlines()
         if line.startswith("import time")
-    }
+    )
 
 
-def module_bounds() -> dict[str, int]:
-    """How many modules may be imported for a VM's start."""
-    return {"launcher": 25, "others": 84}
+def module_bounds(channel: Channel) -> dict[str, int]:
+    """How many modules may be imported for a VM's start: before the hypervisor's exec, and by the child."""
+    return {"launcher": 23 if channel is Channel.API else 18, "others": 25, "child": 15}
 
 
 def count_modules(top: Path, modules: Path, channel: Channel) -> dict[str, int]:
     """How many modules of the launcher's, and how many others, its start imports."""
-    all_of_it, nothing = imported(top, modules, channel)
-    own = {name for name in all_of_it if name.partition(".")[0] == "launcher"}
-    return {"launcher": len(own), "others": len(all_of_it - own - nothing)}
+    found = imported(top, modules, channel)
+    own = {name for name in found.before if name.partition(".")[0] == "launcher"}
+    return {"launcher": len(own), "others": len(found.before - own), "child": len(found.child)}
 
 
 @pytest.mark.parametrize("channel", Channel)
 def test_the_launcher_imports_little(tmp_path: Path, channel: Channel) -> None:
     """A VM's start imports no more modules than it did."""
     counted = count_modules(tmp_path, packages(tmp_path / "modules", {}), channel)
-    assert within(module_bounds(), counted) == {}, counted
+    assert within(module_bounds(channel), counted) == {}, counted
 
 
-def test_an_import_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "module", "where"),
+    [("launcher/plan.py", "http.client", "others"), ("launcher/supervise.py", "http.client", "child")],
+)
+def test_an_import_is_noticed(tmp_path: Path, file: str, module: str, where: str) -> None:
     """Were a module of the standard library imported that has others, the bounds above would say so."""
-    slow = packages(tmp_path / "modules", {"launcher/plan.py": "import http.client\n"})
+    slow = packages(tmp_path / "modules", {file: f"import {module}\n"})
     counted = count_modules(tmp_path, slow, Channel.API)
-    assert within(module_bounds(), counted).keys() == {"others"}
+    assert within(module_bounds(Channel.API), counted).keys() == {where}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +259,30 @@ LOOKS_A_ROTATION = 6
 CALLS_A_RESTART = 14
 """What systemd is asked about the one unit, before and after, and for its restart."""
 THREADS = 14
+RESTS = 8
+"""For as long as each takes at least, nothing may have woken."""
+PACKAGES = {
+    *("agent", "launcher", "structlog", "systemd", "watchdog"),
+    *("cryptography", "_cffi_backend", "_openssl", "typing_extensions"),
+    *("msgspec", "pydbus", "gi", "gio", "glib", "gobject", "gtk"),  # gi has stand-ins for its former names
+    *("__mp_main__", "_distutils_hack", "sitecustomize", "usercustomize"),  # any Python's
+}
+"""What the agent has in memory. typer and rich are for people; prometheus-client, for who wants metrics."""
+MODULES = "/run/credferry/modules"
+
+_TELLING = f"""
+import os, signal, sys
+
+def tell(*_):
+    with open("{MODULES}.new", "w") as file:
+        file.write("\\n".join(name for name, module in sys.modules.items() if module is not None))
+    os.rename("{MODULES}.new", "{MODULES}")
+
+signal.signal(signal.SIGUSR1, tell)
+sys.path.insert(0, "/usr/lib/credferry")
+from agent.cli import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +335,52 @@ def test_systemd_is_asked_once_a_look_and_a_few_times_a_restart(bed: Bed, vms: i
     assert changed.methods["ListUnitsByNames"] <= changed.looks
     assert changed.methods.total() - changed.methods["ListUnitsByNames"] <= CALLS_A_RESTART, changed
 
-    pid = bed.host.unit(AGENT)["MainPID"]
-    assert len(list(bed.host.path(f"/proc/{pid}/task").iterdir())) <= THREADS
+    idle = wake_ups(bed, bed.host.unit(AGENT)["MainPID"])
+    assert len(idle) <= THREADS
+    for _ in range(RESTS):
+        bed.rest(AGENT)
+    assert wake_ups(bed, bed.host.unit(AGENT)["MainPID"]) == idle, "who wakes, and what for?"
     contender.end(bed)
+
+
+def loaded(bed: Bed) -> set[str]:
+    """The packages that a running agent has loaded after a rotation, the standard library's left out."""
+    world = World(4, 2)
+    bed.lay_out(world)
+    contender = Credferry()
+    contender.begin(bed, world)
+    assert bed.rotate(world, 1, 30.0).accepted
+    contender.rest(bed, world)
+    bed.host.run("systemctl", "kill", "--kill-whom=main", "--signal=SIGUSR1", AGENT)
+    bed.host.wait(bed.host.path(MODULES).exists, 20, "the modules' names")
+    names = bed.host.path(MODULES).read_text(encoding="utf-8").split()
+    contender.end(bed)
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+@pytest.fixture
+def telling(bed: Bed) -> Iterator[Bed]:
+    """A host whose agent tells what it has loaded; its modules are as they were afterwards."""
+    drop_in = f"/etc/systemd/system/{AGENT}.d/60-modules.conf"
+    bed.host.write("/usr/lib/credferry-telling.py", _TELLING)
+    command = f"{sys.executable} -I /usr/lib/credferry-telling.py agent"
+    bed.host.write(drop_in, f"[Service]\nExecStart=\nExecStart={command}\n")
+    bed.host.run("systemctl", "daemon-reload")
+    yield bed
+    bed.host.path(drop_in).unlink()
+    install(bed.host)
+
+
+def test_the_agent_loads_what_it_needs(telling: Bed) -> None:
+    """Of packages that are not Python's own, the agent keeps in memory those that it uses, and no others."""
+    assert loaded(telling) - PACKAGES == set()
+
+
+def test_a_package_too_many_is_noticed(telling: Bed) -> None:
+    """Were structlog loaded before it is kept from loading rich, the test above would say so."""
+    main = telling.host.path("/usr/lib/credferry/agent/daemon.py")
+    text = main.read_text(encoding="utf-8")
+    telling.host.write(
+        "/usr/lib/credferry/agent/daemon.py", text.replace("from agent", "import structlog\nfrom agent", 1)
+    )
+    assert loaded(telling) - PACKAGES == {"rich", "pygments"}
