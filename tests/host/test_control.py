@@ -17,7 +17,7 @@ from agent.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
 from tests.support.host import Host
-from tests.support.installation import CHECKOUT, install
+from tests.support.installation import CHECKOUT, install, install_users
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -187,9 +187,7 @@ class Bus:
 def running() -> Iterator[Bus]:
     """A host of its own, whose bus may be ill-treated, with a member of the group and somebody else."""
     with Host(cache_directory()) as host:
-        users = (CHECKOUT / "contrib/sysusers/credferry.conf").read_text()
-        host.write("/usr/lib/sysusers.d/credferry.conf", users)
-        host.run("systemd-sysusers", "credferry.conf")
+        install_users(host)
         host.run("useradd", "--no-create-home", "--groups", "credferry", MEMBER)
         host.run("useradd", "--no-create-home", STRANGER)
         install(host)

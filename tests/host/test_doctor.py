@@ -14,7 +14,7 @@ from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, LIGHT_KERNEL, Deployment
 from tests.support.host import Host
-from tests.support.installation import CHECKOUT, HYPERVISOR, install
+from tests.support.installation import CHECKOUT, HYPERVISOR, install, install_users
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -167,9 +167,7 @@ def deployment() -> Iterator[Deployment]:
     """Two light VMs that run, in step, on a host of their own."""
     with Host(cache_directory()) as host:
         install(host)
-        users = (CHECKOUT / "contrib/sysusers/credferry.conf").read_text()
-        host.write("/usr/lib/sysusers.d/credferry.conf", users)
-        host.run("systemd-sysusers", "credferry.conf")
+        install_users(host)
         host.write(
             "/usr/lib/credferry-test/user.conf",
             (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text(),

@@ -20,7 +20,7 @@ from agent.polkit import rule
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment
 from tests.support.host import Host
-from tests.support.installation import CHECKOUT, install
+from tests.support.installation import CHECKOUT, install, install_users
 from tests.support.numbers import Number, note
 from tests.support.producer import SopsNix
 
@@ -77,9 +77,7 @@ def guarded_host() -> Iterator[Host]:
     """A host of its own, with the user of the agent without root, and with a key."""
     with Host(cache_directory()) as host:
         install(host)
-        users = (CHECKOUT / "contrib/sysusers/credferry.conf").read_text()
-        host.write("/usr/lib/sysusers.d/credferry.conf", users)
-        host.run("systemd-sysusers", "credferry.conf")
+        install_users(host)
         yield host
 
 

@@ -81,6 +81,13 @@ def install_hypervisor(host: Host, hypervisor: Path | None = None) -> None:
         host.write(HYPERVISOR, _STAND_IN.format(modules=_TEST_MODULES), 0o755)
 
 
+def install_users(host: Host) -> None:
+    """Make the group that may ask the agent, and the user of an agent without root."""
+    users = (CHECKOUT / "contrib/sysusers/credferry.conf").read_text()
+    host.write("/usr/lib/sysusers.d/credferry.conf", users)
+    host.run("systemd-sysusers", "credferry.conf")
+
+
 def serve(host: Host, vm: str) -> None:
     """Let credferry serve a VM: put its drop-in beside the VM's unit, as an operator does."""
     drop_in = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text()
