@@ -56,7 +56,8 @@ class Dispatcher:
             for name in names:
                 if name not in self._at_work:
                     self._waiting.setdefault(name)
-            self._changed.notify_all()
+            if self._waiting:  # else each look would wake all threads for nothing
+                self._changed.notify_all()
 
     def relieve(self) -> float:
         """Give away the slots of restarts that are overdue; seconds until the next would be, or infinity."""

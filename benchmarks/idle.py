@@ -85,16 +85,23 @@ def _ready(bed: Bed) -> float:
 def _sample(bed: Bed, unit: str) -> Sample:
     group = bed.host.path(f"/sys/fs/cgroup/system.slice/{unit}")
     pids = bed.host.run("cat", f"/sys/fs/cgroup/system.slice/{unit}/cgroup.procs").stdout.split()
-    wake_ups, kibibytes = {}, 0
+    woken: dict[str, int] = {}
+    kibibytes = 0
     for pid in pids:
-        process = bed.host.path(f"/proc/{pid}")
-        for task in (process / "task").iterdir():
-            status = _status(task)
-            # A process that ended meanwhile took its count with it: what a script starts is not counted.
-            wake_ups[f"{status['Name']}/{task.name}"] = int(status["voluntary_ctxt_switches"])
-        kibibytes += int(_status(process)["VmRSS"].split()[0])
+        # A process that ended meanwhile took its count with it: what a script starts is not counted.
+        woken |= wake_ups(bed, pid)
+        kibibytes += int(_status(bed.host.path(f"/proc/{pid}"))["VmRSS"].split()[0])
     used = int((group / "cpu.stat").read_text(encoding="ascii").split()[1])
-    return Sample(wake_ups, used, kibibytes, len(wake_ups))
+    return Sample(woken, used, kibibytes, len(woken))
+
+
+def wake_ups(bed: Bed, pid: str) -> dict[str, int]:
+    """How often each thread of a process has waited so far, by its name and number."""
+    found = {}
+    for task in bed.host.path(f"/proc/{pid}/task").iterdir():
+        status = _status(task)
+        found[f"{status['Name']}/{task.name}"] = int(status["voluntary_ctxt_switches"])
+    return found
 
 
 def _status(directory: Path) -> dict[str, str]:

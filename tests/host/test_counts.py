@@ -23,10 +23,10 @@ from benchmarks.bed import AGENT, Bed, World
 from benchmarks.contenders import Credferry
 from benchmarks.idle import wake_ups
 from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, unit_credential, value_file
-from tests.support.installation import CHECKOUT, install
+from tests.support.installation import CHECKOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.host
@@ -259,13 +259,13 @@ LOOKS_A_ROTATION = 6
 CALLS_A_RESTART = 14
 """What systemd is asked about the one unit, before and after, and for its restart."""
 THREADS = 14
-RESTS = 8
-"""For as long as each takes at least, nothing may have woken."""
+RESTS = 30
+"""So often the agent is seen to rest for a little while."""
 PACKAGES = {
     *("agent", "launcher", "structlog", "systemd", "watchdog"),
     *("cryptography", "_cffi_backend", "_openssl", "typing_extensions"),
     *("msgspec", "pydbus", "gi", "gio", "glib", "gobject", "gtk"),  # gi has stand-ins for its former names
-    *("__mp_main__", "_distutils_hack", "sitecustomize", "usercustomize"),  # any Python's
+    *("__main__", "_distutils_hack", "sitecustomize", "usercustomize"),  # any Python's
 }
 """What the agent has in memory. typer and rich are for people; prometheus-client, for who wants metrics."""
 MODULES = "/run/credferry/modules"
@@ -335,12 +335,45 @@ def test_systemd_is_asked_once_a_look_and_a_few_times_a_restart(bed: Bed, vms: i
     assert changed.methods["ListUnitsByNames"] <= changed.looks
     assert changed.methods.total() - changed.methods["ListUnitsByNames"] <= CALLS_A_RESTART, changed
 
-    idle = wake_ups(bed, bed.host.unit(AGENT)["MainPID"])
-    assert len(idle) <= THREADS
+    pid = bed.host.unit(AGENT)["MainPID"]
+    assert len(list(bed.host.path(f"/proc/{pid}/task").iterdir())) <= THREADS
+    contender.end(bed)
+
+
+@pytest.fixture
+def installed(bed: Bed) -> Iterator[Callable[[str, str], None]]:
+    """Changes the installed `agent.daemon`: one text for another. It is as it was afterwards."""
+    file = "/usr/lib/credferry/agent/daemon.py"
+    text = bed.host.path(file).read_text(encoding="utf-8")
+    yield lambda one, other: bed.host.write(file, text.replace(one, other, 1))
+    bed.host.write(file, text)
+
+
+def woken(bed: Bed) -> Counter[str]:
+    """How often which threads of the agent wake while nothing happens, and no look is due."""
+    world = World(4, 2)
+    bed.lay_out(world)
+    contender = Credferry()
+    contender.begin(bed, world)
+    pid = bed.host.unit(AGENT)["MainPID"]
+    before = wake_ups(bed, pid)
     for _ in range(RESTS):
         bed.rest(AGENT)
-    assert wake_ups(bed, bed.host.unit(AGENT)["MainPID"]) == idle, "who wakes, and what for?"
+    after = wake_ups(bed, pid)
     contender.end(bed)
+    return Counter(after) - Counter(before)
+
+
+def test_nothing_wakes_between_looks(bed: Bed) -> None:
+    """An agent that has nothing to do waits for a hint or the resync's moment, in all of its threads."""
+    assert woken(bed) == Counter()
+
+
+def test_a_thread_that_wakes_is_noticed(bed: Bed, installed: Callable[[str, str], None]) -> None:
+    """Were there a thread that looks after something twice a second, the test above would say so."""
+    thread = "threading.Thread(target=lambda: [time.sleep(0.5) for _ in range(100)], daemon=True).start()"
+    installed("    log.configure()", f"    import threading, time; {thread}\n    log.configure()")
+    assert len(woken(bed)) == 1
 
 
 def loaded(bed: Bed) -> set[str]:
@@ -360,7 +393,7 @@ def loaded(bed: Bed) -> set[str]:
 
 @pytest.fixture
 def telling(bed: Bed) -> Iterator[Bed]:
-    """A host whose agent tells what it has loaded; its modules are as they were afterwards."""
+    """A host whose agent tells what it has loaded."""
     drop_in = f"/etc/systemd/system/{AGENT}.d/60-modules.conf"
     bed.host.write("/usr/lib/credferry-telling.py", _TELLING)
     command = f"{sys.executable} -I /usr/lib/credferry-telling.py agent"
@@ -368,7 +401,7 @@ def telling(bed: Bed) -> Iterator[Bed]:
     bed.host.run("systemctl", "daemon-reload")
     yield bed
     bed.host.path(drop_in).unlink()
-    install(bed.host)
+    bed.host.run("systemctl", "daemon-reload")
 
 
 def test_the_agent_loads_what_it_needs(telling: Bed) -> None:
@@ -376,11 +409,7 @@ def test_the_agent_loads_what_it_needs(telling: Bed) -> None:
     assert loaded(telling) - PACKAGES == set()
 
 
-def test_a_package_too_many_is_noticed(telling: Bed) -> None:
+def test_a_package_too_many_is_noticed(telling: Bed, installed: Callable[[str, str], None]) -> None:
     """Were structlog loaded before it is kept from loading rich, the test above would say so."""
-    main = telling.host.path("/usr/lib/credferry/agent/daemon.py")
-    text = main.read_text(encoding="utf-8")
-    telling.host.write(
-        "/usr/lib/credferry/agent/daemon.py", text.replace("from agent", "import structlog\nfrom agent", 1)
-    )
+    installed("from agent import", "import structlog\nfrom agent import")
     assert loaded(telling) - PACKAGES == {"rich", "pygments"}
