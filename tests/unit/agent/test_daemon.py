@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's start: what its command line may say, and what it does without."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+DEFAULT, NAMED, OTHER = "/nonexistent/default.toml", "/nonexistent/named.toml", "/nonexistent/other.toml"
+AGENT = f"""
+from pathlib import Path
+from agent import config
+config.DEFAULT_PATH = Path("{DEFAULT}")  # this machine may have the real one
+from agent.cli import main
+main()
+"""
+
+
+def python(code: str, *words: str, **environment: str) -> list[str]:
+    """A command line of Python's with the checkout's modules, and an environment."""
+    assignments = [f"{name}={value}" for name, value in environment.items()]
+    code = f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]\n{code}"
+    return ["env", "--unset=CREDFERRY_CONFIG", *assignments, sys.executable, "-I", "-c", code, *words]
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "read"),
+    [
+        ((), None, DEFAULT),
+        ((), "", DEFAULT),
+        ((), NAMED, NAMED),
+        (("--config", NAMED), None, NAMED),
+        (("--config", NAMED), OTHER, NAMED),
+        (("-c", NAMED), None, NAMED),
+        ((f"--config={NAMED}",), OTHER, NAMED),  # those from here on are typer's
+        ((f"-c{NAMED}",), None, NAMED),
+        (("--config", OTHER, "--config", NAMED), None, NAMED),
+    ],
+)
+def test_which_configuration_is_read(words: tuple[str, ...], variable: str | None, read: str) -> None:
+    """However it is said, the same file is read; as there is none, that ends the agent with one line."""
+    environment = {} if variable is None else {"CREDFERRY_CONFIG": variable}
+    command = python(AGENT, "agent", *words, **environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"credferry: {read}: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--config",), ("more",), ("--config", NAMED, "more"), ("--unknown",)])
+def test_what_makes_no_sense_is_told(words: tuple[str, ...]) -> None:
+    """A command line that units do not have ends as any other verb's does."""
+    done = subprocess.run(python(AGENT, "agent", *words), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Error" in done.stderr
+
+
+def test_consoles_are_written_to_by_rich() -> None:
+    """Rich is loaded where standard error is a terminal, and can be later where it is none."""
+    code = "from agent import log; loaded = 'rich' in sys.modules; import rich.table; print(loaded)"
+    main, side = pty.openpty()
+    on_terminal = subprocess.run(python(code), stdout=subprocess.PIPE, stderr=side, text=True, check=True)
+    for descriptor in (main, side):
+        os.close(descriptor)
+    elsewhere = subprocess.run(python(code), capture_output=True, text=True, check=True)
+    assert (on_terminal.stdout, elsewhere.stdout) == ("True\n", "False\n")
