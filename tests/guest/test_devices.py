@@ -119,6 +119,8 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
 
     deployment.credferry("sync", "--no-restart")
     host.run("systemctl", "start", "microvm@web.service", timeout=_BOOT_SECONDS)
+    # What a guest prints goes another way than what it says over vsock.
+    host.wait(lambda: told(_FIRST, "first") <= set(_told(deployment, "web")), 20, "the guest's lines")
     first = _told(deployment, "web")
     assert set(first) - {DONE.removeprefix("credferry-guest: ")} == told(_FIRST, "first")
     assert deployment.unit("web")["Type"] == "notify"
@@ -139,6 +141,9 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
     sops.publish({"api-key": _SECOND})
     deployment.wait_printed("web", _printed("K", _SECOND, Variant.TRIXIE), _BOOT_SECONDS)
     deployment.wait_in_step("web", _BOOT_SECONDS)
+    host.wait(
+        lambda: told(_SECOND, "second") <= set(_told(deployment, "web")[len(first) :]), 20, "its lines again"
+    )
     again = _told(deployment, "web")[len(first) :]
     assert set(again) - {DONE.removeprefix("credferry-guest: ")} == told(_SECOND, "second")
     assert host.path("/srv/files/out").read_text() not in {"", written}

@@ -168,10 +168,16 @@ class Bus:
 
     def wait_vm(self, name: str, **properties: object) -> dict[str, Any]:
         """Wait until a VM's object has these properties; all of them."""
-        self.host.wait(
-            lambda: self.is_there() and properties.items() <= self.vm(name).items(), 30, f"{properties}"
-        )
-        return self.vm(name)
+        seen: list[dict[str, Any]] = []
+
+        def has_them() -> bool:
+            if not self.is_there():
+                return False
+            seen.append(self.vm(name))
+            return properties.items() <= seen[-1].items()
+
+        self.host.wait(has_them, 30, f"{properties}")
+        return seen[-1]
 
     def is_there(self) -> bool:
         """Whether the agent has its name, and shows both VMs."""
@@ -430,13 +436,14 @@ def test_another_owner_of_the_name(bus: Bus) -> None:
     bus.deployment.wait_in_step("web")
     assert bus.deployment.delivered("web") == {"API_KEY": b"without a name"}
     began = bus.host.unit(AGENT)["InvocationID"]
-    told = [
-        entry["MESSAGE"]
-        for entry in bus.host.journal(_SYSTEMD_INVOCATION_ID=began)
-        if "cannot be controlled" in entry["MESSAGE"]
-    ]
-    assert len(told) == 1
-    assert "belongs to another process" in told[0]
+
+    def told() -> list[str]:
+        entries = bus.host.journal(_SYSTEMD_INVOCATION_ID=began)
+        return [entry["MESSAGE"] for entry in entries if "cannot be controlled" in entry["MESSAGE"]]
+
+    bus.host.wait(told, 20, "the lack of the name told")
+    assert len(told()) == 1
+    assert "belongs to another process" in told()[0]
     squatter.stdin.close()
     bus.host.wait(bus.is_there, 60, "the name taken over")
 

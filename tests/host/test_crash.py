@@ -117,7 +117,10 @@ class Site:
         found: dict[str, int] = {}
         tasks = self.host.path(f"/proc/{pid}/task")
         for task in sorted(int(task.name) for task in tasks.iterdir()):
-            name = (tasks / str(task) / "comm").read_text().strip()
+            try:
+                name = (tasks / str(task) / "comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended since
             number = sum(each.startswith(f"{name} ") for each in found)
             found[f"{name} {number}"] = task
         return found
@@ -188,7 +191,7 @@ def test_killed_at_every_step(site: Site) -> None:
     site.publish()
     site.assert_arrives("the last rotation")
     site.deployment.wait_in_step("web")
-    assert_store_is_clean(site.host)
+    assert_store_is_clean(site)
     assert_chain_is_whole(site)
     note(Number.CRASH_POINTS, len(steps))
 
@@ -208,7 +211,7 @@ def test_killed_at_random_moments(site: Site) -> None:
         site.assert_arrives(f"rotation {number}, killed after {delay:.3f} s")
     site.deployment.wait_in_step("web")
     assert site.deployment.starts("web") == site.starts
-    assert_store_is_clean(site.host)
+    assert_store_is_clean(site)
     assert_chain_is_whole(site)
     note(Number.RANDOM_KILLS, 30)
 
@@ -358,7 +361,11 @@ def effect(call: str, arguments: str) -> str | None:
 
 def killed_at(site: Site, step: Step, shift: int) -> bool:
     """One rotation with a SIGKILL there, ``shift`` calls off; whether it struck that very step."""
-    threads = site.threads(site.restart_agent())
+    site.deployment.wait_noted("web")  # or the next agent has that to do, too
+    pid = site.restart_agent()
+    # Some are made by others, which the agent's readiness does not wait for.
+    site.host.wait(lambda: step.thread in site.threads(pid), 20, f"{step}: its thread")
+    threads = site.threads(pid)
     assert site.deployment.starts("web") == site.starts, f"the start before {step}"
     path = re.sub(r"\{(-?\d+)\}", lambda match: str(site.newest() + 1 - int(match[1])), step.path)
     tracer = site.trace(
@@ -385,9 +392,10 @@ def killed_at(site: Site, step: Step, shift: int) -> bool:
     return without_numbers(what or "") == step.what
 
 
-def assert_store_is_clean(host: Host) -> None:
+def assert_store_is_clean(site: Site) -> None:
     """No more generations than are kept, and nothing that was to be renamed into place."""
-    paths = list(host.path(STORE).rglob("*"))
+    site.deployment.wait_noted("web")  # or the agent is at it
+    paths = list(site.host.path(STORE).rglob("*"))
     assert not [path for path in paths if path.name.startswith(".")]
     assert len([path for path in paths if path.parent.name == "generations"]) <= 3
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.interface import NAME
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, LIGHT_KERNEL, Deployment
@@ -195,6 +196,8 @@ def deployment() -> Iterator[Deployment]:
             check=False,
         )
         made.start_vm("web", "db")
+        on_the_bus = ("busctl", "status", NAME)
+        host.wait(lambda: not host.run(*on_the_bus, check=False).returncode, 20, "the agent on the bus")
         yield made
         made.close()
         sops.remove()

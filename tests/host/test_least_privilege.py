@@ -296,6 +296,7 @@ def test_root_works_beside_it(unprivileged: Deployment) -> None:
         unprivileged.wait_in_step("web")
         assert unprivileged.delivered("web") == {"API_KEY": f"by the agent {number}".encode()}
     assert len(list(host.path(f"{STORE}/vms/web/generations").iterdir())) == GENERATIONS_KEPT
+    unprivileged.wait_noted("web")  # or files come and go while they are looked at
     unprivileged.credferry("status")
     assert host.run("find", STORE, "!", "-user", USER).stdout == ""
 

@@ -172,6 +172,11 @@ class Deployment:
                 time.sleep(POLL_SECONDS)
             seen = self._traces(name)
 
+    def wait_noted(self, name: str) -> None:
+        """Wait until the agent has noted that a VM's restart went well: the VM is in step before that."""
+        attempt = f"/var/lib/credferry/vms/{name}/rollout.json"
+        self.host.wait(lambda: not self.host.path(attempt).exists(), 20, f"{name}'s restart noted")
+
     def wait_printed(self, name: str, text: str, deadline: float = 120.0) -> str:
         """Wait until a VM's guest has printed a line with this text; the line."""
         entry = self.host.wait_journal(
