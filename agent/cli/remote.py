@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -74,9 +75,12 @@ class RemoteAgent:
     def carry_out(self, method: str, name: str) -> dict[str, Any]:
         """Give an order on a VM, and wait until it is carried out; the VM's properties then."""
         self.call(method, name)
-        while (vm := self.vm(name))["Order"]:
+        while self.vm(name)["Order"]:
             time.sleep(_LOOK_AGAIN_SECONDS)
-        return vm
+        # What is shown beside its end may be of a look that began before that.
+        with suppress(CredferryError):  # no source, say, which is no matter of the order's
+            self.call("Sync")
+        return self.vm(name)
 
     def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
         """Have the agent look, and wait until it has restarted what it may restart now, of these VMs."""
