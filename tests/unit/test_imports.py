@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     "agent.cli",
     "agent.doctor",
+    "agent.daemon",
     "agent.service",
     "agent.rollout",
     ("agent.store", "agent.reconcile"),
