@@ -74,7 +74,9 @@ class Rollout:
                 return self._prove(vm, manifest, attempt, manager, time.monotonic())
             if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
-            failed = self._failed_for(manifest.run, vm) if not _is_retry(attempt) else ""
+            # One that a restart of ours left down is not left there for another's sake.
+            is_up = observed.unit is not None and observed.unit.is_active
+            failed = self._failed_for(manifest.run, vm) if is_up and not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed, _previous(observed))
             return self._restart(vm, manifest, _previous(observed), manager, observed.unit)
@@ -252,6 +254,11 @@ class Rollout:
 
     def _roll_back(self, vm: VmConfig, attempt: Attempt, manager: SystemManager) -> State:
         """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
+        if attempt.outcome is not Outcome.FAILED:
+            # Before anything is put back: from then on no look seals what has failed anew.
+            reason = attempt.reason or "it was down when its restart was interrupted"
+            attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
+            self.store.record_attempt(vm.name, attempt)
         manifest = self.store.revert(vm.name, attempt.previous)
         reason = "the previous generation is there no more"
         if manifest is not None:
@@ -316,7 +323,8 @@ def _is_retry(attempt: Attempt | None) -> bool:
 
 
 def _previous(observed: Observed) -> int:
-    """The generation that a VM last ran well: the one it runs, or, where we took it down, the one before."""
-    if observed.stamp is not None:
-        return observed.stamp.generation
-    return observed.attempt.previous if observed.attempt is not None else 0
+    """The generation that a VM last ran well: the one it runs, or, where that went wrong, the one before."""
+    stamp, attempt = observed.stamp, observed.attempt
+    if attempt is not None and (stamp is None or stamp.digest == attempt.digest):
+        return attempt.previous
+    return stamp.generation if stamp is not None else 0

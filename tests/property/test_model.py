@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
@@ -287,6 +288,11 @@ class World(RuleBasedStateMachine):
         """Another generation is published while the agent works."""
         self._interrupted_turn(effects, lambda: self.publish(secrets))
 
+    @rule(effects=st.integers(min_value=0, max_value=60))
+    def look_during_a_turn(self, effects: int) -> None:
+        """While a VM is restarted, or put back, the loop looks and seals."""
+        self._interrupted_turn(effects, self._glance)
+
     @rule(vm=st.sampled_from(VMS))
     def restart_by_hand(self, vm: str) -> None:
         """Somebody restarts or starts a VM, which gets the current generation."""
@@ -356,6 +362,15 @@ class World(RuleBasedStateMachine):
         )
 
     @invariant()
+    def what_failed_is_not_current(self) -> None:
+        """A VM that was put back starts on what it was put back to, whoever starts it."""
+        for vm in VMS:
+            attempt, current = self.store.attempt(vm), self.store.current(vm)
+            if attempt is not None and attempt.outcome is Outcome.ROLLED_BACK and attempt.previous:
+                assert current is not None
+                assert current.digest != attempt.digest, "what failed is current again"
+
+    @invariant()
     def never_more_than_once_for_a_change(self) -> None:
         """Each VM was restarted at most once for each change of what it should get."""
         for vm in VMS:
@@ -393,6 +408,19 @@ class World(RuleBasedStateMachine):
         self.look()
         self.racing = False
         self.interruption = None
+
+    def _glance(self) -> None:
+        """Do what the loop does beside the threads that restart VMs, once no lock is in its way."""
+        with self.store.lock(wait=False) as sealing, self.store.lock("audit.lock", wait=False) as telling:
+            is_free = sealing and telling
+        if not is_free:
+            self.interruption = 0, self._glance
+            return
+        rollout = self._rollout()
+        with suppress(BusError):
+            look = rollout.observer.look_or_refuse(self.config.vms.values(), self.systemd)
+            rollout.forget_ended(look)
+            Sealer(self.store, rollout.observer, rollout.audit).seal_due(look)
 
     def _rollout(self) -> Rollout:
         observer = Observer(self.config, self.store)
