@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import stat
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -228,18 +229,23 @@ def test_missing_source(site: Site) -> None:
     site.deployment.start_agent()  # and with it the first sealing, which waits for a source, but once only
     site.host.run("systemctl", "stop", "credferry.service")
     site.host.run("mv", "/run/secrets", "/run/secrets.away")
+    began = time.time_ns() // 1000  # as the journal counts: others have lost their source, too
     try:
         for verb in LOOKING:
             site.refuse(verb, status=ExitStatus.SOURCE, naming=("/run/secrets: ", "source.path"))
         vms = [site.deployment.unit(each)["InvocationID"] for each in ("web", "db")]
         site.deployment.start_agent()
         lost = site.host.wait_journal(
-            lambda entry: "/run/secrets" in entry["MESSAGE"], MESSAGE_ID="cd42da9f45b140f3844f41f2be2d0cce"
+            lambda entry: "/run/secrets" in entry["MESSAGE"] and int(entry["__REALTIME_TIMESTAMP"]) >= began,
+            MESSAGE_ID="cd42da9f45b140f3844f41f2be2d0cce",
         )
         assert "source.path" in lost["MESSAGE"]
     finally:
         site.host.run("mv", "/run/secrets.away", "/run/secrets")
-    site.host.wait_journal(lambda _: True, MESSAGE_ID="d4ea00e8f0be4990b7877fb1851f9878")
+    site.host.wait_journal(
+        lambda entry: int(entry["__REALTIME_TIMESTAMP"]) >= began,
+        MESSAGE_ID="d4ea00e8f0be4990b7877fb1851f9878",
+    )
     assert [site.deployment.unit(each)["InvocationID"] for each in ("web", "db")] == vms
 
 
