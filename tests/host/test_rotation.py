@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -201,13 +202,14 @@ def test_sync_does_the_same_without_a_daemon(deployment: Deployment, sops: SopsN
 
 def test_the_audit_tells_the_story(deployment: Deployment, sops: SopsNix) -> None:
     """Each rotation is one story under one correlation id, from the journal alone, and without values."""
+    here = ("audit", "--since", f"@{time.time():.3f}")  # others had a VM of this name, and a generation 2
     sops.publish(values(0))
     start_all(deployment)
     sops.publish(values(0) | {"api-key": b"canary-value-3141"})
     deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
     deployment.wait_in_step("web")
-    deployment.host.wait(lambda: "runs generation 2" in deployment.credferry("audit"), 10, "result")
-    records = json.loads(deployment.credferry("audit", "--records", "--vm", "web", "--json"))
+    deployment.host.wait(lambda: "runs generation 2" in deployment.credferry(*here), 10, "result")
+    records = json.loads(deployment.credferry(*here, "--records", "--vm", "web", "--json"))
     run = next(record["run"] for record in records if "runs generation 2" in record["message"])
     story = [record["event"] for record in records if record["run"] == run]
     assert sorted(story[2:]) == ["launched", "restart asked", "restarted"]
