@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from agent import hardening, log
@@ -13,9 +14,13 @@ from agent.systemd import SystemBus
 if TYPE_CHECKING:
     from pathlib import Path
 
+_SWITCH_SECONDS = 0.0005
+
 
 def run(config: Path) -> None:
     """Run until SIGTERM or SIGINT. Raises as `Service.run` does."""
+    # A thread that restarts a VM must not wait 5 ms, again and again, while the loop is amid a look.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     log.configure()
     log.hardened(hardening.harden())
     Service(config, SystemBus, Control).run()

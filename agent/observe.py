@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.config import Config, VmConfig
-    from agent.source import Generation
+    from agent.source import Generation, Snapshot
     from agent.units import SystemManager, UnitState
 
 _STAMP_SIZE_MAX = 4096
@@ -56,36 +56,38 @@ class Observer:
         Raises `SourceError` where there is no source, and `BusError`.
         """
         vms = list(vms)
-        snapshot = self._snapshot(vms)
-        fingerprints = Fingerprints(self.store.key)
-        running = self._running(vms, manager)
-        observed = tuple(self._observe(vm, snapshot, running.get(vm.name), fingerprints) for vm in vms)
-        return self._decided(snapshot.generation, observed)
+        return self.look_at(self.snapshot(vms), vms, manager)
 
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """The same where there may be no source: each VM is then refused, and keeps what it had."""
         vms = list(vms)
         try:
-            return self.look(vms, manager)
+            published: Snapshot | Refused = self.snapshot(vms)
         except SourceError as error:
-            refused = Refused((f"{error}: {error.hint}",))
-            nothing = Fingerprints(self.store.key)
-            running = self._running(vms, manager)
-            observed = tuple(self._observe(vm, refused, running.get(vm.name), nothing) for vm in vms)
-            return self._decided(source.NOTHING, observed)
+            published = without_source(error)
+        return self.look_at(published, vms, manager)
 
-    def _snapshot(self, vms: Iterable[VmConfig]) -> source.Snapshot:
-        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
-        follow = self.config.source.follow_links
-        return source.take(Path(self.config.source.path), names, follow_links=follow)
-
-    def _decided(self, generation: Generation, observed: tuple[Observed, ...]) -> Look:
+    def look_at(
+        self, published: Snapshot | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
+    ) -> Look:
+        """Look at some VMs, with what was read of the source, or why nothing was. Raises `BusError`."""
+        vms = list(vms)
+        fingerprints = Fingerprints(self.store.key)
+        running = self._running(vms, manager)
+        observed = tuple(self._observe(vm, published, running.get(vm.name), fingerprints) for vm in vms)
         grace = self.config.rollout.stamp_seconds
         decisions = (
             decide(each, grace_over=each.unit is None or each.unit.active_seconds > grace)
             for each in observed
         )
+        generation = source.NOTHING if isinstance(published, Refused) else published.generation
         return Look(generation, observed, tuple(decisions))
+
+    def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
+        """Read the secrets of some VMs. Raises `SourceError` where there is no source."""
+        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
+        follow = self.config.source.follow_links
+        return source.take(Path(self.config.source.path), names, follow_links=follow)
 
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
         """The master copy of a VM's guest key; None when there is none. Raises `KeyFileError`."""
@@ -131,7 +133,7 @@ class Observer:
     def _observe(
         self,
         vm: VmConfig,
-        published: source.Snapshot | Refused,
+        published: Snapshot | Refused,
         running: tuple[UnitState, Stamp | None] | None,
         fingerprints: Fingerprints,
     ) -> Observed:
@@ -149,13 +151,16 @@ class Observer:
             held=self.store.is_held(vm.name),
         )
 
-    def _desired(
-        self, vm: VmConfig, published: source.Snapshot, fingerprints: Fingerprints
-    ) -> Desired | Refused:
+    def _desired(self, vm: VmConfig, published: Snapshot, fingerprints: Fingerprints) -> Desired | Refused:
         try:
             return desired(vm, published, fingerprints, self.guest_key(vm))
         except KeyFileError as error:  # one guest's key is no reason to look at no other VM
             return Refused((f"{error}: {error.hint}",))
+
+
+def without_source(error: SourceError) -> Refused:
+    """What is published where there is no source."""
+    return Refused((f"{error}: {error.hint}",))
 
 
 def open_store(config: Config) -> Store:

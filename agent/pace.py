@@ -161,7 +161,7 @@ class Pacer:
         if not vm.restarts_per_hour:
             return None
         now = self.clock.boot()
-        recent = sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
+        recent = self._recent(vm, now)
         if len(recent) < vm.restarts_per_hour:
             return None
         return Wait(
@@ -173,8 +173,11 @@ class Pacer:
         """Remember a restart that is about to be asked for. Raises `StoreError`."""
         if vm.restarts_per_hour:
             now = self.clock.boot()
-            recent = [moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR]
-            self.store.record_restarts(vm.name, [*recent, now][-vm.restarts_per_hour :])
+            self.store.record_restarts(vm.name, [*self._recent(vm, now), now][-vm.restarts_per_hour :])
+
+    def _recent(self, vm: VmConfig, now: float) -> list[float]:
+        """When a VM was restarted within the last hour, in order; nothing said to be still to come."""
+        return sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
 
 
 def _waiting(decision: Decision, wait: Wait) -> Decision:

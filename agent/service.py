@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from systemd import daemon
 
 from agent import config as configuration
 from agent import rekey
+from agent.changes import Changes
 from agent.conditions import Conditions
 from agent.dispatch import Dispatcher
 from agent.errors import BusError, CredferryError, KeyFileError, OrderError, SourceError, StoreError
@@ -28,7 +29,7 @@ from agent.events import Event
 from agent.front import Front, NoFront
 from agent.journal import Audit
 from agent.metrics import Metrics
-from agent.observe import Look, Observer, open_store
+from agent.observe import Look, Observer, open_store, without_source
 from agent.orders import Given, Order, Orders, Site
 from agent.pace import Pacer
 from agent.reconcile import State
@@ -43,11 +44,13 @@ from agent.watch import Watch
 if TYPE_CHECKING:
     from types import FrameType
 
-    from agent.config import Config
+    from agent.config import Config, VmConfig
     from agent.store import Store
 
 _log = structlog.get_logger()
 _LOOK_AGAIN_SECONDS = 1.0
+_LOOK_OWED_SECONDS = 0.05
+"""After restarts were asked for: so that their threads and a look at everything do not slow each other."""
 _JITTER = 0.1
 _BUS_RETRY_SECONDS = 5.0
 _STORE_RETRY_SECONDS = 5.0
@@ -78,10 +81,11 @@ class Service:
         self._is_announced = False
         self._unsteady = False
         self._is_unsettled = False
+        self._is_look_owed = False
         self._sourceless: SourceError | None = None
         self._bus_retry_at = 0.0
         config = configuration.load(path)
-        self._key_identity: rekey.Identity | None = None
+        self._key_identity = rekey.identity(Path(config.host_key))  # before it is read, or made
         rollout = config.rollout
         self._dispatcher = Dispatcher(self._restart, rollout.concurrency, rollout.slot_seconds)
         self._use(config, open_store(config))
@@ -114,7 +118,9 @@ class Service:
 
     def _use(self, config: Config, store: Store) -> None:
         self._config = config
+        self._order = configuration.restart_order(config.vms)
         self._store = store
+        self._changes = Changes()
         self._audit = Audit(self._store, listeners=(self._metrics.hear, self._front.hear))
         self._observer = Observer(config, self._store)
         self._pacer = Pacer(config, store)
@@ -127,6 +133,11 @@ class Service:
         self._orders.use(
             Site(config, store, self._audit, self._observer, self._pacer, lambda: self._manager)
         )
+
+    def _go_over_to(self, config: Config, store: Store) -> None:
+        self._watch.stop()
+        self._use(config, store)
+        self._watch.start()
 
     def _turn(self) -> float:
         """One whole look, and what follows from it. Seconds until the next without a hint."""
@@ -197,26 +208,31 @@ class Service:
         if store.key != self._store.key:
             after = Observer(self._config, store).look_or_refuse(vms, manager)
             rekey.carry_over(self._observer.look_or_refuse(vms, manager), after, store)
-            self._watch.stop()
-            self._use(self._config, store)
-            self._watch.start()
+            self._go_over_to(self._config, store)
             self._audit.record(Event.HOST_KEY, "the host's key is another: all is sealed anew")
         self._key_identity = rekey.identity(Path(self._config.host_key))
 
     def _look(self) -> float:
         vms, manager, now = self._config.vms.values(), self._bus(), time.monotonic()
         try:
-            look = self._observer.look(vms, manager)
+            snapshot = self._observer.snapshot(vms)
         except SourceError as error:
             if self._conditions.met("source", str(error), now):
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
             # A VM that a restart of ours left down is put back without a source, too.
-            look = self._observer.look_or_refuse(vms, manager)
+            look = self._observer.look_at(without_source(error), vms, manager)
             self._sourceless = error
+            self._ask_for_restarts(look)
             self._metrics.looked(look, self._store, with_source=False)
             self._show(look)
-            self._ask_for_restarts(look)
             return self._resync()
+        changed = self._changes.since_last(vms, snapshot)
+        if changed and manager is not None and not self._is_look_owed:
+            self._is_look_owed = self._is_unsettled = True
+            self._act_on(self._observer.look_at(snapshot, self._with_those_before(changed), manager))
+            return _LOOK_OWED_SECONDS
+        self._is_look_owed = False
+        look = self._observer.look_at(snapshot, vms, manager)
         if counted := self._conditions.over("source", now):
             message = f"source {self._config.source.path} can be read again; its lack was {counted}"
             self._audit.record(Event.SOURCE_BACK, message)
@@ -224,13 +240,10 @@ class Service:
         if unsettled:
             self._is_unsettled = True
             return unsettled
-        self._rollout.forget_ended(look)
-        sealed = self._sealer.seal_due(look)
-        look = self._pacer.hold_back(look)
+        look, sealed = self._act_on(look)
         self._metrics.looked(look, self._store, with_source=True)
         self._show(look)
         self._reporter.report(look.decisions)
-        self._ask_for_restarts(look)
         if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
             self._hints.put("sealed")  # to show it; restarts make the loop look by themselves
         daemon.notify(f"STATUS={_summary(look)}")
@@ -239,6 +252,20 @@ class Service:
             return _LOOK_AGAIN_SECONDS
         waits = (decision.wait_seconds for decision in look.decisions if decision.wait_seconds)
         return min([self._resync(), *waits])
+
+    def _act_on(self, look: Look) -> tuple[Look, list[str]]:
+        """Do what follows from a look; the look with what has to wait, and the VMs that were sealed."""
+        self._rollout.forget_ended(look)
+        sealed = self._sealer.seal_due(look)
+        look = self._pacer.hold_back(look)
+        self._ask_for_restarts(look)
+        return look, sealed
+
+    def _with_those_before(self, vms: Iterable[VmConfig]) -> list[VmConfig]:
+        """Some VMs, and those whose turn may be before theirs."""
+        names = {vm.name for vm in vms} | {name for vm in vms for name in vm.after}
+        names |= {*self._config.rollout.canaries}
+        return [vm for vm in self._config.vms.values() if vm.name in names]
 
     def _unsettled(self, look: Look) -> float:
         """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
@@ -249,7 +276,7 @@ class Service:
         if self._manager is not None:
             due = {decision.vm.name for decision in look.decisions if decision.needs_rollout}
             due |= self._orders.pending() & self._config.vms.keys()
-            self._dispatcher.submit(sorted(due, key=configuration.restart_order(self._config.vms).index))
+            self._dispatcher.submit(name for name in self._order if name in due)
 
     def _show(self, look: Look) -> None:
         """Have others see what was found, sealing included."""
@@ -367,9 +394,7 @@ class Service:
         except CredferryError as error:
             _log.error("the configuration stays as it was", reason=describe(error))
         else:
-            self._watch.stop()
-            self._use(config, store)
-            self._watch.start()
+            self._go_over_to(config, store)
             self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
         daemon.notify("READY=1")
 
