@@ -17,7 +17,7 @@ from agent.store import Store
 from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from agent.config import Config, VmConfig
     from agent.source import Generation, Snapshot
@@ -33,6 +33,11 @@ class Look:
     generation: Generation
     observed: tuple[Observed, ...]
     decisions: tuple[Decision, ...]
+
+    def each(self) -> Iterator[Look]:
+        """The same of one VM after the other."""
+        for observed, decision in zip(self.observed, self.decisions, strict=True):
+            yield Look(self.generation, (observed,), (decision,))
 
     @property
     def content(self) -> object:

@@ -37,12 +37,13 @@ class Sealer:
     _told: dict[str, str] = field(default_factory=dict)
     """Digests that were told to be published, by VM: a full disk, say, is no news each time it is tried."""
 
-    def seal_due(self, look: Look) -> list[str]:
+    def seal_due(self, look: Look, run: str = "") -> list[str]:
         """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
 
-        Raises `StoreError`, `SealError`, `KeyFileError`; what was current then still is.
+        Under a new correlation id, where none is given. Raises `StoreError`, `SealError`, `KeyFileError`;
+        what was current then still is.
         """
-        run = new_run()
+        run = run or new_run()
         sealed = []
         with self.store.lock():
             for decision, observed in zip(look.decisions, look.observed, strict=True):

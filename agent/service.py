@@ -6,6 +6,7 @@ The loop never waits for a VM. Each turn is one whole look; a turn that complete
 
 from __future__ import annotations
 
+import gc
 import queue
 import random
 import signal
@@ -35,7 +36,7 @@ from agent.pace import Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
 from agent.rollout import Rollout
-from agent.sealer import Sealer
+from agent.sealer import Sealer, new_run
 from agent.settle import Settler
 from agent.standing import standing
 from agent.units import SystemManager
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from agent.config import Config, VmConfig
+    from agent.source import Snapshot
     from agent.store import Store
 
 _log = structlog.get_logger()
@@ -111,6 +113,9 @@ class Service:
                 if not ready:
                     daemon.notify("READY=1")
                     ready = True
+                    # What is there by now stays, and need not be gone through at each collection.
+                    gc.collect()
+                    gc.freeze()
                 self._wait(delay)
             daemon.notify("STOPPING=1")
         with suppress(StoreError):  # told already, and no reason not to end
@@ -229,7 +234,7 @@ class Service:
         changed = self._changes.since_last(vms, snapshot)
         if changed and manager is not None and not self._is_look_owed:
             self._is_look_owed = self._is_unsettled = True
-            self._act_on(self._observer.look_at(snapshot, self._with_those_before(changed), manager))
+            self._go_first(changed, snapshot, manager)
             return _LOOK_OWED_SECONDS
         self._is_look_owed = False
         look = self._observer.look_at(snapshot, vms, manager)
@@ -253,19 +258,23 @@ class Service:
         waits = (decision.wait_seconds for decision in look.decisions if decision.wait_seconds)
         return min([self._resync(), *waits])
 
-    def _act_on(self, look: Look) -> tuple[Look, list[str]]:
+    def _go_first(self, changed: Iterable[VmConfig], snapshot: Snapshot, manager: SystemManager) -> None:
+        """Do what follows for VMs that something else is published for, as one change."""
+        names, run = {vm.name for vm in changed}, new_run()
+        is_ordered = bool(self._config.rollout.canaries) or any(vm.after for vm in self._config.vms.values())
+        vms = [self._config.vms[name] for name in self._order if is_ordered or name in names]
+        look = self._observer.look_at(snapshot, vms, manager)
+        # Where none waits for another, each is restarted while the next is sealed.
+        for part in [look] if is_ordered else look.each():
+            self._act_on(part, run)
+
+    def _act_on(self, look: Look, run: str = "") -> tuple[Look, list[str]]:
         """Do what follows from a look; the look with what has to wait, and the VMs that were sealed."""
         self._rollout.forget_ended(look)
-        sealed = self._sealer.seal_due(look)
+        sealed = self._sealer.seal_due(look, run)
         look = self._pacer.hold_back(look)
         self._ask_for_restarts(look)
         return look, sealed
-
-    def _with_those_before(self, vms: Iterable[VmConfig]) -> list[VmConfig]:
-        """Some VMs, and those whose turn may be before theirs."""
-        names = {vm.name for vm in vms} | {name for vm in vms for name in vm.after}
-        names |= {*self._config.rollout.canaries}
-        return [vm for vm in self._config.vms.values() if vm.name in names]
 
     def _unsettled(self, look: Look) -> float:
         """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
