@@ -67,7 +67,6 @@ class Watch:
         self._hint = hint
         self._observer: BaseObserver = Observer()
         self._armed: dict[str, ObservedWatch] = {}
-        self._left: list[ObservedWatch] = []
         self._identity: dict[str, tuple[int, int]] = {}
         self._lacks_watches = False
 
@@ -89,16 +88,10 @@ class Watch:
         # The observer outlives its emitters: only they tell whether anything is still being watched.
         dead = {emitter.watch for emitter in self._observer.emitters if not emitter.is_alive()}
         wanted = self._directories(names)
-        for watch in self._left:
-            self._observer.unschedule(watch)
-        self._left = []
         for path, watch in list(self._armed.items()):
             if watch in dead or self._identity[path] != wanted.get(path):
                 del self._armed[path], self._identity[path]
-                if path in wanted or watch in dead:
-                    self._observer.unschedule(watch)
-                else:  # which waits for a thread to end: the next time will do
-                    self._left.append(watch)
+                self._observer.unschedule(watch)
         parent = os.path.realpath(self._source.parent)
         error = None
         for path, identity in wanted.items():
@@ -151,6 +144,5 @@ class Watch:
         self.stop()
         self._observer = Observer()
         self._armed.clear()
-        self._left.clear()
         self._identity.clear()
         self.start()
