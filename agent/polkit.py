@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from agent.rollout import HEALTH_UNIT
+from agent.units import HEALTH_UNIT
 
 if TYPE_CHECKING:
     from agent.config import Config

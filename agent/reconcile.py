@@ -145,7 +145,8 @@ def _running(
         # Down since a restart of ours failed, and there is something newer: that may start.
         # So may what was down for the same, where an operator says so.
         last = now.attempt if is_down else None
-        due = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
+        is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
+        due = is_other or (is_down and _is_not_begun(now))
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     assume = None
     if running is None:
@@ -180,7 +181,7 @@ def _after_a_failure(
     match attempt.outcome:
         case Outcome.HALTED:
             return Decision(now.vm, State.HALTED, seal=seal, reasons=(attempt.reason,))
-        case Outcome.RESTARTING if not _is_down_by_us(now):
+        case Outcome.RESTARTING if not _is_down_by_us(now) or _is_not_begun(now):
             return None
         case Outcome.RESTARTING:
             reasons: tuple[str, ...] = ("it was down when its restart was interrupted",)
@@ -201,6 +202,14 @@ def _is_down_by_us(now: Observed) -> bool:
     if now.unit.is_flapping and now.stamp is None:
         return True
     return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
+
+
+def _is_not_begun(now: Observed) -> bool:
+    """Whether the restart that was noted never came to be: the VM is as it was before it."""
+    attempt, unit = now.attempt, now.unit
+    if attempt is None or unit is None or attempt.outcome is not Outcome.RESTARTING:
+        return False
+    return attempt.before != "" and attempt.before == unit.invocation_id
 
 
 def _is_over(now: Observed, unit: UnitState) -> bool:

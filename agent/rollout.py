@@ -21,6 +21,7 @@ from agent.events import Event
 from agent.notes import Attempt, Outcome
 from agent.reconcile import Decision, Observed, State
 from agent.store import rollout_lock
+from agent.units import HEALTH_UNIT
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.05
 _OVERTAKEN_MAX = 3
-HEALTH_UNIT = "credferry-health@{vm}.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,10 @@ class Rollout:
         unit: UnitState | None,
     ) -> State:
         """Restart a VM whose unit was seen a moment ago; what becomes of it is seen afresh."""
-        attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=previous, run=manifest.run)
+        before = unit.invocation_id if unit is not None else ""
+        attempt = Attempt(
+            manifest.digest, Outcome.RESTARTING, previous=previous, run=manifest.run, before=before
+        )
         # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
         pause = self.config.rollout.retry_seconds

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+HEALTH_UNIT = "credferry-health@{vm}.service"
+"""What checks a VM's health, where it has a check; made by its name."""
 FLAPS = 2
 """So often started anew by systemd, a unit counts as one that fails over and over."""
 

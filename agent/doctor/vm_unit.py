@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agent.doctor import probe, unit_files
 from agent.doctor.chain import SEAL
 from agent.doctor.finding import Finding, Severity, hint, ok, problem
-from agent.rollout import HEALTH_UNIT
+from agent.units import HEALTH_UNIT
 from launcher.handoff import CREDENTIAL_PREFIX, RUNTIME_PARENT
 
 if TYPE_CHECKING:
