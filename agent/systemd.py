@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.bus import CALL_SECONDS, Bus, Error, reason
 from agent.errors import BusError
+from agent.interface import PROPERTIES_INTERFACE
 from agent.units import UnitState
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ class SystemBus:
 
     def _properties(self, path: str, interface: str, names: Iterable[str]) -> dict[str, Any]:
         # Not through pydbus's proxies: those would introspect each unit first, a call and a class each.
-        reply = self._bus.call(
-            _SYSTEMD, path, "org.freedesktop.DBus.Properties.GetAll", ("(s)", (interface,))
-        )
+        reply = self._bus.call(_SYSTEMD, path, f"{PROPERTIES_INTERFACE}.GetAll", ("(s)", (interface,)))
         # Only these: to unpack all of a service's, some 300, took nine tenths of a look at dozens of VMs.
         table = reply.get_child_value(0)
         found = {name: table.lookup_value(name, None) for name in names}
