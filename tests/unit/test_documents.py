@@ -89,6 +89,7 @@ def test_states() -> None:
         (("…", "c"), "a\nb\nc\n", True),
         (("…", "c", "…"), "a\nb\n", False),
         (("x … z",), "x y z\n", True),
+        (("x … z",), "x     z\n", True),
         (("x … z",), "x y\nz\n", False),
         (("(.*)",), "other\n", False),
     ],
