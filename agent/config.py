@@ -106,6 +106,11 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
             self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names, self.initrd
         )
 
+    @property
+    def may_seal(self) -> bool:
+        """Whether any credential may leave the host in the form of `Kind.SEALED`."""
+        return self.guest_key or any(each.seal for each in self.credentials.values())
+
     def kind(self, name: str) -> Kind:
         """In which form a credential leaves the host."""
         credential = self.credentials[name]

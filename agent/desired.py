@@ -47,13 +47,24 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What stands for the values that a VM should get: their digest, and each one's fingerprint."""
+
+    digest: str
+    entries: tuple[ManifestEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fingerprints:
     """64 hex digits for each secret's value, the same in every VM that uses the secret, for one look.
 
     Bound to the secret's name in the source, so that two secrets of one value do not show it.
+    ``last`` are VMs' identities at the look before, each with a keyed hash of what they are of: making one
+    takes several times as long as finding that it is still the same. For one configuration of the VMs.
     """
 
     key: CredentialKey
+    last: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
     _known: dict[str, str] = field(default_factory=dict)
 
     def of(self, vm: VmConfig, name: str, value: Secret) -> str:
@@ -75,6 +86,27 @@ def desired(
 
     Digests are keyed with what is derived from the host's key, so that they tell nothing about values.
     """
+    values, reasons, passing = _published(vm, snapshot)
+    if guest_key is None and vm.may_seal and any(vm.kind(name) is Kind.SEALED for name in values):
+        reasons.append(
+            f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
+        )
+    if reasons:
+        return Refused(tuple(reasons), passing)
+    guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
+    content = [guest.encode()]
+    for name, value in values.items():
+        content += [b"%s %d " % (name.encode(), len(value.reveal())), value.reveal()]
+    mark = hmac.digest(fingerprints.key.derive("mark"), b"".join(content), "sha256")
+    last, identity = fingerprints.last.get(vm.name, (b"", None))
+    if identity is None or last != mark:
+        identity = _identity(vm, values, fingerprints, guest)
+        fingerprints.last[vm.name] = mark, identity
+    return Desired(identity.digest, identity.entries, values, vm.delivery)
+
+
+def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], list[str], bool]:
+    """A VM's values by credential, in order; why there is none for one; whether that may pass by itself."""
     values: dict[str, Secret] = {}
     reasons: list[str] = []
     passing = False
@@ -93,25 +125,22 @@ def desired(
             case Problem():
                 reasons.append(f"{name}: secret {credential.secret!r} {published}: {published.remedy}")
                 passing = passing or published is Problem.BEING_WRITTEN
-    if guest_key is None and any(vm.kind(name) is Kind.SEALED for name in values):
-        reasons.append(
-            f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
-        )
-    if reasons:
-        return Refused(tuple(reasons), passing)
-    kinds = {name: vm.kind(name) for name in sorted(values)}
+    return values, reasons, passing
+
+
+def _identity(
+    vm: VmConfig, values: Mapping[str, Secret], fingerprints: Fingerprints, guest: str
+) -> Identity:
+    kinds = {name: vm.kind(name) for name in values}
     known = {name: fingerprints.of(vm, name, values[name]) for name in kinds}
-    guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
     parts = [
         [name, kind.value, known[name], guest if kind is Kind.SEALED else ""] for name, kind in kinds.items()
     ]
     key = fingerprints.key
     digest = hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex()
-    return Desired(
-        digest=digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS],
-        entries=tuple(ManifestEntry(name, kind, known[name][:16]) for name, kind in kinds.items()),
-        values=values,
-        delivery=vm.delivery,
+    return Identity(
+        digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS],
+        tuple(ManifestEntry(name, kind, known[name][:16]) for name, kind in kinds.items()),
     )
 
 

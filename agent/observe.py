@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import source
-from agent.desired import Desired, Fingerprints, Refused, desired
+from agent.desired import Desired, Fingerprints, Identity, Refused, desired
 from agent.errors import KeyFileError, SourceError
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
 from agent.reconcile import Decision, Observed, decide
@@ -48,12 +49,24 @@ class Look:
         )
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is made out of a VM once, and not at each look."""
+
+    secrets: tuple[str, ...]
+    stamp_path: str
+    stamp: tuple[bytes, Stamp] | None = None
+    """What was read last, and what it says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observer:
     """Looks at VMs of one configuration."""
 
     config: Config
     store: Store
+    _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
+    _known: dict[str, _Known] = field(default_factory=dict)
 
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
@@ -77,7 +90,7 @@ class Observer:
     ) -> Look:
         """Look at some VMs, with what was read of the source, or why nothing was. Raises `BusError`."""
         vms = list(vms)
-        fingerprints = Fingerprints(self.store.key)
+        fingerprints = Fingerprints(self.store.key, self._identities)
         running = self._running(vms, manager)
         observed = tuple(self._observe(vm, published, running.get(vm.name), fingerprints) for vm in vms)
         grace = self.config.rollout.stamp_seconds
@@ -90,13 +103,13 @@ class Observer:
 
     def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
         """Read the secrets of some VMs. Raises `SourceError` where there is no source."""
-        names = {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
+        names = set(chain.from_iterable(self._known_of(vm).secrets for vm in vms))
         follow = self.config.source.follow_links
         return source.take(Path(self.config.source.path), names, follow_links=follow)
 
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
         """The master copy of a VM's guest key; None when there is none. Raises `KeyFileError`."""
-        if not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
+        if not vm.may_seal or not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
             return None
         try:
             return read_key(guest_key_path(self.config, vm.name), machine_id=None)
@@ -109,13 +122,23 @@ class Observer:
         return stamp if stamp is not None and stamp.invocation_id == unit.invocation_id else None
 
     def _any_stamp(self, vm: VmConfig) -> Stamp | None:
+        known = self._known_of(vm)
         try:
-            path = stamp_path(vm.name, Path(self.config.runtime_directory))
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
-                stamp = Stamp.from_bytes(file.read(_STAMP_SIZE_MAX))
+            with open(known.stamp_path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
+                content = file.read(_STAMP_SIZE_MAX)
+            if known.stamp is None or known.stamp[0] != content:
+                known.stamp = content, Stamp.from_bytes(content)
         except (OSError, HandoffError):
             return None
-        return stamp if stamp.vm == vm.name else None
+        return known.stamp[1] if known.stamp[1].vm == vm.name else None
+
+    def _known_of(self, vm: VmConfig) -> _Known:
+        known = self._known.get(vm.name)
+        if known is None:
+            names = {each.secret for each in vm.credentials.values() if each.secret is not None}
+            path = stamp_path(vm.name, Path(self.config.runtime_directory))
+            known = self._known[vm.name] = _Known(tuple(names), str(path))
+        return known
 
     def _running(
         self, vms: Iterable[VmConfig], manager: SystemManager | None

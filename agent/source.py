@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,10 @@ def _read_file(descriptor: int) -> Secret | Problem:
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         return Problem.NOT_A_FILE
-    data = _read_bounded(descriptor, before.st_size)
+    # Mostly it is all there at once, and the file's size afterwards tells that there was no more.
+    data = os.read(descriptor, min(before.st_size, PLAINTEXT_MAX) + 1)
+    if len(data) != before.st_size:
+        data = _read_on(descriptor, data)
     after = os.fstat(descriptor)
     if len(data) > PLAINTEXT_MAX:
         return Problem.TOO_LARGE
@@ -159,11 +162,8 @@ def _read_file(descriptor: int) -> Secret | Problem:
     return Secret(data) if data else Problem.EMPTY
 
 
-def _read_bounded(descriptor: int, expected: int) -> bytes:
-    # Mostly it is all there at once, and the file's size afterwards tells that there was no more.
-    first = os.read(descriptor, min(expected, PLAINTEXT_MAX) + 1)
-    if len(first) == expected:
-        return first
+def _read_on(descriptor: int, first: bytes) -> bytes:
+    """Read to the end, but no further than shows that it is too much."""
     data = bytearray(first)
     while len(data) <= PLAINTEXT_MAX:
         chunk = os.read(descriptor, PLAINTEXT_MAX + 1 - len(data))
@@ -175,6 +175,7 @@ def _read_bounded(descriptor: int, expected: int) -> bytes:
 
 # O_NONBLOCK: opening a FIFO must not wait for its writer, nor a device for its carrier.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FLAGS_NO_LINK = _FLAGS | os.O_NOFOLLOW
 
 
 def _open_following(top: int, name: str) -> int:
@@ -187,8 +188,10 @@ def _open_beneath(top: int, name: str) -> int:
     Raises OSError: EXDEV for a link that leads out, ELOOP for too many.
     """
     if "/" not in name:
-        with suppress(OSError):  # a link, or nothing: looked at more closely below
-            return os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=top)
+        try:
+            return os.open(name, _FLAGS_NO_LINK, dir_fd=top)
+        except OSError:
+            pass  # a link, or nothing: looked at more closely below
     with ExitStack() as stack:
         directories = [top]
         parts = deque(name.split("/"))
@@ -213,7 +216,7 @@ def _open_beneath(top: int, name: str) -> int:
                 directories.append(os.open(part, flags, dir_fd=directories[-1]))
                 stack.callback(os.close, directories[-1])
             else:
-                return os.open(part, _FLAGS | os.O_NOFOLLOW, dir_fd=directories[-1])
+                return os.open(part, _FLAGS_NO_LINK, dir_fd=directories[-1])
     raise IsADirectoryError(errno.EISDIR, "")
 
 
