@@ -24,17 +24,18 @@ from agent import config as configuration
 from agent import rekey
 from agent.changes import Changes
 from agent.conditions import Conditions
-from agent.dispatch import Dispatcher
-from agent.errors import BusError, CredferryError, KeyFileError, OrderError, SourceError, StoreError
+from agent.connection import RETRY_SECONDS, Connection
+from agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError
 from agent.events import Event
 from agent.front import Front, NoFront
 from agent.journal import Audit
 from agent.metrics import Metrics
 from agent.observe import Look, Observer, open_store, without_source
-from agent.orders import Given, Order, Orders, Site
+from agent.orders import Orders, Site
 from agent.pace import Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
+from agent.restarts import Restarts
 from agent.rollout import Rollout
 from agent.sealer import Sealer, new_run
 from agent.settle import Settler
@@ -54,9 +55,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 _LOOK_OWED_SECONDS = 0.05
 """After restarts were asked for: so that their threads and a look at everything do not slow each other."""
 _JITTER = 0.1
-_BUS_RETRY_SECONDS = 5.0
 _STORE_RETRY_SECONDS = 5.0
-_STOP_SECONDS = 10.0
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
@@ -71,12 +70,10 @@ class Service:
 
     def __init__(self, path: Path, connect: Connect, appear: Callable[[Orders], Front] = _no_front) -> None:
         self._path = path
-        self._connect = connect
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._manager: SystemManager | None = None
-        self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._conditions = Conditions()
+        self._connection = Connection(lambda: connect(self._on_job), self._conditions)
         self._metrics = Metrics()
         self._orders = Orders(self._hints.put)
         self._front = appear(self._orders)
@@ -85,11 +82,11 @@ class Service:
         self._is_unsettled = False
         self._is_look_owed = False
         self._sourceless: SourceError | None = None
-        self._bus_retry_at = 0.0
         config = configuration.load(path)
         self._key_identity = rekey.identity(Path(config.host_key))  # before it is read, or made
-        rollout = config.rollout
-        self._dispatcher = Dispatcher(self._restart, rollout.concurrency, rollout.slot_seconds)
+        self._restarts = Restarts(
+            config, self._connection, self._orders, self._stop, lambda: self._hints.put("rollout")
+        )
         self._use(config, open_store(config))
 
     def run(self) -> None:
@@ -103,8 +100,8 @@ class Service:
                 stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
             self._watch.start()
             stack.callback(self._end_watch)
-            self._dispatcher.start()
-            stack.callback(self._end_restarts)
+            self._restarts.start()
+            stack.callback(self._restarts.stop)
             self._front.start()
             stack.callback(self._front.stop)
             ready = False
@@ -123,7 +120,6 @@ class Service:
 
     def _use(self, config: Config, store: Store) -> None:
         self._config = config
-        self._order = configuration.restart_order(config.vms)
         self._store = store
         self._changes = Changes()
         self._audit = Audit(self._store, listeners=(self._metrics.hear, self._front.hear))
@@ -131,12 +127,13 @@ class Service:
         self._pacer = Pacer(config, store)
         self._sealer = Sealer(store, self._observer, self._audit)
         self._rollout = Rollout(config, store, self._observer, self._audit, self._pacer, self._stop)
+        self._restarts.use(config, store, self._rollout)
         self._reporter = Reporter(self._audit)
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
         self._watch = Watch(Path(config.source.path), self._hints.put)
-        self._dispatcher.adjust(config.rollout.concurrency, config.rollout.slot_seconds)
+        self._below = [name for name in config.secrets if "/" in name]  # the others are in the source itself
         self._orders.use(
-            Site(config, store, self._audit, self._observer, self._pacer, lambda: self._manager)
+            Site(config, store, self._audit, self._observer, self._pacer, lambda: self._connection.present)
         )
 
     def _go_over_to(self, config: Config, store: Store) -> None:
@@ -147,20 +144,20 @@ class Service:
     def _turn(self) -> float:
         """One whole look, and what follows from it. Seconds until the next without a hint."""
         # Armed before looking: a change after the look then has its hint.
-        self._watch.arm(self._config.secrets)
+        self._watch.arm(self._below)
         self._orders.begin_look()
         failure: CredferryError | None = None
         self._sourceless, self._is_unsettled = None, False
         try:
-            self._raise_errors()
+            self._restarts.raise_error()
             self._announce()
             self._heed_host_key()
-            delay = min(self._look(), self._dispatcher.relieve())
+            delay = min(self._look(), self._restarts.relieve())
             failure = self._sourceless
         except BusError as error:
-            self._lose_bus(error)
+            self._connection.lose(error)
             failure = error
-            delay = _BUS_RETRY_SECONDS
+            delay = RETRY_SECONDS
         except StoreError as error:
             self._lose_store(error)
             failure = error
@@ -186,11 +183,6 @@ class Service:
         else:
             self._tell_over("metrics", "metrics can be written again")
 
-    def _raise_errors(self) -> None:
-        """Raise what a restarting thread could not handle."""
-        with suppress(queue.Empty):
-            raise self._errors.get_nowait()
-
     def _announce(self) -> None:
         if not self._is_announced:
             self._audit.repeat_last()
@@ -202,7 +194,7 @@ class Service:
         identity = rekey.identity(Path(self._config.host_key))
         if identity == self._key_identity and identity is not None:
             return
-        manager, vms = self._bus(), list(self._config.vms.values())
+        manager, vms = self._connection.get(), list(self._config.vms.values())
         try:
             store = open_store(self._config)
         except KeyFileError as error:
@@ -218,7 +210,7 @@ class Service:
         self._key_identity = rekey.identity(Path(self._config.host_key))
 
     def _look(self) -> float:
-        vms, manager, now = self._config.vms.values(), self._bus(), time.monotonic()
+        vms, manager, now = self._config.vms.values(), self._connection.get(), time.monotonic()
         try:
             snapshot = self._observer.snapshot(vms)
         except SourceError as error:
@@ -227,7 +219,7 @@ class Service:
             # A VM that a restart of ours left down is put back without a source, too.
             look = self._observer.look_at(without_source(error), vms, manager)
             self._sourceless = error
-            self._ask_for_restarts(look)
+            self._restarts.ask(look)
             self._metrics.looked(look, self._store, with_source=False)
             self._show(look)
             return self._resync()
@@ -253,7 +245,7 @@ class Service:
             self._hints.put("sealed")  # to show it; restarts make the loop look by themselves
         daemon.notify(f"STATUS={_summary(look)}")
         self._unsteady = any(decision.look_again for decision in look.decisions)
-        if self._unsteady or self._manager is None:
+        if self._unsteady or self._connection.present is None:
             return _LOOK_AGAIN_SECONDS
         waits = (decision.wait_seconds for decision in look.decisions if decision.wait_seconds)
         return min([self._resync(), *waits])
@@ -262,7 +254,7 @@ class Service:
         """Do what follows for VMs that something else is published for, as one change."""
         names, run = {vm.name for vm in changed}, new_run()
         is_ordered = bool(self._config.rollout.canaries) or any(vm.after for vm in self._config.vms.values())
-        vms = [self._config.vms[name] for name in self._order if is_ordered or name in names]
+        vms = [self._config.vms[name] for name in self._restarts.order if is_ordered or name in names]
         look = self._observer.look_at(snapshot, vms, manager)
         # Where none waits for another, each is restarted while the next is sealed.
         for part in [look] if is_ordered else look.each():
@@ -273,7 +265,7 @@ class Service:
         self._rollout.forget_ended(look)
         sealed = self._sealer.seal_due(look, run)
         look = self._pacer.hold_back(look)
-        self._ask_for_restarts(look)
+        self._restarts.ask(look)
         return look, sealed
 
     def _unsettled(self, look: Look) -> float:
@@ -281,80 +273,13 @@ class Service:
         left = self._settler.wait(look.generation, look.content, time.monotonic())
         return left if any(decision.seal for decision in look.decisions) else 0.0
 
-    def _ask_for_restarts(self, look: Look) -> None:
-        if self._manager is not None:
-            due = {decision.vm.name for decision in look.decisions if decision.needs_rollout}
-            due |= self._orders.pending() & self._config.vms.keys()
-            self._dispatcher.submit(name for name in self._order if name in due)
-
     def _show(self, look: Look) -> None:
         """Have others see what was found, sealing included."""
         pairs = zip(look.observed, look.decisions, strict=True)
         self._front.show(standing(observed, decision, self._store) for observed, decision in pairs)
 
-    def _restart(self, name: str) -> None:
-        """Restart one VM, in a thread of the dispatcher's. What it cannot handle is raised by the loop."""
-        try:
-            manager = self._manager
-            if manager is not None and not self._stop.is_set() and name in self._config.vms:
-                given = self._orders.given(name)
-                state = (
-                    self._rollout.restart(name, manager)
-                    if given is None
-                    else self._carry_out(name, given, manager)
-                )
-                _log.info("rollout", vm=name, state=state.value)
-        except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
-            self._dispatcher.forget_waiting()
-            self._errors.put(error)
-        finally:
-            self._hints.put("rollout")
-
-    def _carry_out(self, name: str, given: Given, manager: SystemManager) -> State:
-        """Carry out an operator's order; a later look asks again where something is to be sealed first."""
-        try:
-            if given.order is Order.ROTATE:
-                state = self._rollout.rotate(name, manager, given.moment)
-            else:
-                state = self._rollout.go_back(name, manager)
-        except OrderError as error:
-            self._orders.carried_out(name, given, describe(error))
-            return State.CHANGING
-        if state is None:
-            return State.SEAL_DUE
-        self._orders.carried_out(name, given, "" if state is not State.FAILED else _why(self._store, name))
-        return state
-
     def _end_watch(self) -> None:
         self._watch.stop()  # the present one: a reload makes another
-
-    def _end_restarts(self) -> None:
-        self._stop.set()
-        if self._manager is not None:
-            self._manager.close()  # wakes those that wait for a job
-        self._dispatcher.stop(_STOP_SECONDS)
-
-    def _bus(self) -> SystemManager | None:
-        """systemd, connected anew where the bus was lost; None while it cannot be had.
-
-        Sealing goes on without it: a VM that starts meanwhile gets what is published.
-        """
-        if self._manager is None and time.monotonic() >= self._bus_retry_at:
-            try:
-                self._manager = self._connect(self._on_job)
-            except BusError as error:
-                self._lose_bus(error)
-            else:
-                self._tell_over("bus", "systemd can be reached again")
-        return self._manager
-
-    def _lose_bus(self, error: BusError) -> None:
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
-        self._bus_retry_at = time.monotonic() + _BUS_RETRY_SECONDS
-        if self._conditions.met("bus", "", time.monotonic()):
-            _log.error("no restarts until systemd can be reached", reason=describe(error))
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.met("store", str(error), time.monotonic()):
@@ -406,11 +331,6 @@ class Service:
             self._go_over_to(config, store)
             self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
         daemon.notify("READY=1")
-
-
-def _why(store: Store, name: str) -> str:
-    attempt = store.attempt(name)
-    return attempt.reason if attempt is not None else "its restart failed"
 
 
 def _summary(look: Look) -> str:

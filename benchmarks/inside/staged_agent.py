@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PLACES = (
     ("agent.watch", "_Handler.on_any_event", "the event"),
     ("agent.service", "Service._turn", "a turn of the loop"),
-    ("agent.observe", "Observer.look", "a look"),
+    ("agent.observe", "Observer.look_at", "a look"),
     ("agent.source", "take", "reading the source"),
     ("agent.sealer", "Sealer.seal_due", "sealing"),
     ("agent.store", "Store.write", "writing the generation"),
