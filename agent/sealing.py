@@ -161,7 +161,7 @@ def _pad8(data: bytes) -> bytes:
 
 def _wrap(data: bytes) -> bytes:
     text = base64.b64encode(data)
-    return b"".join(text[at : at + _LINE] + b"\n" for at in range(0, len(text), _LINE))
+    return b"\n".join([text[at : at + _LINE] for at in range(0, len(text), _LINE)]) + b"\n"
 
 
 def _decode(blob: bytes, label: str) -> bytes:
