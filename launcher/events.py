@@ -8,7 +8,8 @@ unfinished event is bounded.
 
 from __future__ import annotations
 
-from launcher import jsontext
+import json
+
 from launcher.record import Record
 
 TYPE_CHECKING = False
@@ -80,7 +81,7 @@ class EventParser:
 
 def _event(data: bytes) -> Event | None:
     try:
-        match jsontext.loads(data):
+        match json.loads(data):
             case {"source": str(source), "event": str(name)}:
                 return Event(source, name)
     except (ValueError, RecursionError):

@@ -11,9 +11,9 @@ from __future__ import annotations
 import binascii
 import contextlib
 import enum
+import json
 import os
 
-from launcher import jsontext
 from launcher.record import Record, asdict
 
 TYPE_CHECKING = False
@@ -283,12 +283,12 @@ def write_stamp(directory: str | os.PathLike[str], stamp: Stamp) -> None:
 
 
 def _dump(fields: dict[str, Any]) -> bytes:
-    return jsontext.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True).encode()
+    return json.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
     try:
-        fields = jsontext.loads(data)
+        fields = json.loads(data)
         if not isinstance(fields, dict) or _number(fields.pop("version", 0)) != FORMAT_VERSION:
             raise HandoffError(f"{what}: not of format version {FORMAT_VERSION}")
         return build(fields)

@@ -6,7 +6,8 @@ A VM never fails to start for want of a journal: no socket, a full one, or none 
 
 from __future__ import annotations
 
-import _socket
+import contextlib
+import socket
 
 from launcher.handoff import MESSAGE_ID_LAUNCHED
 
@@ -66,15 +67,10 @@ def send(
             *extra,
         ]
     )
-    try:
-        peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        try:
-            peer.setblocking(False)
-            peer.sendto(record, path)
-        finally:
-            peer.close()
-    except OSError:
-        return
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as peer:
+        peer.setblocking(False)
+        peer.sendto(record, path)
 
 
 def _field(key: str, value: str) -> bytes:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 
-from launcher import cmdline, initrd, jsontext, oem
+from launcher import cmdline, initrd, oem
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
     RUNTIME_PARENT,
@@ -177,7 +178,7 @@ def _by_api(
 
     config = vmconfig.convert(options, request.major)
     strings = [credential.string.reveal().decode() for credential in credentials]
-    body = Secret(jsontext.dumps(_document(config, strings), ensure_ascii=False).encode())
+    body = Secret(json.dumps(_document(config, strings), ensure_ascii=False, separators=(",", ":")).encode())
     oem.check_body(len(body.reveal()), credentials, request.major)
     words = config.vmm
     api = _api_socket(options, Grammar.of(request.major))

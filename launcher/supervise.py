@@ -11,13 +11,14 @@ configuration (vmm/src/lib.rs, `vm_reboot`). So a reboot ends the VMM, and syste
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
 import sys
 import time
 
-from launcher import api, journal, jsontext
+from launcher import api, journal
 from launcher.events import EventParser
 from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED, write_stamp
 from launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
@@ -86,7 +87,7 @@ def _boot(task: Task, boot: Boot) -> None:
 
 
 def _add_net(task: Task, boot: Boot, net: AddNet) -> None:
-    body = jsontext.dumps(net.config, ensure_ascii=False).encode()
+    body = json.dumps(net.config, ensure_ascii=False, separators=(",", ":")).encode()
     _request(task, boot, "vm.add-net", _CREATE_SECONDS, body, net.fds)
     for descriptor in net.fds:
         os.close(descriptor)
