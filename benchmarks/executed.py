@@ -21,6 +21,9 @@ _BARE = f"{INSIDE}/hypervisor {_ARGUMENTS}"
 _LAUNCHER = f"/usr/bin/credferry-launch --hypervisor-version 53.0 --real {INSIDE}/hypervisor -- {_ARGUMENTS}"
 _WRAPPER = f"{INSIDE}/wrapper.sh command {_BARE}"
 ROUNDS = 2
+# Secrets, VMs, rotations.
+_FULL = [(1, 1, 8), (10, 1, 12), (100, 10, 8), (1000, 100, 8), (1000, 1000, 6), (10000, 1000, 6)]
+_QUICK = [(10, 1, 4)]
 
 
 class _WithLauncher(Credferry):
@@ -49,9 +52,9 @@ class _WithWrapperPolling(Polling):
 
 
 def measure(bed: Bed, *, quick: bool) -> list[Row]:
-    """Measure two sizes, each contender twice in turn."""
+    """Measure a few sizes, each contender twice in turn."""
     rows: list[Row] = []
-    for secrets, vms, count in [(10, 1, 4)] if quick else [(10, 1, 12), (1000, 100, 8)]:
+    for secrets, vms, count in _QUICK if quick else _FULL:
         world = World(secrets, vms, unit=HYPERVISOR)
         bed.host.run("mkdir", "-p", "/run/bench/v0")
         bed.lay_out(world)
