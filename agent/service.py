@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The daemon: waits for hints and timers, looks, seals, and hands restarts to threads of their own.
 
-The loop never waits for a VM. Each turn is one whole look; a turn that completes feeds systemd's watchdog.
+The loop never waits for a VM. A turn looks at everything, or first at what a swap has just changed, and the
+next at everything; a turn that completes feeds systemd's watchdog.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Service:
         self._watch.start()
 
     def _turn(self) -> float:
-        """One whole look, and what follows from it. Seconds until the next without a hint."""
+        """A look, at what has changed or at all, and what follows. Seconds until the next without a hint."""
         # Armed before looking: a change after the look then has its hint.
         self._watch.arm(self._below)
         self._orders.begin_look()
