@@ -26,8 +26,9 @@ _NONE: Final = ("no run yet", "")
 _HEAD: Final = """\
 # Reliability
 
-What tests that try hard to break credferry have found, in numbers: those of the last run of each, on
-whatever machine that was. `make reliability` writes them here. How each is counted stands below the table.
+What tests that try hard to break credferry have found, in numbers: those of the last run of each (of
+the soak: the last of full length), on whatever machine that was. `make reliability` writes them here.
+How each is counted stands below the table.
 
 | what | number | when (UTC) |
 |---|---:|---|
