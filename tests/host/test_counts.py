@@ -256,7 +256,7 @@ class Asked:
 
 LOOKS_A_ROTATION = 6
 """One that finds it, one right before the restart, and those that the job's end and its verdict cause."""
-CALLS_A_RESTART = 14
+CALLS_A_RESTART = 10
 """What systemd is asked about the one unit, before and after, and for its restart."""
 THREADS = 14
 RESTS = 30
