@@ -104,9 +104,13 @@ def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Sna
 
 def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
     with ExitStack() as stack:
+        target = _target(path)
         try:
             top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            # Swapped, and what it led to removed, while the kernel was on its way there.
+            if _target(path) != target:
+                raise _MovedError from None
             raise SourceError(
                 f"source {path}: {os.strerror(error.errno or 0)}",
                 hint="is the producer (sops-install-secrets.service, agenix) done? see source.path",
@@ -123,6 +127,13 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
         if (after.st_dev, after.st_ino) != (generation.device, generation.inode):
             raise _MovedError
         return Snapshot(generation, values)
+
+
+def _target(path: Path) -> str | None:
+    try:
+        return os.readlink(path)  # noqa: PTH115 (done at each look)
+    except OSError:
+        return None
 
 
 _PROBLEMS = {
