@@ -7,6 +7,7 @@ with the first bytes (SCM_RIGHTS).
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 _HEAD_MAX: Final = 16 << 10
 _BODY_MAX: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
-_VERSIONS: Final = frozenset({b"HTTP/1.0 ", b"HTTP/1.1 "})
-_AFTER_STATUS: Final = frozenset({b"", b" ", b"\r"})
-_LENGTH: Final = b"content-length:"
-_LENGTH_DIGITS_MAX: Final = 18
-_STATUSES: Final = range(100, 600)
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?=[ \r]|\Z)")
+_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\n]*)$")
+_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*\r?")
 _GOOD: Final = range(200, 300)
 _CONTINUE: Final = 100
 
@@ -111,13 +110,15 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
     while True:
         head, end, body = buffer.partition(_END)
         if end:
-            status = _status(head)
+            status = _STATUS.match(head)
+            if status is None:
+                raise ApiError("the answer is not HTTP")
             length = _length(head)
             if length > _BODY_MAX:
                 raise ApiError("the answer is too large")
             if len(body) >= length:
-                if status != _CONTINUE:
-                    return Answer(status, body[:length])
+                if int(status[1]) != _CONTINUE:
+                    return Answer(int(status[1]), body[:length])
                 buffer = body
                 continue
         elif len(buffer) > _HEAD_MAX:
@@ -129,28 +130,15 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
         buffer += data
 
 
-def _status(head: bytes) -> int:
-    """The answer's status. Raises `ApiError` where it does not begin with one."""
-    version, digits, after = head[:9], head[9:12], head[12:13]
-    if (
-        version in _VERSIONS
-        and digits.isdigit()
-        and int(digits) in _STATUSES
-        and after in {b"", b" ", b"\r"}
-    ):
-        return int(digits)
-    raise ApiError("the answer is not HTTP")
-
-
 def _length(head: bytes) -> int:
     """Bytes of the body: none where the head does not say."""
-    said = next((line for line in head.split(b"\n") if line[: len(_LENGTH)].lower() == _LENGTH), None)
+    said = _LENGTH.search(head)
     if said is None:
         return 0
-    digits = said[len(_LENGTH) :].removesuffix(b"\r").strip(b" \t")
-    if not digits.isdigit() or len(digits) > _LENGTH_DIGITS_MAX:
+    digits = _DIGITS.fullmatch(said[1])
+    if digits is None:
         raise ApiError("the answer's length is not a number")
-    return int(digits)
+    return int(digits[1])
 
 
 def _left(deadline: float) -> float:
