@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Opens files that another user can write, or can replace. No other code opens such files.
+
+Such a file may be a FIFO that nobody writes, a link to a file that only root may read, a device, or endless.
+The path that leads there may change between two system calls. So each component is opened below the descriptor
+of the one before it, no symbolic link is followed, and what was opened is judged by its descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class UntrustedFileError(OSError):
+    """The file is there, and it is not one that may be read. ``strerror`` says why, without its content."""
+
+
+def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: Path = Path("/")) -> int:
+    """A descriptor for reading a regular file; it never blocks, and no symbolic link leads to it.
+
+    ``below`` is a directory whose own path is trusted: only root can change it. Links are allowed on the way
+    there, and nowhere after it. ``path`` must be below ``below``. ``owners`` are the uids that may own the file;
+    None allows all. Raises `UntrustedFileError` for a file that may not be read, `FileNotFoundError`, and other
+    kinds of `OSError`.
+    """
+    *parents, name = path.relative_to(below).parts
+    if ".." in parents or name == "..":
+        raise _refuse(path, errno.EINVAL, "the path has a '..' in it")
+    with ExitStack() as stack:
+        directory = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        try:
+            for parent in parents:
+                directory = os.open(parent, _DIRECTORY, dir_fd=directory)
+                stack.callback(os.close, directory)
+            # The kind is asked before the open: opening a device can have effects.
+            _check(path, os.stat(name, dir_fd=directory, follow_symlinks=False), owners)
+            descriptor = os.open(name, _FILE, dir_fd=directory)
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                raise _refuse(
+                    path, errno.ELOOP, "a symbolic link or a file stands where a directory should be"
+                ) from None
+            raise
+        with ExitStack() as failed:
+            failed.callback(os.close, descriptor)
+            _check(path, os.fstat(descriptor), owners)
+            failed.pop_all()
+        return descriptor
+
+
+def read_untrusted(
+    path: Path, *, limit: int, owners: Container[int] | None = None, below: Path = Path("/")
+) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes. Raises as `open_untrusted` does.
+
+    A larger file raises `UntrustedFileError`.
+    """
+    with os.fdopen(open_untrusted(path, owners=owners, below=below), "rb", buffering=0) as file:
+        content = bytearray()
+        while len(content) <= limit and (part := file.read(limit + 1 - len(content))):
+            content += part
+    if len(content) > limit:
+        raise _refuse(path, errno.EFBIG, f"it is larger than {limit} bytes")
+    return bytes(content)
+
+
+def _check(path: Path, status: os.stat_result, owners: Container[int] | None) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise _refuse(path, errno.ELOOP, "it is a symbolic link")
+    if not stat.S_ISREG(status.st_mode):
+        raise _refuse(path, errno.EINVAL, "it is not a regular file")
+    if owners is not None and status.st_uid not in owners:
+        raise _refuse(path, errno.EPERM, f"it belongs to uid {status.st_uid}, who must not own it")
+
+
+def _refuse(path: Path, number: int, reason: str) -> UntrustedFileError:
+    return UntrustedFileError(number, reason, os.fspath(path))
