@@ -126,11 +126,12 @@ class Observer:
         try:
             with open(known.stamp_path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
                 content = file.read(_STAMP_SIZE_MAX)
-            if known.stamp is None or known.stamp[0] != content:
-                known.stamp = content, Stamp.from_bytes(content)
+            last = known.stamp  # once: another thread may look at the same VM
+            if last is None or last[0] != content:
+                last = known.stamp = content, Stamp.from_bytes(content)
         except (OSError, HandoffError):
             return None
-        return known.stamp[1] if known.stamp[1].vm == vm.name else None
+        return last[1] if last[1].vm == vm.name else None
 
     def _known_of(self, vm: VmConfig) -> _Known:
         known = self._known.get(vm.name)

@@ -25,7 +25,7 @@ from agent.units import HEALTH_UNIT
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from contextlib import AbstractContextManager
 
     from agent.config import Config, VmConfig
@@ -220,10 +220,7 @@ class Rollout:
     @staticmethod
     def _is_unhealthy(vm: VmConfig, manager: SystemManager) -> str:
         unit = HEALTH_UNIT.format(vm=vm.name)
-        result = _result(manager.start, unit, manager)
-        if result == "done":
-            return ""
-        return f"{unit} ended with {result!r}" if isinstance(result, str) else str(result)
+        return _failure(manager.start, unit, manager, {"done"}, unit)
 
     def _fail(self, vm: VmConfig, attempt: Attempt, reason: str, manager: SystemManager) -> State:
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
@@ -242,9 +239,9 @@ class Rollout:
         """Ask systemd for a restart; why it was no success, empty when it was."""
         unit = manager.unit(vm.unit) if unit is None else unit
         job = manager.try_restart if unit.is_active and not again else manager.restart_failed
-        result = _result(job, vm.unit, manager)
-        if result not in {"done", "canceled"}:  # somebody else's job came in its place, and may do as well
-            return f"systemd's job ended with {result!r}" if isinstance(result, str) else str(result)
+        # Canceled: somebody else's job came in its place, and may do as well.
+        if reason := _failure(job, vm.unit, manager, {"done", "canceled"}, "systemd's job"):
+            return reason
         before = unit.invocation_id
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
@@ -309,16 +306,19 @@ class Rollout:
         )
 
 
-def _result(job: Callable[[str], str], unit: str, manager: SystemManager) -> str | BusError:
-    """What systemd says of how a job of a unit's ended, or why it refused one.
+def _failure(
+    job: Callable[[str], str], unit: str, manager: SystemManager, good: Container[str], what: str
+) -> str:
+    """Why a job of a unit's came to nothing, empty where its result is a good one.
 
     Raises `BusError` where systemd cannot be reached.
     """
     try:
-        return job(unit)
+        result = job(unit)
     except BusError as error:
-        manager.unit(unit)
-        return error
+        manager.unit(unit)  # raises as well where systemd cannot be reached; else it has refused
+        return str(error)
+    return "" if result in good else f"{what} ended with {result!r}"
 
 
 def _is_retry(attempt: Attempt | None) -> bool:

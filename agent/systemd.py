@@ -144,13 +144,13 @@ class SystemBus:
         # Between two looks most often nothing has changed, and to unpack what systemd says of a thousand
         # units takes three times as long as to have it said.
         packed = bytes(reply.get_data_as_bytes().get_data())
-        if packed != self._listed[0]:
+        last = self._listed  # once: threads that restart a VM ask as well
+        if packed != last[0]:
             rows = reply.unpack()[0]
-            self._listed = (
-                packed,
-                {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows},
-            )
-        return self._listed[1]
+            last = packed, {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
+            if len(names) > 1:  # a single unit's is soon unpacked, and would take the place of all
+                self._listed = last
+        return last[1]
 
     def try_restart(self, name: str) -> str:
         """See `SystemManager`."""
