@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Opens files that another user can write, or can replace. No other code opens such files.
 
-Such a file may be a FIFO that nobody writes, a link to a file that only root may read, a device, or endless.
-The path that leads there may change between two system calls. So each component is opened below the descriptor
-of the one before it, no symbolic link is followed, and what was opened is judged by its descriptor.
+Such a file may be a FIFO that nobody writes, a link to a file that only root may read, a device, or
+endless. The path that leads there may change between two system calls. So each component is opened below
+the descriptor of the one before it, no symbolic link is followed, and what was opened is judged by its
+descriptor.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class UntrustedFileError(OSError):
 def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: Path = Path("/")) -> int:
     """A descriptor for reading a regular file; it never blocks, and no symbolic link leads to it.
 
-    ``below`` is a directory whose own path is trusted: only root can change it. Links are allowed on the way
-    there, and nowhere after it. ``path`` must be below ``below``. ``owners`` are the uids that may own the file;
-    None allows all. Raises `UntrustedFileError` for a file that may not be read, `FileNotFoundError`, and other
-    kinds of `OSError`.
+    ``below`` is a directory whose own path is trusted: only root can change it. Links are allowed on the
+    way there, and nowhere after it. ``path`` must be below ``below``. ``owners`` are the uids that may
+    own the file; None allows all. Raises `UntrustedFileError` for a file that may not be read,
+    `FileNotFoundError`, and other kinds of `OSError`.
     """
     *parents, name = path.relative_to(below).parts
     if ".." in parents or name == "..":
