@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
     from launcher.arguments import Arguments
+    from launcher.credentials import Delivered
     from launcher.handoff import Manifest
     from launcher.spec import Spec
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments.parse(words), manifests)
     except LaunchError as error:
-        _report(error, manifests, quiet="--explain" in words)
+        _report(error, manifests, quiet=arguments.is_question(words))
         sys.exit(error.status)
     except Exception as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
         sys.stderr.write(f"credferry-launch: internal error: {type(error).__name__}: please report it\n")
@@ -57,7 +58,7 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
             return
         asked = asked.but(real=asked.real or vm.hypervisor, vm=vm.name)
         _start(asked, manifests, vm)
-    elif set(_without_program(asked.argv)) & _QUESTIONS and not asked.explain:
+    elif set(_without_program(asked.argv)) & _QUESTIONS and not (asked.explain or asked.check):
         _become(asked.real or "", _without_program(asked.argv))
     else:
         _start(asked, manifests, None)
@@ -82,8 +83,13 @@ def _on_host(verb: str, vm: Spec) -> None:
 
 def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None:
     hardening.forbid_core_dumps()
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    delivered = credentials.read(directory) if directory else None
+    if asked.check is not None:
+        from launcher import check  # noqa: PLC0415 (not on a VM's boot path)
+
+        delivered: Delivered | None = check.delivered(asked.check, asked.vm)
+    else:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        delivered = credentials.read(directory) if directory else None
     manifests += [delivered.manifest] if delivered else []
     real = asked.real or ""
     text, major = _version(asked.version, real)
@@ -98,6 +104,8 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
         runtime=runtime,
     )
     made = plan.make(_of_spec(request, vm) if vm is not None else request, delivered)
+    if asked.check is not None:
+        return
     from launcher import start  # noqa: PLC0415 (after all that can be refused without it)
 
     if asked.explain:

@@ -9,27 +9,42 @@ from launcher.record import Record, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Final
+
+    from launcher.check import Assumed
 
 USAGE: Final = (
     "usage: credferry-launch --real PATH [--explain] [--hypervisor-version V] [--vm NAME] -- ARGV…\n"
     "       credferry-launch --spec FILE [--real PATH] [--explain] [--hypervisor-version V] [--vm NAME]\n"
     "       credferry-launch --spec FILE --tap-up | --tap-down | --virtiofsd | --shutdown\n"
+    "       credferry-launch --check [--real PATH | --major N] [--channel api|command] [--kinds LIST]\n"
+    "                        [--initrd] [--guest-systemd N] [--plaintext-in-argv] -- ARGV…\n"
     "\n"
     "Starts cloud-hypervisor with the unit's credentials as SMBIOS OEM strings. ARGV are its\n"
     "arguments, or FILE says what the VM is. --explain shows what would be started, as JSON, with every\n"
-    "value redacted. The last line is for the VM's units: what they do on the host.\n"
+    "value redacted. The third line is for the VM's units: what they do on the host.\n"
+    "\n"
+    "--check needs no credentials and starts nothing. It exits with 0 where a VM's start would accept\n"
+    "ARGV. Otherwise it prints the line of the refusal and exits with its status: 64 for the arguments,\n"
+    "65 for credentials or a limit. LIST has the credentials' kinds, as in plain,sealed,text, or their\n"
+    "names and kinds, as in API_KEY=plain,TOKEN=sealed; it is plain unless given. --channel, --initrd,\n"
+    "--guest-systemd and --plaintext-in-argv are what the agent's configuration says for the VM.\n"
 )
 _HELP: Final = "see credferry-launch --help"
 _WITH_VALUE: Final = frozenset({"--real", "--spec", "--hypervisor-version", "--vm"})
+_CHECK: Final = "--check"
+_CHECK_SWITCHES: Final = frozenset({"--initrd", "--plaintext-in-argv"})
+_CHECK_WITH_VALUE: Final = frozenset({"--channel", "--guest-systemd", "--kinds", "--major"})
 _HOST_VERBS: Final = frozenset({"--tap-up", "--tap-down", "--virtiofsd", "--shutdown"})
+_SWITCHES: Final = frozenset({"--explain", _CHECK}) | _CHECK_SWITCHES | _HOST_VERBS
 
 
 class Arguments(Record):
     """What is asked for. ``argv`` are cloud-hypervisor's; a spec takes their place.
 
-    ``verb`` is one of those with which a VM's units prepare the host.
+    ``verb`` is one of those with which a VM's units prepare the host. With ``check``, the arguments are only
+    judged, for a VM with these credentials.
     """
 
     real: str | None = None
@@ -39,6 +54,7 @@ class Arguments(Record):
     vm: str | None = None
     spec: str | None = None
     verb: str | None = None
+    check: Assumed | None = None
 
 
 def parse(words: Sequence[str]) -> Arguments:
@@ -49,22 +65,24 @@ def parse(words: Sequence[str]) -> Arguments:
     while own:
         word = own.pop(0)
         name, equals, value = word.partition("=")
-        if word == "--explain" or word in _HOST_VERBS:
+        if word in _SWITCHES:
             flags.add(word)
-        elif name in _WITH_VALUE and (equals or own):
+        elif name in _WITH_VALUE | _CHECK_WITH_VALUE and (equals or own):
             values[name] = value if equals else own.pop(0)
         else:
             raise cmdline.usage("an argument before -- is not known, or has no value", _HELP)
     verbs = flags & _HOST_VERBS
+    check = _check(flags, values)
+    version = values.get("--major", values.get("--hypervisor-version"))
     spec, real, vm = values.get("--spec"), values.get("--real"), values.get("--vm")
     if spec is None:
         if not dashes:
             raise cmdline.usage("-- is missing before cloud-hypervisor's arguments", _HELP)
-        if not real:
+        if not real and not (check and version):
             raise cmdline.usage("--real is missing", "give the path of cloud-hypervisor's binary")
     elif argv:
         raise cmdline.usage("--spec and arguments after -- are both given", "write them into its options")
-    if len(verbs) > 1 or (verbs and (spec is None or "--explain" in flags)):
+    if len(verbs) > 1 or (verbs and (spec is None or flags - verbs)):
         raise cmdline.usage(f"{min(verbs)} stands alone, with --spec", _HELP)
     if vm is not None and not is_vm_name(vm):
         raise cmdline.usage("--vm is not a valid name", "give the instance name of the VM's unit")
@@ -72,11 +90,30 @@ def parse(words: Sequence[str]) -> Arguments:
         real,
         tuple(argv),
         "--explain" in flags,
-        values.get("--hypervisor-version"),
+        version,
         vm,
         spec,
         verbs.pop() if verbs else None,
+        check,
     )
+
+
+def is_question(words: Sequence[str]) -> bool:
+    """Whether a command line starts nothing, so that no refusal of it is a VM's that was not started."""
+    return not {"--explain", _CHECK}.isdisjoint(_halves(words)[0])
+
+
+def _check(flags: set[str], values: Mapping[str, str]) -> Assumed | None:
+    stray = min((flags & _CHECK_SWITCHES) | (values.keys() & _CHECK_WITH_VALUE), default=None)
+    if _CHECK not in flags:
+        if stray is not None:
+            raise cmdline.usage(f"{stray} goes with --check only", _HELP)
+        return None
+    if "--explain" in flags:
+        raise cmdline.usage("--explain and --check are both given", "give one of them")
+    from launcher import check  # noqa: PLC0415 (not on a VM's boot path)
+
+    return check.assume(flags, values)
 
 
 def _halves(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:

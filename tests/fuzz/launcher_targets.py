@@ -206,7 +206,7 @@ def own_arguments(data: bytes) -> None:
     except LaunchError as error:
         check_silent(error)
         return
-    assert found.real or found.spec is not None
+    assert found.real or found.spec is not None or (found.check and found.version)
     assert found.vm is None or is_vm_name(found.vm)
 
 

@@ -57,7 +57,7 @@ WORDS = st.one_of(
 )
 ARGV = st.lists(WORDS, max_size=6).map(lambda lists: ["--kernel=/k", *(word for ws in lists for word in ws)])
 OWN = st.one_of(
-    st.sampled_from(["--real=/does/not/exist", "--explain", "--vm=web", "--", "--spec=x"]),
+    st.sampled_from(["--real=/does/not/exist", "--explain", "--check", "--vm=web", "--", "--spec=x"]),
     st.text(max_size=6).map(lambda text: text.replace("\0", "")),
 )
 DELIVERIES = st.builds(

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""``--check``: the launcher's judgement of a command line, before any VM is started with it.
+
+The judgement is the plan's own: a VM's start would refuse the same arguments with the same line. Where real
+values will be, there are the smallest possible ones: a limit that is exceeded here is exceeded by any values.
+"""
+
+from __future__ import annotations
+
+import binascii
+
+from launcher.cmdline import usage
+from launcher.credentials import Credential, Delivered
+from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret, is_credential_name
+from launcher.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+    from typing import Final
+
+_KINDS: Final = Kind.PLAIN.value
+_VM: Final = "VM"
+_DIGITS_MAX: Final = 4
+_HEADER: Final = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000")
+"""How a credential begins that systemd sealed with a host's key (src/shared/creds-util.c)."""
+_HEADER_SIZE: Final = 48
+_METADATA_SIZE: Final = 20
+_TAG_SIZE: Final = 16
+
+
+class Assumed(Record):
+    """What a VM's configuration would say: how credentials travel, and their names and kinds."""
+
+    delivery: Delivery
+    credentials: tuple[tuple[str, Kind], ...]
+
+
+def assume(flags: Container[str], values: Mapping[str, str]) -> Assumed:
+    """What the options of ``--check`` say. Raises `LaunchError` (USAGE)."""
+    channel = values.get("--channel", Channel.API.value)
+    if channel not in {each.value for each in Channel}:
+        raise usage("--channel is neither api nor command", "give one of them")
+    credentials = _credentials(values.get("--kinds", _KINDS))
+    if "--major" in values:
+        _number("--major", values["--major"])
+    systemd = values.get("--guest-systemd")
+    delivery = Delivery(
+        channel=Channel(channel),
+        guest_systemd=Delivery().guest_systemd if systemd is None else _number("--guest-systemd", systemd),
+        plaintext_in_argv="--plaintext-in-argv" in flags,
+        allowed_names=tuple(name for name, _ in credentials),  # names are for the configuration to judge
+        initrd="--initrd" in flags,
+    )
+    return Assumed(delivery, credentials)
+
+
+def delivered(assumed: Assumed, vm: str | None) -> Delivered:
+    """A generation with these credentials, each as small as it can be."""
+    credentials = tuple(Credential(name, kind, _least(name, kind)) for name, kind in assumed.credentials)
+    manifest = Manifest(
+        vm=vm or _VM,
+        generation=0,
+        digest="0" * 64,
+        run="0" * 32,
+        delivery=assumed.delivery,
+        credentials=tuple(ManifestEntry(name, kind, "0" * 16) for name, kind in assumed.credentials),
+    )
+    return Delivered(manifest, credentials)
+
+
+def _credentials(text: str) -> tuple[tuple[str, Kind], ...]:
+    found: dict[str, Kind] = {}
+    for word in filter(None, text.split(",")):
+        name, equals, kind = word.rpartition("=")
+        if kind not in {each.value for each in Kind} or (equals and not is_credential_name(name)):
+            raise usage(
+                "--kinds is not a list of plain, sealed and text",
+                "write plain,sealed or NAME=plain,NAME=sealed",
+            )
+        found[name or kind] = Kind(kind)
+    return tuple(found.items())
+
+
+def _least(name: str, kind: Kind) -> Secret:
+    if kind is not Kind.SEALED:
+        return Secret(b"-")
+    size = _HEADER_SIZE + -(-(_METADATA_SIZE + len(name)) // 8) * 8 + 1 + _TAG_SIZE
+    return Secret(binascii.b2a_base64(_HEADER.ljust(size, b"\0"), newline=False))
+
+
+def _number(option: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
+        raise usage(f"{option} is not a number", "give a major version, as in 53")
+    return int(text)

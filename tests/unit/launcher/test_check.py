@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""``--check``: a command line is judged as a start judges it, with no credentials and no start."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from launcher import plan as plans
+from launcher.__main__ import main
+from launcher.credentials import read
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import Channel, Delivery, Kind
+
+from .conftest import credentials
+from .test_main import GENERATED, KERNEL, hypervisor, request, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOTIFY = "oem_strings=[io.systemd.credential:vmm.notify_socket=vsock-stream:2:8888]"
+SEALED_LIKE = base64.b64encode(
+    bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000").ljust(97, b"\0")
+)
+
+
+def judge(
+    capsys: pytest.CaptureFixture[str], *words: str, argv: tuple[str, ...] = KERNEL
+) -> tuple[int | str | None, str]:
+    """The exit status of ``--check --major 53 WORDS -- ARGV``, and what it printed."""
+    capsys.readouterr()
+    try:
+        main(["--check", "--major", "53", *words, "--", *argv])
+    except SystemExit as end:
+        status = end.code
+    else:
+        status = 0
+    done = capsys.readouterr()
+    assert not done.out
+    return status, done.err
+
+
+def test_a_command_line_that_a_start_would_accept_is_accepted_in_silence() -> None:
+    """As a process, without a credential directory and without cloud-hypervisor: status 0, and no output."""
+    words = ("--check", "--major", "53", "--kinds", "plain,sealed,text", "--channel", "api", "--", *KERNEL)
+    done = run(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+REFUSED: list[tuple[tuple[str, ...], tuple[str, ...], Exit, str]] = [
+    ((), (*KERNEL, "--gpu", "x"), Exit.USAGE, "--gpu"),
+    ((), (*KERNEL, "-v"), Exit.USAGE, "-v would make cloud-hypervisor log credential plain"),
+    (("--kinds", "API_KEY=plain"), (*KERNEL, "-v"), Exit.USAGE, "log credential API_KEY"),
+    ((), ("--memory", "size=1G"), Exit.USAGE, "neither --kernel nor --firmware"),
+    (("--channel", "command"), KERNEL, Exit.CREDENTIALS, "/proc/PID/cmdline"),
+    (("--initrd", "--kinds", "sealed"), KERNEL, Exit.USAGE, "--initramfs"),
+    (
+        ("--kinds", "vmm.notify_socket=plain"),
+        (*KERNEL, "--platform", NOTIFY),
+        Exit.CREDENTIALS,
+        "credential vmm.notify_socket is given twice",
+    ),
+    ((), (*KERNEL, "--platform", f"oem_strings=[{'x' * 4090}]"), Exit.CREDENTIALS, "4091 bytes"),
+    ((), ("--version",), Exit.USAGE, "--version"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "argv", "status", "said"), REFUSED, ids=[each[3].split()[0] + str(each[0]) for each in REFUSED]
+)
+def test_what_a_start_would_refuse_is_refused(
+    words: tuple[str, ...],
+    argv: tuple[str, ...],
+    status: Exit,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The start's exit status, and its one line, which names the word."""
+    found, line = judge(capsys, *words, argv=argv)
+    assert found == status
+    assert said in line
+    assert line.count("\n") == 1
+
+
+ACCEPTED: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+    (("--kinds", "sealed"), (*KERNEL, "-v")),
+    (("--kinds", "sealed,text", "--channel", "command"), (*KERNEL, "--gpu", "x")),
+    (("--channel", "command", "--plaintext-in-argv"), KERNEL),
+    (("--kinds", "sealed", "--initrd"), (*KERNEL, "--initramfs", "/i")),
+    (("--guest-systemd", "257"), (*KERNEL, "--platform", f"oem_strings=[{'x' * 4090}]")),
+    (("--kinds", ""), (*KERNEL, "-v")),
+    (("--kinds", "vmm.notify=plain"), (*KERNEL, "--platform", NOTIFY)),
+]
+
+
+@pytest.mark.parametrize(("words", "argv"), ACCEPTED, ids=[str(each[0]) for each in ACCEPTED])
+def test_each_option_of_the_check_counts(
+    words: tuple[str, ...], argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only another channel, kind, name or guest would have refused is accepted."""
+    assert judge(capsys, *words, argv=argv) == (0, "")
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=lambda case: case["name"])
+@pytest.mark.parametrize("channel", Channel)
+def test_the_check_and_a_start_agree(
+    channel: Channel, case: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over all recorded commands: the same line and status as a plan with credentials of these kinds."""
+    credentials(
+        tmp_path, {"A": (Kind.SEALED, SEALED_LIKE), "B": (Kind.TEXT, b"t")}, Delivery(channel=channel)
+    )
+    asked = request(case)
+    try:
+        plans.make(asked, read(tmp_path))
+    except LaunchError as error:
+        expected = int(error.status), f"credferry-launch: {error.args[0]}: {error.hint}\n"
+    else:
+        expected = 0, ""
+    words = ("--major", str(asked.major), "--kinds", "A=sealed,B=text", "--channel", channel.value)
+    assert judge(capsys, *words, argv=(case["argv0"], *case["argv"][1:])) == expected
+
+
+def test_the_version_is_asked_where_it_is_not_given(tmp_path: Path) -> None:
+    """As at a start: ``--real`` is run with ``--version``, and with nothing else."""
+    real = hypervisor(tmp_path, "v45.0")
+    done = run("--check", "--real", str(real), "--", *KERNEL)
+    assert done.returncode == Exit.USAGE
+    assert "cloud-hypervisor 45 is older than 46" in done.stderr
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+def test_a_spec_is_judged_as_well(tmp_path: Path) -> None:
+    """A VM from a file, where its kernel's options go through the same judgement."""
+    spec = tmp_path / "vm.toml"
+    spec.write_text('name = "web"\nkernel = "/k"\noptions = ["--gpu", "x"]\n')
+    done = run("--spec", str(spec), "--check", "--major", "53")
+    assert done.returncode == Exit.USAGE
+    assert "--gpu" in done.stderr
+    spec.write_text('name = "web"\nkernel = "/k"\n')
+    assert run("--spec", str(spec), "--check", "--major", "53").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--check", "--"), "--real is missing"),
+        (("--check", "--major", "new", "--"), "--major is not a number"),
+        (("--check", "--major", "٥٣", "--"), "--major is not a number"),
+        (("--check", "--major", "53", "--guest-systemd", "x", "--"), "--guest-systemd is not a number"),
+        (("--check", "--major", "53", "--channel", "smoke", "--"), "--channel is neither"),
+        (("--check", "--major", "53", "--kinds", "secret", "--"), "--kinds is not a list"),
+        (("--check", "--major", "53", "--kinds", "a b=plain", "--"), "--kinds is not a list"),
+        (("--check", "--explain", "--major", "53", "--"), "--explain and --check"),
+        (("--real", "/x", "--kinds", "plain", "--", *KERNEL), "--kinds goes with --check only"),
+        (("--real", "/x", "--initrd", "--", *KERNEL), "--initrd goes with --check only"),
+        (("--check", "--major", "53", "--spec", "x", "--tap-up"), "--tap-up stands alone"),
+    ],
+)
+def test_options_of_the_check_that_make_no_sense(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and status 64; never a start that ignored them."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == Exit.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_a_refusal_of_a_check_is_no_record_of_a_vm_that_was_not_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing reaches the journal; a start with ``--check`` among the hypervisor's words is still recorded.
+
+    The journal's sender is replaced here, as only what is handed to it matters.
+    """
+    sent: list[str] = []
+    monkeypatch.setattr("launcher.journal.send", lambda message, **_: sent.append(message))
+    judge(capsys, argv=(*KERNEL, "--gpu", "x"))
+    assert sent == []
+    with pytest.raises(SystemExit):
+        main(["--real", "/x", "--hypervisor-version", "53", "--", *KERNEL, "--check"])
+    assert len(sent) == 1
