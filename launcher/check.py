@@ -2,7 +2,7 @@
 """``--check``: the launcher's judgement of a command line, before any VM is started with it.
 
 The judgement is the plan's own: a VM's start would refuse the same arguments with the same line. Where real
-values will be, there are the smallest possible ones: a limit that is exceeded here is exceeded by any values.
+values will be, there are the smallest possible ones: a limit exceeded here is exceeded by any values.
 """
 
 from __future__ import annotations
