@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help bench docs package demo test test-unit check nightly fuzz soak reliability clean
+.PHONY: help bench docs package demo test test-unit check nightly mutants fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test-unit    run the tests that need no root'
 	@echo 'make check        ruff, ruff format and mypy'
 	@echo 'make nightly      explore 10,000 histories of the model world, for 500 in make test'
+	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
 	@echo 'make bench        measure credferry beside what people would do instead, and the limit (root)'
@@ -40,6 +41,9 @@ check:
 
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
+
+mutants:
+	@exec $(BOOTSTRAP) full python -m tests.mutants $(ARGUMENTS)
 
 fuzz:
 	@exec $(BOOTSTRAP) unit python -m tests.fuzz

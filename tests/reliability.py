@@ -52,6 +52,8 @@ _MODEL: Final = "tests/property/test_model.py"
 _CRASH: Final = "tests/host/test_crash.py"
 _SOAK: Final = "tests/soak.py"
 _CANARY: Final = "tests/host/test_canary.py"
+_PROTECTIONS: Final = "tests/mutants/protections.py"
+_MUTANTS: Final = "tests/mutants/core.py"
 SOURCES: Final = {
     Number.MODEL_RUNS: Source(
         *(_MODEL, "make test"),
@@ -102,6 +104,23 @@ SOURCES: Final = {
     Number.LEAK_PATHS: Source(
         *(_CANARY, "make test"),
         "Ways on which that value travelled: successes, failures, refusals, crashes.",
+    ),
+    Number.PROTECTIONS: Source(
+        *(_PROTECTIONS, "make mutants"),
+        "Protections that SECURITY.md names, each taken out of a copy of the code. The tests that the page "
+        "names for it must fail then.",
+    ),
+    Number.PROTECTIONS_UNNOTICED: Source(
+        *(_PROTECTIONS, "make mutants"), "Named tests that still passed without their protection."
+    ),
+    Number.MUTANTS: Source(
+        *(_MUTANTS, "make mutants"),
+        "Small changes that mutmut made to modules in which a mistake costs a secret, a rotation or a VM. "
+        "Changes of a message's words are not counted, nor those listed with a reason in "
+        "tests/mutants/survivors.toml.",
+    ),
+    Number.MUTANTS_NOTICED: Source(
+        *(_MUTANTS, "make mutants"), "Changes after which at least one unit test failed, of all that count."
     ),
     Number.SECURITY_SCORE: Source(
         *("tests/host/test_least_privilege.py", "make test"),

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""``python -m tests.mutants [protections|core] [NAME…]``: both kinds without an argument.
+
+Exits with 1 where a test does not notice that its protection is gone, or a core module is below its score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.mutants import core, takeout
+from tests.mutants.protections import PROTECTIONS
+from tests.support.numbers import Number, note
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("kind", nargs="?", choices=("protections", "core"))
+    parser.add_argument("names", nargs="*", help="protections by name, or core modules by path; all without")
+    chosen = parser.parse_args()
+    good = True
+    with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
+        if chosen.kind in {None, "protections"}:
+            good = _protections(Path(directory), chosen.names)
+        if chosen.kind in {None, "core"}:
+            good = _core(Path(directory), chosen.names) and good
+    return 0 if good else 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 (the command's output)
+
+
+def _protections(directory: Path, names: list[str]) -> bool:
+    outcomes = []
+    for protection in PROTECTIONS:
+        if names and protection.name not in names:
+            continue
+        for outcome in takeout.run(protection, directory):
+            outcomes.append(outcome)
+            _say(f"{'noticed' if outcome.noticed else 'SURVIVES'} | {outcome.protection} | {outcome.test}")
+            if not outcome.noticed:
+                _say(f"    {outcome.said}")
+    noticed = sum(outcome.noticed for outcome in outcomes)
+    _say(f"{noticed} of {len(outcomes)} tests notice that their protection is gone")
+    if not names:
+        note(Number.PROTECTIONS, len(PROTECTIONS))
+        note(Number.PROTECTIONS_UNNOTICED, len(outcomes) - noticed)
+    return noticed == len(outcomes)
+
+
+def _core(directory: Path, names: list[str]) -> bool:
+    mutants = core.run(directory, names or core.MODULES)
+    known = core.known_survivors()
+    for mutant in mutants:
+        if not (mutant.noticed or mutant.is_message or (mutant.module, mutant.diff) in known):
+            _say(f"{mutant.module} {mutant.name} survives:\n{mutant.diff}\n")
+    scores = core.scores(mutants, known)
+    for score in scores:
+        _say(f"{score.module}: {score.noticed} of {score.counted} noticed, {score.share:.0%}")
+    if not names:
+        noticed, counted = sum(each.noticed for each in scores), sum(each.counted for each in scores)
+        note(Number.MUTANTS, counted)
+        note(Number.MUTANTS_NOTICED, round(100 * noticed / counted, 1))
+    return all(score.share >= core.SCORE_MIN for score in scores)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""Has mutmut change core modules, one small change at a time, and counts what the fast tests notice.
+
+A change of a message alone does not count: tests look for the words that matter, and not for every word.
+What counts and survives must stand in ``survivors.toml`` with a reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.mutants import copies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MODULES: Final = (
+    "agent/desired.py",
+    "agent/keys.py",
+    "agent/pace.py",
+    "agent/reconcile.py",
+    "agent/rollout.py",
+    "agent/sealer.py",
+    "agent/sealing.py",
+    "agent/store.py",
+    "agent/untrusted.py",
+    "agent/verdict.py",
+    "launcher/credentials.py",
+    "launcher/handoff.py",
+    "launcher/oem.py",
+    "launcher/plan.py",
+)
+"""Modules in which a wrong comparison or constant costs a secret, a rotation, or a VM."""
+TESTS: Final = ("tests/unit/agent", "tests/unit/launcher", "tests/property/launcher")
+"""The fast tier: mutmut runs of it, for each change, the tests that reach the changed function."""
+SURVIVORS: Final = Path(__file__).with_name("survivors.toml")
+SCORE_MIN: Final = 0.9
+
+_MESSAGES: Final = (
+    "Error",
+    "_refuse",
+    "_failed",
+    "usage",
+    "_cannot_make",
+    "record",
+    "_record",
+    "_say",
+    "warning",
+)
+"""Calls whose arguments are messages, by the ends of their names."""
+_SETTINGS: Final = """\
+[mutmut]
+source_paths=
+    agent
+    launcher
+only_mutate=
+{modules}
+pytest_add_cli_args_test_selection=
+{tests}
+also_copy=
+    contrib
+    docs
+    SECURITY.md
+    README.md
+    CHANGELOG.md
+    Makefile
+use_git_change_detection=false
+track_dependencies=false
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change. ``diff`` shows the changed lines. ``is_message``: only a message's text is changed."""
+
+    module: str
+    name: str
+    noticed: bool
+    is_message: bool
+    diff: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many changes of a module count, and how many of them the tests noticed."""
+
+    module: str
+    noticed: int
+    counted: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.noticed / self.counted if self.counted else 1.0
+
+
+def run(directory: Path, modules: Iterable[str] = MODULES) -> list[Mutant]:
+    """All changes of some modules, made and tested in a copy below ``directory``."""
+    modules = tuple(modules)
+    root = copies.make(directory / "core")
+    settings = _SETTINGS.format(
+        modules="\n".join(f"    {each}" for each in modules),
+        tests="\n".join(f"    {each}" for each in TESTS),
+    )
+    (root / "setup.cfg").write_text(settings, encoding="utf-8")
+    children = str(len(os.sched_getaffinity(0)))
+    subprocess.run(
+        [sys.executable, "-m", "mutmut", "run", "--max-children", children],
+        cwd=root,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return [mutant for module in modules for mutant in read(root / "mutants", module)]
+
+
+def read(mutants: Path, module: str) -> list[Mutant]:
+    """What mutmut has left of one module: the changed functions, and how the tests of each ended."""
+    functions = _functions(ast.parse((mutants / module).read_text(encoding="utf-8")))
+    results = json.loads((mutants / f"{module}.meta").read_text(encoding="utf-8"))["exit_code_by_key"]
+    found = []
+    for key, status in results.items():
+        name = key.rpartition(".")[2]
+        before, after = functions[name.rpartition("__mutmut_")[0] + "__mutmut_orig"], functions[name]
+        before.name = after.name
+        found.append(
+            Mutant(
+                module,
+                name,
+                noticed=status not in {0, 33, None},
+                is_message=_without_messages(before) == _without_messages(after),
+                diff=_diff(ast.unparse(before), ast.unparse(after)),
+            )
+        )
+    return found
+
+
+def scores(mutants: Iterable[Mutant], known: frozenset[tuple[str, str]] = frozenset()) -> list[Score]:
+    """One score per module. What is ``known`` to survive, with a reason, does not count."""
+    counts: dict[str, list[int]] = {}
+    for mutant in mutants:
+        if mutant.is_message or (mutant.module, mutant.diff) in known:
+            continue
+        count = counts.setdefault(mutant.module, [0, 0])
+        count[0] += mutant.noticed
+        count[1] += 1
+    return [Score(module, *count) for module, count in sorted(counts.items())]
+
+
+def known_survivors(path: Path = SURVIVORS) -> frozenset[tuple[str, str]]:
+    """Module and diff of each change that is known to survive. Each has a reason in the file."""
+    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", [])
+    return frozenset((entry["module"], entry["diff"].strip()) for entry in entries if entry["reason"])
+
+
+def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+class _Silence(ast.NodeTransformer):
+    """Takes the arguments out of calls that make messages."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name.endswith(_MESSAGES):
+            node.args = [each for each in node.args if not isinstance(each, ast.Constant | ast.JoinedStr)]
+            node.keywords = [each for each in node.keywords if each.arg not in {"hint", "message", None}]
+        return node
+
+
+def _without_messages(function: ast.FunctionDef) -> str:
+    return ast.dump(_Silence().visit(ast.parse(ast.unparse(function))))
+
+
+def _diff(before: str, after: str) -> str:
+    old, new = before.splitlines(), after.splitlines()
+    gone = [line.strip() for line in old if line not in new]
+    come = [line.strip() for line in new if line not in old]
+    return "\n".join([*(f"- {line}" for line in gone), *(f"+ {line}" for line in come)])
