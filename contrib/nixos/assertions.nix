@@ -22,6 +22,7 @@ let
 
   cfg = config.services.credferry;
   budget = import ./budget.nix { inherit lib; };
+  power = import ./power.nix { inherit lib; };
   guests = import ./guests.nix {
     inherit lib;
     host = config;
@@ -186,6 +187,15 @@ in
           assertion = !(isSealed vm each) || vm.guestKey;
           message = ''
             ${at name}.credentials.${credential}: seal = true needs a guest key to seal with: set guestKey = true.
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion = !(power.isPowerful credential) || elem credential vm.allowNames;
+          message = ''
+            ${at name}.credentials.${credential}: a credential of this name gives power over the guest.
+            Rename it, or set allowNames = [ "${credential}" ] if that is wanted.
           '';
         }
       )

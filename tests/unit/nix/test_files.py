@@ -15,6 +15,7 @@ import pytest
 from agent import __version__
 from agent.keys import CredentialKey
 from agent.sealing import seal
+from launcher import power
 from launcher.handoff import (
     OEM_COUNT_MAX,
     OEM_TOTAL_BEFORE_257,
@@ -143,6 +144,23 @@ def test_budget_is_the_launchers(nix: Nix) -> None:
     limits = nix.evaluate(f"with {budget}; [ (limit 250) (limit 256) (limit 257) maxCount ]")
     assert limits == [OEM_TOTAL_BEFORE_257, OEM_TOTAL_BEFORE_257, OEM_TOTAL_MAX, OEM_COUNT_MAX]
     assert SYSTEMD_READS_ALL_OEM_STRINGS == 257
+
+
+def test_power_is_the_launchers(nix: Nix) -> None:
+    """Which names give power over a guest is one table: the launcher's, which the agent uses, and Nix's."""
+    names = [
+        *(f"{group}.unknown" for group in power.GROUPS),
+        *power.HARMLESS,
+        *("API_KEY", "db.password", "ssh", "sshd.key", "systemd-x.y"),
+    ]
+    listed = " ".join(f'"{name}"' for name in names)
+    found = nix.evaluate(
+        'with (import (t.root + "/contrib/nixos/power.nix") { inherit (t) lib; }); '
+        f"{{ inherit groups harmless; powerful = map isPowerful [ {listed} ]; }}"
+    )
+    assert found["groups"] == sorted(power.GROUPS)
+    assert found["harmless"] == sorted(power.HARMLESS)
+    assert found["powerful"] == [power.is_powerful(name) for name in names]
 
 
 def test_package_has_the_dependencies_of_the_project(nix: Nix) -> None:

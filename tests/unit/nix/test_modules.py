@@ -248,6 +248,10 @@ REFUSED = {
         f'{{ {VM}.channel = "command"; }}',
         [f"{VM}.credentials.API_KEY", "/proc/PID/cmdline", "guestKey = true"],
     ),
+    "a name that gives power over the guest": (
+        f'{{ {VM}.credentials."tty.serial.hvc0.agetty.autologin".text = "root"; }}',
+        [f"{VM}.credentials.tty.serial.hvc0.agetty.autologin", "power over the guest", "allowNames"],
+    ),
     "sealed without a key": (f"{{ {VM}.credentials.API_KEY.seal = true; }}", ["set guestKey = true"]),
     "a text over an old guest's budget": (
         f"{{ {VM} = {{ guestSystemd = 256; credentials.BIG.text = {BIG}; }}; }}",
@@ -294,6 +298,10 @@ ACCEPTED = {
     "a secret that is linked elsewhere": '{ sops.secrets.api-key.path = "/etc/api-key"; }',
     "the command channel with sealed values": f'{{ {VM} = {{ channel = "command"; guestKey = true; }}; }}',
     "the command channel where allowed": f'{{ {VM} = {{ channel = "command"; plaintextInArgv = true; }}; }}',
+    "a powerful name that is allowed": (
+        f'{{ {VM} = {{ allowNames = [ "login.noauth" ]; credentials."login.noauth".text = "yes"; }}; }}'
+    ),
+    "a name of the system without power": f'{{ {VM}.credentials."login.motd".text = "hi"; }}',
     "an old guest within its budget": f"{{ {VM}.guestSystemd = 252; }}",
     "unchecked secrets": f'{{ services.credferry.checkSecrets = false; {VM}.credentials.B.secret = "b"; }}',
     "other path units": '{ systemd.paths.x.pathConfig.PathChanged = "/run/secrets"; }',
