@@ -40,6 +40,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """The change that it rolled out; a change's rollout stops at the first VM that fails."""
     by_operator: bool = False
     """Whether it was an operator who had the VM put back: nothing has failed."""
+    halted_for: str = ""
+    """The VM whose failure held this one back, where the outcome is `Outcome.HALTED`."""
     before: str = ""
     """The unit's invocation when it was noted; while that is the last, nothing has come of it."""
 

@@ -13,6 +13,7 @@ from agent import source
 from agent.desired import Desired, Fingerprints, Identity, Refused, desired
 from agent.errors import KeyFileError, SourceError
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
+from agent.notes import Attempt, Outcome
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
 from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
@@ -116,6 +117,22 @@ class Observer:
         except FileNotFoundError:
             return None
 
+    def has_failed(self, name: str) -> bool:
+        """Whether a VM's last rollout failed, or is being tried again, and its secrets are still the same.
+
+        False for a VM that the configuration does not have.
+        """
+        vm, attempt = self.config.vms.get(name), self.store.attempt(name)
+        if vm is None or attempt is None or attempt.outcome is Outcome.HALTED:
+            return False
+        try:
+            published = self._desired(
+                vm, self.snapshot([vm]), Fingerprints(self.store.key, self._identities)
+            )
+        except SourceError:
+            return True
+        return not isinstance(published, Desired) or published.digest == attempt.digest
+
     def stamp(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The stamp of the unit's present invocation; any other counts as none."""
         stamp = self._any_stamp(vm)
@@ -176,9 +193,16 @@ class Observer:
             unit=unit,
             stamp=stamp,
             assumed=self.store.assumed(vm.name),
-            attempt=self.store.attempt(vm.name),
+            attempt=self._attempt(vm),
             held=self.store.is_held(vm.name),
         )
+
+    def _attempt(self, vm: VmConfig) -> Attempt | None:
+        """A VM's last rollout, if it did not end well. A halt counts as long as its cause does."""
+        attempt = self.store.attempt(vm.name)
+        if attempt is None or attempt.outcome is not Outcome.HALTED or not attempt.halted_for:
+            return attempt
+        return attempt if self.has_failed(attempt.halted_for) else None
 
     def _desired(self, vm: VmConfig, published: Snapshot, fingerprints: Fingerprints) -> Desired | Refused:
         try:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 
 from agent import permits
-from agent.errors import BusError, CredferryError, OrderError
+from agent.errors import BusError, CredferryError, OrderError, StoreError
 from agent.events import Event
 from agent.notes import Outcome
+from agent.report import describe
 from agent.store import rollout_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent.config import Config, VmConfig
     from agent.journal import Audit
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from agent.store import Store
     from agent.units import SystemManager
 
+_log = structlog.get_logger()
 _SYNC_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _ASK_AGAIN_SECONDS = 0.2
@@ -41,6 +44,11 @@ class Order(enum.StrEnum):
 
     ROTATE = "rotate"
     ROLL_BACK = "rollback"
+
+    @property
+    def verb(self) -> str:
+        """What is done to a VM, in words."""
+        return "roll back" if self is Order.ROLL_BACK else "rotate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +87,20 @@ class Orders:
     # The loop's side.
 
     def use(self, site: Site) -> None:
-        """Another configuration is in force."""
-        self._site = site
+        """Another configuration is in force: orders on VMs that it does not have are dropped."""
+        with self._changed:
+            self._site = site
+            gone = (self._pending.keys() | self._results.keys()) - site.config.vms.keys()
+            dropped = {name: given for name in sorted(gone) if (given := self._pending.pop(name, None))}
+            for name in gone:
+                self._results.pop(name, None)
+        self._tell_dropped(dropped, "the configuration no longer has this VM")
+
+    def abandon(self) -> None:
+        """Drop all orders that are not carried out: the agent stops."""
+        with self._changed:
+            dropped, self._pending = self._pending, {}
+        self._tell_dropped(dropped, "the agent stops")
 
     def begin_look(self) -> None:
         """A turn of the loop begins."""
@@ -106,9 +126,15 @@ class Orders:
     def carried_out(self, name: str, given: Given, result: str) -> None:
         """Take note of how an order ended; empty for well."""
         with self._changed:
-            if self._pending.get(name) is given:
-                del self._pending[name]
-                self._results[name] = result
+            if self._pending.get(name) is not given:
+                return
+            del self._pending[name]
+            self._results[name] = result
+
+    def drop(self, name: str, given: Given, reason: str) -> None:
+        """Take note that an order could not be carried out."""
+        self.carried_out(name, given, reason)
+        self._tell_dropped({name: given}, reason)
 
     def result(self, name: str) -> str:
         """Why the last order on a VM was not carried out; empty where it was."""
@@ -149,6 +175,8 @@ class Orders:
             permit = permits.to_rotate if order is Order.ROTATE else permits.to_go_back
             permit(site.store, observed)
         with self._changed:
+            if self._site is not site:
+                raise OrderError("Busy", "the configuration was read again", hint="give the order again")
             if name in self._pending:
                 raise OrderError("Busy", f"{name}: an order is being carried out", hint="wait for its end")
             self._pending[name] = Given(order, time.monotonic())
@@ -156,9 +184,12 @@ class Orders:
         self._hint("order")
 
     def hold(self, name: str, *, held: bool) -> None:
-        """Hold a VM, or release it. Raises `ConfigurationError`, `StoreError`."""
+        """Hold a VM, or release it: also from being halted. Raises as `retry` does."""
         site = self._at_work()
-        hold(site.store, site.audit, site.config.vm(name), held=held)
+        vm = site.config.vm(name)
+        hold(site.store, site.audit, vm, held=held)
+        if not held and is_halted(site.store, vm):
+            self._retry(site, vm)
         self._hint("hold")
 
     def retry(self, name: str) -> None:
@@ -167,17 +198,31 @@ class Orders:
         Raises `OrderError`, `ConfigurationError`, `StoreError`.
         """
         site = self._at_work()
-        vm = site.config.vm(name)
+        self._retry(site, site.config.vm(name))
+        self._hint("retry")
+
+    @staticmethod
+    def _retry(site: Site, vm: VmConfig) -> None:
         deadline = time.monotonic() + _RETRY_SECONDS
         while True:
             try:
                 retry(site.store, vm, wait=False)
-                break
             except OrderError:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_ASK_AGAIN_SECONDS)
-        self._hint("retry")
+            else:
+                return
+
+    def _tell_dropped(self, dropped: Mapping[str, Given], reason: str) -> None:
+        if self._site is None:
+            return
+        for name, given in dropped.items():
+            message = f"{name}: the order to {given.order.verb} it is dropped: {reason}"
+            try:
+                self._site.audit.record(Event.ORDER_DROPPED, message, vm=name)
+            except StoreError as error:  # a full disk must not end a reload
+                _log.error(message, not_in_the_audit=describe(error))
 
     @property
     def config(self) -> Config:
@@ -196,6 +241,12 @@ def hold(store: Store, audit: Audit, vm: VmConfig, *, held: bool) -> None:
         store.hold(vm.name, held=held)
         event = Event.HELD if held else Event.RELEASED
         audit.record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
+
+
+def is_halted(store: Store, vm: VmConfig) -> bool:
+    """Whether a VM's restart was halted, since another VM's failed."""
+    attempt = store.attempt(vm.name)
+    return attempt is not None and attempt.outcome is Outcome.HALTED
 
 
 def retry(store: Store, vm: VmConfig, *, wait: bool = True) -> None:

@@ -106,13 +106,17 @@ class Restarts:
 
     def _carry_out(self, name: str, given: Given, rollout: Rollout, manager: SystemManager) -> State:
         """Carry out an operator's order; a later look asks again where something is to be sealed first."""
+
+        def stands() -> bool:
+            return self._orders.given(name) is given
+
         try:
             if given.order is Order.ROTATE:
-                state = rollout.rotate(name, manager, given.moment)
+                state = rollout.rotate(name, manager, given.moment, stands)
             else:
-                state = rollout.go_back(name, manager)
+                state = rollout.go_back(name, manager, stands)
         except OrderError as error:
-            self._orders.carried_out(name, given, describe(error))
+            self._orders.drop(name, given, describe(error))
             return State.CHANGING
         if state is None:
             return State.SEAL_DUE

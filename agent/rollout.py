@@ -81,14 +81,23 @@ class Rollout:
                 return self._halt(vm, manifest, failed, _previous(observed))
             return self._restart(vm, manifest, _previous(observed), manager, observed.unit)
 
-    def rotate(self, name: str, manager: SystemManager, since: float) -> State | None:
+    def rotate(
+        self,
+        name: str,
+        manager: SystemManager,
+        since: float,
+        stands: Callable[[], bool] = lambda: True,
+    ) -> State | None:
         """Restart a running VM onto what is sealed, by an operator's word: past windows, rates and turns.
 
-        ``since`` is the moment of that word, monotonic: a restart after it is as good. None where something
-        newer is to be sealed first. Raises `OrderError`, `BusError`, `StoreError`.
+        ``since`` is the moment of that word, monotonic: a restart after it is as good. ``stands`` says
+        whether the order was not dropped meanwhile. None where something newer is to be sealed first. Raises
+        `OrderError`, `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
         with self._lock(name):
+            if not stands():
+                return State.CHANGING
             look = self.observer.look_or_refuse([vm], manager)
             decision, observed = look.decisions[0], look.observed[0]
             manifest = permits.to_rotate(self.store, observed)
@@ -102,14 +111,19 @@ class Rollout:
             previous = 0 if previous == manifest.generation else previous
             return self._restart(vm, manifest, previous, manager, observed.unit)
 
-    def go_back(self, name: str, manager: SystemManager) -> State | None:
+    def go_back(
+        self, name: str, manager: SystemManager, stands: Callable[[], bool] = lambda: True
+    ) -> State | None:
         """Put a VM back on the generation before its current one, by an operator's word.
 
-        There it stays until its secrets change, or a retry. None where something newer is to be sealed
-        first. Raises `OrderError`, `BusError`, `StoreError`.
+        There it stays until its secrets change, or a retry. ``stands`` says whether the order was not
+        dropped meanwhile. None where something newer is to be sealed first. Raises `OrderError`, `BusError`,
+        `StoreError`.
         """
         vm = self.config.vm(name)
         with self._lock(name):
+            if not stands():
+                return State.CHANGING
             look = self.observer.look_or_refuse([vm], manager)
             decision, observed = look.decisions[0], look.observed[0]
             manifest, previous = permits.to_go_back(self.store, observed)
@@ -158,6 +172,7 @@ class Rollout:
                 and attempt.run == run
                 and not attempt.by_operator
                 and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK}
+                and self.observer.has_failed(name)
             ):
                 return name
         return ""
@@ -296,7 +311,14 @@ class Rollout:
     def _halt(self, vm: VmConfig, manifest: Manifest, failed: str, previous: int) -> State:
         reason = f"held back, since the restart of {failed} for the same change failed"
         self._record(Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
-        attempt = Attempt(manifest.digest, Outcome.HALTED, reason, previous=previous, run=manifest.run)
+        attempt = Attempt(
+            manifest.digest,
+            Outcome.HALTED,
+            reason,
+            previous=previous,
+            run=manifest.run,
+            halted_for=failed,
+        )
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED
 

@@ -116,6 +116,7 @@ class Service:
                     gc.freeze()
                 self._wait(delay)
             daemon.notify("STOPPING=1")
+        self._orders.abandon()
         with suppress(StoreError):  # told already, and no reason not to end
             self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +17,7 @@ import typer
 
 from agent.cli.terminal import console
 from agent.config import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig, load
-from agent.errors import VmError
+from agent.errors import ConfigurationError, UsageError, VmError
 from agent.observe import Look, Observer, open_store_untouched
 from agent.pace import Pacer
 from agent.reconcile import State
@@ -29,10 +32,19 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 VmOption = Annotated[
-    list[str] | None, typer.Option("--vm", help="Only this VM; may be repeated.", metavar="VM")
+    list[str] | None,
+    typer.Option("--vm", help="Only this VM, or those of a pattern; may be repeated.", metavar="VM"),
 ]
-VmArguments = Annotated[list[str], typer.Argument(help="VMs, as the configuration names them.")]
+VmArguments = Annotated[
+    list[str], typer.Argument(help="VMs, as the configuration names them, or patterns such as 'web*'.")
+]
+SomeVmArguments = Annotated[
+    list[str] | None,
+    typer.Argument(help="VMs, as the configuration names them, or patterns such as 'web*'."),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the configuration.")]
 DEFAULT_CONFIG = DEFAULT_PATH
+_PATTERN = re.compile(r"[*?\[]")
 
 
 def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
@@ -51,8 +63,34 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
-    """The VMs asked for, by default all. Raises `ConfigurationError` for an unknown one."""
-    return [config.vm(name) for name in names] if names else list(config.vms.values())
+    """The VMs asked for, each once, by default all. A name may be a pattern, as a shell has them.
+
+    Raises `ConfigurationError` for an unknown name, and for a pattern that no VM fits.
+    """
+    if not names:
+        return list(config.vms.values())
+    found = chain.from_iterable(_fitting(config, name) for name in names)
+    return list({vm.name: vm for vm in found}.values())
+
+
+def chosen_or_all(config: Config, names: Sequence[str] | None, *, is_all: bool) -> list[VmConfig]:
+    """The VMs asked for, or all where ``--all`` says so. Raises `UsageError`, and as `chosen` does."""
+    if is_all and names:
+        raise UsageError("--all and names of VMs exclude each other", hint="give one of the two")
+    if not is_all and not names:
+        raise UsageError("no VM is named", hint="name VMs, a pattern such as 'web*', or --all")
+    return chosen(config, names)
+
+
+def _fitting(config: Config, name: str) -> list[VmConfig]:
+    if not _PATTERN.search(name):
+        return [config.vm(name)]
+    fitting = [vm for vm in config.vms.values() if fnmatchcase(vm.name, name)]
+    if not fitting:
+        raise ConfigurationError(
+            f"{config.file}: no VM fits the pattern {name!r}", hint="credferry check shows their names"
+        )
+    return fitting
 
 
 def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Look]:
@@ -110,6 +148,6 @@ def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]])
 REMEDIES = {
     State.REFUSED: "until then the VM keeps what it has",
     State.FAILED: "see journalctl -u {unit}; then credferry retry {vm}, or wait for the next change",
-    State.HALTED: "see credferry audit; then credferry retry {vm}, or wait for the next change",
+    State.HALTED: "mend the VM that failed, and retry that; or credferry retry {vm}",
 }
 """What is to be done about each state that is a failure."""

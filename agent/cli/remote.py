@@ -33,6 +33,13 @@ _CALL_SECONDS = CALL_SECONDS + 10.0
 _LOOK_AGAIN_SECONDS = 0.2
 
 
+_NO_OBJECT = {f"org.freedesktop.DBus.Error.{kind}" for kind in ("UnknownObject", "UnknownMethod")}
+
+
+class NoObjectError(BusError):
+    """The agent has no such object."""
+
+
 class RemoteAgent:
     """The agent that is running now; one that is started later is another. Close it, or use it as a context.
 
@@ -65,7 +72,15 @@ class RemoteAgent:
 
     def vm(self, name: str) -> dict[str, Any]:
         """The properties of a VM."""
-        return dict(self._call(vm_path(name), f"{PROPERTIES_INTERFACE}.GetAll", ("(s)", (VM_INTERFACE,)))[0])
+        try:
+            arguments = ("(s)", (VM_INTERFACE,))
+            return dict(self._call(vm_path(name), f"{PROPERTIES_INTERFACE}.GetAll", arguments)[0])
+        except NoObjectError:
+            raise OrderError(
+                "UnknownVm",
+                f"{name}: the agent's configuration no longer has this VM: its orders are dropped",
+                hint="see: credferry audit --records",
+            ) from None
 
     def vms(self) -> list[dict[str, Any]]:
         """The properties of all VMs."""
@@ -148,6 +163,8 @@ def _is_under_way(vm: dict[str, Any]) -> bool:
 
 def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has no stubs)
     name, text = remote_error(error)
+    if name in _NO_OBJECT:
+        return NoObjectError(text, hint="see: busctl tree org.credferry.Agent1")
     if not name.startswith(ERROR_PREFIX):
         return BusError(f"the agent does not answer: {text}", hint="see: systemctl status credferry.service")
     kind = name.removeprefix(ERROR_PREFIX)

@@ -162,19 +162,19 @@ _credferry() {
         fi ;;
     ' hold')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' release')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' retry')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -13,9 +13,12 @@ import msgspec
 import pytest
 
 from agent.documents import DOCUMENTS
+from agent.events import Event
 from agent.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
+from agent.store import rollout_lock
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
+from tests.support.gate import Holder
 from tests.support.host import Host
 from tests.support.installation import CHECKOUT, install, install_users
 from tests.support.producer import SopsNix
@@ -344,6 +347,43 @@ def test_a_changed_configuration(bus: Bus) -> None:
         bus.deployment.configure(CONFIG)
         bus.host.run("systemctl", "reload", AGENT)
     bus.host.wait(lambda: bus.vms() == {"web", "db-1"}, 20, "the removed VM's end")
+
+
+@pytest.mark.parametrize("blocked", ["web", "db-1"])
+def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> None:
+    """The order is not carried out when the VM comes back; the audit and the waiting caller are told.
+
+    The lock of the first VM keeps the second's order waiting for its turn, its own lock right before the
+    restart.
+    """
+    starts = bus.deployment.starts("db-1")
+    lock = Holder(bus.host, f"/var/lib/credferry/{rollout_lock(blocked)}")
+    if blocked == "web":
+        assert bus.call("Rotate", "web") == ""
+    waiting = bus.host.spawn("credferry", "rotate", "db-1")
+    bus.wait_vm("db-1", Order="rotate")
+    bus.deployment.configure(CONFIG[: CONFIG.index("[vms.db-1")])
+    bus.host.run("systemctl", "reload", AGENT)
+    try:
+        bus.host.wait(lambda: bus.vms() == {"web"}, 20, "the removed VM's end")
+        told = bus.host.wait_journal(
+            lambda entry: "the configuration no longer has this VM" in entry["MESSAGE"],
+            20,
+            MESSAGE_ID=Event.ORDER_DROPPED.value,
+            CREDFERRY_VM="db-1",
+        )
+        assert "the order to rotate it is dropped" in told["MESSAGE"]
+        _, said = waiting.communicate(timeout=30)
+        assert waiting.returncode == 1
+        assert said.startswith("credferry: db-1: the agent's configuration no longer has this VM")
+    finally:
+        bus.deployment.configure(CONFIG)
+        bus.host.run("systemctl", "reload", AGENT)
+        lock.let_go()
+    bus.wait_vm("web", State="in step", Order="")
+    bus.wait_vm("db-1", State="in step", Order="", OrderResult="")
+    assert bus.call("Sync") == ""
+    assert bus.deployment.starts("db-1") == starts
 
 
 def test_status_for_members_of_the_group(bus: Bus) -> None:

@@ -81,14 +81,44 @@ def test_a_value_that_breaks_a_vm(deployment: Deployment, sops: SopsNix) -> None
         assert deployment.delivered(vm) == {"KEY": b"better"}
 
 
-def test_an_operator_may_try_again(deployment: Deployment, sops: SopsNix) -> None:
+def test_a_mended_vm_frees_those_that_were_halted_for_it(deployment: Deployment, sops: SopsNix) -> None:
+    """A retry of the VM that failed is enough: once it runs well, the halted VM is restarted as well."""
+    sops.publish({"key": b"bad value"})
+    wait_rolled_back(deployment)
+    deployment.host.wait(lambda: state(deployment, "web") == "halted", 10, "halt of web")
+    halts = len(deployment.host.journal(MESSAGE_ID=Event.HALTED.value, CREDFERRY_VM="web"))
+    mend(deployment, "db")
+    deployment.credferry("retry", "db")
+    for vm in ("db", "web"):
+        deployment.wait_in_step(vm)
+        assert deployment.delivered(vm) == {"KEY": b"bad value"}
+    assert len(deployment.host.journal(MESSAGE_ID=Event.HALTED.value, CREDFERRY_VM="web")) == halts
+
+
+def test_a_release_ends_a_halt(deployment: Deployment, sops: SopsNix) -> None:
+    """An operator who releases a halted VM has it restarted, though the other VM is not mended."""
+    sops.publish({"key": b"bad value"})
+    wait_rolled_back(deployment)
+    deployment.host.wait(lambda: state(deployment, "web") == "halted", 10, "halt of web")
+    deployment.credferry("release", "web")
+    assert deployment.delivered("web") == {"KEY": b"bad value"}
+    assert state(deployment, "db") == "failed"
+
+
+def mend(deployment: Deployment, vm: str) -> None:
+    """Have a VM's program take every value."""
+    run = f"/var/lib/microvms/{vm}/current/bin/microvm-run"
+    script = deployment.host.path(run).read_text()
+    deployment.host.write(run, script.replace(BREAKS.before, ""), 0o755)
+
+
+@pytest.mark.parametrize("names", [("--all",), ("*",), ("d?", "[vw]eb")], ids=" ".join)
+def test_an_operator_may_try_again(deployment: Deployment, sops: SopsNix, names: tuple[str, ...]) -> None:
     """What failed is left alone until it changes, or until somebody who has mended the VM says so."""
     sops.publish({"key": b"bad value"})
     wait_rolled_back(deployment)
-    run = "/var/lib/microvms/db/current/bin/microvm-run"
-    script = deployment.host.path(run).read_text()
-    deployment.host.write(run, script.replace(BREAKS.before, ""), 0o755)
-    deployment.credferry("retry", "db", "web")
+    mend(deployment, "db")
+    deployment.credferry("retry", *names)
     for vm in ("db", "web"):
         assert deployment.delivered(vm) == {"KEY": b"bad value"}
         assert state(deployment, vm) == "in step"
