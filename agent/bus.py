@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gi.repository import Gio, GLib
@@ -33,10 +35,20 @@ _QUIT_SECONDS = 5.0
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 _DO_NOT_QUEUE = 4
 _OWNER, _ALREADY_OWNER = 1, 4
+_CALLERS_MAX = 512
+_ERROR = "org.freedesktop.DBus.Error"
 
 _T = TypeVar("_T")
 
-Serve = Callable[[Callable[[], None]], bool]
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls a method of a published object, by the bus's own word."""
+
+    uid: int
+
+
+Serve = Callable[[Caller, Callable[[], None]], bool]
 
 
 class Bus:
@@ -49,6 +61,7 @@ class Bus:
         self._on_closed = on_closed
         self._is_given_up = False
         self._failure: Exception | None = None
+        self._callers: OrderedDict[str, Caller] = OrderedDict()
         self._ready = threading.Event()
         self._cancellable = Gio.Cancellable()
         self._context = GLib.MainContext.new()
@@ -174,17 +187,50 @@ class Bus:
     def publish(self, path: str, target: object, serve: Serve) -> Any:  # noqa: ANN401 (pydbus has no types)
         """Publish an object, whose ``dbus`` is its introspection data; what is returned has ``unregister``.
 
-        Its properties are read in the connection's thread; its methods are handed to ``serve``, which says
-        whether it takes the call.
+        Its properties are read in the connection's thread. Its methods are given the `Caller` before their
+        arguments, and are handed to ``serve``, which says whether it takes the caller's call.
         """
 
         def register() -> object:
             xml = target.dbus  # type: ignore[attr-defined]  # pydbus's own way
             interfaces = Gio.DBusNodeInfo.new_for_xml(xml).interfaces
-            wrapper = _Published(target, interfaces, serve)
+            wrapper = _Published(self, target, interfaces, serve)
             return ObjectRegistration(self.pydbus, path, interfaces, wrapper, own_wrapper=True)
 
         return self.invoke(register)
+
+    def find_caller(self, name: str, found: Callable[[Caller | None], None]) -> None:
+        """Ask the bus whose connection has a unique name, and pass that on; None where it has gone.
+
+        To be called in the connection's thread, which does not wait for the answer and calls ``found``.
+        """
+        known = self._callers.get(name)
+        if known is not None:
+            found(known)
+            return
+
+        def answered(connection: Any, result: object) -> None:  # noqa: ANN401 (GDBus has no stubs)
+            try:
+                caller = Caller(connection.call_finish(result).unpack()[0])
+            except GLib.Error:
+                found(None)
+                return
+            self._callers[name] = caller  # the bus gives a unique name to one connection only
+            while len(self._callers) > _CALLERS_MAX:
+                self._callers.popitem(last=False)
+            found(caller)
+
+        self.connection.call(
+            *BUS,
+            BUS[0],
+            "GetConnectionUnixUser",
+            GLib.Variant("(s)", (name,)),
+            GLib.VariantType("(u)"),
+            Gio.DBusCallFlags.NO_AUTO_START,
+            int(CALL_SECONDS * 1000),
+            None,
+            answered,
+        )
 
     def close(self) -> None:
         """Let the connection go, without waiting for a bus that does not answer. May be called again."""
@@ -208,14 +254,15 @@ class ServedError(Exception):
 class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
     """pydbus's wrapper, with errors of our names, no traceback of one in the log, and methods elsewhere."""
 
-    def __init__(self, target: object, interfaces: list[Any], serve: Serve) -> None:
+    def __init__(self, bus: Bus, target: object, interfaces: list[Any], serve: Serve) -> None:
         super().__init__(target, interfaces)
+        self._bus = bus
         self._serve = serve
 
     def call_method(
         self,
         _connection: object,
-        _sender: str,
+        sender: str,
         _path: str,
         interface: str,
         method: str,
@@ -231,14 +278,19 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
         outputs = self.outargs[f"{interface}.{method}"]
         target = getattr(self.object, method)
 
-        def call() -> tuple[Any, ...]:
-            result = target(*parameters)
-            return () if not outputs else (result,) if len(outputs) == 1 else result
+        def serve(caller: Caller | None) -> None:
+            def call() -> tuple[Any, ...]:
+                result = target(caller, *parameters)
+                return () if not outputs else (result,) if len(outputs) == 1 else result
 
-        if not self._serve(lambda: self._answer(invocation, call, f"({''.join(outputs)})")):
-            invocation.return_dbus_error(
-                "org.freedesktop.DBus.Error.LimitsExceeded", "too many calls at once"
-            )
+            if caller is None:
+                invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not say who calls")
+            elif not self._serve(caller, lambda: self._answer(invocation, call, f"({''.join(outputs)})")):
+                invocation.return_dbus_error(
+                    f"{_ERROR}.LimitsExceeded", "too many calls at once: wait for their answers"
+                )
+
+        self._bus.find_caller(sender, serve)
 
     @staticmethod
     def _answer(invocation: Any, call: Callable[[], tuple[Any, ...]], signature: str) -> None:  # noqa: ANN401 (see above)

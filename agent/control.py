@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from agent import __version__
-from agent.bus import Bus, Error, ServedError, reason, signal, variants
+from agent.admission import Admission
+from agent.bus import Bus, Caller, Error, ServedError, reason, signal, variants
 from agent.conditions import Conditions
 from agent.errors import BusError, CredferryError, OrderError, place
 from agent.events import Event
@@ -48,7 +49,6 @@ _T = TypeVar("_T")
 _log = structlog.get_logger()
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
 """Doubled each time: dbus-daemon logs whom it refuses a name."""
-_CALLS_MAX = 16
 _STOP_SECONDS = 2.0
 _ABOUT_GENERATIONS = {
     Event.SEALED: "Sealed",
@@ -116,16 +116,16 @@ class AgentObject:
         """Each VM's state."""
         return {name: vm.properties["State"] for name, vm in list(self.vms.items())}
 
-    def GetManagedObjects(self) -> dict[str, Any]:  # noqa: N802
+    def GetManagedObjects(self, _caller: Caller) -> dict[str, Any]:  # noqa: N802
         """All VMs with all of their properties."""
         return {vm_path(name): _packed(vm.properties) for name, vm in list(self.vms.items())}
 
-    def Sync(self) -> None:  # noqa: N802
+    def Sync(self, _caller: Caller) -> None:  # noqa: N802
         """Look now; returns when that is done. Restarts that follow from it go on."""
         _served(self._orders.sync)
         self._refresh()  # who asked may read what was found
 
-    def Plan(self) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
+    def Plan(self, _caller: Caller) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
         """What a look would do now: per VM its state, steps, and reasons for not more."""
         return _served(
             lambda: [
@@ -134,23 +134,23 @@ class AgentObject:
             ]
         )
 
-    def Rotate(self, vm: str) -> None:  # noqa: N802
+    def Rotate(self, _caller: Caller, vm: str) -> None:  # noqa: N802
         """Have a VM restarted onto what is sealed, past windows and rates."""
         self._give(vm, Order.ROTATE)
 
-    def Rollback(self, vm: str) -> None:  # noqa: N802
+    def Rollback(self, _caller: Caller, vm: str) -> None:  # noqa: N802
         """Have a VM put back on the generation before, until its secrets change."""
         self._give(vm, Order.ROLL_BACK)
 
-    def Hold(self, vm: str) -> None:  # noqa: N802
+    def Hold(self, _caller: Caller, vm: str) -> None:  # noqa: N802
         """Restart a VM no more until it is released."""
         _served(lambda: self._orders.hold(vm, held=True))
 
-    def Release(self, vm: str) -> None:  # noqa: N802
+    def Release(self, _caller: Caller, vm: str) -> None:  # noqa: N802
         """Release a held VM."""
         _served(lambda: self._orders.hold(vm, held=False))
 
-    def Retry(self, vm: str) -> None:  # noqa: N802
+    def Retry(self, _caller: Caller, vm: str) -> None:  # noqa: N802
         """Try again what failed for a VM."""
         _served(lambda: self._orders.retry(vm))
 
@@ -167,7 +167,7 @@ class Control:
         self._agent = AgentObject(orders, self._refresh)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._calls = threading.BoundedSemaphore(_CALLS_MAX)
+        self._admission = Admission()
         self._conditions = Conditions()
         self._registrations: dict[str, Any] = {}
         self._bus: Bus | None = None
@@ -272,16 +272,16 @@ class Control:
         if self._bus is not None:
             self._registrations[path] = self._bus.publish(path, target, self._serve)
 
-    def _serve(self, answer: Callable[[], None]) -> bool:
-        """Answer a call in a thread of its own, where there are not too many already."""
-        if not self._calls.acquire(blocking=False):
+    def _serve(self, caller: Caller, answer: Callable[[], None]) -> bool:
+        """Answer a call in a thread of its own, where the caller has not too many under way already."""
+        if not self._admission.admit(caller.uid):
             return False
 
         def run() -> None:
             try:
                 answer()
             finally:
-                self._calls.release()
+                self._admission.leave(caller.uid)
 
         threading.Thread(target=run, name="control-call", daemon=True).start()
         return True

@@ -128,6 +128,38 @@ except GLib.Error as error:
 """
 
 
+_FLOOD = """
+import sys
+from gi.repository import Gio, GLib
+name, path, interface, connections, calls = sys.argv[1:4] + [int(each) for each in sys.argv[4:]]
+loop, counts = GLib.MainLoop(), {}
+address = Gio.dbus_address_get_for_bus_sync(Gio.BusType.SYSTEM)
+flags = Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
+def ask(bus):
+    bus.call(name, path, interface, "Plan", None, None, 0, -1, None, answered)
+def answered(bus, result):
+    try:
+        bus.call_finish(result)
+        said = "answered"
+    except GLib.Error as error:
+        said = Gio.DBusError.get_remote_error(error)
+    counts[said] = counts.get(said, 0) + 1
+    if sum(counts.values()) == 4 * connections * calls:
+        print("flooding", flush=True)
+    ask(bus)
+buses = [Gio.DBusConnection.new_for_address_sync(address, flags, None, None) for _ in range(connections)]
+for bus in buses:
+    for _ in range(calls):
+        ask(bus)
+def ended(*_):
+    print(counts)
+    loop.quit()
+    return False
+GLib.io_add_watch(0, GLib.IO_HUP | GLib.IO_IN, ended)
+loop.run()
+"""
+
+
 def error_name(bus: Bus, method: str, *arguments: str) -> str:
     """The D-Bus name of the error that a call of the agent ends with; nothing for none."""
     command = ("/usr/bin/python3", "-I", "-c", _CALL, NAME, PATH, AGENT_INTERFACE, method, *arguments)
@@ -257,6 +289,25 @@ def test_a_group_reads_and_root_rules(bus: Bus) -> None:
     starts = bus.starts()
     bus.wait_vm("web", State="in step")
     assert bus.starts() == starts
+
+
+def test_a_member_cannot_lock_root_out(bus: Bus) -> None:
+    """While a member of the group keeps 64 calls under way, each of root's calls is served."""
+    command = ("/usr/bin/python3", "-I", "-c", _FLOOD, NAME, PATH, AGENT_INTERFACE, "4", "16")
+    hostile = bus.host.spawn(*command, user=MEMBER)
+    assert hostile.stdout
+    assert hostile.stdout.readline() == "flooding\n"
+    for _ in range(10):
+        for method, *arguments in (("Plan",), ("Sync",), ("Hold", "db-1"), ("Release", "db-1")):
+            assert bus.call(method, *arguments) == "", method
+    row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+    assert row["state"] == "in step"
+    assert hostile.poll() is None
+    assert hostile.stdin
+    hostile.stdin.close()
+    told = hostile.stdout.readline()
+    assert "LimitsExceeded" in told
+    assert "answered" in told, "the member is served as well, within the limit"
 
 
 def test_signals_tell_a_rotation(bus: Bus) -> None:

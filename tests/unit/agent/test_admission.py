@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Limits of calls under way at once."""
+
+from __future__ import annotations
+
+from agent.admission import OF_ALL, PER_USER, Admission
+
+ROOT, MEMBER = 0, 1000
+
+
+def test_a_user_has_so_many_calls_and_no_more() -> None:
+    """One call more than the limit is refused, until one of the user's calls is over."""
+    admission = Admission()
+    assert [admission.admit(MEMBER) for _ in range(PER_USER + 1)] == [*[True] * PER_USER, False]
+    admission.leave(MEMBER)
+    assert admission.admit(MEMBER)
+    assert not admission.admit(MEMBER)
+
+
+def test_one_user_s_calls_leave_room_for_another_s() -> None:
+    """A user who has reached the limit takes nothing from the next user."""
+    admission = Admission()
+    while admission.admit(MEMBER):
+        pass
+    assert admission.admit(MEMBER + 1)
+
+
+def test_many_users_together_have_a_limit_and_root_has_none() -> None:
+    """However many users call, the number of threads is bounded, and root is always served."""
+    admission = Admission()
+    admitted = [uid for uid in range(MEMBER, MEMBER + 2 * OF_ALL) if admission.admit(uid)]
+    assert len(admitted) == OF_ALL
+    assert all(admission.admit(ROOT) for _ in range(10 * OF_ALL))
+    for uid in admitted:
+        admission.leave(uid)
+    assert admission.admit(MEMBER), "root's calls do not count against other users"
