@@ -35,6 +35,8 @@ class Desired:
     entries: tuple[ManifestEntry, ...]
     values: Mapping[str, Secret]
     delivery: Delivery
+    guest: str = ""
+    """Which guest key the digest is of (`guest_id`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def desired(
         )
     if reasons:
         return Refused(tuple(reasons), passing)
-    guest = guest_key.derive("guest key id").hex() if guest_key is not None else ""
+    guest = guest_id(guest_key)
     content = [guest.encode()]
     for name, value in values.items():
         content += [b"%s %d " % (name.encode(), len(value.reveal())), value.reveal()]
@@ -102,7 +104,12 @@ def desired(
     if identity is None or last != mark:
         identity = _identity(vm, values, fingerprints, guest)
         fingerprints.last[vm.name] = mark, identity
-    return Desired(identity.digest, identity.entries, values, vm.delivery)
+    return Desired(identity.digest, identity.entries, values, vm.delivery, guest)
+
+
+def guest_id(key: CredentialKey | None) -> str:
+    """What tells one guest key from another, and from none."""
+    return key.derive("guest key id").hex() if key is not None else ""
 
 
 def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], list[str], bool]:

@@ -107,7 +107,7 @@ def read_key(path: Path, *, machine_id: str | None) -> CredentialKey:
             f"{path}: cannot be read: {reason}",
             hint="it must be a regular file that root owns; run as root",
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise KeyFileError(f"{path}: not a regular file with one link", hint="restore it from a backup")
@@ -116,7 +116,13 @@ def read_key(path: Path, *, machine_id: str | None) -> CredentialKey:
                 f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, systemd takes exactly 0400",
                 hint=f"see who could read it, then: chmod 0400 {path}",
             )
-        content = file.read(_HEADER_SIZE + _DATA_MAX + 1)
+        content = os.read(descriptor, _HEADER_SIZE + _DATA_MAX + 1)
+    except OSError as error:
+        raise KeyFileError(
+            f"{path}: cannot be read: {error.strerror}", hint="see the disk's health"
+        ) from None
+    finally:
+        os.close(descriptor)
     try:
         key = CredentialKey.from_file_content(content)
     except KeyFileError as error:

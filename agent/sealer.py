@@ -7,7 +7,12 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import structlog
+
+from agent.desired import guest_id
+from agent.errors import KeyFileError, SealError
 from agent.events import Event
+from agent.report import describe
 from agent.sealing import one_line, seal
 from launcher.handoff import Kind, Manifest, ManifestEntry, Secret
 
@@ -17,9 +22,12 @@ if TYPE_CHECKING:
     from agent.config import VmConfig
     from agent.desired import Desired
     from agent.journal import Audit
+    from agent.keys import CredentialKey
     from agent.observe import Look, Observer
     from agent.reconcile import Observed
     from agent.store import Store
+
+_log = structlog.get_logger()
 
 
 def new_run() -> str:
@@ -40,8 +48,8 @@ class Sealer:
     def seal_due(self, look: Look, run: str = "") -> list[str]:
         """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
 
-        Under a new correlation id, where none is given. Raises `StoreError`, `SealError`, `KeyFileError`;
-        what was current then still is.
+        Under a new correlation id, where none is given. A VM whose values cannot be sealed now is left out:
+        it keeps what is current, and the next look says what it lacks. Raises `StoreError`.
         """
         run = run or new_run()
         sealed = []
@@ -50,20 +58,24 @@ class Sealer:
                 if decision.assume is not None:
                     self.store.assume(decision.vm.name, decision.assume)
                 if decision.seal is not None:
-                    self._seal(decision.vm, decision.seal, run, _to_keep(observed))
-                    sealed.append(decision.vm.name)
+                    try:
+                        self._seal(decision.vm, decision.seal, run, _to_keep(observed))
+                    except (SealError, KeyFileError) as error:
+                        _log.error("nothing is sealed for a VM", vm=decision.vm.name, reason=describe(error))
+                    else:
+                        sealed.append(decision.vm.name)
         return sealed
 
     def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
         before = self.store.current(vm.name)
         changed = _changed(before, wanted.entries)
         guest = self.observer.guest_key(vm)
-        values = {
-            name: Secret(one_line(seal(value.reveal(), name=name, key=guest)))
-            if guest is not None and vm.kind(name) is Kind.SEALED
-            else value
-            for name, value in wanted.values.items()
-        }
+        if guest_id(guest) != wanted.guest:
+            raise KeyFileError(
+                f"the guest key of VM {vm.name} is {'gone' if guest is None else 'another'} since the look",
+                hint="the next look takes the key that is there by then",
+            )
+        values = {entry.name: _as_kind(entry, wanted.values[entry.name], guest) for entry in wanted.entries}
         manifest = Manifest(
             vm=vm.name,
             generation=self.store.next_number(vm.name),
@@ -94,6 +106,20 @@ class Sealer:
             generation=manifest.generation,
             fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
         )
+
+
+def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:
+    """The value as its entry says that it is. Raises `SealError` rather than let it stay readable."""
+    match entry.kind:
+        case Kind.PLAIN | Kind.TEXT:
+            return value
+        case Kind.SEALED:
+            if guest is None:
+                raise SealError(
+                    f"credential {entry.name} is to be sealed for the guest, and there is no guest key",
+                    hint="make one: credferry guest-key create",
+                )
+            return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))
 
 
 def _to_keep(observed: Observed) -> set[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 
+from launcher import oem
 from launcher.cmdline import usage
 from launcher.credentials import Credential, Delivered
 from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret, is_credential_name
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 _KINDS: Final = Kind.PLAIN.value
 _VM: Final = "VM"
 _DIGITS_MAX: Final = 4
-_HEADER: Final = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000")
-"""How a credential begins that systemd sealed with a host's key (src/shared/creds-util.c)."""
-_HEADER_SIZE: Final = 48
-_METADATA_SIZE: Final = 20
-_TAG_SIZE: Final = 16
 
 
 class Assumed(Record):
@@ -85,8 +81,8 @@ def _credentials(text: str) -> tuple[tuple[str, Kind], ...]:
 def _least(name: str, kind: Kind) -> Secret:
     if kind is not Kind.SEALED:
         return Secret(b"-")
-    size = _HEADER_SIZE + -(-(_METADATA_SIZE + len(name)) // 8) * 8 + 1 + _TAG_SIZE
-    return Secret(binascii.b2a_base64(_HEADER.ljust(size, b"\0"), newline=False))
+    blob = oem.SEALED_START.ljust(oem.sealed_least(name) + 1, b"\0")
+    return Secret(binascii.b2a_base64(blob, newline=False))
 
 
 def _number(option: str, text: str) -> int:

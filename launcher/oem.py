@@ -38,9 +38,14 @@ ARGUMENT_MAX: Final = 128 << 10
 """Bytes of one argument with its NUL (Linux MAX_ARG_STRLEN)."""
 
 _ARCHITECTURE: Final = "x86_64"
-_NULL_KEY: Final = bytes.fromhex("058469daf6f54324800549da0f8ea2fb")
-"""ID of blobs sealed with the null key (systemd src/shared/creds-util.h): they prove nothing."""
+SEALED_START: Final = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000")
+"""How a systemd credential begins that a guest's own key sealed: the key type's ID, and the sizes of key,
+block, IV and tag (systemd src/shared/creds-util.c). The agent seals for a guest with this type alone. Any
+other type needs a TPM or a user of the guest, or is the null key, which proves nothing."""
+_IV_END: Final = 44
 _HEADER: Final = 48
+_METADATA: Final = 20
+_TAG: Final = 16
 _GUEST_STRINGS: Final = ("io.systemd.credential:", "io.systemd.credential.binary:")
 
 
@@ -139,19 +144,27 @@ def _check_one(credential: Credential, delivery: Delivery) -> None:
             f"credential {name} gives power over the guest's system",
             "name it in the VM's list of allowed names if that is wanted, or rename it",
         )
-    if credential.kind is Kind.SEALED and not _is_sealed(credential.value.reveal()):
+    if credential.kind is Kind.SEALED and not _is_sealed(name, credential.value.reveal()):
         raise _refuse(
             f"credential {name} is not sealed for the guest: not a systemd credential in Base64 on one line",
             "let the agent seal the VM again",
         )
 
 
-def _is_sealed(blob: bytes) -> bool:
+def sealed_least(name: str) -> int:
+    """Bytes of the smallest credential that is sealed under a name."""
+    return _HEADER + (_METADATA + len(name) + 7) // 8 * 8 + _TAG
+
+
+def _is_sealed(name: str, blob: bytes) -> bool:
+    """Whether this can be a credential that was sealed for the guest under a name, on one line."""
     try:
         data = binascii.a2b_base64(blob, strict_mode=True)
     except binascii.Error:
         return False
-    return len(data) > _HEADER and not data.startswith(_NULL_KEY)
+    return (
+        data.startswith(SEALED_START) and not any(data[_IV_END:_HEADER]) and len(data) >= sealed_least(name)
+    )
 
 
 def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> None:

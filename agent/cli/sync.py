@@ -92,6 +92,9 @@ def sync_once(
     look = ours.pacer.hold_back(settled)
     ours.rollout.forget_ended(look)
     sealed = ours.sealer.seal_due(look)
+    unsealed = {decision.vm.name for decision in look.decisions if decision.seal is not None}.difference(
+        sealed
+    )
     Reporter(ours.audit).report(look.decisions)
     outcome: dict[str, State] = {}
     if manager is not None:
@@ -106,6 +109,11 @@ def sync_once(
         attempt = ours.store.attempt(name) if state in {State.FAILED, State.HALTED} else None
         reasons[name] = attempt.reason if attempt is not None else reasons[name]
     shown = {name: State.IN_STEP if state is State.SEAL_DUE else state for name, state in states.items()}
+    for name in unsealed:
+        shown[name], reasons[name] = (
+            State.REFUSED,
+            "its values could not be sealed: see the message about it",
+        )
     rows = [
         SyncRow(vm=name, sealed=name in sealed, state=state, reason=reasons[name])
         for name, state in shown.items()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MAJORS: Final = tuple(range(46, 55))
 _VALUE: Final = Secret(MARKER.encode())
-_SEALED: Final = Secret(b"WhxqhrsPYn7gWVBF4" + b"A" * 83)
+_SEALED: Final = Secret(b"Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABAAAAAAAQIDBAUGBwgJCgsAAAAA" + b"A" * 64)
 _STRINGS: Final = ("io.systemd.credential.binary:API_KEY=c2VjcmV0", "io.systemd.credential:TLS=QUJD+/==")
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 _ELEMENTS_MAX: Final = 1 << 17
@@ -361,7 +361,7 @@ TARGETS: Final = (
         length_max=256,
     ),
     Target(
-        "credential", credential, (_SEALED.reveal().decode(), "BYRp2tb1QySACUnaD46i+w=="), length_max=512
+        "credential", credential, (_SEALED.reveal().decode(), "BYRp2vb1QySABUnaD46i+w=="), length_max=512
     ),
     Target("spec", vm_spec, (*_SPEC_WORDS, MARKER)),
     Target("release", release, ("cloud-hypervisor ", "v53.0"), length_max=64),

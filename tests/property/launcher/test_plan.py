@@ -34,6 +34,11 @@ from launcher.options import Grammar, OptionError, parse, plain, render
 
 CANARY = b"canary-2b6e71"
 LEAKS = (CANARY.decode(), base64.b64encode(CANARY).decode(), base64.b64encode(CANARY).decode().rstrip("="))
+SEALED = base64.b64encode(
+    bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000")
+    + bytes(16)
+    + CANARY * 16
+)
 MAJORS = st.integers(releases.OLDEST, 54)
 
 KEYS = st.sampled_from(sorted({key for keys in schema.OPTIONS.values() for key in keys}))
@@ -97,7 +102,7 @@ def test_an_option_is_converted_or_refused(name: str, value: str, major: int) ->
 @given(ARGV, MAJORS, DELIVERIES, st.sampled_from(Kind))
 def test_a_plan_shows_no_value(argv: list[str], major: int, delivery: Delivery, kind: Kind) -> None:
     """Neither in what is shown of a start, nor in a refusal; in the api channel in no argument at all."""
-    value = Secret(base64.b64encode(CANARY * 6) if kind is Kind.SEALED else CANARY)
+    value = Secret(SEALED if kind is Kind.SEALED else CANARY)
     manifest = Manifest("web", 1, "a" * 64, "b" * 32, delivery, (ManifestEntry("K", kind, "0" * 16),))
     delivered = Delivered(manifest, (Credential("K", kind, value),))
     try:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,16 @@ CANARY_BASE64 = "Y2FuYXJ5LTRmOWQxYw=="
 VM = "web"
 INVOCATION = "0123456789abcdef0123456789abcdef"
 SECONDS = 20.0
+
+
+def sealed(size: int = 72) -> bytes:
+    """What has the form of a credential that a guest's own key sealed, with so many bytes behind its header.
+
+    As systemd-creds would write it, but for what only a key can tell.
+    """
+    kind = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
+    header = kind + struct.pack("<4I", 32, 1, 12, 16) + bytes(range(12)) + bytes(4)
+    return base64.b64encode(header + bytes(index % 251 for index in range(size)))
 
 
 def credentials(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,16 +13,13 @@ from launcher.credentials import read
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import Channel, Delivery, Kind
 
-from .conftest import credentials
+from .conftest import credentials, sealed
 from .test_main import GENERATED, KERNEL, hypervisor, request, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOTIFY = "oem_strings=[io.systemd.credential:vmm.notify_socket=vsock-stream:2:8888]"
-SEALED_LIKE = base64.b64encode(
-    bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000").ljust(97, b"\0")
-)
 
 
 def judge(
@@ -109,9 +105,7 @@ def test_the_check_and_a_start_agree(
     channel: Channel, case: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Over all recorded commands: the same line and status as a plan with credentials of these kinds."""
-    credentials(
-        tmp_path, {"A": (Kind.SEALED, SEALED_LIKE), "B": (Kind.TEXT, b"t")}, Delivery(channel=channel)
-    )
+    credentials(tmp_path, {"A": (Kind.SEALED, sealed()), "B": (Kind.TEXT, b"t")}, Delivery(channel=channel))
     asked = request(case)
     try:
         plans.make(asked, read(tmp_path))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from launcher.errors import Exit, LaunchError
 from launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, Secret
 from tests.support.guest import newc
 
-from .conftest import CANARY, INVOCATION, VM, credentials
+from .conftest import CANARY, INVOCATION, VM, credentials, sealed
 from .test_main import explain
 from .test_process import wait_for
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 def blob(size: int) -> bytes:
     """Something sealed, as far as the launcher can tell."""
-    return base64.b64encode(os.urandom(size))
+    return sealed(size)
 
 
 def oracle(files: Mapping[str, bytes]) -> bytes:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from launcher.credentials import read
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import Channel, Delivery, Kind
 
-from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials
+from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials, sealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +31,7 @@ UNSAFE = {
     "empty OEM string in the list": "empty OEM string",
 }
 SECRET = (Kind.PLAIN, CANARY.encode())
-SEALED = (Kind.SEALED, base64.b64encode(bytes(range(120))))
+SEALED = (Kind.SEALED, sealed())
 KERNEL = ("--kernel", "/k")
 
 
@@ -263,7 +262,11 @@ LIMITS: dict[str, tuple[dict[str, tuple[Kind, bytes]], dict[str, Any], str]] = {
         "credential K does not fit: all OEM strings of the VM may take 4091 bytes",
     ),
     "a body": ({"K": (Kind.PLAIN, BIG[1] * 10)}, {"guest_systemd": 257}, "takes 51200 bytes in a request"),
-    "twice": ({"vmm.notify": SECRET}, {}, "credential vmm.notify is given twice"),
+    "twice": (
+        {"vmm.notify": SECRET},
+        {"allowed_names": ("vmm.notify",)},
+        "credential vmm.notify is given twice",
+    ),
     "a power": ({"ssh.authorized_keys.root": SECRET}, {}, "gives power over the guest's system"),
     "not sealed": ({"K": (Kind.SEALED, CANARY.encode())}, {}, "credential K is not sealed for the guest"),
 }

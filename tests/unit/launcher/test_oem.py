@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,13 +14,15 @@ from launcher.credentials import Credential
 from launcher.errors import Exit, LaunchError
 from launcher.handoff import Delivery, Kind, Secret
 
-from .conftest import CANARY, CANARY_BASE64
+from .conftest import CANARY, CANARY_BASE64, ROOT, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PREFIX = len("io.systemd.credential:K=") + 1  # and its NUL
-SEALED = base64.b64encode(bytes(range(200)))
+SEALED = sealed(120)
+SEALED_BYTES = base64.b64decode(SEALED)
+VECTORS = json.loads((ROOT / "tests/data/sealed-credential-vectors.json").read_text())["sets"]
 
 
 def plain(name: str = "K", value: bytes = CANARY.encode()) -> Credential:
@@ -31,12 +34,17 @@ def sealed_of(size: int, name: str = "K") -> Credential:
     """A sealed credential whose OEM string takes exactly this many bytes, filled up by its name."""
     blob = (size - PREFIX + 1 - len(name)) // 4 * 4
     padded = name + "x" * (size - PREFIX + 1 - len(name) - blob)
-    return Credential(padded, Kind.SEALED, Secret(b"QUJD" * (blob // 4)))
+    return Credential(padded, Kind.SEALED, Secret(SEALED[:160].ljust(blob, b"A")))
 
 
 def check(*credentials: Credential, existing: tuple[str, ...] = (), **delivery: object) -> None:
     """The check, with a delivery of these settings."""
     oem.check(credentials, existing, Delivery(**delivery))  # type: ignore[arg-type]  # a table's settings
+
+
+def spoilt(at: int) -> bytes:
+    """A sealed credential, not in Base64, with another byte at one place."""
+    return SEALED_BYTES[:at] + b"\xff" + SEALED_BYTES[at + 1 :]
 
 
 def many(count: int) -> tuple[str, ...]:
@@ -56,6 +64,7 @@ AT_THE_LIMIT: list[tuple[str, Callable[[], None]]] = [
     ("an argument", lambda: oem.check_arguments(["--platform", "x" * 131_071])),
     ("x86_64", lambda: oem.check_machine("x86_64")),
     ("sealed", lambda: check(Credential("K", Kind.SEALED, Secret(SEALED)))),
+    ("sealed, and empty", lambda: check(Credential("K", Kind.SEALED, Secret(sealed(40))))),
 ]
 
 OVER_THE_LIMIT: list[tuple[str, Callable[[], None], tuple[str, ...]]] = [
@@ -102,9 +111,28 @@ OVER_THE_LIMIT: list[tuple[str, Callable[[], None], tuple[str, ...]]] = [
             "empty": b"",
             "two lines": SEALED[:80] + b"\n" + SEALED[80:],
             "a line's end": SEALED + b"\n",
-            "no padding": base64.b64encode(bytes(200)).rstrip(b"="),
-            "the null key": base64.b64encode(bytes.fromhex("058469daf6f54324800549da0f8ea2fb") + bytes(90)),
-            "short": base64.b64encode(bytes(48)),
+            "no padding": sealed(120).rstrip(b"=")[:-1],
+            "Base64 of something": base64.b64encode(CANARY.encode() * 20),
+            "a key in Base64": base64.b64encode(bytes(range(256))),
+            "the header alone": sealed(0),
+            "short by one": sealed(39),
+            **{
+                f"sealed with {what}": base64.b64encode(bytes.fromhex(kind) + SEALED_BYTES[16:])
+                for what, kind in {
+                    "the null key": "058469daf6f54324800549da0f8ea2fb",
+                    "a TPM": "0c7cc07b117645919c4b0bea08bc20fe",
+                    "a TPM and a public key": "faf7eb9341e3412ca1a436f95a29362f",
+                    "a key and a TPM": "93a894094874449090caf2fc93cab553",
+                    "a user's key": "55b9ed1d38594d43a8319d2ebb332ac6",
+                    "no type that is known": "00" * 16,
+                }.items()
+            },
+            **{
+                f"other bytes at {at}": base64.b64encode(
+                    SEALED_BYTES[:at] + b"\xff" + SEALED_BYTES[at + 1 :]
+                )
+                for at in (0, 15, 16, 20, 24, 28, 31, 44, 47)
+            },
         }.items()
     ),
 ]
@@ -137,3 +165,18 @@ def test_nothing_shows_a_credential() -> None:
     assert CANARY not in repr(credential)
     assert credential.redacted == "io.systemd.credential.binary:K=<redacted>"
     assert Credential("K", Kind.SEALED, Secret(SEALED)).redacted == "io.systemd.credential:K=<redacted>"
+
+
+@pytest.mark.parametrize("vectors", VECTORS, ids=lambda value: value["systemd"])
+def test_what_systemd_creds_sealed_with_a_host_s_key_counts_as_sealed(vectors: dict[str, Any]) -> None:
+    """What real systemd-creds wrote passes, but for what the null key sealed."""
+    whole = [each for each in (*vectors["open"], *vectors["refuse"]) if each.get("why") != "truncated"]
+    assert len(whole) > 6
+    for vector in whole:
+        line = b"".join(vector["sealed"].encode().split())
+        credential = Credential("K", Kind.SEALED, Secret(line))
+        if vector.get("why") == "null key":
+            with pytest.raises(LaunchError, match="not sealed for the guest"):
+                check(credential)
+        elif len(line) < 4000:
+            check(credential)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import select
 import signal
@@ -15,14 +14,14 @@ import pytest
 
 from launcher.handoff import Channel, Kind
 
-from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, SECONDS, VM
+from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, SECONDS, VM, sealed
 
 if TYPE_CHECKING:
     from .conftest import Vm
 
 SECRET = (Kind.PLAIN, CANARY.encode())
 TEXT = (Kind.TEXT, b"test")
-SEALED = (Kind.SEALED, base64.b64encode(bytes(range(120))))
+SEALED = (Kind.SEALED, sealed())
 NOTIFY = "io.systemd.credential:vmm.notify_socket=vsock-stream:2:8888"
 PLATFORM = ("--platform", f"oem_strings=[{NOTIFY}],uuid=1ac73a63-c9b0-4f2f-a9e1-5c1f8b6f2c11")
 
