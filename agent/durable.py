@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _OPEN_MAX = 64
+
+
+class UnsyncedError(OSError):
+    """The change is in place, and a power failure may still undo it: the last sync has failed."""
 
 
 def make_directory(path: Path) -> None:
@@ -58,11 +62,26 @@ def _write_new(stack: ExitStack, path: Path, content: bytes) -> int:
 
 def sync_directory(path: Path) -> None:
     """Have a directory's entries survive a power failure. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """A directory's descriptor. Opened before a rename, it cannot be lacking after it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _sync_last(directory: int) -> None:
+    """Sync a directory after a rename in it. Raises `UnsyncedError`."""
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        raise UnsyncedError(error.errno, error.strerror) from None
 
 
 def _beside(path: Path) -> Path:
@@ -73,28 +92,34 @@ def _beside(path: Path) -> Path:
 
 
 def point(link: Path, target: str) -> None:
-    """Make a symlink lead elsewhere, in one step. Raises OSError."""
-    temporary = _beside(link)
-    try:
-        temporary.symlink_to(target)
-        temporary.rename(link)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(link.parent)
+    """Make a symlink lead elsewhere, in one step.
+
+    Raises `UnsyncedError` where it leads there already, and any other OSError where it does not.
+    """
+    with _opened(link.parent) as directory:
+        temporary = _beside(link)
+        try:
+            temporary.symlink_to(target)
+            temporary.rename(link)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_last(directory)
 
 
 def replace_durably(path: Path, content: bytes) -> None:
-    """Replace a file's content whole, mode 0600, so that it survives a power failure. Raises OSError.
+    """Replace a file's content whole, mode 0600, so that it survives a power failure.
 
-    The caller keeps others of ours from doing the same at the same time.
+    The caller keeps other processes and threads from doing the same at the same time. Raises
+    `UnsyncedError` where the file has the new content already, and any other OSError where it has not.
     """
-    temporary = _beside(path)
-    try:
-        with ExitStack() as stack:
-            os.fsync(_write_new(stack, temporary, content))
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    with _opened(path.parent) as directory:
+        temporary = _beside(path)
+        try:
+            with ExitStack() as stack:
+                os.fsync(_write_new(stack, temporary, content))
+            temporary.rename(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_last(directory)

@@ -85,6 +85,10 @@ class StoreError(CredferryError):
     status = ExitStatus.STORE
 
 
+class UnsyncedStoreError(StoreError):
+    """The store was written, and a power failure may still undo that: the last sync has failed."""
+
+
 class JournalError(CredferryError):
     """The journal that is to be read is not there, or not for us to read."""
 

@@ -18,10 +18,15 @@ has it bound to."""
 
 def is_locked(path: Path, lists: tuple[Path, ...] = LOCKS) -> bool:
     """Whether somebody holds a lock on a file. False as well where the kernel's list cannot be read."""
+    return bool(holder(path, lists))
+
+
+def holder(path: Path, lists: tuple[Path, ...] = LOCKS) -> str:
+    """What tells the process that holds a lock on a file from another one; empty where none is known."""
     try:
         status = path.stat()
     except OSError:
-        return False
+        return ""
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for each in lists:
         try:
@@ -31,5 +36,7 @@ def is_locked(path: Path, lists: tuple[Path, ...] = LOCKS) -> bool:
         if not lines:  # an empty file is there for others than the agent to see
             continue
         # "1: FLOCK  ADVISORY  WRITE 1234 00:1a:567 0 EOF"; one that waits has an arrow after its number.
-        return any(wanted in line.split() and "->" not in line.split() for line in lines)
-    return False
+        held = (words for line in lines if wanted in (words := line.split()) and "->" not in words)
+        # All but the number of the line, which other locks change.
+        return next((" ".join(words[1:]) for words in held), "")
+    return ""

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from agent import permits
-from agent.errors import BusError, CredferryError, OrderError, StoreError
+from agent.errors import BusError, CredferryError, OrderError, StoreError, UnsyncedStoreError
 from agent.events import Event
 from agent.notes import Outcome
 from agent.report import describe
@@ -238,9 +238,15 @@ class Orders:
 def hold(store: Store, audit: Audit, vm: VmConfig, *, held: bool) -> None:
     """Hold a VM or release it, where it is not so already. Raises `StoreError`."""
     if store.is_held(vm.name) is not held:
-        store.hold(vm.name, held=held)
+        unsynced: UnsyncedStoreError | None = None
+        try:
+            store.hold(vm.name, held=held)
+        except UnsyncedStoreError as error:  # it is done all the same, and so is a fact
+            unsynced = error
         event = Event.HELD if held else Event.RELEASED
         audit.record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
+        if unsynced is not None:
+            raise unsynced
 
 
 def is_halted(store: Store, vm: VmConfig) -> bool:

@@ -77,13 +77,16 @@ class Pacer:
     is_single_pass: bool = False
     """Whether nothing is known of what was published before: quiet periods are then not waited for."""
     _quiet: dict[str, _Quiet] = field(default_factory=dict)
-    _switch_since: float | None = None
+    _switch_since: tuple[str, float] | None = None
+    """The NixOS switch that is waited for, by what tells it from another, and since when."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hold_back(self, look: Look) -> Look:
         """The same look, with the restarts that have to wait turned into waits."""
         others = {each[1].vm.name: each for each in zip(look.decisions, look.observed, strict=True)}
-        switch = self._switch() if any(each.restart for each in look.decisions) else None
+        is_due = any(each.restart for each in look.decisions)
+        # One that was waited for is followed to its end: the next one is then waited for as long.
+        switch = self._switch() if is_due or self._switch_since is not None else None
         decisions = []
         for decision, now in others.values():
             quiet = self._falls_quiet(decision, now)
@@ -113,12 +116,15 @@ class Pacer:
     def _switch(self) -> Wait | None:
         """A switch in progress is waited for, bounded."""
         rollout, now = self.config.rollout, self.clock.monotonic()
-        if not nixos.is_locked(Path(rollout.switch_lock)):
+        holder = nixos.holder(Path(rollout.switch_lock))
+        if not holder:
             self._switch_since = None
             return None
-        if self._switch_since is None:
-            self._switch_since = now
-        if now - self._switch_since >= rollout.switch_seconds:
+        known = self._switch_since  # once: threads that restart a VM ask as well
+        if known is None or known[0] != holder:
+            # No look may have come between the end of one switch and the beginning of the next.
+            known = self._switch_since = holder, now
+        if now - known[1] >= rollout.switch_seconds:
             return None
         return Wait("until the NixOS switch in progress is done", _SWITCH_LOOK_SECONDS)
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from agent.desired import guest_id
-from agent.errors import KeyFileError, SealError
+from agent.errors import KeyFileError, SealError, UnsyncedStoreError
 from agent.events import Event
 from agent.report import describe
 from agent.sealing import one_line, seal
 from launcher.handoff import Kind, Manifest, ManifestEntry, Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from agent.config import VmConfig
     from agent.desired import Desired
@@ -44,6 +45,8 @@ class Sealer:
     audit: Audit
     _told: dict[str, str] = field(default_factory=dict)
     """Digests that were told to be published, by VM: a full disk, say, is no news each time it is tried."""
+    _owed: list[Callable[[], None]] = field(default_factory=list)
+    """Records of sealed generations that could not be written yet: no later look would write them."""
 
     def seal_due(self, look: Look, run: str = "") -> list[str]:
         """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
@@ -53,6 +56,7 @@ class Sealer:
         """
         run = run or new_run()
         sealed = []
+        self._pay()
         with self.store.lock():
             for decision, observed in zip(look.decisions, look.observed, strict=True):
                 if decision.assume is not None:
@@ -95,17 +99,33 @@ class Sealer:
                 fingerprints=changed,
             )
             self._told[vm.name] = wanted.digest
-        self.store.write(manifest, values, keep)
+        unsynced: UnsyncedStoreError | None = None
+        try:
+            self.store.write(manifest, values, keep)
+        except UnsyncedStoreError as error:  # sealed all the same: the next look finds it so
+            unsynced = error
         self._told.pop(vm.name, None)
-        self.audit.record(
-            Event.SEALED,
-            f"{vm.name}: generation {manifest.generation} is sealed",
-            run=run,
-            vm=vm.name,
-            unit=vm.unit,
-            generation=manifest.generation,
-            fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
+        self._owed.append(
+            partial(
+                self.audit.record,
+                Event.SEALED,
+                f"{vm.name}: generation {manifest.generation} is sealed",
+                run=run,
+                vm=vm.name,
+                unit=vm.unit,
+                generation=manifest.generation,
+                fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
+            )
         )
+        self._pay()
+        if unsynced is not None:
+            raise unsynced
+
+    def _pay(self) -> None:
+        """Write the records that are owed. Raises `StoreError`; they are then still owed."""
+        while self._owed:
+            self._owed[0]()
+            del self._owed[0]
 
 
 def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:

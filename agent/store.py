@@ -27,8 +27,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from agent.durable import make_directory, point, replace_durably, sync_directory, write_all_durably
-from agent.errors import SealError, StoreError
+from agent.durable import (
+    UnsyncedError,
+    make_directory,
+    point,
+    replace_durably,
+    sync_directory,
+    write_all_durably,
+)
+from agent.errors import SealError, StoreError, UnsyncedStoreError
 from agent.notes import Assumed, Attempt, Restarts
 from agent.sealing import seal, unseal
 from launcher.handoff import (
@@ -124,7 +131,8 @@ class Store:
         """Write a generation and publish it. After this returns it survives a power failure.
 
         Of older generations the last few stay, and those to ``keep``, as one may have to go back to them.
-        Raises `StoreError`; the generation that was current then still is.
+        Raises `UnsyncedStoreError` where the new generation is current already, and `StoreError` where the
+        one before it still is.
         """
         directory = self.vm_directory(manifest.vm)
         generation = directory / "generations" / str(manifest.generation)
@@ -133,6 +141,9 @@ class Store:
         try:
             self._make(generation.parent)
             generation.mkdir(0o700)
+        except OSError as error:
+            raise _failed(generation, error) from None
+        try:
             write_all_durably(
                 generation,
                 (
@@ -142,6 +153,9 @@ class Store:
             )
             sync_directory(generation.parent)
             point(directory / "current", f"generations/{manifest.generation}")
+        except UnsyncedError as error:
+            # ``current`` names it by now: a start of the VM would find nothing where it were removed.
+            raise _failed(generation, error) from None
         except OSError as error:
             shutil.rmtree(generation, ignore_errors=True)
             raise _failed(generation, error) from None
@@ -308,6 +322,12 @@ def _load(path: str, kind: type[_T]) -> _T | None:
 
 
 def _failed(path: Path, error: OSError) -> StoreError:
+    if isinstance(error, UnsyncedError):
+        return UnsyncedStoreError(
+            f"{path}: it is written, and a power failure may still undo that: "
+            f"{os.strerror(error.errno or 0)}",
+            hint="see what is wrong with the file system of the state directory",
+        )
     return StoreError(
         f"{path}: {os.strerror(error.errno or 0)}",
         hint="the store must be on a writable file system with room, and be run as its owner or root",

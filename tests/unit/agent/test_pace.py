@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -216,6 +217,42 @@ def test_a_switch(world: World) -> None:
             world.now += 1
             assert world.held_back(pacer) == {}
         assert world.held_back(pacer) == {}
+
+
+def test_a_second_switch_is_waited_for_where_the_first_one_ended_with_nothing_due(world: World) -> None:
+    """A switch often restarts VMs itself: that nothing is due at its end takes nothing from the next one."""
+    pacer = world.pacer("switch_seconds = 100\n" + VMS)
+    path = world.directory / "switch"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert set(world.held_back(pacer)) == set("abc")
+        world.due = set()
+        assert world.held_back(pacer) == {}
+    assert world.held_back(pacer) == {}
+    world.now, world.due = world.now + 4 * HOUR, set("abc")
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert set(world.held_back(pacer)) == set("abc")
+
+
+def test_a_second_switch_is_waited_for_where_no_look_came_between(world: World) -> None:
+    """Another process with the lock is another switch, though nobody has seen the lock free."""
+    pacer = world.pacer("switch_seconds = 100\n" + VMS)
+    path = world.directory / "switch"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert set(world.held_back(pacer)) == set("abc")
+    world.now += 4 * HOUR
+    with subprocess.Popen(
+        ["flock", str(path), "sh", "-c", "echo locked; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        assert set(world.held_back(pacer)) == set("abc")
+        other.communicate("\n")
 
 
 def test_what_is_down_waits_for_nothing(world: World) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import StoreError
+from agent.errors import StoreError, UnsyncedStoreError
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.store import KEEP, Store
@@ -146,3 +147,74 @@ def test_small_records(store: Store) -> None:
     store.record_attempt("web", None)
     (store.vm_directory("web") / "assumed.json").write_bytes(b"{")
     assert (store.assumed("web"), store.attempt("web")) == (None, None)
+
+
+def failing_sync(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Have the kernel refuse to sync one directory, as btrfs does where it is full."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), directory.stat()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_published_generation_stays_where_its_last_sync_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``current`` names the new generation by then: it is kept, whole, and the error is told."""
+    store.write(manifest(1, "A"), {"A": Secret(b"one")})
+    failing_sync(monkeypatch, store.vm_directory("web"))
+    with pytest.raises(UnsyncedStoreError, match="power failure"):
+        store.write(manifest(2, "A"), {"A": Secret(b"two")})
+    assert store.current("web") == manifest(2, "A")
+    assert store.values("web") == {"A": Secret(b"two")}
+
+
+def test_a_generation_is_not_published_where_descriptors_are_lacking(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is opened after ``current`` was renamed: what is lacking shows before."""
+    store.write(manifest(1, "A"), {"A": Secret(b"one")})
+    real, limits = os.rename, resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def rename(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)  # type: ignore[arg-type]  # as it was called
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+
+    monkeypatch.setattr(os, "rename", rename)
+    try:
+        store.write(manifest(2, "A"), {"A": Secret(b"two")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert store.current("web") == manifest(2, "A")
+
+
+def test_small_records_are_in_place_where_their_last_sync_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold, a noted restart and a way back hold though the last sync fails, and the error says so."""
+    store.write(manifest(1), {})
+    store.write(manifest(2), {})
+    failing_sync(monkeypatch, store.vm_directory("web"))
+    attempt = Attempt("0" * 64, Outcome.FAILED)
+    for write in (
+        lambda: store.hold("web", held=True),
+        lambda: store.record_attempt("web", attempt),
+        lambda: store.revert("web", 1),
+    ):
+        with pytest.raises(UnsyncedStoreError, match="power failure"):
+            write()
+    assert store.is_held("web")
+    assert store.attempt("web") == attempt
+    assert store.current("web") == manifest(1)
+
+
+def test_a_number_that_is_taken_costs_nothing_that_is_there(store: Store) -> None:
+    """A generation that cannot be made, as its number is another's, leaves that one whole."""
+    store.write(manifest(1), {})
+    with pytest.raises(StoreError, match="File exists"):
+        store.write(manifest(1), {})
+    assert store.current("web") == manifest(1)
