@@ -24,7 +24,7 @@ import msgspec
 from systemd import journal
 
 from agent.durable import replace_durably
-from agent.errors import StoreError
+from agent.errors import KeyFileError, StoreError
 from agent.events import Event
 from agent.journald import Sender
 
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from agent.keys import CredentialKey
     from agent.store import Store
 
     _Entry = Mapping[str, Any]
 
 HEAD_FILE = "audit.json"
 SENT_FILE = "audit.sent"
+KEY_CHANGE = "the host's key is another: all is sealed anew"
 LOST = "lost"
 """Stands for the hash of the record before, where the head was there and could not be read."""
 _SENT = re.compile(r"([0-9]{19}) ([0-9a-f]{64})\n")
@@ -51,6 +53,8 @@ class Head(msgspec.Struct, frozen=True):
     sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
     hash: str = ""
     fields: list[Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]*=")]] = []
+    key: str = ""
+    """What tells the key that it was written with from another; empty in the head of an older agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,15 @@ class Audit:
     """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept.
 
     ``listeners`` are told of each record that was sent, in the thread that wrote it. They must not raise.
+    ``present_key`` reads the host's key as it is now; it raises `KeyFileError` or `FileNotFoundError`. The
+    chain changes its key once, by a record that says so, whichever thread or process notices first: a
+    restart that began under the key before is recorded with the new one.
     """
 
     store: Store
     sender: Sender = field(default_factory=Sender)
     listeners: Sequence[Callable[[Fact], None]] = ()
+    present_key: Callable[[], CredentialKey] | None = None
 
     def record(
         self,
@@ -96,26 +104,42 @@ class Audit:
             "OBJECT_SYSTEMD_UNIT": unit,
             **(extra or {}),
         }
-        # As the journal will hold it: names from the file system may be no text.
-        message = message.encode(errors="backslashreplace").decode()
-        fields = [f"MESSAGE={message}", f"MESSAGE_ID={event.value}", f"PRIORITY={event.priority}"]
+        fields = _fields(event, message)
         fields += [f"{key}={value}" for key, value in named.items() if value]
         for name, fingerprint in (fingerprints or {}).items():
             fields += [f"CREDFERRY_CREDENTIAL={name}", f"CREDFERRY_FINGERPRINT={name}:{fingerprint}"]
+        facts = []
         with self.store.lock("audit.lock"):
             head = self._head()
             if head.fields and sent(self.store.state)[1] != head.hash:
                 # Whoever kept it came to an end before sending it, or found no journal.
                 self._send(head)
-            fields.append(f"CREDFERRY_SEQUENCE={head.sequence + 1}")
-            fields.append(f"CREDFERRY_PREVIOUS={head.hash}")
-            digest = chain_hash(self.store.key.derive("audit"), fields)
-            fields.append(f"CREDFERRY_HASH={digest}")
-            kept = Head(head.sequence + 1, digest, fields)
-            self._keep(kept)
-            self._send(kept)
-        for listener in self.listeners:
-            listener(Fact(event, vm, run, generation, head.sequence + 1))
+            key = self._key_after(head)
+            if not _is_with(head, key) and event is not Event.HOST_KEY:
+                head = self._append(head, key, _fields(Event.HOST_KEY, KEY_CHANGE))
+                facts.append(Fact(Event.HOST_KEY, "", "", None, head.sequence))
+            head = self._append(head, key, fields)
+            facts.append(Fact(event, vm, run, generation, head.sequence))
+        for fact in facts:
+            for listener in self.listeners:
+                listener(fact)
+
+    def _key_after(self, head: Head) -> CredentialKey:
+        """The key for the record after a head: where ours has not written that, the host's of now."""
+        if not _is_with(head, self.store.key) and self.present_key is not None:
+            with suppress(KeyFileError, FileNotFoundError):
+                return self.present_key()
+        return self.store.key
+
+    def _append(self, head: Head, key: CredentialKey, fields: Iterable[str]) -> Head:
+        """Keep one more record in the chain, and send it; the head from then on. Under the lock."""
+        fields = [*fields, f"CREDFERRY_SEQUENCE={head.sequence + 1}", f"CREDFERRY_PREVIOUS={head.hash}"]
+        digest = chain_hash(key.derive("audit"), fields)
+        fields.append(f"CREDFERRY_HASH={digest}")
+        kept = Head(head.sequence + 1, digest, fields, _id(key))
+        self._keep(kept)
+        self._send(kept)
+        return kept
 
     def repeat_last(self) -> None:
         """Send the last record again: a crash may have come between keeping and sending it."""
@@ -150,6 +174,26 @@ class Audit:
                 f"{self.store.state / HEAD_FILE}: the audit's head cannot be kept: {error.strerror}",
                 hint="the state directory must be writable and have room",
             ) from None
+
+
+def _fields(event: Event, message: str) -> list[str]:
+    # As the journal will hold it: names from the file system may be no text.
+    message = message.encode(errors="backslashreplace").decode()
+    return [f"MESSAGE={message}", f"MESSAGE_ID={event.value}", f"PRIORITY={event.priority}"]
+
+
+def _id(key: CredentialKey) -> str:
+    return key.derive("audit key id").hex()[:16]
+
+
+def _is_with(head: Head, key: CredentialKey) -> bool:
+    """Whether a head was written with a key; none, or one that could not be read, may have been."""
+    if not head.fields:
+        return True
+    if head.key:
+        return head.key == _id(key)
+    own = [each for each in head.fields if not each.startswith("CREDFERRY_HASH=")]
+    return hmac.compare_digest(chain_hash(key.derive("audit"), own), head.hash)
 
 
 def kept_head(state: Path) -> Head | None:

@@ -80,11 +80,14 @@ class Observer:
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """The same where there may be no source: each VM is then refused, and keeps what it had."""
         vms = list(vms)
+        return self.look_at(self.published(vms), vms, manager)
+
+    def published(self, vms: Iterable[VmConfig]) -> Snapshot | Refused:
+        """What is published for some VMs; where there is no source, why there is nothing."""
         try:
-            published: Snapshot | Refused = self.snapshot(vms)
+            return self.snapshot(vms)
         except SourceError as error:
-            published = without_source(error)
-        return self.look_at(published, vms, manager)
+            return without_source(error)
 
     def look_at(
         self, published: Snapshot | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
@@ -227,12 +230,17 @@ def open_store_untouched(config: Config) -> Store:
 
     Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
     """
-    machine_id = read_machine_id(Path(config.machine_id_file))
     try:
-        key = read_key(Path(config.host_key), machine_id=machine_id)
+        key = present_key(config)
     except FileNotFoundError:
         key = CredentialKey(os.urandom(32))
     return Store(Path(config.state_directory), key)
+
+
+def present_key(config: Config) -> CredentialKey:
+    """The host's key as it is now. Raises `KeyFileError`, and `FileNotFoundError` where there is none."""
+    machine_id = read_machine_id(Path(config.machine_id_file))
+    return read_key(Path(config.host_key), machine_id=machine_id)
 
 
 def guest_key_path(config: Config, vm: str) -> Path:

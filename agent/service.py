@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,10 @@ from agent.connection import RETRY_SECONDS, Connection
 from agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError
 from agent.events import Event
 from agent.front import Front, NoFront
-from agent.journal import Audit
+from agent.journal import KEY_CHANGE, Audit
+from agent.journald import Sender
 from agent.metrics import Metrics
-from agent.observe import Look, Observer, open_store, without_source
+from agent.observe import Look, Observer, open_store, present_key, without_source
 from agent.orders import Orders, Site
 from agent.pace import Pacer
 from agent.reconcile import State
@@ -83,12 +85,16 @@ class Service:
         self._is_unsettled = False
         self._is_look_owed = False
         self._sourceless: SourceError | None = None
+        self._sender = Sender()
+        self._carry_overs: list[rekey.CarryOver] = []
         config = configuration.load(path)
-        self._key_identity = rekey.identity(Path(config.host_key))  # before it is read, or made
         self._restarts = Restarts(
             config, self._connection, self._orders, self._stop, lambda: self._hints.put("rollout")
         )
-        self._use(config, open_store(config))
+        identity = rekey.identity(Path(config.host_key))  # before it is read, or made
+        store = open_store(config)
+        self._use(config, store, self._audit_of(config, store))
+        self._key_identity = identity
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -120,11 +126,16 @@ class Service:
         with suppress(StoreError):  # told already, and no reason not to end
             self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 
-    def _use(self, config: Config, store: Store) -> None:
+    def _audit_of(self, config: Config, store: Store) -> Audit:
+        listeners = (self._metrics.hear, self._front.hear)
+        # One sender for the whole run: what it could not send yet outlives a reload.
+        return Audit(store, self._sender, listeners, partial(present_key, config))
+
+    def _use(self, config: Config, store: Store, audit: Audit) -> None:
         self._config = config
         self._store = store
         self._changes = Changes()
-        self._audit = Audit(self._store, listeners=(self._metrics.hear, self._front.hear))
+        self._audit = audit
         self._observer = Observer(config, self._store)
         self._pacer = Pacer(config, store)
         self._sealer = Sealer(store, self._observer, self._audit)
@@ -138,10 +149,29 @@ class Service:
             Site(config, store, self._audit, self._observer, self._pacer, lambda: self._connection.present)
         )
 
-    def _go_over_to(self, config: Config, store: Store) -> None:
-        self._watch.stop()
-        self._use(config, store)
-        self._watch.start()
+    def _go_over_to(self, config: Config, news: str = "") -> None:
+        """Go over to a configuration, where there is news of one, and to the host's key as it is now.
+
+        What is running is carried over. Raises `KeyFileError` and `StoreError`; nothing has changed then.
+        """
+        identity = rekey.identity(Path(config.host_key))  # before the key is read: a newer one differs
+        store = open_store(config)
+        audit, is_other_key = self._audit_of(config, store), store.key != self._store.key
+        if is_other_key:
+            carry_over = rekey.CarryOver(self._store.key, set(config.vms))
+            try:
+                carry_over.go_on(config, store, self._connection.get())
+            except BusError as error:  # it goes on as soon as there is a bus again
+                self._connection.lose(error)
+            audit.record(Event.HOST_KEY, KEY_CHANGE)
+            self._carry_overs.append(carry_over)
+        if news:
+            audit.record(Event.CONFIGURATION, news)
+        if news or is_other_key:
+            self._watch.stop()
+            self._use(config, store, audit)
+            self._watch.start()
+        self._key_identity = identity
 
     def _turn(self) -> float:
         """A look, at what has changed or at all, and what follows. Seconds until the next without a hint."""
@@ -193,26 +223,24 @@ class Service:
 
     def _heed_host_key(self) -> None:
         """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""
+        manager = self._connection.get()
+        for each in self._carry_overs:
+            each.go_on(self._config, self._store, manager)
+        self._carry_overs = [each for each in self._carry_overs if each.left]
         identity = rekey.identity(Path(self._config.host_key))
         if identity == self._key_identity and identity is not None:
             return
-        manager, vms = self._connection.get(), list(self._config.vms.values())
         try:
-            store = open_store(self._config)
+            self._go_over_to(self._config)
         except KeyFileError as error:
             if self._conditions.met("key", str(error), time.monotonic()):
-                _log.error("the host's key stays the one that was", reason=describe(error))
-            return
-        self._tell_over("key", "the host's key can be read again")
-        if store.key != self._store.key:
-            after = Observer(self._config, store).look_or_refuse(vms, manager)
-            rekey.carry_over(self._observer.look_or_refuse(vms, manager), after, store)
-            self._go_over_to(self._config, store)
-            self._audit.record(Event.HOST_KEY, "the host's key is another: all is sealed anew")
-        self._key_identity = rekey.identity(Path(self._config.host_key))
+                _log.error("the agent goes on with the key that the host had", reason=describe(error))
+        else:
+            self._tell_over("key", "the host's key can be read again")
 
     def _look(self) -> float:
-        vms, manager, now = self._config.vms.values(), self._connection.get(), time.monotonic()
+        # As it was when what VMs run was carried over to another key of the host, and no newer.
+        vms, manager, now = self._config.vms.values(), self._connection.present, time.monotonic()
         try:
             snapshot = self._observer.snapshot(vms)
         except SourceError as error:
@@ -325,13 +353,9 @@ class Service:
     def _reload(self) -> None:
         daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
-            config = configuration.load(self._path)
-            store = open_store(config)
+            self._go_over_to(configuration.load(self._path), f"{self._path} is in force")
         except CredferryError as error:
             _log.error("the configuration stays as it was", reason=describe(error))
-        else:
-            self._go_over_to(config, store)
-            self._audit.record(Event.CONFIGURATION, f"{self._path} is in force")
         daemon.notify("READY=1")
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from agent.config import Config
 from agent.journal import Audit
-from agent.observe import Observer, open_store
+from agent.observe import Observer, open_store, present_key
 from agent.pace import Pacer
 from agent.rollout import Rollout
 from agent.sealer import Sealer
@@ -30,7 +31,7 @@ class SinglePass:
     def of(cls, config: Config) -> Self:
         """The parts as a configuration has them. Raises as `open_store` does."""
         store = open_store(config)
-        audit = Audit(store)
+        audit = Audit(store, present_key=partial(present_key, config))
         observer = Observer(config, store)
         pacer = Pacer(config, store, is_single_pass=True)
         return cls(

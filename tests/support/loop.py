@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""The agent's real `Service` over a directory, with a modelled systemd; a test makes each turn of its loop.
+
+Store, source, key, what tells of a start, and decisions are real. systemd is a model, and journald's socket
+is left out: so a job can end in any result, and each record of the audit is seen as it is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from agent import chain, journal
+from agent.config import load
+from agent.events import Event
+from agent.journald import Sender
+from agent.keys import create_key
+from agent.observe import open_store
+from agent.service import Service
+from agent.units import UnitState
+from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from agent.reconcile import Decision
+
+MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
+_SECONDS = 20.0
+
+
+@dataclass(slots=True)
+class ModelUnits:
+    """systemd as the agent knows it. ``boot`` is what a VM's unit does when it starts."""
+
+    boot: Callable[[str], None]
+    job: Callable[[str], str]
+    """What becomes of a restart that is asked for, by its unit; systemd's word for the job's result."""
+    health: Callable[[str], str] = lambda _name: "done"
+    restarts: list[str] = field(default_factory=list)
+    _states: dict[str, UnitState] = field(default_factory=dict)
+
+    def unit(self, name: str) -> UnitState:
+        """See `SystemManager`."""
+        return self._states.get(name, UnitState(name, "loaded", "inactive", "dead", ""))
+
+    def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
+        """See `SystemManager`."""
+        return {name: self.unit(name) for name in invocations}
+
+    def set(self, name: str, **changes: Any) -> None:  # noqa: ANN401 (whatever fields a unit has)
+        """Have a unit be in another state."""
+        self._states[name] = replace(self.unit(name), **changes)
+
+    def try_restart(self, name: str) -> str:
+        """See `SystemManager`."""
+        self.restarts.append(name)
+        return self.job(name)
+
+    restart_failed = try_restart
+
+    def start(self, name: str) -> str:
+        """See `SystemManager`: what is started is a health check."""
+        return self.health(name)
+
+    def close(self) -> None:
+        """See `SystemManager`."""
+
+
+class Loop:
+    """A service that watches ``top/secrets`` for the VMs of a configuration, named here by its tables."""
+
+    def __init__(self, top: Path, vms: str) -> None:
+        self.top = top
+        self.file = top / "config.toml"
+        self.key = top / "key/credential.secret"
+        self.sent: list[list[str]] = []
+        """The audit's records, as they are sent."""
+        self.units = ModelUnits(self.start_vm, self._restart)
+        self._number = 0
+        self.key.parent.mkdir()
+        (top / "machine-id").write_text(MACHINE_ID)
+        self.new_key()
+        self.configure(vms)
+
+    def configure(self, vms: str, rollout: str = "") -> None:
+        """Write the configuration's file; `Service` reads it when it starts, and when it is reloaded."""
+        self.file.write_text(
+            f'runtime_directory = "{self.top}/run"\nstate_directory = "{self.top}/state"\n'
+            f'host_key = "{self.key}"\nmachine_id_file = "{self.top}/machine-id"\n'
+            f'[source]\npath = "{self.top}/secrets"\nquiet_seconds = 0\n'
+            f"[rollout]\nstamp_seconds = 1\nretry_seconds = 0\n{rollout}\n{vms}"
+        )
+
+    @contextmanager
+    def made(self) -> Iterator[Service]:
+        """The service, of which nothing runs yet."""
+        with patch.object(Sender, "send", self._take):
+            self.service = Service(self.file, lambda _on_job: self.units)
+            yield self.service
+
+    @contextmanager
+    def running(self) -> Iterator[Service]:
+        """The service with its threads, without `Service.run`'s own loop: the test makes the turns."""
+        with self.made() as service:
+            service._watch.start()
+            service._restarts.start()
+            try:
+                yield service
+            finally:
+                service._restarts.stop()
+                service._watch.stop()
+
+    def _take(self, fields: list[str]) -> bool:
+        self.sent.append(list(fields))
+        return True
+
+    def publish(self, **secrets: str) -> None:
+        """Publish a new generation, as sops-nix does."""
+        self._number += 1
+        directory = self.top / "secrets.d" / str(self._number)
+        directory.mkdir(parents=True)
+        for name, value in secrets.items():
+            (directory / name).write_text(value)
+        (self.top / "new").symlink_to(directory)
+        (self.top / "new").rename(self.top / "secrets")
+
+    def new_key(self) -> None:
+        """Give the host another key."""
+        self.key.unlink(missing_ok=True)
+        create_key(self.key, machine_id=MACHINE_ID)
+
+    def start_vm(self, vm: str) -> None:
+        """The VM's unit starts anew, on what is current, opened by the host's key of now."""
+        unit = f"microvm@{vm}.service"
+        number = int(self.units.unit(unit).invocation_id or "0", 16) + 1
+        invocation = f"{number:032x}"
+        manifest = open_store(load(self.file)).current(vm)
+        if manifest is None:  # PID 1 cannot open its credentials
+            self.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id=invocation)
+            return
+        directory = stamp_path(vm, self.top / "run").parent
+        directory.mkdir(parents=True, exist_ok=True)
+        stamp = Stamp(vm, manifest.generation, manifest.digest, manifest.run, invocation, Channel.API, 0)
+        write_stamp(directory, stamp)
+        self.units.set(
+            unit,
+            active="active",
+            sub="running",
+            result="success",
+            invocation_id=invocation,
+            active_seconds=99.0,
+        )
+
+    def stop_vm(self, vm: str) -> None:
+        """An operator stops the VM."""
+        self.units.set(
+            f"microvm@{vm}.service", active="inactive", sub="dead", result="success", active_seconds=0.0
+        )
+
+    def _restart(self, unit: str) -> str:
+        self.start_vm(unit.removeprefix("microvm@").removesuffix(".service"))
+        return "done"
+
+    def turn(self, until: Callable[[], object] | None = None) -> None:
+        """Make a turn of the loop; or, with a condition, turns until it holds and nothing is under way."""
+        end = time.monotonic() + _SECONDS
+        while True:
+            self.service._turn()
+            if until is None or (until() and self._is_idle()):
+                return
+            assert time.monotonic() < end, "what was waited for did not come"
+            time.sleep(0.01)
+
+    def _is_idle(self) -> bool:
+        dispatcher = self.service._restarts._dispatcher
+        return not any(dispatcher.is_at_work(vm) for vm in self.service._config.vms)
+
+    def decision(self, vm: str) -> Decision:
+        """What a look decides about a VM now, by the service's own observer."""
+        config = self.service._config
+        return self.service._observer.look_or_refuse([config.vm(vm)], self.units).decisions[0]
+
+    def told(self) -> list[tuple[Event, str]]:
+        """The audit's records, each once: which fact, and the message."""
+        found: dict[str, tuple[Event, str]] = {}
+        for fields in self.sent:
+            known = dict(field.partition("=")[::2] for field in fields)
+            found[known["CREDFERRY_HASH"]] = Event(known["MESSAGE_ID"]), known["MESSAGE"]
+        return list(found.values())
+
+    def events(self) -> list[Event]:
+        """The facts of `told`."""
+        return [event for event, _ in self.told()]
+
+    def verify(self) -> tuple[str, ...]:
+        """What ``credferry audit --verify`` finds wrong with all that was sent, by the host's key of now."""
+        store = open_store(load(self.file))
+        head = journal.kept_head(store.state)
+        assert head is not None
+        kept = chain.Kept(head.sequence, head.hash, head.sequence, head.sequence)
+        links = [_link(fields, number) for number, fields in enumerate(self.sent)]
+        return chain.verify(links, store.key.derive("audit"), kept).findings
+
+
+def _link(fields: list[str], number: int) -> chain.Link:
+    known = dict(field.partition("=")[::2] for field in fields)
+    own = [
+        each
+        for each in fields
+        if (each.startswith("CREDFERRY_") or each.partition("=")[0] in journal._CHAINED)
+        and not each.startswith("CREDFERRY_HASH=")
+    ]
+    return chain.Link(
+        int(known["CREDFERRY_SEQUENCE"]),
+        known["CREDFERRY_HASH"],
+        known.get("CREDFERRY_PREVIOUS", ""),
+        tuple(own),
+        datetime.fromtimestamp(number, UTC),
+        Event(known["MESSAGE_ID"]).label,
+    )

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's loop, turn by turn: what becomes of VMs while keys, disks and operators do as they like."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent import durable, journal
+from agent.events import Event
+from agent.reconcile import State
+from tests.support.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
+UNIT = "microvm@a.service"
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    """A service with one VM, which runs what is published."""
+    made = Loop(tmp_path, VM)
+    made.publish(x="one")
+    with made.running():
+        in_step(made)
+        yield made
+
+
+def in_step(loop: Loop) -> None:
+    """Have what is published sealed, and the VM started on it."""
+    loop.turn()
+    loop.start_vm("a")
+    loop.turn()
+    assert loop.decision("a").state is State.IN_STEP
+
+
+def behind_and_held(loop: Loop) -> None:
+    """Have something newer sealed for the VM, which an operator holds."""
+    loop.service._store.hold("a", held=True)
+    loop.publish(x="two")
+    loop.turn(lambda: loop.decision("a").state is State.HELD)
+
+
+@pytest.mark.parametrize("how", ["look", "reload"])
+def test_a_held_vm_stays_behind_while_the_host_s_key_changes(loop: Loop, how: str) -> None:
+    """With a new key, noticed by a look or at a reload, a VM that was behind still is; it is told once."""
+    behind_and_held(loop)
+    loop.new_key()
+    if how == "reload":
+        loop.service._reload()
+    loop.turn(lambda: loop.decision("a").seal is None)
+    assert loop.decision("a").state is State.HELD
+    assert loop.events().count(Event.HOST_KEY) == 1
+    assert loop.verify() == ()
+    loop.service._store.hold("a", held=False)
+    loop.turn(lambda: loop.units.restarts)
+    assert loop.decision("a").state is State.IN_STEP
+    assert loop.units.restarts == [UNIT]
+
+
+def test_a_held_vm_stays_behind_while_the_key_changes_and_there_is_no_bus(loop: Loop) -> None:
+    """What a VM runs is carried over though systemd cannot be asked just then."""
+    behind_and_held(loop)
+    loop.service._connection._manager, loop.service._connection._retry_at = None, float("inf")
+    loop.new_key()
+    loop.turn(lambda: loop.service._observer.look(loop.service._config.vms.values(), None))
+    loop.service._connection._manager = loop.units
+    loop.turn()
+    assert loop.decision("a").state is State.HELD
+    assert loop.units.restarts == []
+
+
+def test_a_vm_stays_behind_while_the_key_changes_and_its_secret_is_lacking(loop: Loop) -> None:
+    """What a VM runs is carried over once there is something published to compare it with."""
+    loop.publish(y="another")
+    loop.turn()
+    assert loop.decision("a").state is State.REFUSED
+    loop.new_key()
+    for _ in range(3):
+        loop.turn()
+    loop.publish(x="two")
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.units.restarts == [UNIT]
+
+
+def test_a_vm_in_step_is_not_restarted_for_a_key_and_a_reload(loop: Loop) -> None:
+    """With a new key and the same values, all is sealed anew, and the VM keeps running."""
+    loop.new_key()
+    loop.service._reload()
+    for _ in range(3):
+        loop.turn()
+    assert loop.decision("a").state is State.IN_STEP
+    assert loop.units.restarts == []
+    assert loop.verify() == ()
+
+
+def test_a_key_that_is_replaced_while_it_is_read_is_noticed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key's identity is taken before the key is read: a newer file is then seen at the next look."""
+    from agent import observe, service  # noqa: PLC0415 (only patched here)
+
+    real = observe.open_store
+
+    def replaced(config: object) -> object:
+        store = real(config)  # type: ignore[arg-type]  # as it was called
+        monkeypatch.setattr(service, "open_store", real)
+        loop.new_key()
+        return store
+
+    loop.new_key()
+    monkeypatch.setattr(service, "open_store", replaced)
+    loop.turn(lambda: loop.service._store.key == real(loop.service._config).key)
+
+
+def test_a_restart_under_way_while_the_key_changes_is_no_tampering(loop: Loop) -> None:
+    """What its thread records afterwards is in the chain of the new key."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def job(unit: str) -> str:
+        begun.set()
+        assert go_on.wait(20)
+        return loop._restart(unit)
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.service._turn()
+    loop.service._turn()
+    assert begun.wait(20)
+    loop.new_key()
+    loop.service._turn()
+    go_on.set()
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.events().count(Event.HOST_KEY) == 1
+    assert loop.verify() == ()
+
+
+def test_a_key_that_changed_while_no_agent_ran_is_no_tampering(tmp_path: Path) -> None:
+    """The first record with another key says so, whichever process writes it."""
+    loop = Loop(tmp_path, VM)
+    loop.publish(x="one")
+    with loop.running():
+        in_step(loop)
+    loop.new_key()
+    with loop.running():
+        loop.turn()
+    assert loop.events().count(Event.HOST_KEY) == 1
+    assert loop.verify() == ()
+
+
+def test_an_edited_head_is_taken_for_no_new_key(loop: Loop) -> None:
+    """Only another key of the host is told as one."""
+    path = loop.service._store.state / journal.HEAD_FILE
+    path.write_text(path.read_text().replace("sealed", "unsealed"))
+    loop.publish(x="two")
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    assert Event.HOST_KEY not in loop.events()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("with_key", [False, True], ids=["", "with another key"])
+def test_a_reload_that_cannot_be_recorded_changes_nothing(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, code: int, *, with_key: bool
+) -> None:
+    """On a disk that cannot be written, the configuration and the key stay, and the daemon goes on."""
+    real = durable.replace_durably
+    before = loop.service._config
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for module in ("agent.journal", "agent.store"):
+        monkeypatch.setattr(f"{module}.replace_durably", fail)
+    loop.configure(VM + '[vms.b.credentials]\nX = { secret = "x" }\n')
+    if with_key:
+        loop.new_key()
+    loop.service._reload()
+    loop.turn()
+    assert loop.service._config is before
+    for module in ("agent.journal", "agent.store"):
+        monkeypatch.setattr(f"{module}.replace_durably", real)
+    loop.service._reload()
+    loop.turn()
+    assert set(loop.service._config.vms) == {"a", "b"}
+    assert loop.decision("a").state is State.IN_STEP
+    assert loop.verify() == ()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_daemon_on_a_full_disk_starts_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """`Service.run` itself outlives a start, a reload and a stop with a disk that cannot be written."""
+    loop = Loop(tmp_path, VM)
+    loop.publish(x="one")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for module in ("agent.journal", "agent.store"):
+        monkeypatch.setattr(f"{module}.replace_durably", fail)
+    turns = 0
+    with loop.made() as service:
+        real = service._turn
+
+        def turn() -> float:
+            nonlocal turns
+            turns += 1
+            if turns in {2, 4}:
+                os.kill(os.getpid(), signal.SIGHUP if turns == 2 else signal.SIGTERM)
+            real()
+            return 0.0
+
+        monkeypatch.setattr(service, "_turn", turn)
+        service.run()
+    assert turns == 4
+    assert loop.sent == []
+
+
+def test_a_generation_that_is_sealed_is_recorded_though_the_disk_fills_up_just_then(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a sealed generation that could not be kept is written as soon as it can be."""
+    real, calls = durable.replace_durably, 0
+
+    def fail(path: Path, content: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:  # the first is that the change is published
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    monkeypatch.setattr("agent.journal.replace_durably", fail)
+    loop.publish(x="two")
+    loop.turn(lambda: loop.decision("a").seal is None)
+    monkeypatch.setattr("agent.journal.replace_durably", real)
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    assert loop.told()[-3] == (Event.SEALED, "a: generation 2 is sealed")
+    assert loop.verify() == ()
