@@ -19,6 +19,7 @@ from launcher.handoff import (
     is_powerful_name,
     oem_size,
 )
+from launcher.options import WHITESPACE, OptionError, plain, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from launcher.credentials import Credential
     from launcher.handoff import Delivery
+    from launcher.options import Grammar
 
 BODY_MAX: Final = 51_200
 """Bytes of an API request's body up to v53 (micro_http's MAX_PAYLOAD_SIZE, src/server.rs)."""
@@ -46,6 +48,8 @@ _IV_END: Final = 44
 _HEADER: Final = 48
 _METADATA: Final = 20
 _TAG: Final = 16
+_CONFIDENTIAL: Final = frozenset({"sev_snp", "tdx"})
+_OFF: Final = frozenset({"", "false", "off"})
 _GUEST_STRINGS: Final = ("io.systemd.credential:", "io.systemd.credential.binary:")
 
 
@@ -97,6 +101,39 @@ def check_machine(machine: str) -> None:
 def body_max(major: int) -> int:
     """Bytes that the body of an API request may have."""
     return BODY_MAX if major <= _LAST_WITH_SMALL_BODY else BODY_MAX_AFTER_53
+
+
+def check_trusted(
+    credentials: Sequence[Credential], platform: str, grammar: Grammar, *, is_igvm: bool
+) -> None:
+    """Refuse OEM strings for a confidential guest. Raises `LaunchError` (CREDENTIALS).
+
+    Since v254, a systemd that finds itself in one takes nothing from SMBIOS, as it does not trust the host
+    (src/core/import-creds.c). It does take credentials from its initrd.
+    """
+    word = "--igvm" if is_igvm else _confidential(platform, grammar)
+    if word is not None and credentials:
+        raise _refuse(
+            f"credential {credentials[0].name} would not arrive: {word} makes the guest confidential, and "
+            "its systemd then ignores OEM strings",
+            'seal every value for the guest (seal = true, also for texts), and set channel = "command" and '
+            "initrd = true: they then travel in the initramfs that --initramfs names",
+        )
+
+
+def _confidential(platform: str, grammar: Grammar) -> str | None:
+    """The word of a ``--platform`` value that makes the guest a confidential one."""
+    try:
+        said = dict(words(platform, grammar))  # the last one counts
+    except OptionError:
+        return None  # refused elsewhere
+    on = (
+        key
+        for key, value in said.items()
+        if key in _CONFIDENTIAL and plain(value or "", grammar).strip(WHITESPACE).lower() not in _OFF
+    )
+    found = min(on, default=None)
+    return None if found is None else f"--platform {found}=on"
 
 
 def check_body(size: int, credentials: Sequence[Credential], major: int) -> None:

@@ -120,6 +120,8 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     kept = [option for option in options if option.name != "event-monitor"]
     extended, kept = _initrd(kept, credentials, delivery)
     strings = [credential for credential in credentials if delivery.is_oem(credential.kind)]
+    is_igvm = _value(options, "igvm") is not None
+    oem.check_trusted(strings, _value(options, "platform") or "", grammar, is_igvm=is_igvm)
     if delivery.channel is Channel.COMMAND:
         start = _by_command(kept, strings, grammar)
     else:
@@ -151,7 +153,8 @@ def _initrd(
         return None, options
     initrd.check(sealed)
     initramfs = _value(options, "initramfs")
-    if initramfs is None or _value(options, "firmware") is not None:
+    # With firmware or an IGVM file, cloud-hypervisor loads no initramfs.
+    if initramfs is None or any(option.name in {"firmware", "igvm"} for option in options):
         raise cmdline.usage(
             f"there is no --initramfs that credential {sealed[0].name} could travel in",
             "boot the guest with --kernel and an initrd that runs systemd, or say initrd = false",

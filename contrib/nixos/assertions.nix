@@ -130,6 +130,13 @@ let
     name: vm: budget.static (strings name) + budget.credentials vm.guestKey vm.credentials;
   count = name: vm: builtins.length (strings name) + builtins.length (builtins.attrNames vm.credentials);
 
+  # What makes a guest a confidential one, whose systemd ignores OEM strings (src/core/import-creds.c).
+  confidential =
+    guest:
+    filter (
+      word: builtins.match "--igvm(=.*)?|((--platform=|.*,)?(tdx|sev_snp)=(on|true)(,.*)?)" word != null
+    ) (if guest == null then [ ] else guest.microvm.cloud-hypervisor.extraArgs or [ ]);
+
   isSealed = vm: each: if each.seal == null then vm.guestKey && each.text == null else each.seal;
 in
 {
@@ -259,6 +266,15 @@ in
             message = ''
               ${at name}: its hypervisor is not started by credferry-launch, so that no credential would reach it.
               Import credferry's guest module in the VM and set microvm.cloud-hypervisor.oemSecretsFiles or credferry.enable there.
+            '';
+          }
+          {
+            assertion =
+              confidential guest == [ ]
+              || ((vm.settings.initrd or false) && lib.all (isSealed vm) (attrValues vm.credentials));
+            message = ''
+              ${at name}: ${list (confidential guest)} in microvm.cloud-hypervisor.extraArgs makes the guest confidential, and its systemd then ignores OEM strings.
+              Seal every value for the guest (guestKey = true, and seal = true for texts), and set channel = "command" and settings.initrd = true.
             '';
           }
           {

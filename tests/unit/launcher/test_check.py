@@ -177,3 +177,57 @@ def test_a_refusal_of_a_check_is_no_record_of_a_vm_that_was_not_started(
     with pytest.raises(SystemExit):
         main(["--real", "/x", "--hypervisor-version", "53", "--", *KERNEL, "--check"])
     assert len(sent) == 1
+
+
+SEALED_FOR_INITRD = ("--kinds", "sealed", "--initrd", "--channel", "command")
+INITRAMFS = (*KERNEL, "--initramfs", "/i")
+
+
+@pytest.mark.parametrize("channel", ["api", "command"])
+@pytest.mark.parametrize("kind", ["plain", "sealed", "text"])
+@pytest.mark.parametrize(
+    ("word", "argv"),
+    [
+        ("--platform tdx=on", ("--platform", "tdx=on")),
+        ("--platform sev_snp=on", ("--platform=uuid=a,sev_snp=true",)),
+        ("--platform tdx=on", ("--platform", 'tdx=off,tdx="on"')),
+        ("--platform sev_snp=on", ("--platform", "oem_strings=[a=b],sev_snp= ON ")),
+        ("--igvm", ("--igvm", "/igvm")),
+    ],
+    ids=str,
+)
+def test_a_confidential_guest_gets_no_oem_strings(
+    word: str, argv: tuple[str, ...], kind: str, channel: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its systemd ignores SMBIOS: refused in both channels, for any kind, with the initrd as the way out."""
+    status, line = judge(
+        capsys, "--kinds", kind, "--channel", channel, "--plaintext-in-argv", argv=(*INITRAMFS, *argv)
+    )
+    assert status == Exit.CREDENTIALS
+    assert f"credential {kind} would not arrive: {word} makes the guest confidential" in line
+    assert "initrd = true" in line
+    assert line.count("\n") == 1
+
+
+def test_a_confidential_guest_gets_what_is_sealed_in_its_initrd(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the command channel, with every value sealed; a text beside them is refused until it is sealed."""
+    argv = (*INITRAMFS, "--platform", "sev_snp=on")
+    assert judge(capsys, *SEALED_FOR_INITRD, argv=argv) == (0, "")
+    status, line = judge(capsys, *SEALED_FOR_INITRD, "--kinds", "sealed,text", argv=argv)
+    assert (status, "credential text would not arrive" in line) == (Exit.CREDENTIALS, True)
+
+
+def test_an_igvm_guest_has_no_initrd_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """cloud-hypervisor boots what is in the IGVM file, and no initramfs: what would be lost is refused."""
+    status, line = judge(capsys, *SEALED_FOR_INITRD, argv=(*INITRAMFS, "--igvm", "/igvm"))
+    assert status == Exit.USAGE
+    assert "there is no --initramfs that credential sealed could travel in" in line
+
+
+@pytest.mark.parametrize("platform", ["tdx=off", "sev_snp=false,tdx=", "tdx=on,tdx=off", ""])
+def test_a_guest_that_is_not_confidential_gets_them(
+    platform: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command line switches off, last, is off."""
+    words = ("--channel", "command", "--kinds", "sealed")
+    assert judge(capsys, *words, argv=(*KERNEL, "--platform", platform)) == (0, "")

@@ -18,6 +18,10 @@ VM = "services.credferry.vms.test-vm"
 SERVED = f'{{ services.credferry.enable = true; {VM}.credentials.A.text = "a"; }}'
 GUEST = "microvm.vms.test-vm.config"
 WEB = 'services.credferry.vms.web.credentials.A.text = "a";'
+TDX = """
+    credferry.importInInitrd = true;
+    microvm.cloud-hypervisor.extraArgs = [ "--platform" "tdx=on" ];
+"""
 BIG = 'builtins.concatStringsSep "" (builtins.genList (_: "0123456789") 500)'
 
 
@@ -269,6 +273,23 @@ REFUSED = {
         f"{{ {GUEST}.microvm.cloud-hypervisor.platformOEMStrings = builtins.genList toString 252; }}",
         ["256 OEM strings are more than the 255"],
     ),
+    **{
+        f"a confidential guest: {words}": (
+            f"{{ {GUEST}.microvm.cloud-hypervisor.extraArgs = [ {words} ]; }}",
+            [VM, "makes the guest confidential", "settings.initrd = true"],
+        )
+        for words in (
+            '"--platform" "tdx=on"',
+            '"--platform" "uuid=a,sev_snp=true,iommu_segments=1"',
+            '"--platform=tdx=on"',
+            '"--igvm" "/g"',
+            '"--igvm=/g"',
+        )
+    },
+    "a text in a confidential guest's initrd": (
+        f"{{ {GUEST} = {{ {TDX} }}; {VM} = {{ guestKey = true; settings.initrd = true; }}; }}",
+        ["makes the guest confidential"],
+    ),
     "a hypervisor that is not wrapped": (
         f'{{ {WEB} microvm.vms.web.config.microvm.hypervisor = "cloud-hypervisor"; }}',
         ["services.credferry.vms.web", "not started by credferry-launch", "guest module"],
@@ -298,6 +319,14 @@ ACCEPTED = {
     "a secret that is linked elsewhere": '{ sops.secrets.api-key.path = "/etc/api-key"; }',
     "the command channel with sealed values": f'{{ {VM} = {{ channel = "command"; guestKey = true; }}; }}',
     "the command channel where allowed": f'{{ {VM} = {{ channel = "command"; plaintextInArgv = true; }}; }}',
+    "a confidential guest with everything in its initrd": (
+        f"{{ {GUEST} = {{ {TDX} }}; "
+        f'{VM} = {{ guestKey = true; channel = "command"; settings.initrd = true; '
+        "credentials.CLUSTER.seal = true; credentials.ENVIRONMENT.seal = true; }; }"
+    ),
+    "a guest that could be confidential": (
+        f'{{ {GUEST}.microvm.cloud-hypervisor.extraArgs = [ "--platform" "tdx=off,uuid=b" ]; }}'
+    ),
     "a powerful name that is allowed": (
         f'{{ {VM} = {{ allowNames = [ "login.noauth" ]; credentials."login.noauth".text = "yes"; }}; }}'
     ),
