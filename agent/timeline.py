@@ -2,7 +2,7 @@
 """The audit as one page of HTML: a timeline per VM, and the stories below. Pure.
 
 It holds no script, refers to nothing outside itself, and forbids the browser both by its policy. Every text
-from the journal is escaped: a VM's unit may say anything.
+from the journal is escaped, and has no control characters: a VM's unit may say anything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.events import Event
+from agent.printable import printable_lines
 from agent.story import Rotation, describe_revert
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def page(
         "</body>",
         "</html>",
     ]
-    return "\n".join(lines) + "\n"
+    return printable_lines("\n".join(lines)) + "\n"
 
 
 def _scale(story: Story, periods: Sequence[Period], since: float | None, until: float | None) -> _Scale:

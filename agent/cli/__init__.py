@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from agent import hardening
-from agent.cli.terminal import printable
 from agent.config import DEFAULT_PATH, PATH_VARIABLE
 from agent.errors import CredferryError, ExitStatus, place
+from agent.printable import printable
 
 
 def main() -> None:

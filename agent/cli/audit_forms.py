@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.journal import Record
 from agent.periods import Period
+from agent.printable import cell
 from agent.story import Rotation, Story, describe_revert
 
 SHORT = 12
@@ -167,7 +168,7 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def write_rows(rows: Iterable[Sequence[Any]]) -> None:
     """Print rows of CSV."""
-    csv.writer(sys.stdout).writerows(rows)
+    csv.writer(sys.stdout).writerows(map(cell, row) for row in rows)
 
 
 def _run_lines(run: str, parts: Sequence[Rotation | Record]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -16,12 +15,13 @@ from agent import chain, history, journal, timeline
 from agent.calendar import analyze
 from agent.cli import audit_forms as forms
 from agent.cli.common import print_json, print_table
-from agent.cli.terminal import printable
+from agent.cli.terminal import say
 from agent.config import load
 from agent.errors import ExitStatus, KeyFileError, StoreError
 from agent.journal import Record
 from agent.keys import read_key, read_machine_id
 from agent.periods import Period, periods
+from agent.printable import json_text
 from agent.story import Rotation, Story, of_credential, tell, within
 
 
@@ -46,7 +46,7 @@ class Views:
             forms.write_csv(forms.ROTATION_COLUMNS, map(forms.rotation_cells, story.rotations))
         else:
             for line in forms.story_lines(story):
-                _say(line)
+                say(line)
 
     def records(self) -> None:
         """One record after the other."""
@@ -59,7 +59,7 @@ class Views:
             forms.write_csv(forms.RECORD_COLUMNS, (forms.record_cells(each) for each in rows))
         else:
             for each in records:
-                _say(forms.record_line(each))
+                say(forms.record_line(each))
 
     def follow(self) -> None:
         """Records as they come, until interrupted."""
@@ -70,11 +70,11 @@ class Views:
             if not self._has(record):
                 return
             if self.form == "json":  # a document a line: the whole is never complete
-                _say(json.dumps(forms.record_row(record), ensure_ascii=False))
+                say(json_text(forms.record_row(record)))
             elif self.form == "csv":
                 forms.write_rows([forms.record_cells(forms.record_row(record))])
             else:
-                _say(forms.record_line(record))
+                say(forms.record_line(record))
             sys.stdout.flush()
 
         try:
@@ -92,7 +92,7 @@ class Views:
             forms.write_csv(forms.PERIOD_COLUMNS, (list(row.values()) for row in rows))
         else:
             headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM (UTC)", "TO (UTC)", "END"]
-            print_table(headings, [[printable(cell) for cell in forms.period_line(row)] for row in rows])
+            print_table(headings, map(forms.period_line, rows))
 
     def html(self, path: Path) -> None:
         """One page with a timeline per VM."""
@@ -137,11 +137,11 @@ class Views:
             )
         else:
             for each in verdict.findings:
-                _say(f"wrong: {each}")
+                say(f"wrong: {each}")
             for each in verdict.notes:
-                _say(f"note: {each}")
+                say(f"note: {each}")
             if not verdict.findings:
-                _say(f"ok: {verdict.checked} records, none removed, edited, added or moved")
+                say(f"ok: {verdict.checked} records, none removed, edited, added or moved")
         if verdict.findings:
             raise typer.Exit(ExitStatus.FAILED)
 
@@ -198,7 +198,3 @@ def moment(text: str | None, option: str) -> float | None:
     if asked.returncode or found is None:
         raise typer.BadParameter(f"{text!r} is no moment: see systemd.time(7)", param_hint=option)
     return float(found[1])
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{printable(line)}\n")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +19,13 @@ from agent.config import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig, load
 from agent.errors import ConfigurationError, UsageError, VmError
 from agent.observe import Look, Observer, open_store_untouched
 from agent.pace import Pacer
+from agent.printable import json_text, printable
 from agent.reconcile import State
 from agent.units import SystemManager
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from agent.cli.remote import RemoteAgent
 
 ConfigOption = Annotated[
@@ -111,22 +113,26 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
 
 def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and records of `agent.documents`)
     """Print a JSON document on standard output."""
-    json.dump(msgspec.to_builtins(document), sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(f"{json_text(msgspec.to_builtins(document), indent=2)}\n")
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; in colour, and fitted, on a terminal only."""
     from rich.table import Table  # noqa: PLC0415 (takes longer than what it is not needed for)
-    from rich.text import Text  # noqa: PLC0415 (see above)
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
-        # Not as rich's markup: what a VM is named or a message says may look like it.
-        table.add_row(*map(Text, row))
+        table.add_row(*cells(row))
     console().print(table, crop=False)
+
+
+def cells(row: Iterable[str]) -> list[Text]:
+    """A row's cells as rich has them, and not as its markup: what a message says may look like that."""
+    from rich.text import Text  # noqa: PLC0415 (takes longer than what it is not needed for)
+
+    return [Text(printable(each)) for each in row]
 
 
 def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]]) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmOption, print_json
-from agent.cli.terminal import console, printable
+from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmOption, cells, print_json
+from agent.cli.terminal import console
 from agent.errors import ExitStatus
+from agent.printable import printable
 
 SCHEMA_VERSION = 1
 _STYLES = {"ok": "green", "hint": "yellow", "problem": "bold red"}
@@ -86,5 +87,5 @@ def _print(findings: Iterable[Any]) -> None:
         for command in finding.commands:
             text.append(f"\n     # {printable(command)}", style="cyan")
         severity = Text(finding.severity.value, style=_STYLES[finding.severity.value])
-        table.add_row(severity, finding.vm or "-", finding.check, text)
+        table.add_row(severity, *cells([finding.vm or "-", finding.check]), text)
     console().print(table, crop=False)

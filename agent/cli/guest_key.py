@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from agent.cli.terminal import say
 from agent.config import load
 from agent.errors import KeyFileError
 from agent.keys import create_key, hashed_machine_id, read_key
@@ -59,7 +60,7 @@ def register(app: typer.Typer) -> None:
         read_key(path, machine_id=machine_id)
         if output is not None:
             _copy(path, output)
-        typer.echo(f"{path}: made for machine {machine_id}")
+        say(f"{path}: made for machine {machine_id}")
 
 
 def _copy(path: Path, output: Path) -> None:

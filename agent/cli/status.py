@@ -18,6 +18,7 @@ from agent.cli.common import (
     ConfigOption,
     JsonOption,
     VmOption,
+    cells,
     fail_for_bad,
     look_untouched,
     print_json,
@@ -221,12 +222,13 @@ def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
 
 def _table(rows: list[StatusRow], note: str) -> Any:  # noqa: ANN401 (rich is not loaded where it is not needed)
     from rich.table import Table  # noqa: PLC0415 (see above)
-    from rich.text import Text  # noqa: PLC0415 (see above)
 
     now = datetime.now().astimezone().strftime("%H:%M:%S")
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=Text(f"{now}  {note}".strip()))
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", caption=cells([f"{now}  {note}".strip()])[0]
+    )
     for heading in _SHORT_HEADINGS:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*map(Text, _short_cells(row)), style=_COLOURS.get(row.state, ""))
+        table.add_row(*cells(_short_cells(row)), style=_COLOURS.get(row.state, ""))
     return table

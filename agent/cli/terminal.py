@@ -6,15 +6,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from agent.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 _PIPE_COLUMNS = 10_000
 
 
-def printable(text: str) -> str:
-    """Without what a terminal obeys: names, and what units and files of a host say, may be anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+def say(line: str) -> None:
+    """Print a line on standard output."""
+    sys.stdout.write(f"{printable(line)}\n")
 
 
 def console() -> Console:

@@ -63,9 +63,18 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
 """
 
 
-def forge(host: Host, event: Event, user: str | None, unit: str | None = None) -> None:
+def forge(
+    host: Host,
+    event: Event,
+    user: str | None,
+    unit: str | None = None,
+    *,
+    message: str = "",
+    run: str = "forged",
+) -> None:
     """Send a record with one of our ids, as a user, from within a unit of its own or of a given name."""
-    fields = f"MESSAGE_ID={event.value}\nMESSAGE=forged by {user} in {unit}\nCREDFERRY_VM=web\n"
+    message = message or f"forged by {user} in {unit}"
+    fields = f"MESSAGE_ID={event.value}\nMESSAGE={message}\nCREDFERRY_VM=web\nCREDFERRY_RUN={run}\n"
     command = ["/usr/bin/python3", "-IS", "-c", _SEND, fields]
     if unit is not None:
         within = ["systemd-run", "--quiet", "--pipe", "--wait", f"--unit={unit}"]
@@ -94,6 +103,34 @@ def test_a_launcher_is_believed_by_its_unit(deployment: Deployment, host: Host) 
     forge(host, Event.LAUNCHED, "nobody", "another.service")
     launched = [each for each in events(deployment) if "forged" in each[1]]
     assert launched == [("launched", "forged by nobody in renamed.service")]
+
+
+def test_what_a_vm_says_acts_on_no_reader(deployment: Deployment, host: Host) -> None:
+    """A VM's own records are believed, and yet reach no terminal, spreadsheet or browser as they are."""
+    deployment.configure('[vms.web]\nunit = "speaking.service"\n' + ONE_VM)
+    deployment.credferry("sync", "--no-restart")
+    escape, override = "\x1b]0;owned\x07", "\u202e"
+    evil = f"=HYPERLINK(1){escape}{override}<script>"
+    forge(host, Event.LAUNCHED, "nobody", "speaking.service", message=evil, run="@SUM(1)")
+    forms = {
+        options: deployment.credferry("audit", *options)
+        for options in (
+            *(("--csv",), ("--records", "--csv"), ("--periods", "--csv")),
+            *(("--json",), ("--records", "--json"), ("--periods", "--json")),
+            *((), ("--records",), ("--periods",)),
+        )
+    }
+    deployment.credferry("audit", "--html", "/root/audit.html")
+    forms["--html",] = host.path("/root/audit.html").read_text()
+    for options, text in forms.items():
+        assert all(line.isprintable() for line in text.split("\n")), options
+        assert "<script>" not in text or "--html" not in options
+        if "--csv" in options:
+            cells = [each for row in csv.reader(io.StringIO(text)) for each in row]
+            assert not [each for each in cells if each.startswith(("=", "+", "-", "@"))], options
+    assert "'=HYPERLINK(1)\\x1b]0;owned" in forms["--records", "--csv"]
+    records = json.loads(forms["--records", "--json"])
+    assert evil in {record["message"] for record in records}, "JSON holds it to the letter"
 
 
 def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
