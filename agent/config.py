@@ -51,7 +51,7 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
     retry_seconds: Seconds = 5.0
     """Before the second attempt; doubled before each further one."""
     stamp_seconds: Seconds = 30.0
-    """How long after the job's end the launcher may take to leave its stamp."""
+    """How long after the job's end the launcher may take to report that it has launched the VM."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """How many VMs are restarted at a time."""
     slot_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 120.0

@@ -9,10 +9,12 @@ import msgspec
 
 
 class Assumed(msgspec.Struct, frozen=True):
-    """What an invocation that left no stamp is taken to run: what was current when it was seen."""
+    """What an invocation that no evidence was kept of is taken to run: what was current when it was seen."""
 
     invocation_id: str
     digest: str
+    generation: int = 0
+    """0 where it is not known."""
 
 
 class Outcome(enum.StrEnum):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from agent import source
 from agent.desired import Desired, Fingerprints, Identity, Refused, desired
 from agent.errors import KeyFileError, SourceError
+from agent.evidence import Evidence, EvidenceDirectory
 from agent.keys import CredentialKey, host_key, read_key, read_machine_id
 from agent.notes import Attempt, Outcome
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
+from agent.untrusted import read_untrusted
 from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
 
 if TYPE_CHECKING:
@@ -55,9 +57,9 @@ class _Known:
     """What is made out of a VM once, and not at each look."""
 
     secrets: tuple[str, ...]
-    stamp_path: str
-    stamp: tuple[bytes, Stamp] | None = None
-    """What was read last, and what it says."""
+    stamp_path: Path
+    hint: Stamp | None = None
+    """What the launcher reported last. The first report of an invocation counts, and no later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class Observer:
     store: Store
     _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
     _known: dict[str, _Known] = field(default_factory=dict)
+    _evidence: EvidenceDirectory = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Know where evidence is kept."""
+        object.__setattr__(self, "_evidence", EvidenceDirectory(Path(self.config.runtime_directory)))
 
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
@@ -95,13 +102,9 @@ class Observer:
         """Look at some VMs, with what was read of the source, or why nothing was. Raises `BusError`."""
         vms = list(vms)
         fingerprints = Fingerprints(self.store.key, self._identities)
-        running = self._running(vms, manager)
-        observed = tuple(self._observe(vm, published, running.get(vm.name), fingerprints) for vm in vms)
-        grace = self.config.rollout.stamp_seconds
-        decisions = (
-            decide(each, grace_over=each.unit is None or each.unit.active_seconds > grace)
-            for each in observed
-        )
+        units = self._units(vms, manager)
+        observed = tuple(self._observe(vm, published, units.get(vm.name), fingerprints) for vm in vms)
+        decisions = (decide(each, grace_over=self._is_grace_over(each.unit)) for each in observed)
         generation = source.NOTHING if isinstance(published, Refused) else published.generation
         return Look(generation, observed, tuple(decisions))
 
@@ -136,57 +139,62 @@ class Observer:
             return True
         return not isinstance(published, Desired) or published.digest == attempt.digest
 
-    def stamp(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
-        """The stamp of the unit's present invocation; any other counts as none."""
-        stamp = self._any_stamp(vm)
-        return stamp if stamp is not None and stamp.invocation_id == unit.invocation_id else None
+    def evidence(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
+        """What root has kept of the start of the unit's present invocation; None for nothing."""
+        return self._evidence.of(vm.name, unit.invocation_id)
 
-    def _any_stamp(self, vm: VmConfig) -> Stamp | None:
+    def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
+        """What the launcher reported of the unit's present invocation; None for nothing.
+
+        A neighbour that runs as the VM's user can forge it. It counts for no decision but when to stop
+        waiting for a launch, and whether a new generation fits beside other OEM strings.
+        """
         known = self._known_of(vm)
+        if known.hint is not None and known.hint.invocation_id == unit.invocation_id:
+            return known.hint
+        if not unit.invocation_id or not (unit.is_active or unit.is_changing):
+            return None
+        runtime = Path(self.config.runtime_directory)
         try:
-            with open(known.stamp_path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
-                content = file.read(_STAMP_SIZE_MAX)
-            last = known.stamp  # once: another thread may look at the same VM
-            if last is None or last[0] != content:
-                last = known.stamp = content, Stamp.from_bytes(content)
+            hint = Stamp.from_bytes(read_untrusted(known.stamp_path, limit=_STAMP_SIZE_MAX, below=runtime))
         except (OSError, HandoffError):
             return None
-        return last[1] if last[1].vm == vm.name else None
+        if hint.vm != vm.name or hint.invocation_id != unit.invocation_id:
+            return None
+        known.hint = hint
+        return hint
+
+    def launched(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
+        """What an invocation runs, once its launcher has reported or has had time enough to."""
+        is_launched = self.hint(vm, unit) is not None or self._is_grace_over(unit)
+        return self.evidence(vm, unit) if is_launched else None
+
+    def _is_grace_over(self, unit: UnitState | None) -> bool:
+        return unit is None or unit.active_seconds > self.config.rollout.stamp_seconds
 
     def _known_of(self, vm: VmConfig) -> _Known:
         known = self._known.get(vm.name)
         if known is None:
             names = {each.secret for each in vm.credentials.values() if each.secret is not None}
             path = stamp_path(vm.name, Path(self.config.runtime_directory))
-            known = self._known[vm.name] = _Known(tuple(names), str(path))
+            known = self._known[vm.name] = _Known(tuple(names), path)
         return known
 
-    def _running(
-        self, vms: Iterable[VmConfig], manager: SystemManager | None
-    ) -> dict[str, tuple[UnitState, Stamp | None]]:
-        """Each VM's unit and the stamp of its present invocation; nothing without a manager."""
+    def _units(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> dict[str, UnitState]:
+        """Each VM's unit; nothing without a manager."""
         if manager is None:
             return {}
-        stamps = {vm.unit: self._any_stamp(vm) for vm in vms}
-        units = manager.units({unit: stamp.invocation_id if stamp else "" for unit, stamp in stamps.items()})
-        found = {}
-        for vm in vms:
-            unit, stamp = units[vm.unit], stamps[vm.unit]
-            if stamp is None or stamp.invocation_id != unit.invocation_id:
-                # It may have been left meanwhile. A stamp of a still later invocation counts as none, and
-                # the next look finds it.
-                stamp = self.stamp(vm, unit)
-            found[vm.name] = unit, stamp
-        return found
+        kept = self._evidence.invocations()
+        units = manager.units({vm.unit: kept.get(vm.name, "") for vm in vms})
+        return {vm.name: units[vm.unit] for vm in vms}
 
     def _observe(
         self,
         vm: VmConfig,
         published: Snapshot | Refused,
-        running: tuple[UnitState, Stamp | None] | None,
+        unit: UnitState | None,
         fingerprints: Fingerprints,
     ) -> Observed:
-        unit, stamp = running or (None, None)
         return Observed(
             vm=vm,
             desired=published
@@ -194,7 +202,8 @@ class Observer:
             else self._desired(vm, published, fingerprints),
             sealed=self.store.current(vm.name),
             unit=unit,
-            stamp=stamp,
+            evidence=self.evidence(vm, unit) if unit is not None else None,
+            hint=self.hint(vm, unit) if unit is not None else None,
             assumed=self.store.assumed(vm.name),
             attempt=self._attempt(vm),
             held=self.store.is_held(vm.name),

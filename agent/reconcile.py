@@ -18,25 +18,42 @@ from agent.policy import Policy
 
 if TYPE_CHECKING:
     from agent.config import VmConfig
+    from agent.evidence import Evidence
     from agent.units import UnitState
-    from launcher.handoff import (
-        Manifest,
-        Stamp,
-    )
+    from launcher.handoff import Manifest, Stamp
+
+
+NOT_REPORTED = (
+    "its launcher has not reported this start: see that its hypervisor's command is credferry-launch"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything about one VM at one moment. ``unit`` is None when systemd was not asked."""
+    """Everything about one VM at one moment. ``unit`` is None when systemd was not asked.
+
+    ``evidence`` is root's word for what the present invocation was started with. ``hint`` is what the
+    launcher reported of it; others could have forged it.
+    """
 
     vm: VmConfig
     desired: Desired | Refused
     sealed: Manifest | None
     unit: UnitState | None
-    stamp: Stamp | None
+    evidence: Evidence | None
     assumed: Assumed | None
     attempt: Attempt | None
     held: bool = False
+    hint: Stamp | None = None
+
+    @property
+    def runs(self) -> Evidence | Assumed | None:
+        """What the present invocation was started with: by evidence, or else as it was assumed."""
+        unit = self.unit
+        if unit is None:
+            return None
+        known = (self.evidence, self.assumed)
+        return next((each for each in known if each and each.invocation_id == unit.invocation_id), None)
 
 
 class State(enum.StrEnum):
@@ -49,7 +66,7 @@ class State(enum.StrEnum):
     SEAL_DUE = "seal due"
     """A new generation is to be sealed, and no restart is known to be needed."""
     CHANGING = "changing"
-    """Its unit is on its way up or down, or has not left its stamp yet; looked at again shortly."""
+    """Its unit is on its way up or down, or its launcher has not reported yet; looked at again shortly."""
     REFUSED = "refused"
     FAILED = "failed"
     """The last change could not be rolled out; it is left alone until it changes again, or a retry."""
@@ -89,21 +106,25 @@ class Decision:
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     """What to do about one VM.
 
-    ``grace_over``: whether an active unit without a stamp has had time enough to leave one.
+    ``grace_over``: whether the launcher has had time enough to report an active unit's start.
     """
     vm = now.vm
     match now.desired:
         case Refused(reasons, passing):
             return Decision(
-                vm, State.REFUSED, roll_back=_must_go_back(now), reasons=reasons, look_again=passing
+                vm,
+                State.REFUSED,
+                roll_back=_must_go_back(now, grace_over),
+                reasons=reasons,
+                look_again=passing,
             )
         case Desired() as wanted:
             pass
     limit = None
     if not _is_accepted(now, wanted):
-        limit = over_limit(vm, wanted, now.stamp.other_oem_bytes if now.stamp is not None else 0)
+        limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
     if limit is not None:
-        return Decision(vm, State.REFUSED, roll_back=_must_go_back(now), reasons=(limit,))
+        return Decision(vm, State.REFUSED, roll_back=_must_go_back(now, grace_over), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # The delivery alone differing is written for the next start, and restarts nothing: the guest would
     # get the same.
@@ -114,15 +135,15 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
-    return replace(decision, forget=_is_over(now, now.unit))
+    return replace(decision, forget=_is_over(now, now.unit, grace_over))
 
 
 def _is_accepted(now: Observed, wanted: Desired) -> bool:
     """Whether the limits were seen to hold: it is sealed, and nothing else runs."""
-    sealed, stamp = now.sealed, now.stamp
+    sealed, evidence = now.sealed, now.evidence
     if sealed is None or sealed.digest != wanted.digest or sealed.delivery != wanted.delivery:
         return False
-    return stamp is None or stamp.digest == wanted.digest
+    return evidence is None or evidence.digest == wanted.digest
 
 
 def _running(
@@ -132,14 +153,11 @@ def _running(
     running = running_digest(now, unit, wanted)
     if not unit.is_loaded:
         return Decision(vm, State.NO_UNIT, seal=seal, reasons=(f"systemd has no unit {vm.unit}",))
-    failed = _after_a_failure(now, wanted, seal, running)
+    failed = _after_a_failure(now, wanted, seal, running, grace_over=grace_over)
     if failed is not None:
         return failed
-    is_down = _is_down_by_us(now)
-    # A stamp of another key will not come to tell more. Until what it stands for is written down, a change
-    # that is sealed meanwhile would be taken for what the VM has.
-    is_awaited = running is None and now.stamp is None and not grace_over
-    if not is_down and (unit.is_changing or (unit.is_active and is_awaited)):
+    is_down = _is_down_by_us(now, grace_over)
+    if not is_down and unit.is_changing:
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if is_down or not unit.is_active:
         # Down since a restart of ours failed, and there is something newer: that may start.
@@ -148,40 +166,69 @@ def _running(
         is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
         due = is_other or (is_down and _is_not_begun(now))
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
+    return _active(now, wanted, seal, unit, running, grace_over=grace_over)
+
+
+def _active(
+    now: Observed,
+    wanted: Desired,
+    seal: Desired | None,
+    unit: UnitState,
+    running: str | None,
+    *,
+    grace_over: bool,
+) -> Decision:
+    """What to do about a VM that is up."""
+    vm = now.vm
     assume = None
     if running is None:
-        # Started without us, by a launcher that left no stamp, or under another key of the host: it has what
-        # was current before now.
+        # No evidence was kept of this start, or it is of another key of the host. A start that keeps
+        # evidence has done so by the time that the unit is active, so none will come. The VM has what is
+        # current now, before anything newer is sealed: that is written down.
         running = now.sealed.digest if now.sealed is not None else wanted.digest
-        assume = Assumed(unit.invocation_id, running)
+        assume = Assumed(unit.invocation_id, running, now.sealed.generation if now.sealed is not None else 0)
+    if now.hint is None and not grace_over:
+        return Decision(vm, State.CHANGING, seal=seal, assume=assume, look_again=True)
     if running == wanted.digest:
         if _is_unproven(now):
             return Decision(vm, State.CHANGING, seal=seal, prove=True)
-        return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal, assume=assume)
+        state = State.SEAL_DUE if seal else State.IN_STEP
+        reasons = (NOT_REPORTED,) if now.hint is None else ()
+        return Decision(vm, state, seal=seal, assume=assume, reasons=reasons)
     if vm.policy is Policy.IGNORE:
         return Decision(vm, State.IGNORED, seal=seal, assume=assume)
     if vm.policy is Policy.HOLD or now.held:
         reason = "by its policy" if vm.policy is Policy.HOLD else "by an operator"
         return Decision(vm, State.HELD, seal=seal, assume=assume, reasons=(reason,))
+    if not unit.keeps_evidence:
+        return Decision(vm, State.REFUSED, seal=seal, assume=assume, reasons=(_no_evidence(vm),))
     return Decision(vm, State.RESTART_DUE, seal=seal, restart=True, assume=assume)
 
 
+def _no_evidence(vm: VmConfig) -> str:
+    return (
+        f"{vm.unit} keeps no evidence of what it is started with, so nobody could tell what came of its "
+        "restart: renew its drop-in by the commands that credferry doctor prints"
+    )
+
+
 def _after_a_failure(
-    now: Observed, wanted: Desired, seal: Desired | None, running: str | None
+    now: Observed, wanted: Desired, seal: Desired | None, running: str | None, *, grace_over: bool
 ) -> Decision | None:
     """What follows from an earlier rollout onto the same digest; None for nothing."""
     attempt = now.attempt
     if attempt is None or attempt.digest != wanted.digest:
         return None
-    # Only a stamp tells that it has come right since: a restart of ours that left none proves nothing. Nor
-    # does a stamp where the VM was found unhealthy.
+    # Only a launch that evidence was kept of tells that it has come right since, and not even that where the
+    # VM was found unhealthy.
     is_unhealthy = attempt.outcome is Outcome.FAILED and now.vm.health
-    if now.stamp is not None and running == wanted.digest and not is_unhealthy:
+    if _launched(now, grace_over) is not None and running == wanted.digest and not is_unhealthy:
         return None
+    is_down = _is_down_by_us(now, grace_over)
     match attempt.outcome:
         case Outcome.HALTED:
             return Decision(now.vm, State.HALTED, seal=seal, reasons=(attempt.reason,))
-        case Outcome.RESTARTING if not _is_down_by_us(now) or _is_not_begun(now):
+        case Outcome.RESTARTING if not is_down or _is_not_begun(now):
             return None
         case Outcome.RESTARTING:
             reasons: tuple[str, ...] = ("it was down when its restart was interrupted",)
@@ -189,17 +236,22 @@ def _after_a_failure(
         case Outcome.FAILED:
             return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
         case Outcome.ROLLED_BACK:
-            state = State.HELD if attempt.by_operator and not _is_down_by_us(now) else State.FAILED
+            state = State.HELD if attempt.by_operator and not is_down else State.FAILED
             return Decision(now.vm, state, reasons=(attempt.reason,))
         case Outcome.RETRY:
             return None
 
 
-def _is_down_by_us(now: Observed) -> bool:
+def _launched(now: Observed, grace_over: bool) -> Evidence | None:
+    """What the present invocation runs, once its launcher has reported or has had time enough to."""
+    return now.evidence if now.hint is not None or grace_over else None
+
+
+def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
     """Whether the VM is down since a restart of ours, and not by somebody's wish."""
     if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
         return False
-    if now.unit.is_flapping and now.stamp is None:
+    if now.unit.is_flapping and now.hint is None and not grace_over:
         return True
     return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
 
@@ -212,35 +264,36 @@ def _is_not_begun(now: Observed) -> bool:
     return attempt.before != "" and attempt.before == unit.invocation_id
 
 
-def _is_over(now: Observed, unit: UnitState) -> bool:
+def _is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
     """Whether a restart that was noted as begun is known to have ended well, or was ended by a stop."""
     if now.attempt is None or now.attempt.outcome not in {Outcome.RESTARTING, Outcome.RETRY} or unit.has_job:
         return False
     if unit.is_active:
-        is_on_it = now.stamp is not None and now.stamp.digest == now.attempt.digest
+        is_launched = now.hint is not None or grace_over
+        is_on_it = is_launched and now.runs is not None and now.runs.digest == now.attempt.digest
         return is_on_it and not _is_unproven(now)
     return unit.is_stopped
 
 
 def _is_unproven(now: Observed) -> bool:
     """Whether a restart of ours has gone well so far, and the VM was not found healthy yet."""
-    attempt, stamp = now.attempt, now.stamp
-    if attempt is None or stamp is None or not now.vm.health:
+    attempt, evidence = now.attempt, now.evidence
+    if attempt is None or evidence is None or not now.vm.health:
         return False
-    return attempt.outcome is Outcome.RESTARTING and stamp.digest == attempt.digest
+    return attempt.outcome is Outcome.RESTARTING and evidence.digest == attempt.digest
 
 
-def _must_go_back(now: Observed) -> bool:
+def _must_go_back(now: Observed, grace_over: bool) -> bool:
     """Whether the VM is down by us, has something to go back to, and was not put back yet."""
     attempt = now.attempt
     if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:
         return False
-    return _is_down_by_us(now)
+    return _is_down_by_us(now, grace_over)
 
 
 def running_digest(now: Observed, unit: UnitState, wanted: Desired) -> str | None:
     """What the present invocation was started with; what is another's, or another key's, tells nothing."""
-    known = (now.stamp, now.assumed)
+    known = (now.evidence, now.assumed)
     return next(
         (
             each.digest

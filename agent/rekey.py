@@ -72,4 +72,5 @@ def _carry_over(old: Observed, desired: Desired, desired_now: Desired, store: St
     digest = desired_now.digest
     if running != desired.digest:
         digest = "0" * (len(digest) - KEY_DIGITS) + digest[-KEY_DIGITS:]
-    store.assume(old.vm.name, Assumed(old.unit.invocation_id, digest))
+    generation = old.runs.generation if old.runs is not None else 0
+    store.assume(old.vm.name, Assumed(old.unit.invocation_id, digest, generation))

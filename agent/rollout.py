@@ -18,8 +18,8 @@ from agent import permits
 from agent.desired import Desired
 from agent.errors import BusError
 from agent.events import Event
-from agent.notes import Attempt, Outcome
-from agent.reconcile import Decision, Observed, State
+from agent.notes import Assumed, Attempt, Outcome
+from agent.reconcile import NOT_REPORTED, Decision, Observed, State
 from agent.store import rollout_lock
 from agent.units import HEALTH_UNIT
 from agent.verdict import overdue, verdict
@@ -228,9 +228,22 @@ class Rollout:
             return self._fail(vm, attempt, reason, manager)
         took = time.monotonic() - began
         message = f"{vm.name}: runs generation {manifest.generation}, restarted in {took:.1f} s"
-        self._record(Event.RESTARTED, message, vm, manifest)
+        self._record(Event.RESTARTED, message + self._lacks(vm, manifest, manager), vm, manifest)
         self.store.record_attempt(vm.name, None)
         return State.IN_STEP
+
+    def _lacks(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> str:
+        """What should have come of a restart beside the VM, and has not: for its record."""
+        unit = manager.unit(vm.unit)
+        said = ""
+        if self.observer.hint(vm, unit) is None:
+            said += f"; {NOT_REPORTED}"
+        if self.observer.evidence(vm, unit) is None and unit.is_active:
+            # The generation that was current when systemd started the VM, or a newer one. The older of the
+            # two is assumed: at worst the VM is restarted once more.
+            self.store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))
+            said += "; no evidence of its start was kept: see journalctl -u " + vm.unit
+        return said
 
     @staticmethod
     def _is_unhealthy(vm: VmConfig, manager: SystemManager) -> str:
@@ -261,11 +274,17 @@ class Rollout:
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
         restarts = unit.restarts
-        while (said := verdict(unit, self.observer.stamp(vm, unit), manifest, before, restarts)) is None:
+        while (said := self._verdict(vm, unit, manifest, before, restarts)) is None:
             if time.monotonic() >= deadline or self.stop.wait(_POLL_SECONDS):
                 return overdue(unit, before)
             unit = manager.unit(vm.unit)
         return said
+
+    def _verdict(
+        self, vm: VmConfig, unit: UnitState, manifest: Manifest, before: str, restarts: int
+    ) -> str | None:
+        evidence, hint = self.observer.evidence(vm, unit), self.observer.hint(vm, unit)
+        return verdict(unit, evidence, hint, manifest, before, restarts)
 
     def _roll_back(self, vm: VmConfig, attempt: Attempt, manager: SystemManager) -> State:
         """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
@@ -278,8 +297,7 @@ class Rollout:
         reason = "the previous generation is there no more"
         if manifest is not None:
             unit = manager.unit(vm.unit)
-            stamp = self.observer.stamp(vm, unit)
-            if unit.is_stopped or (unit.is_active and stamp is not None and stamp.digest == manifest.digest):
+            if unit.is_stopped or self._runs(vm, unit, manifest):
                 reason = ""
             else:
                 reason = self._ask(vm, manifest, manager, again=True)
@@ -305,8 +323,11 @@ class Rollout:
         unit = manager.unit(vm.unit)
         if unit.has_job or unit.is_stopped:
             return False
-        stamp = self.observer.stamp(vm, unit)
-        return not (unit.is_active and stamp is not None and stamp.digest == manifest.digest)
+        return not self._runs(vm, unit, manifest)
+
+    def _runs(self, vm: VmConfig, unit: UnitState, manifest: Manifest) -> bool:
+        launched = self.observer.launched(vm, unit)
+        return unit.is_active and launched is not None and launched.digest == manifest.digest
 
     def _halt(self, vm: VmConfig, manifest: Manifest, failed: str, previous: int) -> State:
         reason = f"held back, since the restart of {failed} for the same change failed"
@@ -349,7 +370,7 @@ def _is_retry(attempt: Attempt | None) -> bool:
 
 def _previous(observed: Observed) -> int:
     """The generation that a VM last ran well: the one it runs, or, where that went wrong, the one before."""
-    stamp, attempt = observed.stamp, observed.attempt
-    if attempt is not None and (stamp is None or stamp.digest == attempt.digest):
+    runs, attempt = observed.runs, observed.attempt
+    if attempt is not None and (runs is None or runs.digest == attempt.digest):
         return attempt.previous
-    return stamp.generation if stamp is not None else 0
+    return runs.generation if runs is not None else 0

@@ -144,8 +144,8 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
 
 def _to_keep(observed: Observed) -> set[int]:
     """Generations that a rollback may have to go back to, however many were sealed since."""
-    stamp, attempt = observed.stamp, observed.attempt
-    return {each for each in (stamp and stamp.generation, attempt and attempt.previous) if each}
+    runs, attempt = observed.runs, observed.attempt
+    return {each for each in (runs and runs.generation, attempt and attempt.previous) if each}
 
 
 def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Standing:
 
 def standing(observed: Observed, decision: Decision, store: Store) -> Standing:
     """What a look has found out about a VM."""
-    unit, sealed, stamp = observed.unit, observed.sealed, observed.stamp
+    unit, sealed, runs = observed.unit, observed.sealed, observed.runs
     return Standing(
         name=observed.vm.name,
         unit=observed.vm.unit,
@@ -51,7 +51,7 @@ def standing(observed: Observed, decision: Decision, store: Store) -> Standing:
         reasons=decision.reasons,
         since=int(_since(observed, decision, store) or 0),
         sealed=sealed.generation if sealed is not None else 0,
-        running=stamp.generation if stamp is not None else 0,
+        running=runs.generation if runs is not None else 0,
         is_held=observed.held,
         last_result=_last_result(observed),
         system=_system(observed.vm.unit),
@@ -86,14 +86,14 @@ def _since(observed: Observed, decision: Decision, store: Store) -> float | None
 
 
 def _last_result(observed: Observed) -> str:
-    attempt, stamp = observed.attempt, observed.stamp
+    attempt, evidence = observed.attempt, observed.evidence
     match attempt:
         case Attempt(outcome=Outcome.RESTARTING):
             return UNDER_WAY
         case Attempt(outcome=Outcome.FAILED | Outcome.ROLLED_BACK | Outcome.HALTED, reason=reason) if reason:
             return reason
         case _:
-            return f"started on generation {stamp.generation}" if stamp is not None else ""
+            return f"started on generation {evidence.generation}" if evidence is not None else ""
 
 
 def _system(unit: str) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,10 +40,11 @@ from agent.errors import SealError, StoreError, UnsyncedStoreError
 from agent.notes import Assumed, Attempt, Restarts
 from agent.sealing import seal, unseal
 from launcher.handoff import (
+    GENERATION_MAX,
     MANIFEST_FILE,
-    VALUE_PREFIX,
     HandoffError,
     Manifest,
+    ManifestEntry,
     Secret,
     unit_credential,
     value_file,
@@ -101,27 +103,45 @@ class Store:
             blob = (directory / MANIFEST_FILE).read_bytes()
             manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
             files = {path.name for path in directory.iterdir()}
+            number = directory.resolve().name
         except (OSError, SealError, HandoffError):
             return None
         expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
-        return manifest if manifest.vm == vm and files == expected else None
+        is_own = manifest.vm == vm and str(manifest.generation) == number
+        return manifest if is_own and files == expected else None
 
     def sealed_at(self, manifest: Manifest) -> float | None:
         """When a generation was written, on the wall; None where it is there no more."""
         return _written_at(self.vm_directory(manifest.vm) / "generations" / str(manifest.generation))
 
     def values(self, vm: str) -> dict[str, Secret]:
-        """The values of a VM's current generation. Raises `StoreError` when they cannot be opened."""
-        directory = self.vm_directory(vm) / "current"
+        """The values of a VM's current generation, as its manifest has them.
+
+        Raises `StoreError` where they cannot be opened or one is not the manifest's, and `SealError`.
+        """
+        directory = (self.vm_directory(vm) / "current").resolve()
+        manifest = self._open_manifest(vm, directory)
+        if manifest is None:
+            raise StoreError(
+                f"{directory}: there is no generation that can be opened",
+                hint="see: credferry doctor; the next change of a secret is sealed anew",
+            )
         try:
-            return {
-                path.name.removeprefix(VALUE_PREFIX): Secret(
-                    unseal(path.read_bytes(), name=unit_credential(path.name), key=self.key)
-                )
-                for path in directory.glob(f"{VALUE_PREFIX}*")
-            }
+            return {entry.name: self._value(directory, manifest, entry) for entry in manifest.credentials}
         except OSError as error:
             raise _failed(directory, error) from None
+
+    def _value(self, directory: Path, manifest: Manifest, entry: ManifestEntry) -> Secret:
+        file = value_file(entry.name)
+        blob = (directory / file).read_bytes()
+        value = Secret(unseal(blob, name=unit_credential(file), key=self.key))
+        if not manifest.holds(entry, value):
+            raise StoreError(
+                f"{directory / file}: it is not the value that was sealed for generation "
+                f"{manifest.generation} of VM {manifest.vm}",
+                hint="see who could write there; remove that generation, and it is sealed anew",
+            )
+        return value
 
     def next_number(self, vm: str) -> int:
         """The number of the VM's next generation; numbers are not used twice while any is left."""
@@ -130,13 +150,15 @@ class Store:
     def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
         """Write a generation and publish it. After this returns it survives a power failure.
 
+        The manifest is bound to the values by a new random key.
         Of older generations the last few stay, and those to ``keep``, as one may have to go back to them.
         Raises `UnsyncedStoreError` where the new generation is current already, and `StoreError` where the
         one before it still is.
         """
         directory = self.vm_directory(manifest.vm)
         generation = directory / "generations" / str(manifest.generation)
-        contents = {MANIFEST_FILE: Secret(manifest.to_bytes())}
+        bound = manifest.bound(values, secrets.token_hex(32))
+        contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
         contents |= {value_file(name): value for name, value in values.items()}
         try:
             self._make(generation.parent)
@@ -281,7 +303,8 @@ class Store:
             generations = list((self.vm_directory(vm) / "generations").iterdir())
         except OSError:
             return []
-        return [int(path.name) for path in generations if path.name.isascii() and path.name.isdigit()]
+        numbers = [int(path.name) for path in generations if path.name.isascii() and path.name.isdigit()]
+        return [number for number in numbers if number < GENERATION_MAX]
 
     def _prune(self, vm: str, current: int, keep: Container[int]) -> None:
         # Also what a crash left half-written, which has a number but was never current.

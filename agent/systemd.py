@@ -17,6 +17,7 @@ from agent.bus import CALL_SECONDS, Bus, Error, reason
 from agent.errors import BusError
 from agent.interface import PROPERTIES_INTERFACE
 from agent.units import UnitState
+from launcher.handoff import EVIDENCE_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,8 @@ _UNIT_PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "InvocationID", "Job"),
     *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp"),
 )
-_SERVICE_PROPERTIES = ("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec")
+_SERVICE_PROPERTIES = ("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre")
+_EVIDENCE = f"/{EVIDENCE_PARENT}/"
 _ASK_SECONDS = 5.0
 """How often systemd is asked whether it still has a job."""
 _RESULTS_KEPT = 1024
@@ -61,6 +63,8 @@ class _Known:
         """Whether it must still be so: active all the time, and in the same invocation."""
         unit = self.unit
         same = listed == _Short(unit.load, unit.active, unit.sub, has_job=False) and not unit.has_job
+        # A drop-in that was renewed changes nothing of that.
+        same = same and unit.keeps_evidence
         return same and unit.is_active and invocation == unit.invocation_id
 
     def now(self) -> UnitState:
@@ -121,6 +125,11 @@ class SystemBus:
             restarts=service.get("NRestarts", 0),
             restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
             + _seconds(service.get("TimeoutStartUSec", 0)),
+            keeps_evidence=any(
+                _EVIDENCE in argument
+                for command in service.get("ExecStartPre", ())
+                for argument in command[1]
+            ),
         )
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:

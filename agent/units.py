@@ -37,6 +37,8 @@ class UnitState:
     """How often systemd has started it anew by itself (``Restart=``) since somebody had it started."""
     restart_seconds: float = 0.0
     """How long a restart may take by the unit's own timeouts."""
+    keeps_evidence: bool = True
+    """Whether root keeps evidence of each of its starts, by the unit as systemd has loaded it."""
 
     @property
     def is_loaded(self) -> bool:

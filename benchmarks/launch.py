@@ -18,6 +18,7 @@ from launcher.handoff import (
     Kind,
     Manifest,
     ManifestEntry,
+    Secret,
     unit_credential,
     value_file,
 )
@@ -62,6 +63,7 @@ def _lay_out(bed: Bed, channel: Channel, count: int) -> None:
     entries = tuple(ManifestEntry(name, Kind.PLAIN, "0" * 16) for name in sorted(values))
     delivery = Delivery(channel, 257, plaintext_in_argv=channel is Channel.COMMAND)
     manifest = Manifest("v0", 1, "0" * 64, "0" * 32, delivery, entries)
+    manifest = manifest.bound({name: Secret(value) for name, value in values.items()}, "0" * 64)
     bed.host.write(f"{_TOP}/ours/{unit_credential(MANIFEST_FILE)}", manifest.to_bytes())
     for name, value in values.items():
         bed.host.write(f"{_TOP}/ours/{unit_credential(value_file(name))}", value)

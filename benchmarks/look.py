@@ -25,7 +25,7 @@ from agent.pace import Pacer
 from agent.sealer import Sealer
 from agent.store import Store
 from agent.units import UnitState
-from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+from tests.support.evidence import leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -103,7 +103,7 @@ def place(top: Path, secrets: int, vms: int) -> Place:
 
 
 def fill(empty: Place, size: int = 32) -> None:
-    """Publish secrets of so many bytes, seal them, and have each VM's stamp say that it runs with them."""
+    """Publish secrets of so many bytes, seal them, and have each VM's evidence say that it has them."""
     empty.source.mkdir()
     for name in empty.config.secrets:
         (empty.source / name).write_bytes(os.urandom(size // 2).hex().encode())
@@ -114,9 +114,7 @@ def fill(empty: Place, size: int = 32) -> None:
     for name in empty.config.vms:
         manifest = store.current(name)
         assert manifest is not None  # noqa: S101 (it was just sealed)
-        directory = stamp_path(name, empty.top / "run").parent
-        directory.mkdir(parents=True)
-        write_stamp(directory, Stamp(name, 1, manifest.digest, manifest.run, _INVOCATION, Channel.API, 0))
+        leave(empty.top / "run", manifest, _INVOCATION)
 
 
 def _fill_aside(empty: Place, size: int) -> None:

@@ -9,9 +9,11 @@ from launcher.errors import Exit, LaunchError
 from launcher.handoff import (
     CREDENTIAL_PREFIX,
     MANIFEST_FILE,
+    EarlierFormError,
     HandoffError,
     Kind,
     Manifest,
+    ManifestEntry,
     Secret,
     oem_string,
     unit_credential,
@@ -64,19 +66,29 @@ def read(directory: str | os.PathLike[str]) -> Delivered:
     data = _read(directory, MANIFEST_FILE, "the manifest")
     try:
         manifest = Manifest.from_bytes(data.reveal())
+    except EarlierFormError as error:
+        raise LaunchError(
+            str(error),
+            hint="the agent renews the store when it starts, and systemd tries this start again until then",
+            status=Exit.LATER,
+        ) from None
     except HandoffError as error:
         raise _refuse(str(error), "agent and launcher must be of one release: seal the VM again") from None
     return Delivered(
-        manifest,
-        tuple(
-            Credential(
-                entry.name,
-                entry.kind,
-                _read(directory, value_file(entry.name), f"credential {entry.name}"),
-            )
-            for entry in manifest.credentials
-        ),
+        manifest, tuple(_credential(directory, manifest, entry) for entry in manifest.credentials)
     )
+
+
+def _credential(directory: str | os.PathLike[str], manifest: Manifest, entry: ManifestEntry) -> Credential:
+    value = _read(directory, value_file(entry.name), f"credential {entry.name}")
+    if not manifest.holds(entry, value):
+        raise _refuse(
+            f"credential {entry.name} is not the value that was sealed for generation "
+            f"{manifest.generation} of VM {manifest.vm}",
+            "its file in the store is another VM's, of another generation or of another name: "
+            "seal the VM again",
+        )
+    return Credential(entry.name, entry.kind, value)
 
 
 def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:

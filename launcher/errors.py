@@ -7,7 +7,7 @@ import enum
 
 
 class Exit(enum.IntEnum):
-    """Exit statuses for ``RestartPreventExitStatus=``: after these, starting again cannot help."""
+    """Exit statuses. All but `LATER` are for ``RestartPreventExitStatus=``: starting again cannot help."""
 
     USAGE = 64
     """The launcher's own arguments, or a cloud-hypervisor option that it does not know."""
@@ -15,6 +15,8 @@ class Exit(enum.IntEnum):
     """Credentials are missing, malformed, or over a limit."""
     HYPERVISOR = 69
     """cloud-hypervisor is not there, or refuses the VM."""
+    LATER = 75
+    """The store is of an earlier form. The agent renews it when it starts, so systemd tries again."""
 
 
 class LaunchError(Exception):

@@ -14,11 +14,12 @@ import enum
 import json
 import os
 
-from launcher.record import Record, asdict
+from launcher import keyed
+from launcher.record import Record, asdict, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from typing import Any, final
 else:
@@ -36,7 +37,14 @@ VALUE_PREFIX = "value."
 RUNTIME_PARENT = "credferry-vms"
 """``RuntimeDirectory=credferry-vms/%i`` of the VM's own unit: it goes when the VM stops."""
 STAMP_FILE = "stamp.json"
-FORMAT_VERSION = 1
+EVIDENCE_PARENT = "credferry-evidence"
+"""Below the system's runtime directory, root's alone. At each start, root copies the manifest that PID 1 has
+opened to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""
+MANIFEST_VERSION = 2
+"""Manifests of version 1 had no key and no digests of values."""
+STAMP_VERSION = 1
+GENERATION_MAX = 2**31 - 1
+"""Numbers of generations are published over D-Bus as 32 bits."""
 
 NAME_MAX = 255 - len(f"{CREDENTIAL_PREFIX}_{VALUE_PREFIX}")
 """Bytes. systemd allows 255 (CREDENTIAL_NAME_MAX, src/shared/creds-util.h) for the unit's own name of it."""
@@ -65,6 +73,10 @@ _HEX = frozenset("0123456789abcdef")
 
 class HandoffError(ValueError):
     """A manifest or stamp that does not keep the contract; the text never quotes its content."""
+
+
+class EarlierFormError(HandoffError):
+    """A manifest or stamp of an earlier format version."""
 
 
 @final
@@ -139,18 +151,24 @@ class Delivery(Record):
 
 
 class ManifestEntry(Record):
-    """One credential of a generation. The fingerprint is keyed: it tells nothing without the host's key."""
+    """One credential of a generation. The fingerprint is keyed: it tells nothing without the host's key.
+
+    ``digest`` (64 hex digits) binds the value to this entry; see `value_digest`.
+    """
 
     name: str
     kind: Kind
     fingerprint: str
+    digest: str = field(default="", repr=False)
 
 
 class Manifest(Record):
     """What a generation holds. It is itself one of the generation's sealed credentials.
 
     ``digest`` (64 hex digits) stands for everything that the guest gets; ``run`` is the correlation id
-    (32 hex digits) under which the journal tells this generation's story.
+    (32 hex digits) under which the journal tells this generation's story. ``key`` (64 hex digits) is random,
+    and keys the digests of the values. So whoever can read a manifest can test guesses of the values: only
+    the VM's user, root and the agent may.
     """
 
     vm: str
@@ -159,23 +177,37 @@ class Manifest(Record):
     run: str
     delivery: Delivery
     credentials: tuple[ManifestEntry, ...]
+    key: str = field(default="", repr=False)
+
+    def bound(self, values: Mapping[str, Secret], key: str) -> Manifest:
+        """The same manifest, bound to the values of its generation by a new random key."""
+        entries = tuple(
+            entry.but(digest=value_digest(key, self, entry, values[entry.name]))
+            for entry in self.credentials
+        )
+        return self.but(credentials=entries, key=key)
+
+    def holds(self, entry: ManifestEntry, value: Secret) -> bool:
+        """Whether a value is the one that this manifest was made for under this entry."""
+        return value_digest(self.key, self, entry, value) == entry.digest
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON, keys sorted, the same bytes for the same manifest."""
-        return _dump(asdict(self))
+        return _dump(MANIFEST_VERSION, asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
-        manifest: Manifest = _load("manifest", data, _manifest)
+        manifest: Manifest = _load("manifest", MANIFEST_VERSION, data, _manifest)
         return manifest
 
 
 class Stamp(Record):
-    """What one invocation of a VM's unit was started with.
+    """What the launcher reports of one start of its VM.
 
-    ``other_oem_bytes``: bytes that OEM strings not ours took at that start, so that the agent can tell
-    beforehand whether a new generation still fits.
+    The VM's user writes it, so the agent takes it for a hint: it says that the launcher has launched this
+    invocation, and ``other_oem_bytes``, the bytes that OEM strings of others took, so that the agent can
+    tell beforehand whether a new generation still fits. What the VM was started with is evidence of root's.
     """
 
     vm: str
@@ -188,12 +220,12 @@ class Stamp(Record):
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON, keys sorted."""
-        return _dump(asdict(self))
+        return _dump(STAMP_VERSION, asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Stamp:
         """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
-        stamp: Stamp = _load("stamp", data, _stamp)
+        stamp: Stamp = _load("stamp", STAMP_VERSION, data, _stamp)
         return stamp
 
 
@@ -243,6 +275,28 @@ def oem_size(strings: Iterable[bytes]) -> int:
     return sum(len(string) + 1 for string in strings)
 
 
+def value_digest(key: str, manifest: Manifest, entry: ManifestEntry, value: Secret) -> str:
+    """What binds a value to its VM, generation, name and kind: 64 hex digits, keyed by the manifest's key.
+
+    Each part is preceded by its length, so no two different lists of parts are the same bytes.
+    """
+    parts = (
+        b"credferry value",
+        manifest.vm.encode(),
+        str(manifest.generation).encode(),
+        entry.name.encode(),
+        entry.kind.encode(),
+        value.reveal(),
+    )
+    framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return keyed.digest(bytes.fromhex(key), framed).hex()
+
+
+def evidence_name(vm: str, invocation_id: str) -> str:
+    """Name of the evidence of one start, below `EVIDENCE_PARENT`."""
+    return f"{vm}@{invocation_id}"
+
+
 def stamp_path(vm: str, runtime: Path) -> Path:
     """Where a VM's stamp is, below the system's runtime directory (``/run``)."""
     return runtime / RUNTIME_PARENT / vm / STAMP_FILE
@@ -262,15 +316,18 @@ def write_stamp(directory: str | os.PathLike[str], stamp: Stamp) -> None:
         raise
 
 
-def _dump(fields: dict[str, Any]) -> bytes:
-    return json.dumps({"version": FORMAT_VERSION, **fields}, sort_keys=True, separators=(",", ":")).encode()
+def _dump(version: int, fields: dict[str, Any]) -> bytes:
+    return json.dumps({"version": version, **fields}, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _load(what: str, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
+def _load(what: str, version: int, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
     try:
         fields = json.loads(data)
-        if not isinstance(fields, dict) or _number(fields.pop("version", 0)) != FORMAT_VERSION:
-            raise HandoffError(f"{what}: not of format version {FORMAT_VERSION}")
+        found = _number(fields.pop("version", 0)) if isinstance(fields, dict) else 0
+        if 0 < found < version:
+            raise EarlierFormError(f"{what}: of format version {found}, and not {version}")
+        if found != version:
+            raise HandoffError(f"{what}: not of format version {version}")
         return build(fields)
     except HandoffError:
         raise
@@ -284,7 +341,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
     entries = [_table(entry, ManifestEntry) for entry in _list(fields.pop("credentials"))]
     manifest = Manifest(
         vm=_name(fields.pop("vm")),
-        generation=_number(fields.pop("generation")),
+        generation=_number(fields.pop("generation"), GENERATION_MAX),
         digest=_hex(fields.pop("digest"), 64),
         run=_hex(fields.pop("run"), 32),
         delivery=Delivery(
@@ -295,9 +352,15 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             initrd=_flag(delivery["initrd"]),
         ),
         credentials=tuple(
-            ManifestEntry(_credential(entry["name"]), Kind(entry["kind"]), _hex(entry["fingerprint"], 16))
+            ManifestEntry(
+                _credential(entry["name"]),
+                Kind(entry["kind"]),
+                _hex(entry["fingerprint"], 16),
+                _hex(entry["digest"], 64),
+            )
             for entry in entries
         ),
+        key=_hex(fields.pop("key"), 64),
     )
     names = [entry.name for entry in manifest.credentials]
     if fields or len(set(names)) != len(names):
@@ -308,12 +371,12 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
 def _stamp(fields: dict[str, Any]) -> Stamp:
     stamp = Stamp(
         vm=_name(fields.pop("vm")),
-        generation=_number(fields.pop("generation")),
+        generation=_number(fields.pop("generation"), GENERATION_MAX),
         digest=_hex(fields.pop("digest"), 64),
         run=_hex(fields.pop("run"), 32),
         invocation_id=_hex(fields.pop("invocation_id"), 32),
         channel=Channel(fields.pop("channel")),
-        other_oem_bytes=_number(fields.pop("other_oem_bytes")),
+        other_oem_bytes=_number(fields.pop("other_oem_bytes"), OEM_TOTAL_MAX),
     )
     if fields:
         raise HandoffError("stamp: unknown field")
@@ -344,8 +407,8 @@ def _credential(value: object) -> str:
     return value
 
 
-def _number(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
+def _number(value: object, most: int = 2**31 - 1) -> int:
+    if type(value) is not int or not 0 <= value <= most:
         raise ValueError
     return value
 

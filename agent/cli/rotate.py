@@ -96,12 +96,12 @@ def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[Ord
                 else:
                     state = ours.rollout.go_back(vm.name, manager)
             attempt = ours.store.attempt(vm.name)
-            stamp = ours.observer.stamp(vm, manager.unit(vm.unit))
+            evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
             rows.append(
                 OrderRow(
                     vm=vm.name,
                     state=state,
-                    generation=stamp.generation if stamp is not None else 0,
+                    generation=evidence.generation if evidence is not None else 0,
                     reason=attempt.reason if attempt is not None else "",
                 )
             )

@@ -122,7 +122,7 @@ def _fail_for_bad(file: Path, rows: list[StatusRow]) -> None:
 
 
 def _row(observed: Observed, decision: Decision, store: Store) -> StatusRow:
-    now, sealed, stamp = standing(observed, decision, store), observed.sealed, observed.stamp
+    now, sealed, runs = standing(observed, decision, store), observed.sealed, observed.runs
     wanted = observed.desired if isinstance(observed.desired, Desired) else None
     return StatusRow(
         vm=now.name,
@@ -135,7 +135,7 @@ def _row(observed: Observed, decision: Decision, store: Store) -> StatusRow:
             credentials={each.name: each.fingerprint for each in wanted.entries} if wanted else {},
         ),
         sealed=Generation(generation=sealed.generation, digest=sealed.digest[:12]) if sealed else None,
-        running=Generation(generation=stamp.generation, digest=stamp.digest[:12]) if stamp else None,
+        running=Generation(generation=runs.generation, digest=runs.digest[:12]) if runs else None,
         held=now.is_held,
         last_result=now.last_result,
         system=_system(now.system),

@@ -33,7 +33,7 @@ def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     wanted = observed.desired
     if not isinstance(wanted, Desired):
         return  # its state is a finding
-    other = observed.stamp.other_oem_bytes if observed.stamp is not None else 0
+    other = observed.hint.other_oem_bytes if observed.hint is not None else 0
     most = wanted.delivery.oem_total_max
     why = "what does not fit is refused, and the VM keeps what it has"
     limit = over_limit(vm, wanted, other)

@@ -151,10 +151,13 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     unit = observed.unit
     if unit is None or not unit.is_active:
         return
-    stamp = observed.stamp
-    if stamp is not None:
+    runs = observed.runs
+    if observed.hint is not None and runs is not None:
         name = _process_name(chain.unit(vm).get("MainPID", 0))
-        said = f"{vm.unit} runs on generation {stamp.generation}, by the launcher's stamp; process {name}"
+        by = (
+            "by root's evidence" if observed.evidence is not None else "as no evidence of its start was kept"
+        )
+        said = f"{vm.unit} runs on generation {runs.generation}, {by}; process {name}"
         yield ok("vm.invocation", said, vm.name)
     elif unit.active_seconds > chain.config.rollout.stamp_seconds:
         yield problem(
@@ -167,7 +170,10 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         )
     else:
         yield hint(
-            "vm.invocation", f"{vm.unit} has just started: no stamp yet", vm=vm.name, remedy="look again"
+            "vm.invocation",
+            f"{vm.unit} has just started: its launcher has not reported yet",
+            vm=vm.name,
+            remedy="look again",
         )
 
 

@@ -12,7 +12,14 @@ from agent.doctor import probe, unit_files
 from agent.doctor.chain import SEAL
 from agent.doctor.finding import Finding, Severity, hint, ok, problem
 from agent.units import HEALTH_UNIT
-from launcher.handoff import CREDENTIAL_PREFIX, RUNTIME_PARENT
+from launcher.handoff import (
+    CREDENTIAL_PREFIX,
+    EVIDENCE_PARENT,
+    MANIFEST_FILE,
+    RUNTIME_PARENT,
+    evidence_name,
+    unit_credential,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +57,15 @@ def _prevents(unit: Mapping[str, Any], _line: str) -> bool:
     return set(_REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
 
 
+_EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
+
+
+def _names_evidence(unit: Mapping[str, Any], line: str) -> bool:
+    """Whether a command of the unit names the same file as the line's; the program may lie elsewhere."""
+    name, _, command = line.partition("=")
+    return any(command.rpartition(" ")[2] in argv for _program, argv, *_ in unit[name])
+
+
 SETTINGS: Final = (
     Setting(
         "vm.credentials",
@@ -68,11 +84,27 @@ SETTINGS: Final = (
         restart=True,
     ),
     Setting(
+        "vm.evidence",
+        "Service",
+        "ExecStartPre=-+/usr/bin/install -D -m 0600 "
+        f"${{{{CREDENTIALS_DIRECTORY}}}}/{unit_credential(MANIFEST_FILE)} {_EVIDENCE}",
+        _names_evidence,
+        "what the VM is started with is not known for sure: the agent does not restart it",
+    ),
+    Setting(
+        "vm.evidence.removal",
+        "Service",
+        f"ExecStopPost=-+/usr/bin/rm -f {_EVIDENCE}",
+        _names_evidence,
+        "evidence of starts that are over piles up in /run",
+        Severity.HINT,
+    ),
+    Setting(
         "vm.runtime-directory.mode",
         "Service",
         "RuntimeDirectoryMode=0755",
         lambda unit, _line: unit["RuntimeDirectoryMode"] & 0o005 == 0o005,  # noqa: PLR2004 (r-x for others)
-        "an agent that is not root cannot read the stamp, and takes the VM for out of step",
+        "an agent that is not root cannot read the launcher's report, and waits for it in vain",
         Severity.HINT,
         restart=True,
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stamps for VMs that run nothing which would leave one: as if each ran with what is sealed for it.
+"""Evidence and stamps for VMs that run nothing which would leave them: as if each ran what is sealed for it.
 
 Standard input has a line ``VM UNIT`` for each. Run by the agent's own Python, with its modules.
 """
@@ -14,7 +14,14 @@ sys.path.insert(0, "/usr/lib/credferry")
 
 from agent import config as configuration
 from agent.observe import open_store
-from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+from launcher.handoff import (
+    EVIDENCE_PARENT,
+    Channel,
+    Stamp,
+    evidence_name,
+    stamp_path,
+    write_stamp,
+)
 
 
 def main() -> None:
@@ -27,6 +34,10 @@ def main() -> None:
         manifest = store.current(vm)
         if manifest is None:
             raise SystemExit(f"{vm} is not sealed")
+        evidence = Path("/run", EVIDENCE_PARENT, evidence_name(vm, invocation))
+        evidence.parent.mkdir(exist_ok=True)
+        evidence.write_bytes(manifest.to_bytes())
+        evidence.chmod(0o600)
         path = stamp_path(vm, Path("/run"))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_stamp(

@@ -7,7 +7,7 @@ set -eu
 cd "$CREDENTIALS_DIRECTORY"
 if [ -e credferry_manifest ]; then
     read -r manifest <credferry_manifest || :
-    digest=${manifest#*\"digest\":\"}
+    digest=${manifest##*\"digest\":\"}
     generation=${manifest#*\"generation\":}
     run=${manifest#*\"run\":\"}
     read -r value <credferry_value.C0 || :

@@ -303,6 +303,7 @@ in
           (units.dropIn {
             vm = name;
             inherit (vm) unit;
+            inherit (pkgs) coreutils;
           } ../systemd/credferry-vm.conf)
           {
             overrideStrategy = "asDropin";

@@ -54,8 +54,11 @@ let
       (filter (line: line != "" && !(hasPrefix "#" line) && !(hasPrefix ";" line)) (splitString "\n" text))
     ).file;
 
-  # systemd.unit(5): a setting that is given more than once is a list, as NixOS would have it.
-  simplify = builtins.mapAttrs (_: values: if builtins.length values == 1 then builtins.head values else values);
+  # systemd.unit(5): a setting that is given more than once is a list, as NixOS would have it. So is a command, since
+  # others may add commands of their own (`preStart`), and NixOS joins lists alone.
+  simplify = builtins.mapAttrs (
+    key: values: if builtins.length values == 1 && !(hasPrefix "Exec" key) then builtins.head values else values
+  );
 in
 {
   inherit parse;
@@ -71,12 +74,24 @@ in
   /*
     The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,
     %i would not be the VM: its name stands in its place.
+
+    coreutils: their package, for the programs that the drop-in starts.
   */
   dropIn =
-    { vm, unit }:
+    {
+      vm,
+      unit,
+      coreutils,
+    }:
     file:
     let
-      text = builtins.readFile file;
+      programs = [
+        "install"
+        "rm"
+      ];
+      text = builtins.replaceStrings (map (name: "+/usr/bin/${name} ") programs) (map (
+        name: "+${coreutils}/bin/${name} "
+      ) programs) (builtins.readFile file);
       sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" ] [ vm ] text);
       general = sections.Unit or { };
       related = lib.filterAttrs (key: _: relations ? ${key}) general;

@@ -40,7 +40,7 @@ STATES = {
     State.STOPPED: "it does not run; its next start gets what is sealed",
     State.RESTART_DUE: "it runs something else than what is sealed, and is about to be restarted",
     State.SEAL_DUE: "what is published is about to be sealed; no restart is known to be needed",
-    State.CHANGING: "its unit is on its way up or down, or has not left its stamp yet",
+    State.CHANGING: "its unit is on its way up or down, or its launcher has not reported yet",
     State.WAITING: "its restart is due, and waits for its window, its rate, or its turn",
     State.HELD: "an operator holds it or has put it back, or its `policy` is `hold`: it is not restarted",
     State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when somebody starts it",
@@ -102,6 +102,7 @@ _LAUNCHER = {
     Exit.USAGE: "Its own arguments, or an option of cloud-hypervisor that it does not know.",
     Exit.CREDENTIALS: "Credentials are missing, malformed, or over a limit.",
     Exit.HYPERVISOR: "cloud-hypervisor is not there, or refuses the VM.",
+    Exit.LATER: "The store is of an earlier form. The agent renews it when it starts; systemd tries again.",
 }
 
 

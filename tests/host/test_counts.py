@@ -22,7 +22,16 @@ import pytest
 from benchmarks.bed import AGENT, Bed, World
 from benchmarks.contenders import Credferry
 from benchmarks.idle import wake_ups
-from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, unit_credential, value_file
+from launcher.handoff import (
+    Channel,
+    Delivery,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    unit_credential,
+    value_file,
+)
 from tests.support.installation import CHECKOUT
 
 if TYPE_CHECKING:
@@ -190,7 +199,7 @@ def imported(top: Path, modules: Path, channel: Channel) -> Imported:
         directory.mkdir(parents=True)
     manifest = Manifest(
         *("web", 1, "0" * 64, "0" * 32, Delivery(channel)), (ManifestEntry("SITE", Kind.TEXT, "0" * 16),)
-    )
+    ).bound({"SITE": Secret(b"here")}, "0" * 64)
     (credentials / unit_credential("manifest")).write_bytes(manifest.to_bytes())
     (credentials / unit_credential(value_file("SITE"))).write_bytes(b"here")
     words = ["--hypervisor-version", "53.0", "--real", "/bin/true", "--", "--kernel", "/vmlinux"]

@@ -35,7 +35,8 @@ from agent.rollout import Rollout
 from agent.sealer import Sealer
 from agent.store import Store
 from agent.units import UnitState
-from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+from launcher.handoff import EVIDENCE_PARENT, stamp_path
+from tests.support.evidence import leave
 from tests.support.numbers import Number, note
 
 if TYPE_CHECKING:
@@ -164,16 +165,14 @@ class ModelSystemd:
         self.running[vm] = values
         if vm != "c" or b"sick" not in values.values():
             self.good[vm] = values
-        directory = stamp_path(vm, self.runtime).parent
-        directory.mkdir(parents=True)
-        invocation = self._invocation(vm)
-        digest, run = manifest.digest, manifest.run
-        write_stamp(directory, Stamp(vm, manifest.generation, digest, run, invocation, Channel.API, 0))
+        leave(self.runtime, manifest, self._invocation(vm))
 
     def stop(self, vm: str) -> None:
         """The unit stops, and its runtime directory goes with it."""
         self.active[vm] = self.failed[vm] = self.down_by_agent[vm] = False
         shutil.rmtree(stamp_path(vm, self.runtime).parent, ignore_errors=True)
+        for evidence in (self.runtime / EVIDENCE_PARENT).glob(f"{vm}@*"):
+            evidence.unlink()
 
     def _invocation(self, vm: str) -> str:
         return f"{self.invocations[vm]:032x}"

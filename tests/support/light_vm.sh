@@ -8,7 +8,7 @@ cd "$RUNTIME_DIRECTORY"
 vm=${RUNTIME_DIRECTORY##*/}
 echo start >>"/run/soak/$vm.starts"
 read -r manifest <"$CREDENTIALS_DIRECTORY/credferry_manifest" || :
-digest=${manifest#*\"digest\":\"}
+digest=${manifest##*\"digest\":\"}
 generation=${manifest#*\"generation\":}
 run=${manifest#*\"run\":\"}
 {

@@ -18,6 +18,7 @@ from agent import source
 from agent.config import parse
 from agent.desired import Desired, Refused
 from agent.events import Event
+from agent.evidence import Evidence
 from agent.journal import Fact
 from agent.keys import CredentialKey
 from agent.metrics import Metrics, replace
@@ -112,7 +113,8 @@ def _observed(vm: str, running: str = NEW, *, refused: bool = False, held: bool 
         desired=Refused(("API_KEY is absent",)) if refused else Desired(NEW, (), {}, delivery),
         sealed=Manifest(vm, 7, NEW, "r", delivery, ()),
         unit=UnitState(configured.unit, "loaded", "active", "running", "i"),
-        stamp=Stamp(vm, 7, running, "r", "i", Channel.API, 0),
+        evidence=Evidence("i", 7, running, "r"),
+        hint=Stamp(vm, 7, running, "r", "i", Channel.API, 0),
         assumed=None,
         attempt=None,
         held=held,

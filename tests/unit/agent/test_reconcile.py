@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
 from agent.desired import KEY_DIGITS, Desired, Fingerprints, Refused, desired
+from agent.evidence import Evidence
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
-from agent.reconcile import Decision, Observed, State, decide
+from agent.reconcile import NOT_REPORTED, Decision, Observed, State, decide
 from agent.source import Generation, Problem, Snapshot
 from agent.units import UnitState
 from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
@@ -39,9 +40,14 @@ def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
     return Manifest("web", 1, digest, "0" * 32, delivery, ())
 
 
-def stamp(digest: str, invocation: str = INVOCATION, other: int = 0) -> Stamp:
-    """A stamp that some invocation left."""
-    return Stamp("web", 1, digest, "0" * 32, invocation, Channel.API, other)
+def kept(digest: str, invocation: str = INVOCATION) -> Evidence:
+    """What root has kept of some invocation's start."""
+    return Evidence(invocation, 1, digest, "0" * 32)
+
+
+def hint(invocation: str = INVOCATION, other: int = 0) -> Stamp:
+    """What the launcher, or a neighbour, has reported of some invocation's start."""
+    return Stamp("web", 9, "9" * 64, "9" * 32, invocation, Channel.API, other)
 
 
 def unit(active: str = "active", load: str = "loaded", job: bool = False) -> UnitState:
@@ -56,42 +62,43 @@ def observed(
     wanted: Desired | Refused = WANTED,
     sealed: Manifest | None = None,
     state: UnitState | None = None,
-    left: Stamp | None = None,
+    left: Evidence | None = None,
     assumed: Assumed | None = None,
     attempt: Attempt | None = None,
 ) -> Observed:
     """Everything about the VM at one moment."""
-    return Observed(VM, wanted, sealed, state, left, assumed, attempt)
+    report = hint() if left is not None else None
+    return Observed(VM, wanted, sealed, state, left, assumed, attempt, hint=report)
 
 
 @pytest.mark.parametrize(
     ("now", "state", "seal", "restart"),
     [
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW)), State.IN_STEP, False, False),
-        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD)), State.RESTART_DUE, True, True),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD)), State.RESTART_DUE, False, True),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(NEW)), State.IN_STEP, False, False),
+        (observed(sealed=manifest(OLD), state=unit(), left=kept(OLD)), State.RESTART_DUE, True, True),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(OLD)), State.RESTART_DUE, False, True),
         (observed(sealed=manifest(OLD), state=unit("inactive")), State.STOPPED, True, False),
         (observed(sealed=manifest(OLD), state=unit("failed")), State.STOPPED, True, False),
         (observed(sealed=manifest(OLD), state=unit("activating")), State.CHANGING, True, False),
-        (observed(sealed=manifest(OLD), state=unit(job=True), left=stamp(OLD)), State.CHANGING, True, False),
+        (observed(sealed=manifest(OLD), state=unit(job=True), left=kept(OLD)), State.CHANGING, True, False),
         (observed(sealed=manifest(OLD), state=unit(load="not-found")), State.NO_UNIT, True, False),
         (observed(sealed=manifest(OLD)), State.SEAL_DUE, True, False),
         (observed(sealed=manifest(NEW)), State.IN_STEP, False, False),
-        (observed(Refused(("x",)), manifest(OLD), unit(), stamp(OLD)), State.REFUSED, False, False),
-        (observed(Refused(("x",)), manifest(NEW), unit(), stamp(OLD)), State.REFUSED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, Outcome.FAILED)),
+        (observed(Refused(("x",)), manifest(OLD), unit(), kept(OLD)), State.REFUSED, False, False),
+        (observed(Refused(("x",)), manifest(NEW), unit(), kept(OLD)), State.REFUSED, False, False),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(OLD), attempt=Attempt(NEW, Outcome.FAILED)),
          State.FAILED, False, False),
         (observed(sealed=manifest(NEW), state=unit(), attempt=Attempt(NEW, Outcome.FAILED)),
          State.FAILED, False, False),
         (observed(sealed=manifest(NEW), state=unit(), assumed=Assumed(INVOCATION, NEW),
                   attempt=Attempt(NEW, Outcome.FAILED)), State.FAILED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW), attempt=Attempt(NEW, Outcome.FAILED)),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(NEW), attempt=Attempt(NEW, Outcome.FAILED)),
          State.IN_STEP, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD), attempt=Attempt(NEW, Outcome.HALTED)),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(OLD), attempt=Attempt(NEW, Outcome.HALTED)),
          State.HALTED, False, False),
-        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD), attempt=Attempt(OLD, Outcome.FAILED)),
+        (observed(sealed=manifest(OLD), state=unit(), left=kept(OLD), attempt=Attempt(OLD, Outcome.FAILED)),
          State.RESTART_DUE, True, True),
-        (observed(sealed=manifest(NEW, Delivery(guest_systemd=257)), state=unit(), left=stamp(NEW)),
+        (observed(sealed=manifest(NEW, Delivery(guest_systemd=257)), state=unit(), left=kept(NEW)),
          State.SEAL_DUE, True, False),
     ],
     ids=[
@@ -115,16 +122,16 @@ ROLLBACK = Attempt(NEW, Outcome.FAILED, "it broke", previous=7)
     [
         (observed(sealed=manifest(NEW), state=unit("failed"), attempt=ROLLBACK), State.FAILED, True, False),
         (observed(sealed=manifest(OLD), state=unit("failed"), attempt=ROLLBACK), State.FAILED, True, False),
-        (observed(sealed=manifest(OLD), state=unit(), left=stamp(OLD),
+        (observed(sealed=manifest(OLD), state=unit(), left=kept(OLD),
                   attempt=msgspec.structs.replace(ROLLBACK, outcome=Outcome.ROLLED_BACK)),
          State.FAILED, False, False),
         (observed(sealed=manifest(NEW), state=unit("failed"),
                   attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.FAILED, True, False),
         (observed(sealed=manifest(NEW), state=unit("inactive"),
                   attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.STOPPED, False, False),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(OLD),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(OLD),
                   attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.RESTART_DUE, False, True),
-        (observed(sealed=manifest(NEW), state=unit(), left=stamp(NEW),
+        (observed(sealed=manifest(NEW), state=unit(), left=kept(NEW),
                   attempt=Attempt(NEW, Outcome.RESTARTING, previous=7)), State.IN_STEP, False, False),
         (observed(sealed=manifest(NEW), state=unit("failed"), attempt=Attempt(NEW, Outcome.FAILED)),
          State.FAILED, False, False),
@@ -155,22 +162,22 @@ def test_rollbacks(now: Observed, state: State, roll_back: bool, restart: bool) 
 def test_policies(policy: Policy, held: bool, state: State, restart: bool) -> None:
     """A VM that is held, by its policy or by an operator, or ignored, is sealed for, and not restarted."""
     vm = msgspec.structs.replace(VM, policy=policy)
-    decision = decide(Observed(vm, WANTED, manifest(OLD), unit(), stamp(OLD), None, None, held=held))
+    decision = decide(Observed(vm, WANTED, manifest(OLD), unit(), kept(OLD), None, None, held=held))
     assert (decision.state, decision.restart, decision.seal) == (state, restart, WANTED)
 
 
-class TestWithoutAStamp:
-    """A VM that was started without a launcher, or by one that has not left its stamp yet."""
+class TestWithoutEvidence:
+    """A VM whose start root kept no evidence of."""
 
     def test_is_waited_for_at_first(self) -> None:
-        """A unit that came up just now gets time to leave its stamp."""
+        """A unit that came up just now gets time to report its start; what it runs is written down."""
         decision = decide(observed(sealed=manifest(OLD), state=unit()), grace_over=False)
         assert (decision.state, decision.look_again, decision.restart) == (State.CHANGING, True, False)
 
     def test_is_taken_to_run_what_was_sealed_before(self) -> None:
         """Then a change restarts it; the assumption is written down, so that a crash does not lose it."""
         decision = decide(observed(sealed=manifest(OLD), state=unit()))
-        assert decision.assume == Assumed(INVOCATION, OLD)
+        assert decision.assume == Assumed(INVOCATION, OLD, 1)
         assert decision.restart
 
     def test_is_left_alone_at_the_first_sealing_of_all(self) -> None:
@@ -192,6 +199,44 @@ class TestWithoutAStamp:
         assert not decision.restart
 
 
+@pytest.mark.parametrize("grace_over", [True, False])
+@pytest.mark.parametrize("attempt", [None, Attempt(NEW, Outcome.RESTARTING, previous=1)])
+def test_a_report_does_not_say_what_runs(attempt: Attempt | None, grace_over: bool) -> None:
+    """By the evidence the VM is in step, whatever generation and digest were reported."""
+    now = observed(sealed=manifest(NEW), state=unit(), left=kept(NEW), attempt=attempt)
+    decision = decide(now, grace_over=grace_over)
+    assert (decision.state, decision.restart, decision.roll_back) == (State.IN_STEP, False, False)
+
+
+@pytest.mark.parametrize("attempt", [None, Attempt(NEW, Outcome.RESTARTING, previous=1)])
+def test_a_report_that_is_gone_rolls_nothing_back(attempt: Attempt | None) -> None:
+    """Nor for a VM whose guest has rebooted a few times; that it is lacking is said."""
+    state = replace(unit(), restarts=5)
+    now = Observed(VM, WANTED, manifest(NEW), state, kept(NEW), None, attempt)
+    decision = decide(now)
+    assert (decision.state, decision.restart, decision.roll_back) == (State.IN_STEP, False, False)
+    assert decision.reasons == (NOT_REPORTED,)
+    assert decision.forget == (attempt is not None)
+
+
+def test_a_report_hides_no_rotation() -> None:
+    """One that claims to run what is published is not believed."""
+    now = replace(
+        observed(sealed=manifest(NEW), state=unit(), left=kept(OLD)),
+        hint=hint().but(digest=NEW),
+    )
+    assert decide(now).restart
+
+
+def test_no_restart_into_a_start_that_keeps_no_evidence() -> None:
+    """The VM stays up and is refused with the remedy; what is published is sealed all the same."""
+    now = observed(sealed=manifest(OLD), state=replace(unit(), keeps_evidence=False), left=kept(OLD))
+    decision = decide(now)
+    assert (decision.state, decision.restart, decision.seal) == (State.REFUSED, False, WANTED)
+    assert "drop-in" in decision.reasons[0]
+    assert "credferry doctor" in decision.reasons[0]
+
+
 @given(
     sealed=st.sampled_from([None, manifest(OLD), manifest(NEW)]),
     state=st.builds(
@@ -200,7 +245,7 @@ class TestWithoutAStamp:
         st.sampled_from(["loaded", "not-found", "masked"]),
         st.booleans(),
     ),
-    left=st.sampled_from([None, stamp(OLD), stamp(NEW), stamp(OLD, OTHER), stamp(NEW, OTHER)]),
+    left=st.sampled_from([None, kept(OLD), kept(NEW), kept(OLD, OTHER), kept(NEW, OTHER)]),
     assumed=st.sampled_from([None, Assumed(INVOCATION, OLD), Assumed(OTHER, NEW)]),
     attempt=st.sampled_from(
         [
@@ -218,7 +263,7 @@ class TestWithoutAStamp:
 def test_restarts_have_a_reason(
     sealed: Manifest | None,
     state: UnitState,
-    left: Stamp | None,
+    left: Evidence | None,
     assumed: Assumed | None,
     attempt: Attempt | None,
     wanted: Desired | Refused,
@@ -322,28 +367,28 @@ def test_a_unit_that_fails_over_and_over(active: str) -> None:
 
 
 def test_another_key_just_after_a_start() -> None:
-    """What a stamp of another key stands for is written down at once: a change may come within the grace."""
-    decision = decide(observed(state=unit(), left=stamp(OF_ANOTHER_KEY)), grace_over=False)
+    """What evidence of another key stands for is written down at once: a change may come meanwhile."""
+    decision = decide(observed(state=unit(), left=kept(OF_ANOTHER_KEY)), grace_over=False)
     assert decision.assume == Assumed(INVOCATION, NEW)
     now = observed(
-        sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY), assumed=Assumed(INVOCATION, OLD)
+        sealed=manifest(NEW), state=unit(), left=kept(OF_ANOTHER_KEY), assumed=Assumed(INVOCATION, OLD)
     )
     assert decide(now).state is State.RESTART_DUE
 
 
 def test_another_key() -> None:
-    """What a stamp of another host key stands for is not known: nothing is restarted for it."""
-    now = observed(sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY))
+    """What evidence of another host key stands for is not known: nothing is restarted for it."""
+    now = observed(sealed=manifest(NEW), state=unit(), left=kept(OF_ANOTHER_KEY))
     decision = decide(now)
     assert (decision.state, decision.restart) == (State.IN_STEP, False)
-    assert decision.assume == Assumed(INVOCATION, NEW)
+    assert decision.assume == Assumed(INVOCATION, NEW, 1)
 
 
 @pytest.mark.parametrize(("digest", "state"), [(NEW, State.IN_STEP), (OLD, State.RESTART_DUE)])
 def test_another_key_and_what_was_written_down(digest: str, state: State) -> None:
     """Where it was written down in terms of the key that is now, that holds."""
     written = Assumed(INVOCATION, digest)
-    now = observed(sealed=manifest(NEW), state=unit(), left=stamp(OF_ANOTHER_KEY), assumed=written)
+    now = observed(sealed=manifest(NEW), state=unit(), left=kept(OF_ANOTHER_KEY), assumed=written)
     assert decide(now).state is state
 
 
@@ -355,7 +400,8 @@ class TestLimits:
         """The decision for a VM with one secret of so many bytes, whose running stamp tells of others."""
         vm = VmConfig(name="web", guest_systemd=systemd, credentials={"KEY": CredentialConfig(secret="k")})
         wanted = desired(vm, snapshot(k=Secret(b"x" * size)), Fingerprints(KEY), None)
-        return decide(Observed(vm, wanted, None, unit(), stamp(OLD, other=other), None, None))
+        report = hint(other=other)
+        return decide(Observed(vm, wanted, None, unit(), kept(OLD), None, None, hint=report))
 
     def test_old_guests(self) -> None:
         """4,091 bytes with prefix, name, Base64 and NUL, less what others need; one over is named."""
@@ -383,7 +429,7 @@ class TestLimits:
         credentials = {"KEY": CredentialConfig(secret="k"), "T": CredentialConfig(text="t" * 3000)}
         vm = VmConfig(name="web", guest_key=True, initrd=True, credentials=credentials)
         wanted = desired(vm, snapshot(k=Secret(b"x" * size)), Fingerprints(KEY), GUEST)
-        decision = decide(Observed(vm, wanted, None, unit(), stamp(OLD), None, None))
+        decision = decide(Observed(vm, wanted, None, unit(), kept(OLD), None, None))
         assert decision.state is state
         assert state is State.RESTART_DUE or "1048576 bytes" in decision.reasons[0]
 

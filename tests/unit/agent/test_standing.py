@@ -14,6 +14,7 @@ from agent.config import CredentialConfig, VmConfig
 from agent.desired import Desired
 from agent.documents import moment
 from agent.errors import OrderError
+from agent.evidence import Evidence
 from agent.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path, vm_properties
 from agent.keys import CredentialKey
 from agent.notes import Attempt, Outcome
@@ -47,13 +48,15 @@ def store(tmp_path: Path) -> Store:
 def observed(store: Store, wanted: int = 2, running: int = 2, active: str = "active") -> Observed:
     """The VM with some digest wanted, and some generation running."""
     unit = UnitState("microvm@web.service", "loaded", active, "running", INVOCATION, changed_at=UNIT_SINCE)
-    stamp = Stamp("web", running + 1, DIGESTS[running], "f" * 32, INVOCATION, Channel.API, 0)
+    evidence = Evidence(INVOCATION, running + 1, DIGESTS[running], "f" * 32)
+    hint = Stamp("web", running + 1, DIGESTS[running], "f" * 32, INVOCATION, Channel.API, 0)
     return Observed(
         vm=VM,
         desired=Desired(DIGESTS[wanted], (), {"K": Secret(b"x")}, VM.delivery),
         sealed=store.current("web"),
         unit=unit,
-        stamp=stamp if active == "active" else None,
+        evidence=evidence if active == "active" else None,
+        hint=hint if active == "active" else None,
         assumed=None,
         attempt=store.attempt("web"),
         held=store.is_held("web"),

@@ -30,6 +30,12 @@ def manifest(number: int, *names: str, vm: str = "web") -> Manifest:
     return Manifest(vm, number, f"{number:064x}", "0" * 32, Delivery(), entries)
 
 
+def unbound(written: Manifest | None) -> Manifest:
+    """A manifest of the store's, without what binds it to its values."""
+    assert written is not None
+    return written.but(key="", credentials=tuple(entry.but(digest="") for entry in written.credentials))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store."""
@@ -41,7 +47,7 @@ def test_what_is_written_is_current(store: Store) -> None:
     assert store.current("web") is None
     assert store.next_number("web") == 1
     store.write(manifest(1, "A", "B"), {"A": Secret(CANARY), "B": Secret(b"2")})
-    assert store.current("web") == manifest(1, "A", "B")
+    assert unbound(store.current("web")) == manifest(1, "A", "B")
     assert store.values("web") == {"A": Secret(CANARY), "B": Secret(b"2")}
     assert store.next_number("web") == 2
     for path in store.state.rglob("*"):
@@ -101,7 +107,7 @@ def test_a_failed_write_leaves_the_last_good_generation(store: Store) -> None:
     with pytest.raises(StoreError, match=os.strerror(errno.EEXIST)) as caught:
         store.write(manifest(2, "A"), {"A": Secret(CANARY)})
     assert CANARY.decode() not in f"{caught.value}{caught.value.hint}"
-    assert store.current("web") == manifest(1, "A")
+    assert unbound(store.current("web")) == manifest(1, "A")
 
 
 def test_readers_never_see_a_mix(store: Store) -> None:
@@ -169,7 +175,7 @@ def test_a_published_generation_stays_where_its_last_sync_fails(
     failing_sync(monkeypatch, store.vm_directory("web"))
     with pytest.raises(UnsyncedStoreError, match="power failure"):
         store.write(manifest(2, "A"), {"A": Secret(b"two")})
-    assert store.current("web") == manifest(2, "A")
+    assert unbound(store.current("web")) == manifest(2, "A")
     assert store.values("web") == {"A": Secret(b"two")}
 
 
@@ -189,7 +195,7 @@ def test_a_generation_is_not_published_where_descriptors_are_lacking(
         store.write(manifest(2, "A"), {"A": Secret(b"two")})
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert store.current("web") == manifest(2, "A")
+    assert unbound(store.current("web")) == manifest(2, "A")
 
 
 def test_small_records_are_in_place_where_their_last_sync_fails(
@@ -208,7 +214,7 @@ def test_small_records_are_in_place_where_their_last_sync_fails(
         store.revert("web", 1)
     assert store.is_held("web")
     assert store.attempt("web") == attempt
-    assert store.current("web") == manifest(1)
+    assert unbound(store.current("web")) == manifest(1)
 
 
 def test_a_number_that_is_taken_costs_nothing_that_is_there(store: Store) -> None:
@@ -216,4 +222,58 @@ def test_a_number_that_is_taken_costs_nothing_that_is_there(store: Store) -> Non
     store.write(manifest(1), {})
     with pytest.raises(StoreError, match="File exists"):
         store.write(manifest(1), {})
-    assert store.current("web") == manifest(1)
+    assert unbound(store.current("web")) == manifest(1)
+
+
+def swapped(store: Store, source: str, target: str) -> StoreError:
+    """What is said once one file has been copied over another."""
+    vms = store.state / "vms"
+    (vms / target).write_bytes((vms / source).read_bytes())
+    with pytest.raises(StoreError) as caught:
+        store.values("web")
+    assert CANARY.decode() not in f"{caught.value}{caught.value.hint}"
+    return caught.value
+
+
+@pytest.fixture
+def bound(store: Store) -> Store:
+    """Two generations of one VM, and one of another; the values of A are all different."""
+    store.write(manifest(1, "A", "B"), {"A": Secret(b"old"), "B": Secret(b"b")})
+    store.write(manifest(2, "A", "B"), {"A": Secret(CANARY), "B": Secret(b"b")})
+    store.write(manifest(2, "A", "B", vm="db"), {"A": Secret(b"of db"), "B": Secret(b"b")})
+    return store
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["db/generations/2/value.A", "web/generations/1/value.A"],
+    ids=["of another VM", "of an older generation"],
+)
+def test_a_single_file_of_somewhere_else_is_refused(bound: Store, source: str) -> None:
+    """Sealed with the same key and under the same name, it opens; it is not the manifest's."""
+    assert "value.A: it is not the value" in str(swapped(bound, source, "web/generations/2/value.A"))
+
+
+def test_the_same_value_of_somewhere_else_is_no_harm(bound: Store) -> None:
+    """Then nothing is passed off as something else, and the VM gets what it should get."""
+    vms = bound.state / "vms"
+    (vms / "web/current/value.B").write_bytes((vms / "db/current/value.B").read_bytes())
+    assert bound.values("web")["B"] == Secret(b"b")
+
+
+@pytest.mark.parametrize("source", ["db/generations/2", "web/generations/1"])
+def test_a_manifest_of_somewhere_else_is_refused(bound: Store, source: str) -> None:
+    """It is another VM's or another generation's, or the values are not its own."""
+    swapped(bound, f"{source}/manifest", "web/generations/2/manifest")
+    assert bound.current("web") is None
+
+
+def test_two_generations_of_one_value_tell_nothing_by_their_digests(bound: Store) -> None:
+    """Each generation has a key of its own, which nothing shows."""
+    first, second = bound.current("web"), bound.current("db")
+    assert first is not None
+    assert second is not None
+    assert first.key != second.key
+    assert first.credentials[1].digest != second.credentials[1].digest
+    assert first.key not in repr(first)
+    assert first.credentials[0].digest not in repr(first)

@@ -30,6 +30,7 @@ from launcher.handoff import (
     Kind,
     Manifest,
     ManifestEntry,
+    Secret,
     Stamp,
     unit_credential,
     value_file,
@@ -69,6 +70,7 @@ def credentials(
         delivery=delivery,
         credentials=tuple(ManifestEntry(name, kind, "0" * 16) for name, (kind, _) in values.items()),
     )
+    manifest = manifest.bound({name: Secret(value) for name, (_, value) in values.items()}, "ef" * 32)
     directory.mkdir(exist_ok=True)
     (directory / unit_credential("manifest")).write_bytes(manifest.to_bytes())
     for name, (_, value) in values.items():

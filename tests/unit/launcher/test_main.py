@@ -14,7 +14,7 @@ import pytest
 from launcher import plan as plans
 from launcher.credentials import read
 from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind
+from launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials, sealed
 
@@ -284,6 +284,53 @@ def test_what_would_not_arrive_is_refused_before_anything_starts(what: str, tmp_
     assert said in done.stderr
     assert CANARY not in done.stderr
     assert CANARY_BASE64[:-4] not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("vm", "generation", "name", "kind"),
+    [
+        ("db", 7, "API_KEY", Kind.PLAIN),
+        (VM, 6, "API_KEY", Kind.PLAIN),
+        (VM, 7, "OTHER_KEY", Kind.PLAIN),
+        (VM, 7, "API_KEY", Kind.TEXT),
+    ],
+    ids=["of another VM", "of an older generation", "of another name", "of another kind"],
+)
+def test_a_value_of_somewhere_else_is_refused(
+    tmp_path: Path, vm: str, generation: int, name: str, kind: Kind
+) -> None:
+    """Though PID 1 has opened it. The refusal names the credential and shows neither value."""
+    manifest = credentials(tmp_path, {"API_KEY": SECRET}, Delivery())
+    # The same key and the same value, so that nothing but its place tells.
+    other = manifest.but(
+        vm=vm, generation=generation, credentials=(ManifestEntry(name, kind, "0" * 16),)
+    ).bound({name: Secret(CANARY.encode())}, manifest.key)
+    swapped = manifest.but(credentials=(manifest.credentials[0].but(digest=other.credentials[0].digest),))
+    (tmp_path / "credferry_manifest").write_bytes(swapped.to_bytes())
+    done = explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert done.returncode == Exit.CREDENTIALS
+    assert "credential API_KEY is not the value that was sealed for generation 7 of VM web" in done.stderr
+    assert CANARY not in done.stdout + done.stderr
+
+
+def test_another_value_is_refused(tmp_path: Path) -> None:
+    """Of any length, the empty one included; the one that was sealed is taken."""
+    credentials(tmp_path, {"API_KEY": SECRET}, Delivery())
+    assert explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path)).returncode == 0
+    for value in (b"", b"x", CANARY.encode() + b"\n", CANARY.encode()[:-1]):
+        (tmp_path / "credferry_value.API_KEY").write_bytes(value)
+        assert explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path)).returncode == Exit.CREDENTIALS
+
+
+def test_a_manifest_of_the_earlier_form_is_for_later(tmp_path: Path) -> None:
+    """The agent renews the store when it starts: systemd is to try this start again until then."""
+    manifest = credentials(tmp_path, {"API_KEY": SECRET}, Delivery())
+    fields = json.loads(manifest.to_bytes())
+    del fields["key"], fields["credentials"][0]["digest"]
+    (tmp_path / "credferry_manifest").write_text(json.dumps(fields | {"version": 1}))
+    done = explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert done.returncode == Exit.LATER
+    assert "of format version 1" in done.stderr
 
 
 def test_another_vms_credentials_are_refused_without_being_told_the_name(tmp_path: Path) -> None:
