@@ -147,6 +147,11 @@ class Audit:
             if (head := self._head()).fields:
                 self._send(head)
 
+    def catch_up(self) -> None:
+        """Send what could not be sent, where journald takes it by now; without a wait where it does not."""
+        if self.sender.is_behind:
+            self.repeat_last()
+
     def _send(self, head: Head) -> None:
         """Send a record that is kept, and write down that it was."""
         if not self.sender.send([*head.fields, *_SENDER]):

@@ -14,6 +14,8 @@ import os
 import socket
 import struct
 import syslog
+import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -23,35 +25,70 @@ if TYPE_CHECKING:
 
 _SOCKET = "/run/systemd/journal/socket"
 _STREAM = "/run/systemd/journal/stdout"
-_SECONDS = 1
+_SECONDS = 1.0
+_PATIENCE_SECONDS = 60.0
+_QUICK_SECONDS = 0.05
+"""What takes no longer was no wait."""
 _UNSENT_MAX = 1000
 _STANDARD_ERROR = 2
 
 
 class Sender:
-    """Sends records in their order; those that cannot be sent go before the next that can."""
+    """Sends records in their order; those that cannot be sent go before the next that can.
+
+    A journald that hangs, or is slow, is waited for at most a second within any minute, however many
+    records there are: meanwhile they are kept. Any thread may send.
+    """
 
     def __init__(self, path: str = _SOCKET) -> None:
         self._path = path
         self._unsent: deque[bytes] = deque(maxlen=_UNSENT_MAX)
+        self._lock = threading.Lock()
+        self._wait_left = _SECONDS
+        self._patient_again = 0.0
+        """When it may be waited for again, monotonic."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are records that could not be sent yet."""
+        return bool(self._unsent)
 
     def send(self, fields: Sequence[str]) -> bool:
         """Send a record of ``NAME=value`` fields, or keep it for later; takes a second at most.
 
-        Whether it was sent, and all before it. Not to be called by two threads at once. Raises nothing.
+        Whether it was sent, and all before it. Raises nothing.
         """
         record = b"".join(map(_serialized, fields))
-        if record not in self._unsent:  # one that is sent again may still be waiting
-            self._unsent.append(record)
-        with (
-            suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
-        ):
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SECONDS, 0))
-            while self._unsent:
-                _send(peer, self._path, self._unsent[0])
-                self._unsent.popleft()
-        return not self._unsent
+        with self._lock:
+            if record not in self._unsent:  # one that is sent again may still be waiting
+                self._unsent.append(record)
+            began = time.monotonic()
+            if began >= self._patient_again:
+                self._wait_left = _SECONDS
+            with (
+                suppress(OSError),
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
+            ):
+                while self._unsent:
+                    _be_patient(peer, began + self._wait_left - time.monotonic())
+                    _send(peer, self._path, self._unsent[0])
+                    self._unsent.popleft()
+            took = time.monotonic() - began
+            if took >= _QUICK_SECONDS:
+                self._wait_left = max(0.0, self._wait_left - took)
+                self._patient_again = began + took + _PATIENCE_SECONDS
+            return not self._unsent
+
+
+def _be_patient(peer: socket.socket, seconds: float) -> None:
+    """How long the next send may wait for room in journald's queue."""
+    if seconds <= 0:
+        peer.setblocking(False)
+    else:  # 0 would be for ever
+        whole = max(1, int(seconds * 1_000_000))
+        peer.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", whole // 1_000_000, whole % 1_000_000)
+        )
 
 
 def reconnect_standard_error(identifier: str) -> bool:

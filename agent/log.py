@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import syslog
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ with _missing(*(() if sys.stderr.isatty() else ("rich",))):
     import structlog
 
 _STANDARD_ERROR = 2
+_CONNECT_AGAIN_SECONDS = 60.0
 _PRIORITIES = {
     "debug": syslog.LOG_DEBUG,
     "info": syslog.LOG_INFO,
@@ -75,19 +78,38 @@ def hardened(done: Hardening) -> None:
 
 
 class _Logger:
-    """Writes lines to standard error. One that cannot be written is dropped: nobody dies of it."""
+    """Writes lines to standard error. One that cannot be written is dropped: nothing waits or ends for it."""
+
+    def __init__(self) -> None:
+        self._connect_again = 0.0
 
     def msg(self, message: str) -> None:
         """Write a line, to the journald that is there now where the one before it is gone."""
         line = f"{message}\n".encode(errors="backslashreplace")
         try:
-            os.write(_STANDARD_ERROR, line)
+            _write(line)
         except OSError:
+            now = time.monotonic()
+            if now < self._connect_again:
+                return
+            self._connect_again = now + _CONNECT_AGAIN_SECONDS  # a journald that hangs takes a second
             if reconnect_standard_error("credferry"):
+                self._connect_again = 0.0
                 with suppress(OSError):
-                    os.write(_STANDARD_ERROR, line)
+                    _write(line)
 
     debug = info = warning = error = critical = exception = msg
+
+
+def _write(line: bytes) -> None:
+    """Write to standard error, unless that is journald's and full: a journald that hangs empties nothing."""
+    if "JOURNAL_STREAM" in os.environ:
+        poll = select.poll()
+        poll.register(_STANDARD_ERROR, select.POLLOUT)
+        # Where there is room, three quarters of the socket's buffer are free (Linux net/unix/af_unix.c).
+        if not poll.poll(0):
+            return
+    os.write(_STANDARD_ERROR, line)
 
 
 def _prefix_priority(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:

@@ -59,6 +59,8 @@ _LOOK_OWED_SECONDS = 0.05
 """After restarts were asked for: so that their threads and a look at everything do not slow each other."""
 _JITTER = 0.1
 _STORE_RETRY_SECONDS = 5.0
+_UNSENT_SECONDS = 5.0
+"""How often it is tried to send what journald has not taken."""
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
@@ -182,6 +184,7 @@ class Service:
         self._sourceless, self._is_unsettled = None, False
         try:
             self._restarts.raise_error()
+            self._audit.catch_up()
             self._announce()
             self._heed_host_key()
             delay = min(self._look(), self._restarts.relieve())
@@ -200,7 +203,7 @@ class Service:
             self._orders.end_look(failure)
         self._write_metrics()
         daemon.notify("WATCHDOG=1")
-        return delay
+        return min(delay, _UNSENT_SECONDS) if self._sender.is_behind else delay
 
     def _write_metrics(self) -> None:
         textfile, now = self._config.metrics.textfile, time.monotonic()
