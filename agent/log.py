@@ -78,7 +78,7 @@ def hardened(done: Hardening) -> None:
 
 
 class _Logger:
-    """Writes lines to standard error. One that cannot be written is dropped: nothing waits or ends for it."""
+    """Writes lines to standard error. A line that cannot be written is dropped; nothing waits for it."""
 
     def __init__(self) -> None:
         self._connect_again = 0.0

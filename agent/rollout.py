@@ -16,6 +16,7 @@ import msgspec
 
 from agent import permits
 from agent.desired import Desired
+from agent.endings import CANCELED, DONE, Ending, Failed, Overruled, Succeeded, judged
 from agent.errors import BusError
 from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
@@ -25,10 +26,11 @@ from agent.units import HEALTH_UNIT
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable
+    from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
     from agent.config import Config, VmConfig
+    from agent.evidence import Evidence
     from agent.journal import Audit
     from agent.observe import Look, Observer
     from agent.pace import Pacer
@@ -154,10 +156,11 @@ class Rollout:
             with self._lock(decision.vm.name, wait=False) as had:
                 if not had or self.store.attempt(decision.vm.name) != observed.attempt:
                     continue
-                manifest, unit = observed.sealed, observed.unit
-                if manifest is not None and unit is not None and unit.is_active:
-                    message = f"{decision.vm.name}: runs generation {manifest.generation}"
-                    self._record(Event.RESTARTED, message, decision.vm, manifest)
+                evidence, unit = observed.evidence, observed.unit
+                if evidence is not None and unit is not None and unit.is_active:
+                    # What it was started on: something newer may be sealed by now.
+                    message = f"{decision.vm.name}: runs generation {evidence.generation}"
+                    self._record(Event.RESTARTED, message, decision.vm, evidence)
                 self.store.record_attempt(decision.vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
@@ -203,11 +206,16 @@ class Rollout:
                 pause, unit = 2 * pause, None
             self.pacer.note_restart(vm)
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest)
-            reason = self._ask(vm, manifest, manager, unit, again=again)
-            if not reason:
+            ending = self._ask(vm, manifest, manager, unit, again=again)
+            if isinstance(ending, Succeeded):
                 return self._prove(vm, manifest, attempt, manager, began)
             if self.stop.is_set():
                 return State.CHANGING
+            if isinstance(ending, Overruled):
+                # Nothing has failed, and nothing is to be finished: what is sealed waits for the next start.
+                self.store.record_attempt(vm.name, None)
+                return State.CHANGING
+            reason = ending.reason
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
             self._record(Event.RESTART_FAILED, message, vm, manifest)
         return self._fail(vm, attempt, reason, manager)
@@ -216,25 +224,28 @@ class Rollout:
         self, vm: VmConfig, manifest: Manifest, attempt: Attempt, manager: SystemManager, began: float
     ) -> State:
         """Have a VM that was restarted found healthy, where it has a check of its health."""
-        if vm.health and (reason := self._is_unhealthy(vm, manager)):
+        unit = manager.unit(vm.unit)
+        # What it was started on: something newer may have been sealed while it was down.
+        ran = self.observer.evidence(vm, unit) or manifest
+        if vm.health:
+            check = HEALTH_UNIT.format(vm=vm.name)
+            result, reason = _job(manager.start, check, manager, check)
             if self.stop.is_set():
                 return State.CHANGING
-            self._record(
-                Event.RESTART_FAILED,
-                f"{vm.name}: on generation {manifest.generation} it is not healthy: {reason}",
-                vm,
-                manifest,
-            )
-            return self._fail(vm, attempt, reason, manager)
+            if result != DONE:
+                if result == CANCELED or self._is_overruled(vm, unit, manager):
+                    return State.CHANGING  # what becomes of it is for the next look, which checks it again
+                message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
+                self._record(Event.RESTART_FAILED, message, vm, ran)
+                return self._fail(vm, attempt, reason, manager)
         took = time.monotonic() - began
-        message = f"{vm.name}: runs generation {manifest.generation}, restarted in {took:.1f} s"
-        self._record(Event.RESTARTED, message + self._lacks(vm, manifest, manager), vm, manifest)
+        message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
+        self._record(Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran)
         self.store.record_attempt(vm.name, None)
         return State.IN_STEP
 
-    def _lacks(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> str:
+    def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
         """What should have come of a restart beside the VM, and has not: for its record."""
-        unit = manager.unit(vm.unit)
         said = ""
         if self.observer.hint(vm, unit) is None:
             said += f"; {NOT_REPORTED}"
@@ -246,9 +257,10 @@ class Rollout:
         return said
 
     @staticmethod
-    def _is_unhealthy(vm: VmConfig, manager: SystemManager) -> str:
-        unit = HEALTH_UNIT.format(vm=vm.name)
-        return _failure(manager.start, unit, manager, {"done"}, unit)
+    def _is_overruled(vm: VmConfig, before: UnitState, manager: SystemManager) -> bool:
+        """Whether somebody has stopped or restarted a VM while its health was checked."""
+        unit = manager.unit(vm.unit)
+        return unit.is_stopped or unit.has_job or unit.invocation_id != before.invocation_id
 
     def _fail(self, vm: VmConfig, attempt: Attempt, reason: str, manager: SystemManager) -> State:
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
@@ -263,22 +275,26 @@ class Rollout:
         unit: UnitState | None = None,
         *,
         again: bool,
-    ) -> str:
-        """Ask systemd for a restart; why it was no success, empty when it was."""
+    ) -> Ending:
+        """Ask systemd for a restart; how it has ended."""
         unit = manager.unit(vm.unit) if unit is None else unit
         job = manager.try_restart if unit.is_active and not again else manager.restart_failed
-        # Canceled: somebody else's job came in its place, and may do as well.
-        if reason := _failure(job, vm.unit, manager, {"done", "canceled"}, "systemd's job"):
-            return reason
+        result, reason = _job(job, vm.unit, manager, "systemd's job")
+        if result not in {DONE, CANCELED}:
+            return Failed(reason)
+        # Where it was canceled, somebody else's job came in its place, and may do as well.
         before = unit.invocation_id
         deadline = time.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
         restarts = unit.restarts
         while (said := self._verdict(vm, unit, manifest, before, restarts)) is None:
-            if time.monotonic() >= deadline or self.stop.wait(_POLL_SECONDS):
-                return overdue(unit, before)
+            if self.stop.wait(_POLL_SECONDS):
+                return Failed("the agent stops before its end is known")  # a later run judges it
+            if time.monotonic() >= deadline:
+                said = overdue(unit, before)
+                break
             unit = manager.unit(vm.unit)
-        return said
+        return judged(said, result, unit, before) if said else Succeeded()
 
     def _verdict(
         self, vm: VmConfig, unit: UnitState, manifest: Manifest, before: str, restarts: int
@@ -300,7 +316,8 @@ class Rollout:
             if unit.is_stopped or self._runs(vm, unit, manifest):
                 reason = ""
             else:
-                reason = self._ask(vm, manifest, manager, again=True)
+                ending = self._ask(vm, manifest, manager, again=True)
+                reason = ending.reason if isinstance(ending, Failed) else ""
             if self.stop.is_set():
                 return State.CHANGING
             event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
@@ -343,25 +360,21 @@ class Rollout:
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED
 
-    def _record(self, event: Event, message: str, vm: VmConfig, manifest: Manifest) -> None:
-        self.audit.record(
-            event, message, run=manifest.run, vm=vm.name, unit=vm.unit, generation=manifest.generation
-        )
+    def _record(self, event: Event, message: str, vm: VmConfig, what: Manifest | Evidence) -> None:
+        self.audit.record(event, message, run=what.run, vm=vm.name, unit=vm.unit, generation=what.generation)
 
 
-def _failure(
-    job: Callable[[str], str], unit: str, manager: SystemManager, good: Container[str], what: str
-) -> str:
-    """Why a job of a unit's came to nothing, empty where its result is a good one.
+def _job(ask: Callable[[str], str], unit: str, manager: SystemManager, what: str) -> tuple[str, str]:
+    """Systemd's word for the result of a unit's job, and the same as a reason for a failure.
 
-    Raises `BusError` where systemd cannot be reached.
+    The word is empty where systemd has refused the job. Raises `BusError` where it cannot be reached.
     """
     try:
-        result = job(unit)
+        result = ask(unit)
     except BusError as error:
         manager.unit(unit)  # raises as well where systemd cannot be reached; else it has refused
-        return str(error)
-    return "" if result in good else f"{what} ended with {result!r}"
+        return "", str(error)
+    return result, f"{what} ended with {result!r}"
 
 
 def _is_retry(attempt: Attempt | None) -> bool:

@@ -56,8 +56,8 @@ class Sealer:
         """
         run = run or new_run()
         sealed = []
-        self._pay()
         with self.store.lock():
+            self._pay()
             for decision, observed in zip(look.decisions, look.observed, strict=True):
                 if decision.assume is not None:
                     self.store.assume(decision.vm.name, decision.assume)

@@ -22,7 +22,7 @@ from agent.keys import create_key
 from agent.observe import open_store
 from agent.service import Service
 from agent.units import UnitState
-from launcher.handoff import Channel, Stamp, stamp_path, write_stamp
+from launcher.handoff import EVIDENCE_PARENT, Channel, Stamp, evidence_name, stamp_path, write_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -144,6 +144,9 @@ class Loop:
         if manifest is None:  # PID 1 cannot open its credentials
             self.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id=invocation)
             return
+        evidence = self.top / "run" / EVIDENCE_PARENT
+        evidence.mkdir(parents=True, exist_ok=True)
+        (evidence / evidence_name(vm, invocation)).write_bytes(manifest.to_bytes())
         directory = stamp_path(vm, self.top / "run").parent
         directory.mkdir(parents=True, exist_ok=True)
         stamp = Stamp(vm, manifest.generation, manifest.digest, manifest.run, invocation, Channel.API, 0)

@@ -73,7 +73,7 @@ def test_what_cannot_be_sent_goes_before_what_can(path: Path) -> None:
 
 
 def test_a_journald_that_hangs_is_waited_for_once(path: Path) -> None:
-    """However many records there are, from whichever thread, they wait for a second in all, and come in order."""
+    """However many records there are, they wait for a second in all, and arrive in their order."""
     sender = Sender(str(path))
     with listen(path) as listener:
         filled = fill(path)

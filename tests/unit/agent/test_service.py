@@ -13,6 +13,7 @@ import pytest
 
 from agent import durable, journal
 from agent.events import Event
+from agent.notes import Attempt, Outcome
 from agent.reconcile import State
 from tests.support.loop import Loop
 
@@ -245,3 +246,160 @@ def test_a_generation_that_is_sealed_is_recorded_though_the_disk_fills_up_just_t
     loop.turn(lambda: Event.RESTARTED in loop.events())
     assert loop.told()[-3] == (Event.SEALED, "a: generation 2 is sealed")
     assert loop.verify() == ()
+
+
+def stopped(loop: Loop, ended: str, **unit: object) -> None:
+    """Publish, and have an operator stop the VM while it is restarted for that; how the job then ends."""
+
+    def job(name: str) -> str:
+        loop.stop_vm("a")
+        loop.units.set(name, **unit)
+        return ended
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.turn(lambda: loop.units.restarts)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize(
+    ("result", "unit"),
+    [
+        ("canceled", {}),
+        ("done", {"invocation_id": "9" * 32}),
+        ("canceled", {"active": "failed", "result": "signal", "invocation_id": "9" * 32}),
+    ],
+    ids=["before the start", "after the start", "amid the start"],
+)
+def test_a_vm_that_an_operator_stops_while_it_is_restarted_has_not_failed(
+    tmp_path: Path, attempts: int, result: str, unit: dict[str, str]
+) -> None:
+    """It stays stopped, whichever attempt that was, and its next start gets what is published."""
+    loop = Loop(tmp_path, VM)
+    loop.configure(VM, f"attempts = {attempts}")
+    loop.publish(x="one")
+    with loop.running() as service:
+        in_step(loop)
+        stopped(loop, result, **unit)
+        loop.turn(lambda: service._store.attempt("a") is None)
+        loop.turn()
+        assert loop.decision("a").state is State.STOPPED
+        current = service._store.current("a")
+        assert current is not None
+        assert current.generation == 2
+        assert len(loop.units.restarts) == 1
+        assert not {Event.RESTART_FAILED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
+        loop.start_vm("a")
+        loop.turn()
+        assert loop.decision("a").state is State.IN_STEP
+
+
+def test_a_vm_that_systemd_does_not_start_has_failed(tmp_path: Path) -> None:
+    """A condition of its unit that does not hold is no operator's stop, though it leaves the same state."""
+    loop = Loop(tmp_path, VM)
+    loop.configure(VM, "attempts = 1")
+    loop.publish(x="one")
+    with loop.running():
+        in_step(loop)
+        stopped(loop, "done")
+        loop.turn(lambda: Event.ROLLED_BACK in loop.events())
+        assert Event.RESTART_FAILED in loop.events()
+
+
+def test_a_restart_whose_job_is_canceled_is_asked_for_again(loop: Loop) -> None:
+    """The VM runs on as it was: that is no failure, and the change still has to arrive."""
+    results = iter(["canceled"])
+
+    def job(unit: str) -> str:
+        result = next(results, "done")
+        if result == "done":
+            loop.start_vm("a")
+        assert unit == UNIT
+        return result
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    assert loop.decision("a").state is State.IN_STEP
+    assert Event.RESTART_FAILED not in loop.events()
+    assert loop.units.restarts == [UNIT, UNIT]
+
+
+def test_a_stop_while_a_vm_is_put_back_is_no_failure_of_that(tmp_path: Path) -> None:
+    """What did not start is not tried again; the VM stays stopped, on the generation before."""
+    loop = Loop(tmp_path, VM)
+    loop.configure(VM, "attempts = 1")
+    loop.publish(x="one")
+
+    def job(unit: str) -> str:
+        if len(loop.units.restarts) == 1:
+            loop.units.set(unit, active="failed", result="exit-code", invocation_id="8" * 32)
+            return "failed"
+        loop.stop_vm("a")
+        return "canceled"
+
+    with loop.running() as service:
+        in_step(loop)
+        loop.units.job = job
+        loop.publish(x="two")
+        loop.turn(lambda: Event.ROLLED_BACK in loop.events())
+        assert Event.ROLLBACK_FAILED not in loop.events()
+        current = service._store.current("a")
+        assert current is not None
+        assert current.generation == 1
+        assert len(loop.units.restarts) == 2
+
+
+@pytest.mark.parametrize("result", ["failed", "canceled"])
+def test_a_vm_that_is_stopped_while_its_health_is_checked_is_not_sick(tmp_path: Path, result: str) -> None:
+    """A check that fails, as its VM was stopped meanwhile, is no reason to roll the VM back."""
+    loop = Loop(tmp_path, '[vms.a]\nhealth = ["/bin/true"]\n' + VM)
+    loop.configure('[vms.a]\nhealth = ["/bin/true"]\n' + VM, "attempts = 1")
+    loop.publish(x="one")
+
+    def check(_name: str) -> str:
+        loop.stop_vm("a")
+        return result
+
+    with loop.running() as service:
+        in_step(loop)
+        loop.units.health = check
+        loop.publish(x="two")
+        loop.turn(lambda: loop.units.restarts)
+        loop.turn(lambda: service._store.attempt("a") is None)
+        assert loop.decision("a").state is State.STOPPED
+        assert not {Event.RESTART_FAILED, Event.ROLLED_BACK} & set(loop.events())
+
+
+def test_what_a_vm_runs_is_told_though_something_newer_is_sealed(loop: Loop) -> None:
+    """A restart that ended while no agent ran is recorded with the generation that the VM was started on."""
+    loop.service._store.hold("a", held=True)
+    loop.publish(x="two")
+    loop.turn(lambda: loop.decision("a").state is State.HELD)
+    manifest = loop.service._store.current("a")
+    assert manifest is not None
+    attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=1, run=manifest.run, before="0" * 32)
+    loop.service._store.record_attempt("a", attempt)
+    loop.start_vm("a")
+    loop.publish(x="three")
+    config = loop.service._config
+    look = loop.service._observer.look(config.vms.values(), None)
+    assert loop.service._sealer.seal_due(look) == ["a"]  # as credferry-seal.service does
+    loop.turn(lambda: loop.service._store.attempt("a") is None)
+    assert (Event.RESTARTED, "a: runs generation 2") in loop.told()
+
+
+def test_a_vm_that_came_up_on_something_newer_is_told_to_run_that(loop: Loop) -> None:
+    """The record of a restart names the generation that the VM runs, not the one that was sealed before."""
+
+    def job(unit: str) -> str:
+        loop.publish(x="three")
+        config = loop.service._config
+        loop.service._sealer.seal_due(loop.service._observer.look(config.vms.values(), None))
+        return loop._restart(unit)
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    told = next(text for event, text in loop.told() if event is Event.RESTARTED)
+    assert told.startswith("a: runs generation 3,")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""How a restart that the agent asked for has ended: well, badly, or by somebody else's act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.units import UnitState
+
+DONE, CANCELED = "done", "canceled"
+"""systemd's words for jobs that tell nothing bad: the second says that another job took its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The VM runs what it was restarted for, or something newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The VM does not come up on what it was restarted for."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overruled:
+    """An operator has stopped the VM, or has canceled the restart. That says nothing of the generation."""
+
+
+Ending = Succeeded | Failed | Overruled
+
+
+def judged(reason: str, result: str, unit: UnitState, before: str) -> Failed | Overruled:
+    """What to make of a restart that did not succeed, for a reason.
+
+    ``result`` is systemd's word for the job, ``before`` the unit's invocation before it. A stop leaves a
+    unit that is inactive after a success. So does a condition of the unit that does not hold; but then the
+    job was not canceled, and there is no new invocation. A stop can also leave a unit that has failed, where
+    the start was under way: only the job tells.
+    """
+    is_canceled = result == CANCELED
+    if unit.is_stopped and (is_canceled or unit.invocation_id != before):
+        return Overruled()
+    if is_canceled and (unit.active == "failed" or unit.invocation_id == before):
+        return Overruled()
+    return Failed(reason)
