@@ -6,7 +6,12 @@ from __future__ import annotations
 import enum
 import syslog
 
-from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED, MESSAGE_ID_LAUNCHED
+from launcher.handoff import (
+    MESSAGE_ID_GUEST_REBOOT,
+    MESSAGE_ID_LAUNCH_REFUSED,
+    MESSAGE_ID_LAUNCH_WARNING,
+    MESSAGE_ID_LAUNCHED,
+)
 
 
 class Event(enum.Enum):
@@ -34,6 +39,7 @@ class Event(enum.Enum):
     ORDER_DROPPED = "8dda6df7e83447d4912641f3d60b57d9"
     LAUNCHED = MESSAGE_ID_LAUNCHED
     LAUNCH_REFUSED = MESSAGE_ID_LAUNCH_REFUSED
+    LAUNCH_WARNING = MESSAGE_ID_LAUNCH_WARNING
     GUEST_REBOOT = MESSAGE_ID_GUEST_REBOOT
 
     @property
@@ -61,4 +67,5 @@ _PRIORITIES = {
     Event.ROLLBACK_FAILED: syslog.LOG_ERR,
     Event.ORDER_DROPPED: syslog.LOG_WARNING,
     Event.LAUNCH_REFUSED: syslog.LOG_ERR,
+    Event.LAUNCH_WARNING: syslog.LOG_WARNING,
 }

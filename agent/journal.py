@@ -315,7 +315,7 @@ def own_fields(entry: _Entry) -> list[str]:
 
 _BY_ID = {event.value: event for event in Event}
 _NUMBER = re.compile(r"[0-9]{1,19}")
-FROM_LAUNCHER = frozenset({Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT})
+FROM_LAUNCHER = frozenset({Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.LAUNCH_WARNING, Event.GUEST_REBOOT})
 """What a launcher tells, which has no part in the chain."""
 _CHAINED = {"MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
 _AGENT_UNITS = {"credferry.service", "credferry-seal.service"}

@@ -7,7 +7,7 @@ import os
 import sys
 
 from launcher import arguments, cmdline, credentials, hardening, journal, plan, version
-from launcher.errors import Exit, LaunchError
+from launcher.errors import Exit, LaunchError, failed
 from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
 from launcher.options import Grammar
 
@@ -34,13 +34,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     manifests: list[Manifest] = []
     try:
-        _run(arguments.parse(words), manifests)
+        _run_or_refuse(arguments.parse(words), manifests)
     except LaunchError as error:
         _report(error, manifests, quiet=arguments.is_question(words))
         sys.exit(error.status)
     except Exception as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
         sys.stderr.write(f"credferry-launch: internal error: {type(error).__name__}: please report it\n")
         sys.exit(_INTERNAL)
+
+
+def _run_or_refuse(asked: Arguments, manifests: list[Manifest]) -> None:
+    """Do what is asked; what the host lacks for a moment is a refusal after which systemd tries again."""
+    try:
+        _run(asked, manifests)
+    except (OSError, MemoryError) as error:
+        refused = failed("the launcher cannot go on", error, hint="", status=Exit.USAGE)
+        if refused.status is Exit.LATER:
+            raise refused from None
+        raise
 
 
 def _run(asked: Arguments, manifests: list[Manifest]) -> None:
@@ -145,8 +156,9 @@ def _become(real: str, words: tuple[str, ...]) -> NoReturn:
     try:
         os.execv(real, [real, *words])  # noqa: S606 (no shell is wanted)
     except OSError as error:
-        raise LaunchError(
-            f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
+        raise failed(
+            f"cloud-hypervisor cannot be started: {real}",
+            error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
         ) from None

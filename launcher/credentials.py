@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from launcher.errors import Exit, LaunchError
+from launcher.errors import Exit, LaunchError, failed
 from launcher.handoff import (
     CREDENTIAL_PREFIX,
     MANIFEST_FILE,
@@ -98,9 +98,11 @@ def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:
         with os.fdopen(descriptor, "rb") as stream:
             data = stream.read(_SIZE_MAX + 1)
     except OSError as error:
-        raise _refuse(
-            f"{what} is not in the unit's credentials ({name}: {error.strerror})",
-            f"the unit needs {_SETTING}, and a sealed generation there",
+        raise failed(
+            f"{what} is not in the unit's credentials: {name}",
+            error,
+            hint=f"the unit needs {_SETTING}, and a sealed generation there",
+            status=Exit.CREDENTIALS,
         ) from None
     if len(data) > _SIZE_MAX:
         raise _refuse(f"{what} is larger than {_SIZE_MAX} bytes", "systemd takes no larger credential")

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import enum
+import errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class Exit(enum.IntEnum):
-    """Exit statuses. All but `LATER` are for ``RestartPreventExitStatus=``: starting again cannot help."""
+    """Exit statuses. ``RestartPreventExitStatus=`` names all but `LATER`: another start cannot help."""
 
     USAGE = 64
     """The launcher's own arguments, or a cloud-hypervisor option that it does not know."""
@@ -16,7 +21,28 @@ class Exit(enum.IntEnum):
     HYPERVISOR = 69
     """cloud-hypervisor is not there, or refuses the VM."""
     LATER = 75
-    """The store is of an earlier form. The agent renews it when it starts, so systemd tries again."""
+    """What the start lacks may be there in a moment: room, memory, descriptors, or a store in the present
+    form, which the agent makes when it starts. So systemd tries again."""
+
+
+_PASSING: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EDQUOT,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ETXTBSY,
+    }
+)
+"""What the kernel answers where the same call may succeed later, without anybody correcting anything."""
+
+_AGAIN: Final = "the next start may do better; see to the host's memory, room and open files"
 
 
 class LaunchError(Exception):
@@ -29,3 +55,13 @@ class LaunchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.args[0]} ({self.hint})"
+
+
+def failed(message: str, error: OSError | MemoryError, *, hint: str, status: Exit) -> LaunchError:
+    """The refusal for a call that failed. Where that may pass by itself, systemd tries again after it."""
+    if isinstance(error, MemoryError):
+        return LaunchError(f"{message}: no memory", hint=_AGAIN, status=Exit.LATER)
+    message = f"{message}: {error.strerror}"
+    if error.errno in _PASSING:
+        return LaunchError(message, hint=_AGAIN, status=Exit.LATER)
+    return LaunchError(message, hint=hint, status=status)

@@ -13,8 +13,7 @@ import contextlib
 import os
 import stat
 
-from launcher.cmdline import usage
-from launcher.errors import Exit, LaunchError
+from launcher.errors import Exit, LaunchError, failed
 from launcher.handoff import INITRD_TOTAL_MAX
 
 TYPE_CHECKING = False
@@ -69,7 +68,9 @@ def attach(initramfs: str, credentials: Sequence[Credential], directory: str | o
         try:
             source = os.open(initramfs, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise usage(f"--initramfs cannot be read: {error.strerror}", "name the guest's initrd") from None
+            raise failed(
+                "--initramfs cannot be read", error, hint="name the guest's initrd", status=Exit.USAGE
+            ) from None
         stack.callback(os.close, source)
         try:
             copy = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o400)
@@ -80,10 +81,11 @@ def attach(initramfs: str, credentials: Sequence[Credential], directory: str | o
             _write(copy, bytes(-size % _ALIGNMENT) + extra)
             return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise LaunchError(
-                f"the initramfs cannot be copied to {directory}: {error.strerror}",
-                hint="the unit's runtime directory needs room for it once more",
-                status=Exit.CREDENTIALS,
+            raise failed(
+                f"the initramfs cannot be copied to {directory}, which needs room for it once more",
+                error,
+                hint="--initramfs must be a file, and the unit's runtime directory its user's",
+                status=Exit.USAGE,
             ) from None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from launcher.handoff import MESSAGE_ID_LAUNCHED
+from launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ def record_launch(manifest: Manifest) -> None:
         f"VM {manifest.vm} was started with generation {manifest.generation}",
         message_id=MESSAGE_ID_LAUNCHED,
         priority=INFO,
+        extra=fields(manifest),
+    )
+
+
+def warn(manifest: Manifest, message: str) -> None:
+    """Tell that something about a VM that was started is not as it should be."""
+    send(
+        f"VM {manifest.vm}: {message}",
+        message_id=MESSAGE_ID_LAUNCH_WARNING,
+        priority=WARNING,
         extra=fields(manifest),
     )
 

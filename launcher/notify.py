@@ -9,16 +9,21 @@ on: with ``NotifyAccess=all`` the rest of sd_notify(3) would be the guest's to u
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 _MESSAGE_MAX: Final = 4096
 _STATUS_MAX: Final = 200
 _CONNECTIONS_MAX: Final = 8
+_UNSENT_MAX: Final = 7
+_AGAIN_MS: Final = 200
+_LATER: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
 
 
 def listen(path: str) -> int:
@@ -37,28 +42,60 @@ def listen(path: str) -> int:
 
 
 class Bridge:
-    """Passes messages on, without ever waiting for a guest."""
+    """Passes messages on, without ever waiting for a guest or for systemd.
+
+    What the kernel refuses for a moment (no descriptor for a connection, no room in systemd's socket) is
+    tried again: a guest's READY=1 that was lost would have systemd end the VM.
+    """
 
     def __init__(self, listening: int, target: str) -> None:
         self._listening = socket.socket(fileno=listening)
         self._listening.setblocking(False)
         self._target = target.replace("@", "\0", 1) if target.startswith("@") else target
+        self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._systemd.setblocking(False)
         self._open: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._unsent: list[bytes] = []
+        self._is_short = False
 
     @property
     def descriptors(self) -> set[int]:
-        """What `serve` wants to hear about, when it becomes readable."""
-        full = len(self._open) >= _CONNECTIONS_MAX
-        return {*self._open, *(() if full else [self._listening.fileno()])}
+        """All that it needs to stay open."""
+        return {*self._open, self._listening.fileno(), self._systemd.fileno()}
 
-    def serve(self, descriptor: int) -> None:
-        """Go on with a descriptor that is readable. Raises nothing."""
-        if descriptor == self._listening.fileno():
-            with contextlib.suppress(OSError):
-                connection, _ = self._listening.accept()
-                connection.setblocking(False)
-                self._open[connection.fileno()] = connection, bytearray()
+    @property
+    def wanted(self) -> set[int]:
+        """What `serve` wants to hear about, when it becomes readable."""
+        closed = self._is_short or len(self._open) >= _CONNECTIONS_MAX
+        return {*self._open, *(() if closed else [self._listening.fileno()])}
+
+    @property
+    def again_ms(self) -> int | None:
+        """When `serve` is to be called whatever is readable, in milliseconds from now."""
+        return _AGAIN_MS if self._is_short or self._unsent else None
+
+    def serve(self, readable: Iterable[int]) -> None:
+        """Go on with what is readable, and with what could not be done before. Raises nothing."""
+        self._is_short = False
+        for descriptor in readable:
+            if descriptor == self._listening.fileno():
+                self._accept()
+            else:
+                self._read(descriptor)
+        self._send()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except BlockingIOError:
             return
+        except OSError:
+            self._is_short = True  # it stays readable: to ask again at once would be to ask for ever
+            return
+        connection.setblocking(False)
+        self._open[connection.fileno()] = connection, bytearray()
+
+    def _read(self, descriptor: int) -> None:
         connection, held = self._open[descriptor]
         try:
             data = connection.recv(_MESSAGE_MAX)
@@ -70,14 +107,18 @@ class Bridge:
         if not data or len(held) > _MESSAGE_MAX:
             del self._open[descriptor]
             connection.close()
-            self._pass_on(bytes(held[:_MESSAGE_MAX]))
+            lines = [kept for line in bytes(held[:_MESSAGE_MAX]).split(b"\n") if (kept := _kept(line))]
+            if lines:
+                self._unsent = [*self._unsent[-_UNSENT_MAX:], b"\n".join(lines)]
 
-    def _pass_on(self, message: bytes) -> None:
-        lines = [kept for line in message.split(b"\n") if (kept := _kept(line))]
-        if lines:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-                systemd.setblocking(False)
-                systemd.sendto(b"\n".join(lines), self._target)
+    def _send(self) -> None:
+        while self._unsent:
+            try:
+                self._systemd.sendto(self._unsent[0], self._target)
+            except OSError as error:
+                if error.errno in _LATER:
+                    return
+            del self._unsent[0]
 
 
 def _kept(line: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from launcher import schema
 from launcher.cmdline import usage
+from launcher.errors import Exit, failed
 from launcher.handoff import is_vm_name
 from launcher.record import Record
 
@@ -106,7 +107,7 @@ def load(path: Path) -> Spec:
             content = file.read(_SIZE_MAX)
         tables = tomllib.loads(content.decode())
     except OSError as error:
-        raise usage(f"{path} cannot be read: {error.strerror}", "correct --spec") from None
+        raise failed(f"{path} cannot be read", error, hint="correct --spec", status=Exit.USAGE) from None
     except (ValueError, RecursionError) as error:
         # tomllib quotes one character at most.
         raise usage(f"{path} is not TOML: {error}", "see https://toml.io/en/v1.0.0") from None

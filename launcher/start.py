@@ -13,8 +13,8 @@ import os
 import signal
 
 from launcher import cmdline, hardening, initrd, journal
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import STAMP_FILE, Channel, Stamp, write_stamp
+from launcher.errors import Exit, failed
+from launcher.handoff import STAMP_FILE, Channel, Stamp
 from launcher.task import FAILED_SIGNAL, Boot, Socket, Task
 
 TYPE_CHECKING = False
@@ -48,16 +48,14 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     if plan.initrd is not None:
         _open_initrd(plan.initrd, runtime)
     for path in plan.sockets:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        _remove_socket(path)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
     stamp = _stamp(plan, delivered)
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, where the directory is preserved
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(plan.start.api.path)  # a socket of ours that an earlier run left
+        _remove_socket(plan.start.api.path)
     reading, writing = os.pipe2(os.O_CLOEXEC)
     given = fcntl.fcntl(writing, fcntl.F_DUPFD, _EVENTS_FROM)
     os.close(writing)
@@ -77,11 +75,11 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         boot=boot,
         bridge=bridge,
     )
-    if plan.channel is Channel.COMMAND:
-        _stamp_now(runtime, stamp)
-        journal.record_launch(delivered.manifest)
     if os.fork() == 0:
         _be_child(task)
+    if plan.channel is Channel.COMMAND:
+        task.leave_stamp()
+        journal.record_launch(delivered.manifest)
     # Python ignores these two, and an exec would hand that on.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -90,10 +88,26 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(runtime, STAMP_FILE))
-        raise LaunchError(
-            f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
+        raise failed(
+            f"cloud-hypervisor cannot be started: {real}",
+            error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
+        ) from None
+
+
+def _remove_socket(path: str) -> None:
+    """Remove a socket that an earlier run left. Raises `LaunchError`."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise failed(
+            f"{path}, which an earlier run left, cannot be removed",
+            error,
+            hint="its directory must be the VM user's, and nothing else may have its name",
+            status=Exit.USAGE,
         ) from None
 
 
@@ -110,9 +124,10 @@ def _be_child(task: Task) -> NoReturn:
         supervise.run(task)
     except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
         with contextlib.suppress(BaseException):
-            os.write(2, f"credferry-launch: internal error: {type(error).__name__}\n".encode())
             if task.boot is not None:
                 signal.pidfd_send_signal(task.vmm, FAILED_SIGNAL)
+            said = "internal error" if task.boot is not None else "a guest's reboot will not be noticed"
+            os.write(2, f"credferry-launch: {said}: {type(error).__name__}\n".encode())
     finally:
         os._exit(0)
 
@@ -157,8 +172,11 @@ def _open_bridge(path: str | None) -> Bridge | None:
     try:
         return notify.Bridge(notify.listen(path), target)
     except OSError as error:
-        raise cmdline.usage(
-            f"nobody could listen at {path}: {error.strerror}", "the working directory must be the VM user's"
+        raise failed(
+            f"nobody could listen at {path}",
+            error,
+            hint="the working directory must be the VM user's",
+            status=Exit.USAGE,
         ) from None
 
 
@@ -197,8 +215,8 @@ def _open_sink(events: Endpoint | None) -> int | None:
             sink = os.open(events.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         os.set_blocking(sink, False)
     except OSError as error:
-        raise cmdline.usage(
-            f"--event-monitor cannot be written to: {error.strerror}", "correct it"
+        raise failed(
+            "--event-monitor cannot be written to", error, hint="correct it", status=Exit.USAGE
         ) from None
     return sink
 
@@ -229,14 +247,3 @@ def _stamp(plan: Plan, delivered: Delivered) -> Stamp:
         channel=plan.channel,
         other_oem_bytes=plan.other_oem_bytes,
     )
-
-
-def _stamp_now(runtime: str, stamp: Stamp) -> None:
-    try:
-        write_stamp(runtime, stamp)
-    except OSError as error:
-        raise LaunchError(
-            f"the stamp cannot be written: {runtime}: {error.strerror}",
-            hint="it must be a directory of the VM's user, as RuntimeDirectory= makes it",
-            status=Exit.USAGE,
-        ) from None

@@ -19,8 +19,8 @@ import sys
 import time
 
 from launcher import api, journal
-from launcher.events import EventParser
-from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED, write_stamp
+from launcher.events import Event, EventParser
+from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED
 from launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
 
 TYPE_CHECKING = False
@@ -42,6 +42,9 @@ _RETRY_LONGER: Final = 1.25
 """What a VM's start waits too long is then at most a quarter of what it had to wait."""
 _ENDED_MS: Final = 5
 """A VMM whose connection broke may be ending."""
+_TROUBLE_SECONDS: Final = 1.0
+"""Between two tries of what the kernel refused."""
+_REBOOTING: Final = Event("vm", "rebooting")
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
 
@@ -59,12 +62,15 @@ class _GoneError(Exception):
 
 
 def run(task: Task) -> None:
-    """Do the child's work to its end. Raises nothing that has a value in it."""
-    try:
-        if task.boot is not None:
-            _boot(task, task.boot)
-            journal.record_launch(task.manifest)
+    """Do the child's work to its end. Raises nothing with a value in it, and nothing once the VM runs."""
+    if task.boot is None or _is_booted(task, task.boot):
         _watch(task)
+
+
+def _is_booted(task: Task, boot: Boot) -> bool:
+    """Boot the VM. Where that fails, tell why, and end the VMM by the signal that says what may help."""
+    try:
+        _boot(task, boot)
     except _GoneError:
         _say(task, "cloud-hypervisor ended before the VM was started", "see what it said before this")
     except _RefusedError as error:
@@ -73,6 +79,34 @@ def run(task: Task) -> None:
     except _FailedError as error:
         _say(task, str(error), "if that does not pass by itself, correct what it names")
         _signal(task, FAILED_SIGNAL)
+    else:
+        with _Tolerate(task):
+            task.leave_stamp()
+            journal.record_launch(task.manifest)
+        return True
+    return False
+
+
+class _Tolerate:
+    """Whatever fails is told: once the VM runs, no failure of the launcher's is a reason to end it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._is_told = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not None and not self._is_told:
+            self._is_told = True
+            with contextlib.suppress(Exception):
+                journal.warn(
+                    self._task.manifest,
+                    f"the launcher's child met {kind.__name__} and goes on; the VM runs. See to the host's "
+                    "memory and open files",
+                )
+        return kind is not None
 
 
 def _boot(task: Task, boot: Boot) -> None:
@@ -80,10 +114,6 @@ def _boot(task: Task, boot: Boot) -> None:
     for net in boot.add_net:
         _add_net(task, boot, net)
     _request(task, boot, _BOOT, _BOOT_SECONDS)
-    try:
-        write_stamp(task.runtime, task.stamp)
-    except OSError as error:
-        raise _RefusedError(f"the stamp cannot be written: {task.runtime}: {error.strerror}") from None
 
 
 def _add_net(task: Task, boot: Boot, net: AddNet) -> None:
@@ -132,40 +162,52 @@ def _connect(task: Task, deadline: float) -> socket:
 
 
 def _watch(task: Task) -> None:
+    """Watch the VMM until it ends, and end it when its guest reboots. Raises nothing."""
     parser = EventParser()
+    has_rebooted = False
+    guard = _Tolerate(task)
+    while True:
+        with guard:
+            if has_rebooted:
+                _end(task)
+                return
+            data = _read(task)
+            if not data:
+                return
+            has_rebooted = _REBOOTING in parser.feed(data)
+            _copy(task, data)
+            if has_rebooted:
+                journal.send(
+                    f"VM {task.manifest.vm} rebooted from inside: its hypervisor ends, for fresh values",
+                    message_id=MESSAGE_ID_GUEST_REBOOT,
+                    priority=journal.INFO,
+                    extra=journal.fields(task.manifest),
+                )
+            continue
+        time.sleep(_TROUBLE_SECONDS)
+
+
+def _read(task: Task) -> bytes:
+    """What the VMM says next of its events; nothing once it has ended."""
     poll = select.poll()
     poll.register(task.events, select.POLLIN)
     poll.register(task.vmm, select.POLLIN)
-    while True:
-        ready = _wait(task, poll)
-        data = os.read(task.events, _CHUNK) if task.events in ready else b""
-        if not data:
-            return
-        _copy(task, data)
-        if any(event.source == "vm" and event.name == "rebooting" for event in parser.feed(data)):
-            journal.send(
-                f"VM {task.manifest.vm} rebooted from inside: ending its hypervisor, for fresh credentials",
-                message_id=MESSAGE_ID_GUEST_REBOOT,
-                priority=journal.INFO,
-                extra=journal.fields(task.manifest),
-            )
-            _end(task)
-            return
+    return os.read(task.events, _CHUNK) if task.events in _wait(task, poll) else b""
 
 
 def _wait(task: Task, poll: select.poll) -> set[int]:
     """Which of the VMM's descriptors are readable; meanwhile, what the guest says is passed on."""
     own = {task.events, task.vmm}
     while True:
-        theirs = task.bridge.descriptors if task.bridge is not None else set()
+        theirs = task.bridge.wanted if task.bridge is not None else set()
         for descriptor in theirs:
             poll.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        again = task.bridge.again_ms if task.bridge is not None else None
+        ready = {descriptor for descriptor, _ in poll.poll(again)}
         for descriptor in theirs:
             poll.unregister(descriptor)
-        for descriptor in ready & theirs:
-            assert task.bridge is not None  # noqa: S101 (there are some)
-            task.bridge.serve(descriptor)
+        if task.bridge is not None:
+            task.bridge.serve(ready & theirs)
         if ready & own:
             return ready
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import signal
 
+from launcher import journal
+from launcher.handoff import write_stamp
 from launcher.record import Record
 
 TYPE_CHECKING = False
@@ -50,3 +52,14 @@ class Task(Record):
     socket: Socket | None
     boot: Boot | None
     bridge: Bridge | None = None
+
+    def leave_stamp(self) -> None:
+        """Leave the stamp. It is a hint to the agent, so a VM runs on where it cannot be written."""
+        try:
+            write_stamp(self.runtime, self.stamp)
+        except OSError as error:
+            journal.warn(
+                self.manifest,
+                f"the launcher could not report the start to the agent: {self.runtime}: {error.strerror}. "
+                "The VM runs. Make room there, or correct RuntimeDirectory= of the unit",
+            )

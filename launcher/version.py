@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from launcher.errors import Exit, LaunchError
+from launcher.errors import Exit, LaunchError, failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,11 +99,18 @@ def _ask(real: str) -> tuple[str, int]:
     try:
         output = _run(real)
     except OSError as error:
-        raise LaunchError(
-            f"cloud-hypervisor cannot be started: {real}: {error.strerror}",
+        raise failed(
+            f"cloud-hypervisor cannot be started: {real}",
+            error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
         ) from None
+    if output is None:
+        raise LaunchError(
+            f"{real} --version said nothing within {_SECONDS:.0f} seconds",
+            hint="the next start may do better; or give its version with --hypervisor-version",
+            status=Exit.LATER,
+        )
     version = parse(output) if output.startswith("cloud-hypervisor ") else None
     if version is None:
         raise LaunchError(
@@ -114,7 +121,8 @@ def _ask(real: str) -> tuple[str, int]:
     return version
 
 
-def _run(real: str) -> str:
+def _run(real: str) -> str | None:
+    """What it prints; None where that does not end in time. Raises `OSError`."""
     import select  # noqa: PLC0415 (where nobody has said which it is)
     import signal  # noqa: PLC0415 (likewise)
     import time  # noqa: PLC0415 (likewise)
@@ -136,17 +144,19 @@ def _run(real: str) -> str:
     finally:
         os.close(writing)
     output = b""
+    has_ended = False
     deadline = time.monotonic() + _SECONDS
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     try:
         while len(output) < _OUTPUT_MAX and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             data = os.read(reading, _OUTPUT_MAX)
-            if not data:
+            has_ended = not data
+            if has_ended:
                 break
             output += data
     finally:
         os.close(reading)
         os.kill(pid, signal.SIGKILL)  # It has said all it was asked; a zombie does not mind.
         os.waitpid(pid, 0)
-    return output.decode(errors="replace")
+    return output.decode(errors="replace") if output or has_ended else None

@@ -131,7 +131,7 @@ def journal_records(data: bytes) -> None:
         sender = entries[int(record.run)]
         assert sender["MESSAGE_ID"] == UUID(record.event.value)
         assert record.time.utcoffset() is not None
-        if record.event not in {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.GUEST_REBOOT}:
+        if record.event not in journal.FROM_LAUNCHER:
             assert _is_agents(sender), "somebody else spoke for the agent"
             continue
         units = {f"microvm@{record.vm}.service"}

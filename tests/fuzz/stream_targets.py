@@ -71,14 +71,14 @@ def events(data: bytes) -> None:
 def notification(data: bytes) -> None:
     """What a guest says to systemd, after a byte that says in which pieces: that it is up, its status."""
     bridge, systemd, path = _bridge()
-    listening = next(iter(bridge.descriptors))
+    (listening,) = bridge.wanted
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
         guest.connect(path)
-        bridge.serve(listening)
+        bridge.serve({listening})
         for piece in _pieces(data[1:], data[:1]):
             _send(guest, piece)
             _serve(bridge, listening)
-    while len(bridge.descriptors) > 1:
+    while len(bridge.wanted) > 1:
         _serve(bridge, listening)
     try:
         lines = systemd.recv(1 << 16).split(b"\n")
@@ -97,8 +97,7 @@ def _send(guest: socket.socket, piece: bytes) -> None:
 
 
 def _serve(bridge: notify.Bridge, listening: int) -> None:
-    for descriptor in bridge.descriptors - {listening}:
-        bridge.serve(descriptor)
+    bridge.serve(bridge.wanted - {listening})
 
 
 @functools.cache

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -253,21 +256,85 @@ def test_a_guest_cannot_hold_the_bridge(tmp_path: Path) -> None:
         systemd.settimeout(SECONDS)
         bridge = notify.Bridge(notify.listen(str(path)), str(tmp_path / "notify"))
         guests = [socket.socket(socket.AF_UNIX) for _ in range(8)]
-        (listening,) = bridge.descriptors
+        (listening,) = bridge.wanted
         for guest in guests:
             guest.connect(str(path))
-            bridge.serve(listening)
-        assert len(bridge.descriptors) == 8
-        assert listening not in bridge.descriptors
+            bridge.serve({listening})
+        assert len(bridge.wanted) == 8
+        assert listening not in bridge.wanted
         guests[0].sendall(b"READY=1\n" + b"x" * 5000)
         guests[1].close()
-        for descriptor in list(bridge.descriptors) * 3:
-            if descriptor in bridge.descriptors:
-                bridge.serve(descriptor)
+        for _ in range(3):
+            bridge.serve(readable(bridge))
         assert systemd.recv(4096) == b"READY=1"
-        assert listening in bridge.descriptors
+        assert listening in bridge.wanted
         for guest in guests:
             guest.close()
+
+
+def readable(bridge: notify.Bridge) -> set[int]:
+    """What it wants to hear about, and is readable now."""
+    return set(select.select(bridge.wanted, [], [], 0)[0])
+
+
+def test_a_guests_word_waits_for_room_in_systemds_socket(tmp_path: Path) -> None:
+    """A READY=1 that was lost would have systemd end the VM: it is kept, and sent when there is room."""
+    path = tmp_path / "s"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(SECONDS)
+        others.setblocking(False)
+        before = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                others.sendto(b"x", str(tmp_path / "notify"))
+                before += 1
+        bridge = notify.Bridge(notify.listen(str(path)), str(tmp_path / "notify"))
+        assert bridge.again_ms is None
+        for said in (b"STATUS=first", b"READY=1"):
+            with socket.socket(socket.AF_UNIX) as guest:
+                guest.connect(str(path))
+                guest.sendall(said)
+            for _ in range(3):
+                bridge.serve(readable(bridge))
+        assert bridge.again_ms is not None
+        assert [systemd.recv(4096) for _ in range(before)] == [b"x"] * before
+        bridge.serve(())
+        assert [systemd.recv(4096), systemd.recv(4096)] == [b"STATUS=first", b"READY=1"]
+        assert bridge.again_ms is None
+
+
+def test_a_guest_that_cannot_be_answered_yet_is_answered_later(tmp_path: Path) -> None:
+    """Without a descriptor for its connection, the bridge neither turns in circles nor forgets it."""
+    path = tmp_path / "s"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(SECONDS)
+        bridge = notify.Bridge(notify.listen(str(path)), str(tmp_path / "notify"))
+        (listening,) = bridge.wanted
+        with socket.socket(socket.AF_UNIX) as guest:
+            guest.connect(str(path))
+            guest.sendall(b"READY=1")
+            lowest = os.dup(0)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                bridge.serve({listening})
+                assert listening not in bridge.wanted
+                assert bridge.again_ms is not None
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            bridge.serve(())
+            assert listening in bridge.wanted
+            assert bridge.again_ms is None
+            bridge.serve(readable(bridge))
+        for _ in range(2):
+            bridge.serve(readable(bridge))
+        assert systemd.recv(4096) == b"READY=1"
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
