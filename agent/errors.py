@@ -85,6 +85,12 @@ class StoreError(CredferryError):
     status = ExitStatus.STORE
 
 
+class StoreFormError(CredferryError):
+    """The store is of a later release's form: to start again does not help."""
+
+    status = ExitStatus.CONFIGURATION
+
+
 class UnsyncedStoreError(StoreError):
     """The store was written, and a power failure may still undo that: the last sync has failed."""
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import source
+from agent import form, source
 from agent.desired import Desired, Fingerprints, Identity, Refused, desired
 from agent.errors import KeyFileError, SourceError
 from agent.evidence import Evidence, EvidenceDirectory
@@ -154,6 +154,9 @@ class Observer:
             return known.hint
         if not unit.invocation_id or not (unit.is_active or unit.is_changing):
             return None
+        if noted := self.store.reported(vm.name, unit.invocation_id):
+            known.hint = noted
+            return noted
         runtime = Path(self.config.runtime_directory)
         try:
             hint = Stamp.from_bytes(read_untrusted(known.stamp_path, limit=_STAMP_SIZE_MAX, below=runtime))
@@ -229,16 +232,21 @@ def without_source(error: SourceError) -> Refused:
 
 
 def open_store(config: Config) -> Store:
-    """The store of a configuration, with the host's key, made where there is none. Raises `KeyFileError`."""
+    """The store of a configuration, with the host's key, made where there is none.
+
+    Raises `KeyFileError`, `StoreFormError` and `StoreError`.
+    """
+    form.check(Path(config.state_directory))
     key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
     return Store(Path(config.state_directory), key)
 
 
 def open_store_untouched(config: Config) -> Store:
-    """The same for verbs that change nothing. Raises `KeyFileError`.
+    """The same for verbs that change nothing. Raises as `open_store` does.
 
     Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
     """
+    form.check(Path(config.state_directory))
     try:
         key = present_key(config)
     except FileNotFoundError:

@@ -61,6 +61,8 @@ class Sealer:
             for decision, observed in zip(look.decisions, look.observed, strict=True):
                 if decision.assume is not None:
                     self.store.assume(decision.vm.name, decision.assume)
+                if observed.hint is not None:
+                    self.store.note_report(decision.vm.name, observed.hint)
                 if decision.seal is not None:
                     try:
                         self._seal(decision.vm, decision.seal, run, _to_keep(observed))

@@ -43,6 +43,7 @@ from agent.rollout import Rollout
 from agent.sealer import Sealer, new_run
 from agent.settle import Settler
 from agent.standing import standing
+from agent.takeover import take_over
 from agent.units import SystemManager
 from agent.watch import Watch
 
@@ -86,6 +87,7 @@ class Service:
         self._unsteady = False
         self._is_unsettled = False
         self._is_look_owed = False
+        self._is_taken_over = False
         self._sourceless: SourceError | None = None
         self._sender = Sender()
         self._carry_overs: list[rekey.CarryOver] = []
@@ -186,6 +188,7 @@ class Service:
             self._restarts.raise_error()
             self._audit.catch_up()
             self._announce()
+            self._take_over()
             self._heed_host_key()
             delay = min(self._look(), self._restarts.relieve())
             failure = self._sourceless
@@ -223,6 +226,12 @@ class Service:
             self._audit.repeat_last()
             self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
             self._is_announced = True
+
+    def _take_over(self) -> None:
+        """Bring a store of an earlier form to the present one, before anything is decided by it."""
+        if not self._is_taken_over:
+            vms, manager = self._config.vms.values(), self._connection.get()
+            self._is_taken_over = take_over(vms, self._store, self._observer, manager)
 
     def _heed_host_key(self) -> None:
         """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""

@@ -3,13 +3,15 @@
 
 ::
 
-    STATE/lock                                 held while generations are written
+    STATE/form                                 which form the store is of, see `agent.form`
+    STATE/seal.lock                            held while generations are written
     STATE/rollout.VM.lock                      held while the VM is restarted
     STATE/guest-keys/VM.secret                 master copies of guests' keys
     STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
     STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last rollout
     STATE/vms/VM/restarts.json                 when it was restarted lately
+    STATE/vms/VM/reported.json                 what its launcher reported first of its start
     STATE/vms/VM/held                          it is not to be restarted until it is released
 
 PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two generations.
@@ -21,7 +23,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -46,6 +48,7 @@ from launcher.handoff import (
     Manifest,
     ManifestEntry,
     Secret,
+    Stamp,
     unit_credential,
     value_file,
 )
@@ -75,6 +78,8 @@ class Store:
     key: CredentialKey
     _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
     """The manifest that was opened last, by VM, and what tells whether it is still the same."""
+    _reported: dict[str, str] = field(default_factory=dict)
+    """The invocation whose report is noted, by VM."""
     _made: set[Path] = field(default_factory=set)
     """Directories that are known to last."""
 
@@ -109,6 +114,10 @@ class Store:
         expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
         is_own = manifest.vm == vm and str(manifest.generation) == number
         return manifest if is_own and files == expected else None
+
+    def generation(self, vm: str, number: int) -> Manifest | None:
+        """The manifest of a generation that is kept; None where it is there no more, or cannot be opened."""
+        return self._open_manifest(vm, self.vm_directory(vm) / "generations" / str(number))
 
     def sealed_at(self, manifest: Manifest) -> float | None:
         """When a generation was written, on the wall; None where it is there no more."""
@@ -265,8 +274,31 @@ class Store:
         """Remember when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
+    def reported(self, vm: str, invocation_id: str) -> Stamp | None:
+        """What was noted of the launcher's report of an invocation; None where nothing was."""
+        try:
+            noted = Stamp.from_bytes((self.vm_directory(vm) / "reported.json").read_bytes())
+        except (OSError, HandoffError):
+            return None
+        return noted if noted.invocation_id == invocation_id else None
+
+    def note_report(self, vm: str, report: Stamp) -> None:
+        """Note the first report of an invocation, so that no later one counts, whoever makes it.
+
+        It need not survive a power failure: neither does the invocation.
+        """
+        if self._reported.get(vm) == report.invocation_id:
+            return
+        path = self.vm_directory(vm) / "reported.json"
+        made = path.with_name(".reported.json.new")
+        with suppress(OSError):
+            if self.reported(vm, report.invocation_id) is None:
+                made.write_bytes(report.to_bytes())
+                made.rename(path)
+            self._reported[vm] = report.invocation_id
+
     @contextmanager
-    def lock(self, name: str = "lock", *, wait: bool = True) -> Iterator[bool]:
+    def lock(self, name: str = "seal.lock", *, wait: bool = True) -> Iterator[bool]:
         """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
         try:
             self._make(self.state)

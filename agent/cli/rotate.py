@@ -83,6 +83,7 @@ def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[Ord
     manager = connect()
     rows = []
     try:
+        ours.take_over(config, manager)
         for vm in vms:
             given = time.monotonic()
             state = None

@@ -14,6 +14,8 @@ from agent.pace import Pacer
 from agent.rollout import Rollout
 from agent.sealer import Sealer
 from agent.store import Store
+from agent.takeover import take_over
+from agent.units import SystemManager
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +44,7 @@ class SinglePass:
             Sealer(store, observer, audit),
             Rollout(config, store, observer, audit, pacer),
         )
+
+    def take_over(self, config: Config, manager: SystemManager | None) -> None:
+        """Bring a store of an earlier form to the present one. Raises `StoreError`, `BusError`."""
+        take_over(config.vms.values(), self.store, self.observer, manager)

@@ -88,6 +88,7 @@ def sync_once(
     """
     manager = connect() if connect_first else None
     ours = SinglePass.of(config)
+    ours.take_over(config, manager)
     settled = settled_look(config, ours.observer, vms, manager, time.monotonic() + wait)
     look = ours.pacer.hold_back(settled)
     ours.rollout.forget_ended(look)

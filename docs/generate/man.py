@@ -29,7 +29,7 @@ MEANINGS = {
     ExitStatus.INTERNAL: "A fault of credferry's own: please report it.",
     ExitStatus.STORE: "The state directory cannot be read or written.",
     ExitStatus.KEY: "A key file is missing, unsafe, or somebody else's.",
-    ExitStatus.CONFIGURATION: "The configuration file cannot be read, or is wrong.",
+    ExitStatus.CONFIGURATION: "The configuration cannot be used, or the store is a later release's.",
 }
 """What each exit status means, for people."""
 

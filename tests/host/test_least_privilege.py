@@ -307,7 +307,7 @@ def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
     unprivileged.start_agent()
     host.run("systemctl", "stop", AGENT)
     host.run("sh", "-c", f"rm -rf {STORE}/vms && ln -s /etc {STORE}/vms", user=USER)
-    host.run("sh", "-c", f"rm {STORE}/lock && ln -s /etc/lock-of-root {STORE}/lock", user=USER)
+    host.run("sh", "-c", f"rm {STORE}/seal.lock && ln -s /etc/lock-of-root {STORE}/seal.lock", user=USER)
     assert host.run("credferry", "sync", "--no-restart", check=False).returncode == STORE_STATUS
     assert host.run("credferry", "hold", "web", check=False).returncode == STORE_STATUS
     for name in ("lock-of-root", "web", "db"):

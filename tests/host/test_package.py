@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, Deployment
 from tests.support.host import Host
 from tests.support.installation import CHECKOUT, install_hypervisor
-from tests.support.package import debian_package, newer, wheel
+from tests.support.package import debian_package, drop_in_of_form_1, newer, of_form_1, wheel
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -151,6 +152,122 @@ def _is_purged(host: Host, deployment: Deployment) -> None:
     assert host.path("/var/lib/systemd/credential.secret").exists()
     assert host.path("/run/secrets/packed-key").exists()
     assert deployment.unit("packed")["InvocationID"] == vm
+
+
+UPGRADED = """
+[vms.plain.credentials]
+PLAIN_KEY = { secret = "plain-key" }
+[vms.behind]
+policy = "hold"
+[vms.behind.credentials]
+BEHIND_KEY = { secret = "behind-key" }
+[vms.edited.credentials]
+EDITED_KEY = { secret = "edited-key" }
+"""
+VALUES = ("plain", "behind", "edited")
+
+
+def test_an_upgrade_from_the_first_form(bare: Host, tmp_path: Path) -> None:
+    """A store and VMs of the first form are taken over; no VM is restarted for it, and rotations go on."""
+    host, package = bare, debian_package()
+    older = of_form_1(package, tmp_path)
+    deployment, sops = Deployment(host), SopsNix(host)
+    install(host, older)
+    _runs_on_the_first_form(host, deployment, sops)
+    before = {name: deployment.unit(name)["InvocationID"] for name in VALUES}
+    shown = {name: _shown(row) for name, row in deployment.status().items()}
+    assert shown["behind"]["running"] != shown["behind"]["sealed"]
+    assert "renewed /etc/systemd/system/microvm@plain.service.d" in install(host, package)
+    host.wait(lambda: deployment.status()["plain"]["running"] is not None, 20, "the new agent's look")
+    assert {name: _shown(row) for name, row in deployment.status().items()} == shown
+    assert {name: deployment.unit(name)["InvocationID"] for name in VALUES} == before
+    _rotates_after_it(host, deployment, sops)
+    _is_not_downgraded(host, deployment, sops, older, package)
+    host.run("dpkg", "--purge", "credferry")
+    deployment.close()
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a VM's secrets."""
+    return {key: row[key] for key in ("state", "published", "sealed", "running", "held")}
+
+
+def _runs_on_the_first_form(host: Host, deployment: Deployment, sops: SopsNix) -> None:
+    """Three VMs under drop-ins of then: one in step, one behind, and one whose drop-in was edited."""
+    deployment.configure(UPGRADED)
+    for name in VALUES:
+        deployment.add_vm(name)
+        directory = f"/etc/systemd/system/microvm@{name}.service.d"
+        edited = "# as the operator likes it\n" if name == "edited" else ""
+        host.run("mv", f"{directory}/50-credferry.conf", f"{directory}/60-test.conf")
+        text = host.path(f"{directory}/60-test.conf").read_text()
+        # What the tests themselves add to the drop-in, which is here that of then.
+        host.write(f"{directory}/60-test.conf", "[Service]\n" + text[text.rindex("\nRestartSec=") :])
+        host.write(f"{directory}/50-credferry.conf", edited + drop_in_of_form_1())
+    host.run("systemctl", "daemon-reload")
+    sops.publish({f"{name}-key": b"first" for name in VALUES})
+    host.run("systemctl", "start", AGENT)
+    deployment.start_vm(*VALUES)
+    for name in VALUES:
+        deployment.wait_in_step(name)
+    sops.publish({f"{name}-key": b"second" for name in VALUES})
+    for name in ("plain", "edited"):
+        deployment.wait_in_step(name)
+        deployment.wait_noted(name)
+    host.wait(lambda: deployment.status()["behind"]["state"] == "held", 20, "the VM that is behind")
+
+
+def _rotates_after_it(host: Host, deployment: Deployment, sops: SopsNix) -> None:
+    """What has evidence is restarted; what would have none is refused until its drop-in is renewed."""
+    edited = deployment.unit("edited")["InvocationID"]
+    sops.publish({f"{name}-key": b"third" for name in VALUES})
+    deployment.wait_in_step("plain")
+    assert deployment.delivered("plain") == {"PLAIN_KEY": b"third"}
+    invocation = deployment.unit("plain")["InvocationID"]
+    kept = host.run("stat", "-c", "%U %a", f"/run/credferry-evidence/plain@{invocation}").stdout
+    assert kept == "root 600\n"
+    host.wait(lambda: deployment.status()["edited"]["state"] == "refused", 20, "the VM without evidence")
+    row = deployment.status()["edited"]
+    assert row["sealed"]["digest"] == row["published"]["digest"]
+    assert "credferry doctor" in row["reasons"][0]
+    assert deployment.unit("edited")["InvocationID"] == edited
+    found = json.loads(deployment.credferry("doctor", "--json", check=False))
+    commands = [
+        command
+        for finding in found["findings"]
+        if finding["check"].startswith("vm.evidence") and finding["vm"] == "edited"
+        for command in finding["commands"]
+    ]
+    for command in commands:
+        host.run("sh", "-c", command)
+    deployment.wait_in_step("edited")
+    assert deployment.delivered("edited") == {"EDITED_KEY": b"third"}
+    assert deployment.delivered("behind") == {"BEHIND_KEY": b"first"}
+
+
+def _is_not_downgraded(
+    host: Host, deployment: Deployment, sops: SopsNix, older: Path, package: Path
+) -> None:
+    """A release of the first form leaves the store alone, in one line; the present one goes on."""
+    before = {name: deployment.unit(name)["InvocationID"] for name in VALUES}
+    sealed = {name: row["sealed"] for name, row in deployment.status().items()}
+    install(host, older)
+    host.wait_journal(
+        lambda entry: "/var/lib/credferry/lock: Is a directory" in entry.get("MESSAGE", ""),
+        20,
+        _SYSTEMD_UNIT=AGENT,
+    )
+    sops.publish({f"{name}-key": b"fourth" for name in VALUES})
+    done = host.run("credferry", "sync", "--no-restart", check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert "lock: Is a directory" in done.stderr
+    install(host, package)
+    deployment.wait_in_step("plain")
+    assert deployment.delivered("plain") == {"PLAIN_KEY": b"fourth"}
+    generations = {name: row["sealed"]["generation"] for name, row in deployment.status().items()}
+    assert generations == {name: each["generation"] + 1 for name, each in sealed.items()}
+    assert deployment.unit("behind")["InvocationID"] == before["behind"]
 
 
 def test_what_pip_installs(tmp_path: Path) -> None:

@@ -45,6 +45,51 @@ def newer(package: Path, directory: Path) -> Path:
     return made
 
 
+FORM_1 = "ee5af72"
+"""The project's last commit whose store is of form 1."""
+
+
+def of_form_1(package: Path, directory: Path) -> Path:
+    """The Debian package of the last release of form 1, with the libraries of a present one.
+
+    Its own files are those of the project's history; raises RuntimeError where that is not there.
+    """
+    tree, made, history = directory / "tree-1", directory / "form-1.deb", directory / "history"
+    _run("dpkg-deb", "--raw-extract", str(package), str(tree))
+    _run(
+        "git",
+        "-C",
+        str(CHECKOUT),
+        "archive",
+        f"--output={directory}/1.tar",
+        FORM_1,
+        "agent",
+        "launcher",
+        "contrib",
+    )
+    history.mkdir()
+    _run("tar", "--extract", f"--file={directory}/1.tar", f"--directory={history}")
+    for name in ("agent", "launcher"):
+        shutil.rmtree(tree / "usr/lib/credferry" / name)
+        shutil.copytree(history / name, tree / "usr/lib/credferry" / name)
+    for path in (history / "contrib/systemd").glob("*.service"):
+        shutil.copy(path, tree / "usr/lib/systemd/system" / path.name)
+    for name, place in (("catalog", "usr/lib/systemd/catalog"), ("dbus", "usr/share/dbus-1/system.d")):
+        shutil.copytree(history / "contrib" / name, tree / place, dirs_exist_ok=True)
+    shutil.copy(history / "contrib/systemd/credferry-vm.conf", tree / "usr/share/doc/credferry/examples")
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines()
+    lines = [f"{line}~form1" if line.startswith("Version: ") else line for line in lines]
+    control.write_text("\n".join(lines) + "\n")
+    _run("dpkg-deb", "-Znone", "--build", "--root-owner-group", str(tree), str(made))
+    return made
+
+
+def drop_in_of_form_1() -> str:
+    """A VM's drop-in as it was then. Raises RuntimeError where the project's history is not there."""
+    return _run("git", "-C", str(CHECKOUT), "show", f"{FORM_1}:contrib/systemd/credferry-vm.conf")
+
+
 def _kept(kind: str, build: Callable[[Path, Path], None], pattern: str) -> Path:
     cache = cache_directory()
     place = cache / f"package-{kind}-{_hash()}"
@@ -102,8 +147,8 @@ def _copy_checkout(tree: Path) -> None:
         shutil.copy2(path, target)
 
 
-def _run(*command: str, **variables: str) -> None:
-    """Run a command; where it fails, what it said is shown with the exception."""
+def _run(*command: str, **variables: str) -> str:
+    """Run a command, and return what it said; where it fails, that is shown with the exception."""
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     environment |= variables
     done = subprocess.run(
@@ -111,3 +156,4 @@ def _run(*command: str, **variables: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode}:\n{done.stdout}")
+    return done.stdout

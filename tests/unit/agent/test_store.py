@@ -15,7 +15,7 @@ from agent.errors import StoreError, UnsyncedStoreError
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.store import KEEP, Store
-from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
+from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret, Stamp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,3 +277,18 @@ def test_two_generations_of_one_value_tell_nothing_by_their_digests(bound: Store
     assert first.credentials[1].digest != second.credentials[1].digest
     assert first.key not in repr(first)
     assert first.credentials[0].digest not in repr(first)
+
+
+def test_the_first_report_of_an_invocation_counts(store: Store) -> None:
+    """What a neighbour puts in its place later does not, also after the agent was started anew."""
+    store.write(manifest(1), {})
+    first = Stamp("web", 1, "1" * 64, "0" * 32, "a" * 32, Channel.API, 10)
+    store.note_report("web", first)
+    store.note_report("web", first.but(other_oem_bytes=60_000))
+    again = Store(store.state, KEY)
+    again.note_report("web", first.but(other_oem_bytes=60_000))
+    assert again.reported("web", "a" * 32) == first
+    assert again.reported("web", "b" * 32) is None
+    later = first.but(invocation_id="b" * 32)
+    again.note_report("web", later)
+    assert again.reported("web", "b" * 32) == later
