@@ -36,7 +36,9 @@ _NO_CREDENTIALS: Final = "no credential directory: this is the VM without creden
 _NOTHING_DELIVERED: Final = Delivery(guest_systemd=SYSTEMD_READS_ALL_OEM_STRINGS)
 _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 _LANDLOCK: Final = (
-    "--landlock: in the api channel it binds the thread that runs the VM, not cloud-hypervisor's other ones"
+    "--landlock confines less in the api channel: it binds the threads that run the VM, and not "
+    "cloud-hypervisor's API server, event monitor and main thread. Seal the values for the guest and use "
+    "the command channel, where it binds the whole process, or confine the VM's unit"
 )
 
 

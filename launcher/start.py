@@ -63,7 +63,8 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     boot = None
     if plan.start.body is not None:
         quotable = not delivered.has_plaintext
-        boot = Boot(plan.start.body, plan.start.add_net, quotable)
+        confines = bool((plan.start.document or {}).get("landlock_enable"))
+        boot = Boot(plan.start.body, plan.start.add_net, quotable, confines)
     task = Task(
         manifest=delivered.manifest,
         stamp=stamp,
@@ -74,6 +75,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         socket=_socket(plan.start.api),
         boot=boot,
         bridge=bridge,
+        notes=plan.notes,
     )
     if os.fork() == 0:
         _be_child(task)

@@ -83,6 +83,8 @@ def _is_booted(task: Task, boot: Boot) -> bool:
         with _Tolerate(task):
             task.leave_stamp()
             journal.record_launch(task.manifest)
+            for note in task.notes:
+                journal.warn(task.manifest, note)
         return True
     return False
 
@@ -135,8 +137,10 @@ def _request(  # noqa: PLR0917 (the parts of one request)
         raise _FailedError(f"cloud-hypervisor did not answer: {error}") from None
     if not answer.good:
         said = f": {_printable(answer.body)}" if boot.quotable else ""
-        # Only vm.boot touches the host: devices, files, sockets. What comes before it is judged by its form.
-        refused = _FailedError if endpoint == _BOOT else _RefusedError
+        # Only vm.boot touches the host: devices, files, sockets. What comes before it is judged by its form,
+        # but for a VM that is to be confined to its files.
+        touches = endpoint == _BOOT or boot.confines
+        refused = _FailedError if touches else _RefusedError
         raise refused(f"cloud-hypervisor refused {endpoint} with status {answer.status}{said}")
 
 

@@ -33,15 +33,19 @@ class Socket(Record):
 
 
 class Boot(Record):
-    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret."""
+    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret.
+
+    ``confines``: ``vm.create`` opens the VM's files to confine the VM to them, and fails for want of one.
+    """
 
     body: Secret
     add_net: tuple[AddNet, ...]
     quotable: bool
+    confines: bool = False
 
 
 class Task(Record):
-    """All that the child needs; descriptors are its own."""
+    """All that the child needs; descriptors are its own. ``notes`` are for the journal, once the VM runs."""
 
     manifest: Manifest
     stamp: Stamp
@@ -52,6 +56,7 @@ class Task(Record):
     socket: Socket | None
     boot: Boot | None
     bridge: Bridge | None = None
+    notes: tuple[str, ...] = ()
 
     def leave_stamp(self) -> None:
         """Leave the stamp. It is a hint to the agent, so a VM runs on where it cannot be written."""

@@ -7,6 +7,7 @@ the real launcher are refused by strace's fault injection.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pytest
 from agent.events import Event
 from launcher.errors import Exit
 from launcher.handoff import Channel, Delivery, Kind
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, VmFiles
 from tests.support.installation import install
 from tests.unit.launcher.conftest import CANARY, VM, Vm, credentials, light_vm, sealed, tmp_path
 from tests.unit.launcher.test_process import wait_for
@@ -220,3 +221,29 @@ def test_a_full_run_keeps_no_vm_down(host: Host, sops: SopsNix) -> None:
     finally:
         deployment.close()
         host.run("umount", "--lazy", "/run/credferry-vms", check=False)
+
+
+def test_landlock_in_the_api_channel_is_told_at_each_start_and_by_doctor(host: Host, sops: SopsNix) -> None:
+    """One record in the journal for a start, and a hint of doctor's; nothing about a VM without it."""
+    install(host)
+    deployment = Deployment(host)
+    try:
+        files = VmFiles()
+        deployment.add_vm("bound", VmFiles(arguments=(*files.arguments, "--landlock")))
+        deployment.add_vm("free")
+        sops.publish({"api-key": b"value"})
+        both = "".join(f'[vms.{vm}.credentials]\nK = {{ secret = "api-key" }}\n' for vm in ("bound", "free"))
+        deployment.configure(both)
+        deployment.credferry("sync", "--no-restart")
+        deployment.start_vm("bound", "free")
+        warning = Event.LAUNCH_WARNING.value
+        host.wait_journal(lambda entry: entry["CREDFERRY_VM"] == "bound", MESSAGE_ID=warning)
+        told = host.journal(MESSAGE_ID=warning, _SYSTEMD_UNIT="microvm@bound.service")
+        assert len(told) == 1
+        assert "--landlock confines less in the api channel" in told[0]["MESSAGE"]
+        assert not host.journal(MESSAGE_ID=warning, _SYSTEMD_UNIT="microvm@free.service")
+        findings = json.loads(deployment.credferry("doctor", "--json", check=False))["findings"]
+        about = [each for each in findings if each["check"] == "vm.landlock"]
+        assert [(each["vm"], each["severity"]) for each in about] == [("bound", "hint")]
+    finally:
+        deployment.close()

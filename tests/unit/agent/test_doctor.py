@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.config import parse
-from agent.doctor import probe, unit_files
+from agent.doctor import landlock, probe, unit_files
 from agent.doctor.examination import examine, isolated
 from agent.doctor.finding import Severity, UnseenError, ok
 from agent.doctor.launcher import wiring
@@ -117,6 +118,40 @@ def test_a_spec_is_the_launchers(tmp_path: Path) -> None:
 def test_what_is_not_understood_is_said_to_be(tmp_path: Path) -> None:
     """Neither well nor a problem: a command in which there is no hypervisor."""
     assert wiring(unit(tmp_path, "/usr/bin/qemu-system-x86_64 -m 1G")).wired is None
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "channel", "is_told"),
+    [
+        ("bin/microvm-run", "exec {launch} --real {real} -- --landlock --cpus boot=1\n", "api", True),
+        ("bin/microvm-run", "exec {launch} --real {real} -- --cpus boot=1 '--landlock'\n", "api", True),
+        ("bin/microvm-run", 'exec {launch} --real {real} -- "--landlock"\n', "api", True),
+        ("bin/microvm-run", "exec {launch} --real {real} -- --landlock\n", "command", False),
+        (
+            "bin/microvm-run",
+            "exec {launch} --real {real} -- --landlock-rules path=/a,access=r\n",
+            "api",
+            False,
+        ),
+        ("vm.toml", 'name = "web"\noptions = ["--landlock"]\n', "api", True),
+        ("vm.toml", 'name = "web"\n', "api", False),
+    ],
+)
+def test_landlock_in_the_api_channel_is_told(
+    tmp_path: Path, file: str, text: str, channel: str, is_told: bool
+) -> None:
+    """A script or a spec with --landlock is a hint that names the way out, in the api channel alone."""
+    path = tmp_path / "current" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text.format(launch="/opt/credferry-launch", real=REAL))
+    config = f'[vms.web]\nchannel = "{channel}"\n[vms.web.credentials]\nKEY = {{ text = "k" }}\n'
+    vm = parse(config.encode(), Path("config.toml")).vms["web"]
+    command = "credferry-launch --spec current/vm.toml" if file == "vm.toml" else "current/bin/microvm-run"
+    loaded = {**unit(tmp_path, command), "LoadState": "loaded"}
+    chain = SimpleNamespace(unit=lambda _: loaded)
+    findings = list(landlock.check(chain, vm))  # type: ignore[arg-type]  # all that the check asks of it
+    assert [each.check for each in findings] == (["vm.landlock"] if is_told else [])
+    assert all('channel = "command"' in each.remedy for each in findings)
 
 
 def test_commands_quote_what_they_name() -> None:

@@ -132,6 +132,14 @@ def test_a_vm_that_is_refused_ends_by_the_signal_that_prevents_a_restart(light_v
     assert "\nRestartPreventExitStatus=64 65 69 SIGUSR2\n" in prevented
 
 
+def test_a_vm_that_is_confined_to_a_file_that_is_not_there_yet_is_tried_again(light_vm: Vm) -> None:
+    """SIGUSR1 for a vm.create that opens files: with --landlock, it fails where vm.boot would have."""
+    light_vm.credentials(API_KEY=SECRET)
+    light_vm.start(*light_vm.argv("--landlock", kernel="/refuse"))
+    assert light_vm.wait() == -signal.SIGUSR1
+    assert "cloud-hypervisor refused vm.create with status 500" in light_vm.said()
+
+
 def test_what_the_hypervisor_says_is_shown_where_it_cannot_hold_a_secret(vm: Vm) -> None:
     """With sealed values only, its own words help."""
     vm.credentials(TOKEN=SEALED)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""``--landlock`` in the api channel, where it confines less than on cloud-hypervisor's own command line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor import launcher
+from agent.doctor.finding import hint
+from launcher.handoff import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_OPTION: Final = re.compile(r"(?:^|(?<=[\s\"',\[]))--landlock(?=$|[\s\"',\]])", re.MULTILINE)
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the VM is less confined than its command line says."""
+    unit = chain.unit(vm)
+    if vm.channel is not Channel.API or unit["LoadState"] != "loaded":
+        return
+    found = launcher.wiring(unit)
+    if found.wired and _OPTION.search(found.text):
+        yield hint(
+            "vm.landlock",
+            f"{found.file} has --landlock, which confines less in the api channel",
+            vm=vm.name,
+            why="it binds the threads that run the VM, and not cloud-hypervisor's API server, event monitor "
+            "and main thread",
+            remedy='seal the values for the guest and set channel = "command", where it binds the whole '
+            "process; or confine the VM's unit, as with ProtectSystem=strict",
+        )
