@@ -20,7 +20,7 @@ from agent.admission import Admission
 from agent.bus import Bus, Caller, Error, ServedError, reason, signal, variants
 from agent.conditions import Conditions
 from agent.errors import BusError, CredferryError, OrderError, place
-from agent.events import Event
+from agent.events import Event, Order
 from agent.interface import (
     AGENT_INTERFACE,
     AGENT_XML,
@@ -34,7 +34,7 @@ from agent.interface import (
     vm_path,
     vm_properties,
 )
-from agent.orders import Order, Orders
+from agent.operators import Operator
 from agent.report import describe
 from agent.standing import steps
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from agent.journal import Fact
+    from agent.orders import Orders
     from agent.standing import Standing
 
 _T = TypeVar("_T")
@@ -134,29 +135,39 @@ class AgentObject:
             ]
         )
 
-    def Rotate(self, _caller: Caller, vm: str) -> None:  # noqa: N802
+    def Order(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802
+        """Give an order on a VM, by the verb's name, with a reason for the audit; its run."""
+        return self._give(caller, order, vm, reason)
+
+    def Rotate(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Have a VM restarted onto what is sealed, past windows and rates."""
-        self._give(vm, Order.ROTATE)
+        self._give(caller, Order.ROTATE, vm)
 
-    def Rollback(self, _caller: Caller, vm: str) -> None:  # noqa: N802
+    def Rollback(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Have a VM put back on the generation before, until its secrets change."""
-        self._give(vm, Order.ROLL_BACK)
+        self._give(caller, Order.ROLL_BACK, vm)
 
-    def Hold(self, _caller: Caller, vm: str) -> None:  # noqa: N802
+    def Hold(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Restart a VM no more until it is released."""
-        _served(lambda: self._orders.hold(vm, held=True))
+        self._give(caller, Order.HOLD, vm)
 
-    def Release(self, _caller: Caller, vm: str) -> None:  # noqa: N802
+    def Release(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Release a held VM."""
-        _served(lambda: self._orders.hold(vm, held=False))
+        self._give(caller, Order.RELEASE, vm)
 
-    def Retry(self, _caller: Caller, vm: str) -> None:  # noqa: N802
+    def Retry(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Try again what failed for a VM."""
-        _served(lambda: self._orders.retry(vm))
+        self._give(caller, Order.RETRY, vm)
 
-    def _give(self, vm: str, order: Order) -> None:
-        _served(lambda: self._orders.give(vm, order))
+    def _give(self, caller: Caller, order: str, vm: str, reason: str = "") -> str:
+        def give() -> str:
+            if order not in set(Order):
+                raise OrderError("UnknownOrder", f"{order!r}: no such order", hint=f"use {', '.join(Order)}")
+            return self._orders.give(vm, Order(order), Operator.of_user(caller.uid, reason))
+
+        run = _served(give)
         self._refresh()  # who gave it may wait for its end
+        return run
 
 
 class Control:

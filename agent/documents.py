@@ -136,8 +136,19 @@ class ChangeRow(_Document, frozen=True):
     reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a value that is new.")]
 
 
+class OrderedRow(_Document, frozen=True):
+    """What an operator ordered."""
+
+    order: Annotated[str, msgspec.Meta(description="The verb, such as rotate.")]
+    caller: Annotated[str, msgspec.Meta(description="The user's name; empty where the host knows none.")]
+    caller_uid: Annotated[
+        int | None, msgspec.Meta(description="The user, by the word of the bus or the kernel.")
+    ]
+    reason: Annotated[str, msgspec.Meta(description="What the user gave as the reason; empty for none.")]
+
+
 class RotationRow(_Document, frozen=True):
-    """What one change did to one VM."""
+    """What one change, or one order, did to one VM."""
 
     vm: Name
     run: Run
@@ -149,6 +160,9 @@ class RotationRow(_Document, frozen=True):
     changed: list[ChangeRow]
     steps: list[StepRow]
     later: Annotated[list[StepRow], msgspec.Meta(description="Later starts with the same generation.")]
+    ordered: Annotated[
+        OrderedRow | None, msgspec.Meta(description="The order that it began with; null for a change.")
+    ]
 
 
 class RecordRow(_Document, frozen=True):
@@ -165,6 +179,7 @@ class RecordRow(_Document, frozen=True):
     channel: Annotated[str, msgspec.Meta(description="How a launcher handed them over; else empty.")]
     sequence: Annotated[int | None, msgspec.Meta(description="Its number in the chain.")]
     message: str
+    ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null for what is no operator's order.")]
 
 
 class PeriodRow(_Document, frozen=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The facts that the audit holds: one fixed MESSAGE_ID each, explained in the journal's catalogue."""
+"""The facts that the audit holds, each with a fixed MESSAGE_ID, which the journal's catalogue explains."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Event(enum.Enum):
     ROLLBACK_FAILED = "1bee5d8ea37c4545a3260c979db5ad69"
     HELD = "7d9c98c7da4348d4b33410d6491df0df"
     RELEASED = "f1c62453978a4db2807d2f6fd48fa401"
+    ORDERED = "76b3c7d6a8144658b5ea6119ed64bb72"
     ORDER_DROPPED = "8dda6df7e83447d4912641f3d60b57d9"
     LAUNCHED = MESSAGE_ID_LAUNCHED
     LAUNCH_REFUSED = MESSAGE_ID_LAUNCH_REFUSED
@@ -69,3 +70,13 @@ _PRIORITIES = {
     Event.LAUNCH_REFUSED: syslog.LOG_ERR,
     Event.LAUNCH_WARNING: syslog.LOG_WARNING,
 }
+
+
+class Order(enum.StrEnum):
+    """What an operator may order for a VM; the values are the verbs of the command."""
+
+    ROTATE = "rotate"
+    ROLL_BACK = "rollback"
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"

@@ -84,6 +84,7 @@ AGENT_XML = (
     f'<node><interface name="{AGENT_INTERFACE}">'
     + _method("Sync")
     + _method("Plan", gives="steps:a(ssasas)")
+    + _method("Order", "order:s vm:s reason:s", "run:s")
     + "".join(_method(name, "vm:s") for name in ("Rotate", "Rollback", "Hold", "Release", "Retry"))
     + "".join(_signal(name, *arguments) for name, arguments in SIGNALS.items())
     + _properties(AGENT_PROPERTIES, {"Version"})

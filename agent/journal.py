@@ -248,6 +248,11 @@ class Record:
     invocation: str = ""
     """Of the sender's unit."""
     sequence: int | None = None
+    order: str = ""
+    """What an operator ordered; so with the next three, of who did and why."""
+    caller: str = ""
+    caller_uid: int | None = None
+    reason: str = ""
 
 
 def reader(directory: Path | None) -> journal.Reader:
@@ -330,6 +335,7 @@ def _record(entry: _Entry) -> Record | None:
     vm = text(entry.get("CREDFERRY_VM", ""))
     generation = text(entry.get("CREDFERRY_GENERATION", ""))
     sequence = text(entry.get("CREDFERRY_SEQUENCE", ""))
+    uid = text(entry.get("CREDFERRY_CALLER_UID", ""))
     return Record(
         time=moment(entry),
         event=event,
@@ -344,6 +350,10 @@ def _record(entry: _Entry) -> Record | None:
         boot=text(entry.get("_BOOT_ID", "")),
         invocation=text(entry.get("_SYSTEMD_INVOCATION_ID", "")),
         sequence=int(sequence) if _NUMBER.fullmatch(sequence) else None,
+        order=text(entry.get("CREDFERRY_ORDER", "")),
+        caller=text(entry.get("CREDFERRY_CALLER", "")),
+        caller_uid=int(uid) if _NUMBER.fullmatch(uid) else None,
+        reason=text(entry.get("CREDFERRY_REASON", "")),
     )
 
 

@@ -81,6 +81,8 @@ class Metrics:
     _facts: dict[tuple[str, Event], int] = field(default_factory=dict)
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
     """The last change that was published for each VM, and when it was seen."""
+    _sealed: dict[str, int | None] = field(default_factory=dict)
+    """The generation that the last change of each VM was sealed as."""
     _latencies: _Latencies = field(default_factory=_Latencies)
     _sequence: int = 0
     _written: object = None
@@ -92,10 +94,16 @@ class Metrics:
         with self._lock:
             self._sequence = max(self._sequence, fact.sequence)
             self._facts[fact.vm, fact.event] = self._facts.get((fact.vm, fact.event), 0) + 1
+            run, seen = self._seen.get(fact.vm, ("", 0.0))
             if fact.event is Event.PUBLISHED:
                 self._seen[fact.vm] = fact.run, self.monotonic()
-            elif fact.event is Event.RESTARTED and self._seen.get(fact.vm, ("",))[0] == fact.run:
-                _, seen = self._seen.pop(fact.vm)
+            elif fact.event is Event.SEALED and fact.run == run:
+                self._sealed[fact.vm] = fact.generation
+            # A restart that an operator ordered has a run of its own, and delivers the change as well.
+            elif fact.event is Event.RESTARTED and (
+                run and (fact.run == run or fact.generation == self._sealed.get(fact.vm))
+            ):
+                del self._seen[fact.vm]
                 self._latencies.observe(self.monotonic() - seen)
 
     def looked(self, look: Look, store: Store, *, with_source: bool) -> None:

@@ -42,6 +42,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """The change that it rolled out; a change's rollout stops at the first VM that fails."""
     by_operator: bool = False
     """Whether it was an operator who had the VM put back: nothing has failed."""
+    order: str = ""
+    """The run of the operator's order that it carries out; empty for none."""
     halted_for: str = ""
     """The VM whose failure held this one back, where the outcome is `Outcome.HALTED`."""
     before: str = ""

@@ -7,7 +7,6 @@ which the loop hands to the threads that restart VMs, and a hint tells the loop 
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import structlog
 
 from agent import permits
 from agent.errors import BusError, CredferryError, OrderError, StoreError, UnsyncedStoreError
-from agent.events import Event
+from agent.events import Event, Order
 from agent.notes import Outcome
+from agent.operators import Operator, record
 from agent.report import describe
 from agent.store import rollout_lock
 
@@ -36,27 +36,19 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 _SYNC_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
+_GONE = "the configuration no longer has this VM"
+PERMITS = {Order.ROTATE: permits.to_rotate, Order.ROLL_BACK: permits.to_go_back}
+"""What says whether an order that takes a restart can be followed."""
 _ASK_AGAIN_SECONDS = 0.2
-
-
-class Order(enum.StrEnum):
-    """What takes a restart."""
-
-    ROTATE = "rotate"
-    ROLL_BACK = "rollback"
-
-    @property
-    def verb(self) -> str:
-        """What is done to a VM, in words."""
-        return "roll back" if self is Order.ROLL_BACK else "rotate"
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An order, and the moment at which it was given, monotonic."""
+    """An order that takes a restart, the moment at which it was given, monotonic, and its run."""
 
     order: Order
     moment: float
+    run: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +73,7 @@ class Orders:
         self._results: dict[str, str] = {}
         self._begun = self._done = 0
         self._failure: CredferryError | None = None
-        self._planning = threading.Lock()
+        self._planning, self._giving = threading.Lock(), threading.Lock()
         self._site: Site | None = None
 
     # The loop's side.
@@ -94,7 +86,7 @@ class Orders:
             dropped = {name: given for name in sorted(gone) if (given := self._pending.pop(name, None))}
             for name in gone:
                 self._results.pop(name, None)
-        self._tell_dropped(dropped, "the configuration no longer has this VM")
+        self._tell_dropped(dropped, _GONE)
 
     def abandon(self) -> None:
         """Drop all orders that are not carried out: the agent stops."""
@@ -165,50 +157,57 @@ class Orders:
         with self._planning:  # however many ask, one look at a time
             return site.pacer.hold_back(site.observer.look(site.config.vms.values(), manager))
 
-    def give(self, name: str, order: Order) -> None:
-        """Have an order carried out soon. Raises `OrderError`, `ConfigurationError`, `BusError`."""
+    def give(self, name: str, order: Order, operator: Operator) -> str:
+        """Record an order, and carry it out or have it carried out soon; its run.
+
+        Raises `OrderError`, `ConfigurationError`, `BusError`, `StoreError`: the order is then not given.
+        """
         site = self._at_work()
         vm = site.config.vm(name)
+        match order:
+            case Order.ROTATE | Order.ROLL_BACK:
+                run = self._restart_soon(site, vm, order, operator)
+            case Order.HOLD | Order.RELEASE:
+                run = hold(site.store, site.audit, vm, operator, held=order is Order.HOLD)
+                if order is Order.RELEASE and is_halted(site.store, vm):
+                    self._retry(site, vm, Given(order, time.monotonic(), run))
+            case Order.RETRY:
+                run = record(site.audit, order, vm, operator)
+                self._retry(site, vm, Given(order, time.monotonic(), run))
+        self._hint("order")
+        return run
+
+    def _restart_soon(self, site: Site, vm: VmConfig, order: Order, operator: Operator) -> str:
         manager = site.manager()
         if manager is not None:
             observed = site.observer.look_or_refuse([vm], manager).observed[0]
-            permit = permits.to_rotate if order is Order.ROTATE else permits.to_go_back
-            permit(site.store, observed)
-        with self._changed:
-            if self._site is not site:
-                raise OrderError("Busy", "the configuration was read again", hint="give the order again")
-            if name in self._pending:
-                raise OrderError("Busy", f"{name}: an order is being carried out", hint="wait for its end")
-            self._pending[name] = Given(order, time.monotonic())
-            self._results.pop(name, None)
-        self._hint("order")
+            PERMITS[order](site.store, observed)
+        with self._giving:  # one after the other: each is recorded before anything follows from it
+            if self.given(vm.name) is not None:
+                raise OrderError(
+                    "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
+                )
+            run = record(site.audit, order, vm, operator)
+            given = Given(order, time.monotonic(), run)
+            with self._changed:
+                is_gone = vm.name not in self.config.vms  # by a reload, a moment ago
+                if not is_gone:
+                    self._pending[vm.name] = given
+                    self._results.pop(vm.name, None)
+        if is_gone:
+            self._tell_dropped({vm.name: given}, _GONE)
+            raise OrderError("UnknownVm", f"{vm.name}: {_GONE}", hint="see: credferry status")
+        return run
 
-    def hold(self, name: str, *, held: bool) -> None:
-        """Hold a VM, or release it: also from being halted. Raises as `retry` does."""
-        site = self._at_work()
-        vm = site.config.vm(name)
-        hold(site.store, site.audit, vm, held=held)
-        if not held and is_halted(site.store, vm):
-            self._retry(site, vm)
-        self._hint("hold")
-
-    def retry(self, name: str) -> None:
-        """Have what failed tried again, once nobody is at it, which is waited for only so long.
-
-        Raises `OrderError`, `ConfigurationError`, `StoreError`.
-        """
-        site = self._at_work()
-        self._retry(site, site.config.vm(name))
-        self._hint("retry")
-
-    @staticmethod
-    def _retry(site: Site, vm: VmConfig) -> None:
+    def _retry(self, site: Site, vm: VmConfig, given: Given) -> None:
+        """Have what failed tried again, once nobody is at it, which is waited for only so long."""
         deadline = time.monotonic() + _RETRY_SECONDS
         while True:
             try:
-                retry(site.store, vm, wait=False)
-            except OrderError:
+                retry(site.store, vm, given.run, wait=False)
+            except OrderError as error:
                 if time.monotonic() >= deadline:
+                    self._tell_dropped({vm.name: given}, str(error))
                     raise
                 time.sleep(_ASK_AGAIN_SECONDS)
             else:
@@ -218,9 +217,10 @@ class Orders:
         if self._site is None:
             return
         for name, given in dropped.items():
-            message = f"{name}: the order to {given.order.verb} it is dropped: {reason}"
+            message = f"{name}: {given.order.value} is dropped: {reason}"
+            order = {"CREDFERRY_ORDER": given.order.value}
             try:
-                self._site.audit.record(Event.ORDER_DROPPED, message, vm=name)
+                self._site.audit.record(Event.ORDER_DROPPED, message, run=given.run, vm=name, extra=order)
             except StoreError as error:  # a full disk must not end a reload
                 _log.error(message, not_in_the_audit=describe(error))
 
@@ -235,8 +235,9 @@ class Orders:
         return self._site
 
 
-def hold(store: Store, audit: Audit, vm: VmConfig, *, held: bool) -> None:
-    """Hold a VM or release it, where it is not so already. Raises `StoreError`."""
+def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: bool) -> str:
+    """Record the order to hold a VM or to release it, and do so; the order's run. Raises `StoreError`."""
+    run = record(audit, Order.HOLD if held else Order.RELEASE, vm, operator)
     if store.is_held(vm.name) is not held:
         unsynced: UnsyncedStoreError | None = None
         try:
@@ -244,9 +245,10 @@ def hold(store: Store, audit: Audit, vm: VmConfig, *, held: bool) -> None:
         except UnsyncedStoreError as error:  # it is done all the same, and so is a fact
             unsynced = error
         event = Event.HELD if held else Event.RELEASED
-        audit.record(event, f"{vm.name}: {event.label}", vm=vm.name, unit=vm.unit)
+        audit.record(event, f"{vm.name}: {event.label}", run=run, vm=vm.name, unit=vm.unit)
         if unsynced is not None:
             raise unsynced
+    return run
 
 
 def is_halted(store: Store, vm: VmConfig) -> bool:
@@ -255,8 +257,10 @@ def is_halted(store: Store, vm: VmConfig) -> bool:
     return attempt is not None and attempt.outcome is Outcome.HALTED
 
 
-def retry(store: Store, vm: VmConfig, *, wait: bool = True) -> None:
+def retry(store: Store, vm: VmConfig, run: str, *, wait: bool = True) -> None:
     """Have the next look try again what failed for a VM; ``wait`` for whoever is restarting it.
+
+    What follows is told under ``run``, that of the operator's order.
 
     Raises `StoreError`, and `OrderError` where it is not waited.
     """
@@ -265,5 +269,7 @@ def retry(store: Store, vm: VmConfig, *, wait: bool = True) -> None:
             raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
         attempt = store.attempt(vm.name)
         if attempt is not None:
-            again = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason="", by_operator=False)
+            again = msgspec.structs.replace(
+                attempt, outcome=Outcome.RETRY, reason="", by_operator=False, order=run
+            )
             store.record_attempt(vm.name, again)

@@ -12,7 +12,7 @@ import structlog
 from agent.config import restart_order
 from agent.dispatch import Dispatcher
 from agent.errors import OrderError
-from agent.orders import Given, Order, Orders
+from agent.events import Order
 from agent.reconcile import State
 from agent.report import describe
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agent.config import Config
     from agent.connection import Connection
     from agent.observe import Look
+    from agent.orders import Given, Orders
     from agent.rollout import Rollout
     from agent.store import Store
     from agent.units import SystemManager
@@ -112,9 +113,9 @@ class Restarts:
 
         try:
             if given.order is Order.ROTATE:
-                state = rollout.rotate(name, manager, given.moment, stands)
+                state = rollout.rotate(name, manager, given.moment, given.run, stands)
             else:
-                state = rollout.go_back(name, manager, stands)
+                state = rollout.go_back(name, manager, given.run, stands)
         except OrderError as error:
             self._orders.drop(name, given, describe(error))
             return State.CHANGING

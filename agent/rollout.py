@@ -81,18 +81,21 @@ class Rollout:
             failed = self._failed_for(manifest.run, vm) if is_up and not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed, _previous(observed))
-            return self._restart(vm, manifest, _previous(observed), manager, observed.unit)
+            order = attempt.order if attempt is not None and _is_retry(attempt) else ""
+            return self._restart(vm, manifest, _previous(observed), manager, observed.unit, order=order)
 
     def rotate(
         self,
         name: str,
         manager: SystemManager,
         since: float,
+        order: str,
         stands: Callable[[], bool] = lambda: True,
     ) -> State | None:
         """Restart a running VM onto what is sealed, by an operator's word: past windows, rates and turns.
 
-        ``since`` is the moment of that word, monotonic: a restart after it is as good. ``stands`` says
+        ``since`` is the moment of that word, monotonic: a restart after it is as good. ``order`` is the run
+        under which what is done is told. ``stands`` says
         whether the order was not dropped meanwhile. None where something newer is to be sealed first. Raises
         `OrderError`, `BusError`, `StoreError`.
         """
@@ -111,14 +114,15 @@ class Rollout:
             previous = _previous(observed)
             # Going back to the very same would be no way out.
             previous = 0 if previous == manifest.generation else previous
-            return self._restart(vm, manifest, previous, manager, observed.unit)
+            return self._restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def go_back(
-        self, name: str, manager: SystemManager, stands: Callable[[], bool] = lambda: True
+        self, name: str, manager: SystemManager, order: str, stands: Callable[[], bool] = lambda: True
     ) -> State | None:
         """Put a VM back on the generation before its current one, by an operator's word.
 
-        There it stays until its secrets change, or a retry. ``stands`` says whether the order was not
+        There it stays until its secrets change, or a retry. ``order`` is the run under which what is done is
+        told. ``stands`` says whether the order was not
         dropped meanwhile. None where something newer is to be sealed first. Raises `OrderError`, `BusError`,
         `StoreError`.
         """
@@ -133,7 +137,12 @@ class Rollout:
                 return None
             wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
             attempt = Attempt(
-                wanted, Outcome.FAILED, previous=previous.generation, run=manifest.run, by_operator=True
+                wanted,
+                Outcome.FAILED,
+                previous=previous.generation,
+                run=manifest.run,
+                by_operator=True,
+                order=order,
             )
             # Before anything is done: whoever finds this after a crash of ours goes on from there.
             self.store.record_attempt(name, attempt)
@@ -160,7 +169,7 @@ class Rollout:
                 if evidence is not None and unit is not None and unit.is_active:
                     # What it was started on: something newer may be sealed by now.
                     message = f"{decision.vm.name}: runs generation {evidence.generation}"
-                    self._record(Event.RESTARTED, message, decision.vm, evidence)
+                    self._record(Event.RESTARTED, message, decision.vm, evidence, observed.attempt)
                 self.store.record_attempt(decision.vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
@@ -187,11 +196,18 @@ class Rollout:
         previous: int,
         manager: SystemManager,
         unit: UnitState | None,
+        *,
+        order: str,
     ) -> State:
         """Restart a VM whose unit was seen a moment ago; what becomes of it is seen afresh."""
         before = unit.invocation_id if unit is not None else ""
         attempt = Attempt(
-            manifest.digest, Outcome.RESTARTING, previous=previous, run=manifest.run, before=before
+            manifest.digest,
+            Outcome.RESTARTING,
+            previous=previous,
+            run=manifest.run,
+            order=order,
+            before=before,
         )
         # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
@@ -205,7 +221,7 @@ class Rollout:
                     return State.CHANGING
                 pause, unit = 2 * pause, None
             self.pacer.note_restart(vm)
-            self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest)
+            self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
             ending = self._ask(vm, manifest, manager, unit, again=again)
             if isinstance(ending, Succeeded):
                 return self._prove(vm, manifest, attempt, manager, began)
@@ -217,7 +233,7 @@ class Rollout:
                 return State.CHANGING
             reason = ending.reason
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
-            self._record(Event.RESTART_FAILED, message, vm, manifest)
+            self._record(Event.RESTART_FAILED, message, vm, manifest, attempt)
         return self._fail(vm, attempt, reason, manager)
 
     def _prove(
@@ -236,11 +252,11 @@ class Rollout:
                 if result == CANCELED or self._is_overruled(vm, unit, manager):
                     return State.CHANGING  # what becomes of it is for the next look, which checks it again
                 message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
-                self._record(Event.RESTART_FAILED, message, vm, ran)
+                self._record(Event.RESTART_FAILED, message, vm, ran, attempt)
                 return self._fail(vm, attempt, reason, manager)
         took = time.monotonic() - began
         message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
-        self._record(Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran)
+        self._record(Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
         self.store.record_attempt(vm.name, None)
         return State.IN_STEP
 
@@ -324,9 +340,10 @@ class Rollout:
             if reason:
                 event = Event.ROLLBACK_FAILED
                 message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
-            self._record(event, message, vm, manifest)
+            self._record(event, message, vm, manifest, attempt)
         else:
-            self.audit.record(Event.ROLLBACK_FAILED, f"{vm.name}: {reason}", vm=vm.name, unit=vm.unit)
+            message = f"{vm.name}: {reason}"
+            self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
         back = f"rolled back to generation {attempt.previous}"
         if attempt.by_operator:
             back += " by an operator, until its secrets change or a retry"
@@ -360,8 +377,24 @@ class Rollout:
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED
 
-    def _record(self, event: Event, message: str, vm: VmConfig, what: Manifest | Evidence) -> None:
-        self.audit.record(event, message, run=what.run, vm=vm.name, unit=vm.unit, generation=what.generation)
+    def _record(
+        self,
+        event: Event,
+        message: str,
+        vm: VmConfig,
+        what: Manifest | Evidence,
+        attempt: Attempt | None = None,
+    ) -> None:
+        """Tell what was done under the operator's order that it carries out, or else under the change."""
+        order = attempt.order if attempt is not None else ""
+        self.audit.record(
+            event,
+            message,
+            run=order or what.run,
+            vm=vm.name,
+            unit=vm.unit,
+            generation=what.generation,
+        )
 
 
 def _job(ask: Callable[[str], str], unit: str, manager: SystemManager, what: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.events import Event
+from agent.events import Event, Order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,11 +38,22 @@ class Outcome(enum.StrEnum):
     SUPERSEDED = "superseded"
     """Another change came before the VM was started with this one."""
     PUBLISHED = "published"
+    ORDERED = "ordered"
+    """An operator gave an order, and nothing has come of it yet."""
+    DROPPED = "dropped"
+    """An operator's order was not carried out."""
 
     @property
     def is_bad(self) -> bool:
         """Whether somebody should look at it."""
-        return self in {Outcome.ROLLED_BACK, Outcome.DOWN, Outcome.FAILED, Outcome.HALTED, Outcome.REFUSED}
+        return self in {
+            Outcome.ROLLED_BACK,
+            Outcome.DOWN,
+            Outcome.FAILED,
+            Outcome.HALTED,
+            Outcome.REFUSED,
+            Outcome.DROPPED,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +73,19 @@ class Earlier:
     time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What an operator ordered, who that was by the bus's or the kernel's word, and why."""
+
+    order: str
+    caller: str
+    uid: int | None
+    reason: str
+
+
 @dataclass(slots=True)
 class Rotation:
-    """What one change did to one VM."""
+    """What one change, or one order of an operator, did to one VM."""
 
     vm: str
     run: str
@@ -77,6 +98,13 @@ class Rotation:
     reverted: dict[str, Earlier] = field(default_factory=dict)
     """Of these, those that went back to an earlier value."""
     outcome: Outcome = Outcome.PUBLISHED
+    ordered: Ordered | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether somebody should look at it; a rollback that was ordered went well."""
+        is_wanted = self.ordered is not None and self.ordered.order == Order.ROLL_BACK
+        return self.outcome.is_bad and not (is_wanted and self.outcome is Outcome.ROLLED_BACK)
 
     @property
     def began(self) -> datetime:
@@ -112,7 +140,12 @@ _OUTCOMES = {
     Event.ROLLBACK_FAILED: Outcome.DOWN,
     Event.HALTED: Outcome.HALTED,
     Event.LAUNCH_REFUSED: Outcome.REFUSED,
+    Event.ORDERED: Outcome.ORDERED,
+    Event.ORDER_DROPPED: Outcome.DROPPED,
 }
+_RESTART_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED, Event.ORDER_DROPPED}
+_RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
+"""Orders that a restart may follow, and so a story."""
 _ASKED = Event.RESTART_ASKED.label
 _LATE_SECONDS = 5.0
 _ENDED = {Outcome.RESTARTED, Outcome.STARTED, Outcome.ROLLED_BACK, Outcome.SUPERSEDED}
@@ -148,6 +181,7 @@ class _Teller:
         self.facts: list[Record] = []
         self._latest: dict[str, Rotation] = {}
         self._restarting: dict[str, Rotation] = {}
+        self._ordered: dict[str, Rotation] = {}
         self._values: dict[tuple[str, str], dict[str, Earlier]] = {}
         self._now: dict[tuple[str, str], str] = {}
 
@@ -177,15 +211,34 @@ class _Teller:
             return None
         restarting = self._restarting.get(record.vm)
         match record.event:
+            case Event.ORDERED:
+                return self._of_order(record) if record.run and record.order in _RESTARTING else None
+            case Event.ORDER_DROPPED:
+                return self.rotations.get((record.run, record.vm))
+            case Event.HELD | Event.RELEASED:
+                return None
             case Event.ROLLED_BACK | Event.ROLLBACK_FAILED | Event.LAUNCHED | Event.LAUNCH_REFUSED if (
                 restarting
             ):
                 return restarting
+            case Event.LAUNCHED if (ordered := self._ordered.get(record.vm)) and _lacks_launch(
+                ordered, record
+            ):
+                return ordered
             case Event.WAITING:
                 latest = self._latest.get(record.vm)
                 return latest if latest is not None and latest.outcome is Outcome.SEALED else None
             case _:
                 return self._of_run(record) if record.run else None
+
+    def _of_order(self, record: Record) -> Rotation:
+        """Begin a story: what is sealed already waits for its start all the same."""
+        ordered = Ordered(record.order, record.caller, record.caller_uid, record.reason)
+        rotation = Rotation(record.vm, record.run, ordered=ordered)
+        self.rotations[record.run, record.vm] = self._ordered[record.vm] = rotation
+        if record.order == Order.ROLL_BACK:  # it asks for its restart without a record of that
+            self._restarting[record.vm] = rotation
+        return rotation
 
     def _of_run(self, record: Record) -> Rotation:
         key = record.run, record.vm
@@ -201,12 +254,21 @@ class _Teller:
         rotation.generation = rotation.generation or record.generation
         if record.event is Event.RESTART_ASKED:
             self._restarting[record.vm] = rotation
-        elif record.event in {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED}:
+        elif record.event in _RESTART_ENDS:
             self._restarting.pop(record.vm, None)
+        if record.event is Event.RESTARTED and rotation.ordered is not None:
+            self._deliver(record)
         if record.event in _OUTCOMES:
             rotation.outcome = _OUTCOMES[record.event]
         elif record.event is Event.LAUNCHED and record.vm not in self._restarting:
             rotation.outcome = Outcome.STARTED
+
+    def _deliver(self, record: Record) -> None:
+        """An order's restart gave the VM what an earlier change had sealed."""
+        latest = self._latest.get(record.vm)
+        is_it = latest is not None and latest.generation == record.generation
+        if latest is not None and is_it and latest.outcome is Outcome.SEALED:
+            latest.outcome = Outcome.STARTED
 
     def _learn(self, record: Record, rotation: Rotation) -> None:
         """Remember when each value was sealed first, and see whether one that changed is an old one."""
@@ -223,7 +285,8 @@ class _Teller:
 def _lacks_launch(rotation: Rotation, record: Record) -> bool:
     """Whether a restart was found good, and this record right after tells of the launch that it had."""
     last = rotation.steps[-1] if rotation.steps else None
-    if last is None or last.label != Event.RESTARTED.label or record.generation != rotation.generation:
+    ends = {Event.RESTARTED.label, *({Event.ROLLED_BACK.label} if rotation.ordered else ())}
+    if last is None or last.label not in ends or record.generation != rotation.generation:
         return False
     labels = [step.label for step in rotation.steps]
     asked = len(labels) - 1 - labels[::-1].index(_ASKED) if _ASKED in labels else 0

@@ -100,7 +100,7 @@ def page(
     """The whole page. Without bounds it goes from the first to the last moment that is told of."""
     scale = _scale(story, periods, since, until)
     vms = sorted({each.vm for each in periods} | {each.vm for each in story.rotations})
-    bad = sum(each.outcome.is_bad for each in story.rotations)
+    bad = sum(each.is_bad for each in story.rotations)
     summary = (
         f"{_at(scale.begin)} to {_at(scale.end)} UTC: {_count(len(vms), 'VM')}, "
         f"{_count(len(story.rotations), 'rotation')}, {bad} of them failed or rolled back. "
@@ -214,6 +214,8 @@ _MARKS = {
     Event.WAITING.label: "note",
     Event.GUEST_REBOOT.label: "note",
     Event.PUBLISHED.label: "note",
+    Event.ORDERED.label: "note",
+    Event.ORDER_DROPPED.label: "bad",
 }
 
 
@@ -252,7 +254,7 @@ def _stories(story: Story) -> Iterator[str]:
 
 
 def _rotation(rotation: Rotation) -> Iterator[str]:
-    colour = "bad" if rotation.outcome.is_bad else "good"
+    colour = "bad" if rotation.is_bad else "good"
     generation = f", generation {rotation.generation}" if rotation.generation else ""
     yield (
         f'<details class="rotation" data-run="{escape(rotation.run)}" data-vm="{escape(rotation.vm)}">'

@@ -10,17 +10,18 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
+from agent.events import Event
 from agent.journal import Record
 from agent.periods import Period
 from agent.printable import cell
-from agent.story import Rotation, Story, describe_revert
+from agent.story import Ordered, Rotation, Story, describe_revert
 
 SHORT = 12
 """Digits of a fingerprint that people are shown; 48 bits tell a host's values apart."""
 
 RECORD_COLUMNS = (
     "time", "run", "event", "vm", "unit", "generation", "fingerprints", "credentials", "channel", "sequence",
-    "message",
+    "message", "order", "caller", "caller_uid", "reason",
 )  # fmt: skip
 PERIOD_COLUMNS = (
     "vm", "credential", "fingerprint", "generation", "from", "to", "seconds", "ended_by", "guest_ready",
@@ -28,7 +29,8 @@ PERIOD_COLUMNS = (
 )  # fmt: skip
 ROTATION_COLUMNS = (
     "vm", "run", "generation", "began", "ended", "seconds", "outcome", "changed", "reverted", "published",
-    "sealed", "restart_asked", "launched", "guest_ready", "restarted",
+    "sealed", "restart_asked", "launched", "guest_ready", "restarted", "order", "caller", "caller_uid",
+    "reason",
 )  # fmt: skip
 
 
@@ -46,6 +48,9 @@ def record_row(record: Record) -> dict[str, Any]:
         "channel": record.channel,
         "sequence": record.sequence,
         "message": record.message,
+        "ordered": _ordered_row(Ordered(record.order, record.caller, record.caller_uid, record.reason))
+        if record.event is Event.ORDERED
+        else None,
     }
 
 
@@ -55,7 +60,8 @@ def record_cells(row: dict[str, Any]) -> list[Any]:
         "fingerprints": " ".join(f"{name}:{each}" for name, each in row["fingerprints"].items()),
         "credentials": " ".join(row["credentials"]),
     }
-    return [several.get(column, row[column]) for column in RECORD_COLUMNS]
+    cells = row | several | (row["ordered"] or _NO_ORDER)
+    return [cells[column] for column in RECORD_COLUMNS]
 
 
 def record_line(record: Record) -> str:
@@ -122,6 +128,7 @@ def rotation_row(rotation: Rotation) -> dict[str, Any]:
         ],
         "steps": [_step_row(rotation, step.time, step.label, step.text) for step in rotation.steps],
         "later": [_step_row(rotation, step.time, step.label, step.text) for step in rotation.later],
+        "ordered": _ordered_row(rotation.ordered) if rotation.ordered is not None else None,
     }
 
 
@@ -142,6 +149,7 @@ def rotation_cells(rotation: Rotation) -> list[Any]:
             moments.get(label, "")
             for label in ("published", "sealed", "restart asked", "launched", "guest ready", "restarted")
         ),
+        *(_ordered_row(rotation.ordered) if rotation.ordered is not None else _NO_ORDER).values(),
     ]
 
 
@@ -196,6 +204,18 @@ def _rotation_lines(rotation: Rotation) -> Iterator[str]:
         yield f"    {offset:+9.3f} s  {step.label:<14}  {step.text}"
     for step in rotation.later:
         yield f"    {_moment(step.time)}  {step.label}: {step.text}"
+
+
+def _ordered_row(ordered: Ordered) -> dict[str, Any]:
+    return {
+        "order": ordered.order,
+        "caller": ordered.caller,
+        "caller_uid": ordered.uid,
+        "reason": ordered.reason,
+    }
+
+
+_NO_ORDER = _ordered_row(Ordered("", "", None, ""))
 
 
 def _step_row(rotation: Rotation, time: datetime, label: str, text: str) -> dict[str, Any]:

@@ -45,6 +45,10 @@ SomeVmArguments = Annotated[
     typer.Argument(help="VMs, as the configuration names them, or patterns such as 'web*'."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the configuration.")]
+ReasonOption = Annotated[
+    str,
+    typer.Option("--reason", help="Why. It is kept in the journal: put no secret there.", metavar="TEXT"),
+]
 DEFAULT_CONFIG = DEFAULT_PATH
 _PATTERN = re.compile(r"[*?\[]")
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
 from agent import orders
@@ -13,14 +11,17 @@ from agent.cli.common import (
     AllOption,
     ConfigOption,
     JsonOption,
+    ReasonOption,
     SomeVmArguments,
     chosen_or_all,
     running_agent,
 )
 from agent.cli.sync import sync_by_agent, sync_once
 from agent.config import Config, VmConfig, load
+from agent.events import Order
 from agent.journal import Audit
 from agent.observe import open_store
+from agent.operators import Operator, record
 
 
 def register(app: typer.Typer) -> None:
@@ -28,73 +29,65 @@ def register(app: typer.Typer) -> None:
 
     @app.command("hold")
     def hold(
-        vms: SomeVmArguments = None, config: ConfigOption = DEFAULT_CONFIG, is_all: AllOption = False
+        vms: SomeVmArguments = None,
+        config: ConfigOption = DEFAULT_CONFIG,
+        is_all: AllOption = False,
+        reason: ReasonOption = "",
     ) -> None:
         """Restart these VMs no more when secrets rotate, until they are released; survives a reboot."""
         loaded = load(config)
-        named = chosen_or_all(loaded, vms, is_all=is_all)
-        agent = running_agent(loaded)
-        if agent is None:
-            _hold(loaded, named, held=True)
-            return
-        with agent:
-            for vm in named:
-                agent.call("Hold", vm.name)
+        _order(loaded, chosen_or_all(loaded, vms, is_all=is_all), Order.HOLD, reason)
 
     @app.command("release")
     def release(
         vms: SomeVmArguments = None,
         config: ConfigOption = DEFAULT_CONFIG,
         is_all: AllOption = False,
+        reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
         """Release VMs that are held or halted, and restart those whose secrets have rotated meanwhile."""
         loaded = load(config)
         named = chosen_or_all(loaded, vms, is_all=is_all)
-        _let_go(loaded, named, "Release", lambda: _hold(loaded, named, held=False), json=json)
+        _order(loaded, named, Order.RELEASE, reason, json=json)
 
     @app.command("retry")
     def retry(
         vms: SomeVmArguments = None,
         config: ConfigOption = DEFAULT_CONFIG,
         is_all: AllOption = False,
+        reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
         """Try again what failed for these VMs, though it has not changed since."""
         loaded = load(config)
         named = chosen_or_all(loaded, vms, is_all=is_all)
-        _let_go(loaded, named, "Retry", lambda: _retry(loaded, named), json=json)
+        _order(loaded, named, Order.RETRY, reason, json=json)
 
 
-def _let_go(
-    config: Config,
-    vms: list[VmConfig],
-    method: str,
-    by_ourselves: Callable[[], None],
-    *,
-    json: bool,
-) -> None:
-    """Say what lets VMs be restarted again, have them restarted, and tell what became of them."""
+def _order(config: Config, vms: list[VmConfig], order: Order, reason: str, *, json: bool = False) -> None:
+    """Give an order on VMs. What lets them be restarted again has them restarted, and tells the end."""
+    operator = Operator.of_process(reason)
     agent = running_agent(config)
     if agent is None:
-        by_ourselves()
-        sync_once(config, vms, json=json)
+        _by_ourselves(config, vms, order, operator)
+        if order is not Order.HOLD:
+            sync_once(config, vms, json=json)
         return
     with agent:
         for vm in vms:
-            agent.call(method, vm.name)
-        sync_by_agent(agent, config, vms, json=json)
+            agent.order(order, vm.name, reason)
+        if order is not Order.HOLD:
+            sync_by_agent(agent, config, vms, json=json)
 
 
-def _hold(config: Config, vms: list[VmConfig], *, held: bool) -> None:
+def _by_ourselves(config: Config, vms: list[VmConfig], order: Order, operator: Operator) -> None:
     store = open_store(config)
+    audit = Audit(store)
     for vm in vms:
-        orders.hold(store, Audit(store), vm, held=held)
-        if not held and orders.is_halted(store, vm):
-            orders.retry(store, vm)
-
-
-def _retry(config: Config, vms: list[VmConfig]) -> None:
-    store = open_store(config)
-    for vm in vms:
-        orders.retry(store, vm)
+        if order is Order.RETRY:
+            orders.retry(store, vm, record(audit, order, vm, operator))
+            continue
+        run = orders.hold(store, audit, vm, operator, held=order is Order.HOLD)
+        if order is Order.RELEASE and orders.is_halted(store, vm):
+            orders.retry(store, vm, run)

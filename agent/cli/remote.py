@@ -12,6 +12,7 @@ from agent.bus import CALL_SECONDS, Bus, Error, remote_error
 from agent.config import Config
 from agent.documents import Generation, Published, StatusRow, moment
 from agent.errors import BusError, CredferryError, OrderError
+from agent.events import Order
 from agent.interface import (
     AGENT_INTERFACE,
     BUS,
@@ -65,9 +66,9 @@ class RemoteAgent:
         """Let the connection go."""
         self._bus.close()
 
-    def call(self, method: str, *vms: str) -> Any:  # noqa: ANN401 (as the interface says)
-        """Call a method of the agent, about VMs."""
-        arguments = (f"({'s' * len(vms)})", vms)
+    def call(self, method: str, *words: str) -> Any:  # noqa: ANN401 (as the interface says)
+        """Call a method of the agent, all of whose arguments are strings."""
+        arguments = (f"({'s' * len(words)})", words)
         return self._call(PATH, f"{AGENT_INTERFACE}.{method}", arguments)
 
     def vm(self, name: str) -> dict[str, Any]:
@@ -87,9 +88,13 @@ class RemoteAgent:
         objects = self._call(PATH, f"{MANAGER_INTERFACE}.GetManagedObjects")[0]
         return [interfaces[VM_INTERFACE] for interfaces in objects.values()]
 
-    def carry_out(self, method: str, name: str) -> dict[str, Any]:
+    def order(self, order: Order, vm: str, reason: str) -> None:
+        """Give an order on a VM."""
+        self.call("Order", order.value, vm, reason)
+
+    def carry_out(self, order: Order, name: str, reason: str) -> dict[str, Any]:
         """Give an order on a VM, and wait until it is carried out; the VM's properties then."""
-        self.call(method, name)
+        self.order(order, name, reason)
         while self.vm(name)["Order"]:
             time.sleep(_LOOK_AGAIN_SECONDS)
         # What is shown beside its end may be of a look that began before that.

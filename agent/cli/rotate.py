@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +14,7 @@ from agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
+    ReasonOption,
     VmArguments,
     chosen,
     connect,
@@ -26,38 +28,48 @@ from agent.cli.sync import settled_look
 from agent.config import Config, VmConfig, load
 from agent.documents import OrderRow
 from agent.errors import SourceError, VmError
-from agent.orders import Order
+from agent.events import Order
+from agent.operators import Operator, record
+from agent.orders import PERMITS
 from agent.reconcile import State
 
 if TYPE_CHECKING:
     from agent.cli.remote import RemoteAgent
-
-_METHODS = {Order.ROTATE: "Rotate", Order.ROLL_BACK: "Rollback"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
 
     @app.command("rotate")
-    def rotate(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+    def rotate(
+        vms: VmArguments,
+        config: ConfigOption = DEFAULT_CONFIG,
+        reason: ReasonOption = "",
+        json: JsonOption = False,
+    ) -> None:
         """Restart these running VMs now onto what is sealed, past windows, rates and turns."""
-        _order(config, vms, Order.ROTATE, json=json)
+        _order(config, vms, Order.ROTATE, reason, json=json)
 
     @app.command("rollback")
-    def rollback(vms: VmArguments, config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+    def rollback(
+        vms: VmArguments,
+        config: ConfigOption = DEFAULT_CONFIG,
+        reason: ReasonOption = "",
+        json: JsonOption = False,
+    ) -> None:
         """Put these VMs back on what they had before, until their secrets change or credferry retry."""
-        _order(config, vms, Order.ROLL_BACK, json=json)
+        _order(config, vms, Order.ROLL_BACK, reason, json=json)
 
 
-def _order(file: ConfigOption, names: list[str], order: Order, *, json: bool) -> None:
-    config = load(file)
+def _order(file: Path, names: list[str], order: Order, reason: str, *, json: bool) -> None:
+    config, operator = load(file), Operator.of_process(reason)
     vms = chosen(config, names)
     agent = running_agent(config)
     if agent is None:
-        rows = _by_ourselves(config, vms, order)
+        rows = _by_ourselves(config, vms, order, operator)
     else:
         with agent:
-            rows = [_by_agent(agent, vm, order) for vm in vms]
+            rows = [_by_agent(agent, vm, order, reason) for vm in vms]
     if json:
         print_json(rows)
     else:
@@ -68,8 +80,8 @@ def _order(file: ConfigOption, names: list[str], order: Order, *, json: bool) ->
     fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
 
 
-def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order) -> OrderRow:
-    found = agent.carry_out(_METHODS[order], vm.name)
+def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> OrderRow:
+    found = agent.carry_out(order, vm.name, reason)
     state = State(found["State"])
     if found["OrderResult"] and state is not State.FAILED:
         message, _, hint = found["OrderResult"].rpartition(": ")
@@ -78,7 +90,7 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order) -> OrderRow:
     return OrderRow(vm=vm.name, state=state, generation=found["Running"], reason=reason)
 
 
-def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[OrderRow]:
+def _by_ourselves(config: Config, vms: list[VmConfig], order: Order, operator: Operator) -> list[OrderRow]:
     ours = SinglePass.of(config)
     manager = connect()
     rows = []
@@ -86,6 +98,9 @@ def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[Ord
         ours.take_over(config, manager)
         for vm in vms:
             given = time.monotonic()
+            observed = ours.observer.look_or_refuse([vm], manager).observed[0]
+            PERMITS[order](ours.store, observed)
+            run = record(ours.audit, order, vm, operator)
             state = None
             while state is None:
                 # What is published is sealed first, as the agent would have done.
@@ -93,9 +108,9 @@ def _by_ourselves(config: Config, vms: list[VmConfig], order: Order) -> list[Ord
                     look = settled_look(config, ours.observer, [vm], manager, given)
                     ours.sealer.seal_due(look)
                 if order is Order.ROTATE:
-                    state = ours.rollout.rotate(vm.name, manager, given)
+                    state = ours.rollout.rotate(vm.name, manager, given, run)
                 else:
-                    state = ours.rollout.go_back(vm.name, manager)
+                    state = ours.rollout.go_back(vm.name, manager, run)
             attempt = ours.store.attempt(vm.name)
             evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
             rows.append(

@@ -80,11 +80,20 @@ _credferry() {
     ' hold:--config'|' hold:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' hold:--reason')
+        :
+        return ;;
     ' release:--config'|' release:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' release:--reason')
+        :
+        return ;;
     ' retry:--config'|' retry:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' retry:--reason')
+        :
         return ;;
     ' polkit-rule:--config'|' polkit-rule:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -98,8 +107,14 @@ _credferry() {
     ' rotate:--config'|' rotate:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' rotate:--reason')
+        :
+        return ;;
     ' rollback:--config'|' rollback:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' rollback:--reason')
+        :
         return ;;
     ' guest-key create:--machine-id')
         :
@@ -162,19 +177,19 @@ _credferry() {
         fi ;;
     ' hold')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' release')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' retry')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
@@ -192,13 +207,13 @@ _credferry() {
         fi ;;
     ' rotate')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' rollback')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 FIELDS = {
     "CREDFERRY_VM": ("both", "the VM, as the configuration names it"),
-    "CREDFERRY_RUN": ("both", "the rotation: the same in all records about it, whatever VMs it concerns"),
+    "CREDFERRY_RUN": (
+        "both",
+        "the change, or the order: the same in all records about it, whatever VMs it concerns",
+    ),
     "CREDFERRY_GENERATION": ("both", "the sealed generation's number, of this VM"),
     "CREDFERRY_CREDENTIAL": ("both", "a credential that the record is about; once for each"),
     "CREDFERRY_FINGERPRINT": ("agent", "`NAME:DIGEST`, keyed by the host's key; once for each credential"),
@@ -28,6 +31,10 @@ FIELDS = {
     "CREDFERRY_SEQUENCE": ("agent", "the record's number in the audit's chain, from 1"),
     "CREDFERRY_PREVIOUS": ("agent", "the hash of the record before"),
     "CREDFERRY_HASH": ("agent", "the keyed hash of this record and all that it says"),
+    "CREDFERRY_ORDER": ("agent", "what an operator ordered: the verb of the command"),
+    "CREDFERRY_CALLER_UID": ("agent", "the user who ordered it, by the word of the bus or the kernel"),
+    "CREDFERRY_CALLER": ("agent", "that user's name on this host"),
+    "CREDFERRY_REASON": ("agent", "why, as that user says"),
     "OBJECT_SYSTEMD_UNIT": (
         "agent",
         "the VM's unit, so that `journalctl -u` shows the record",

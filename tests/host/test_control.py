@@ -413,6 +413,7 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
         assert bus.call("Rotate", "web") == ""
     waiting = bus.host.spawn("credferry", "rotate", "db-1")
     bus.wait_vm("db-1", Order="rotate")
+    run = orders(bus, CREDFERRY_VM="db-1")[-1]["CREDFERRY_RUN"]
     bus.deployment.configure(CONFIG[: CONFIG.index("[vms.db-1")])
     bus.host.run("systemctl", "reload", AGENT)
     try:
@@ -421,9 +422,9 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
             lambda entry: "the configuration no longer has this VM" in entry["MESSAGE"],
             20,
             MESSAGE_ID=Event.ORDER_DROPPED.value,
-            CREDFERRY_VM="db-1",
+            CREDFERRY_RUN=run,
         )
-        assert "the order to rotate it is dropped" in told["MESSAGE"]
+        assert told["MESSAGE"].startswith("db-1: rotate is dropped: ")
         _, said = waiting.communicate(timeout=30)
         assert waiting.returncode == 1
         assert said.startswith("credferry: db-1: the agent's configuration no longer has this VM")
@@ -435,6 +436,86 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
     bus.wait_vm("db-1", State="in step", Order="", OrderResult="")
     assert bus.call("Sync") == ""
     assert bus.deployment.starts("db-1") == starts
+
+
+def orders(bus: Bus, **fields: str) -> list[dict[str, Any]]:
+    """The audit's records of orders."""
+    bus.host.run("journalctl", "--sync")
+    return list(bus.host.journal(MESSAGE_ID=Event.ORDERED.value, **fields))
+
+
+def test_orders_are_records_of_their_own(bus: Bus) -> None:
+    """The audit has who ordered what for which VM, and why; a story begins there, not at the VM's start."""
+    reason = "spare\x1b[31m key\nleaked"
+    bus.deployment.credferry("rotate", "web", "--reason", reason)
+    order = orders(bus, CREDFERRY_VM="web")[-1]
+    assert order["CREDFERRY_ORDER"] == "rotate"
+    assert (order["CREDFERRY_CALLER_UID"], order["CREDFERRY_CALLER"]) == ("0", "root")
+    assert order["CREDFERRY_REASON"] == r"spare\x1b[31m key\nleaked"
+    assert order["MESSAGE"] == rf"web: rotate ordered by root (user 0): {order['CREDFERRY_REASON']}"
+    story = json.loads(bus.deployment.credferry("audit", "--json", "--vm", "web"))[-1]
+    assert story["run"] == order["CREDFERRY_RUN"]
+    assert [step["event"] for step in story["steps"]][:2] == ["ordered", "restart asked"]
+    assert {step["event"] for step in story["steps"]} >= {"launched", "restarted"}
+    assert (story["outcome"], story["later"]) == ("restarted", [])
+    assert story["ordered"] == {
+        "order": "rotate",
+        "caller": "root",
+        "caller_uid": 0,
+        "reason": order["CREDFERRY_REASON"],
+    }
+    bus.publish(api_key=b"to be put back")
+    bus.deployment.credferry("sync")
+    for verb, label in (("rollback", "rolled back"), ("retry", "restarted")):
+        bus.deployment.credferry(verb, "web", "--reason", f"to {verb}")
+        told = json.loads(bus.deployment.credferry("audit", "--json", "--vm", "web"))
+        story = next(each for each in told if each["ordered"] and each["ordered"]["reason"] == f"to {verb}")
+        assert (story["outcome"], story["ordered"]["order"]) == (label, verb)
+        assert story["steps"][0]["event"] == "ordered"
+        assert "launched" in {step["event"] for step in story["steps"]}
+    for verb, fact in (("hold", Event.HELD), ("release", Event.RELEASED)):
+        bus.deployment.credferry(verb, "db-1", "--reason", f"to {verb}")
+        order = orders(bus, CREDFERRY_REASON=f"to {verb}")[-1]
+        assert bus.host.journal(MESSAGE_ID=fact.value, CREDFERRY_RUN=order["CREDFERRY_RUN"])
+    assert bus.deployment.credferry("audit", "--verify").startswith("ok: ")
+
+
+def test_the_bus_says_who_orders(bus: Bus) -> None:
+    """Where the bus's policy lets another user order, the record has that user, whatever the user claims."""
+    host, grant = bus.host, "/etc/dbus-1/system.d/test-orders.conf"
+    host.write(
+        grant,
+        f'<busconfig><policy user="{MEMBER}"><allow send_destination="{NAME}"/></policy></busconfig>',
+    )
+    host.run("systemctl", "reload", "dbus.service")
+    try:
+        for method, *words in (
+            ("Order", "hold", "db-1", "by root (user 0)"),
+            ("Hold", "db-1"),
+            ("Release", "db-1"),
+        ):
+            signature = "s" * len(words)
+            command = ("busctl", "call", NAME, PATH, AGENT_INTERFACE, method, signature, *words)
+            host.run(*command, user=MEMBER)
+            order = orders(bus, CREDFERRY_VM="db-1")[-1]
+            assert order["CREDFERRY_CALLER"] == MEMBER
+            assert order["CREDFERRY_CALLER_UID"] == host.run("id", "-u", MEMBER).stdout.strip()
+    finally:
+        host.run("rm", grant)
+        host.run("systemctl", "reload", "dbus.service")
+    assert DENIED in bus.call("Hold", "db-1", user=MEMBER)
+
+
+def test_an_order_that_is_refused_is_none(bus: Bus) -> None:
+    """An unknown order, one on a VM that cannot take it, and a long reason leave nothing behind."""
+    before, starts = len(orders(bus)), bus.starts()
+    assert error_name(bus, "Order", "restart", "web", "") == "org.credferry.Error.UnknownOrder"
+    assert error_name(bus, "Order", "rotate", "wbe", "") == "org.credferry.Error.UnknownVm"
+    assert error_name(bus, "Order", "rotate", "web", "x" * 201) == "org.credferry.Error.Reason"
+    refused = bus.host.run("credferry", "hold", "web", "--reason", "x" * 201, check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "the reason is longer than 200 characters" in refused.stderr
+    assert (len(orders(bus)), bus.starts(), bus.vm("web")["Held"]) == (before, starts, False)
 
 
 def test_status_for_members_of_the_group(bus: Bus) -> None:
@@ -551,8 +632,10 @@ def test_without_a_policy(bus: Bus) -> None:
         )
         assert "policy" in told["MESSAGE"]
         starts = bus.starts()
-        row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+        row = json.loads(bus.deployment.credferry("rotate", "web", "--json", "--reason", "no bus"))[0]
         assert (row["state"], bus.starts()) == ("in step", starts + 1)
+        (order,) = orders(bus, CREDFERRY_REASON="no bus")
+        assert (order["CREDFERRY_ORDER"], order["CREDFERRY_CALLER_UID"]) == ("rotate", "0")
         bus.publish(api_key=b"without a policy")
         bus.deployment.wait_in_step("web")
         row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]

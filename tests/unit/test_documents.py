@@ -68,7 +68,7 @@ def test_fields_of_records() -> None:
     """The page about the journal has each field that the agent and the launcher send, and no other."""
     sources = [*(ROOT / "agent").glob("*.py"), *(ROOT / "launcher").glob("*.py")]
     code = "\n".join(path.read_text() for path in sources)
-    sent = set(re.findall(r"[\"'](CREDFERRY_[A-Z]+)(?=[\"'=])", code)) - {"CREDFERRY_CONFIG"}
+    sent = set(re.findall(r"[\"'](CREDFERRY_[A-Z_]+)(?=[\"'=])", code)) - {"CREDFERRY_CONFIG"}
     assert set(FIELDS) - {"OBJECT_SYSTEMD_UNIT"} == sent
 
 

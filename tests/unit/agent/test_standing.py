@@ -14,11 +14,13 @@ from agent.config import CredentialConfig, VmConfig
 from agent.desired import Desired
 from agent.documents import moment
 from agent.errors import OrderError
+from agent.events import Order
 from agent.evidence import Evidence
 from agent.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path, vm_properties
 from agent.keys import CredentialKey
 from agent.notes import Attempt, Outcome
-from agent.orders import Order, Orders
+from agent.operators import Operator
+from agent.orders import Orders
 from agent.reconcile import Decision, Observed, State, decide
 from agent.standing import UNDER_WAY, standing
 from agent.store import Store
@@ -158,7 +160,7 @@ def test_an_order_before_the_agent_is_ready() -> None:
     hints: list[str] = []
     orders = Orders(hints.append)
     with pytest.raises(OrderError, match="starting"):
-        orders.give("web", Order.ROTATE)
+        orders.give("web", Order.ROTATE, Operator(0))
     assert orders.pending() == set()
     assert hints == []
 
@@ -175,7 +177,17 @@ def test_the_page_tells_of_everything(store: Store) -> None:
     page = (CHECKOUT / "docs/dbus.md").read_text()
     shown = vm_properties(standing(observed(store), Decision(VM, State.IN_STEP), store))
     assert shown.keys() | {"Order", "OrderResult"} == VM_PROPERTIES.keys()
-    errors = {"Held", "NotRunning", "NothingSealed", "RolledBack", "NothingBefore", "Busy", "UnknownVm"}
+    errors = {
+        "Held",
+        "NotRunning",
+        "NothingSealed",
+        "RolledBack",
+        "NothingBefore",
+        "Busy",
+        "UnknownVm",
+        "UnknownOrder",
+        "Reason",
+    }
     for name in {
         *VM_PROPERTIES,
         *AGENT_PROPERTIES,

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.events import Event
+from agent.events import Event, Order
 from agent.history import History, UnitEvent, UnitRecord
 from agent.journal import Record
 from agent.periods import periods
-from agent.story import Outcome, tell, within
+from agent.story import Ordered, Outcome, tell, within
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 ROTATION = (Event.PUBLISHED, Event.SEALED, Event.RESTART_ASKED, Event.LAUNCHED, Event.RESTARTED)
@@ -108,6 +109,84 @@ def test_values_that_came_back() -> None:
     assert [sorted(each) for each in reverted] == [[], [], ["KEY"], [], [], ["KEY"]]
     assert (reverted[2]["KEY"].generation, reverted[2]["KEY"].time) == (1, at(1))
     assert reverted[5]["KEY"].generation == 4
+
+
+def ordered(order: Order, seconds: float, run: str) -> Record:
+    """An operator's order."""
+    return replace(
+        record(Event.ORDERED, seconds, run=run),
+        generation=None,
+        order=order.value,
+        caller="jane",
+        caller_uid=1000,
+        reason="a test",
+    )
+
+
+def test_an_order_begins_a_story_of_its_own() -> None:
+    """What follows from it is its story, the launch too, which names the change; the change's has ended."""
+    records = [
+        *rotation("a", 0, 1, "1"),
+        ordered(Order.ROTATE, 100, "o"),
+        record(Event.RESTART_ASKED, 101, run="o"),
+        record(Event.LAUNCHED, 102, run="a"),
+        record(Event.RESTARTED, 103, run="o"),
+    ]
+    for past in (records, [*records[:7], records[8], replace(records[7], time=at(103.5))]):
+        first, second = tell(past).rotations
+        assert (first.outcome, first.seconds, first.later) == (Outcome.RESTARTED, 4, [])
+        assert (second.outcome, second.began, second.later) == (Outcome.RESTARTED, at(100), [])
+        assert sorted(step.label for step in second.steps) == [
+            *("launched", "ordered", "restart asked", "restarted"),
+        ]
+        assert second.ordered == Ordered("rotate", "jane", 1000, "a test")
+        assert first.ordered is None
+
+
+def test_an_ordered_rollback_is_its_own_story_and_nothing_bad() -> None:
+    """The launch of the older generation, and that the VM is back on it, belong to the order."""
+    for late in (False, True):
+        launch = record(Event.LAUNCHED, 102.5 if late else 101, run="a")
+        end = record(Event.ROLLED_BACK, 102, run="o")
+        records = [
+            *rotation("a", 0, 1, "1"),
+            *rotation("b", 10, 2, "2"),
+            ordered(Order.ROLL_BACK, 100, "o"),
+            *((end, launch) if late else (launch, end)),
+        ]
+        first, second, third = tell(records).rotations
+        assert (first.later, second.later, third.later) == ([], [], [])
+        assert (second.outcome, third.outcome) == (Outcome.RESTARTED, Outcome.ROLLED_BACK)
+        assert {step.label for step in third.steps} == {"ordered", "launched", "rolled back"}
+        assert not third.is_bad
+
+
+def test_an_order_that_delivers_a_change() -> None:
+    """A change that waited for its window was not superseded by the order that hastened it."""
+    records = [
+        *(record(event, number) for number, event in enumerate(ROTATION[:2])),
+        ordered(Order.ROTATE, 10, "o"),
+        record(Event.RESTART_ASKED, 11, run="o"),
+        record(Event.LAUNCHED, 12),
+        record(Event.RESTARTED, 13, run="o"),
+    ]
+    assert [each.outcome for each in tell(records[:2]).rotations] == [Outcome.SEALED]
+    assert [each.outcome for each in tell(records[:3]).rotations] == [Outcome.SEALED, Outcome.ORDERED]
+    assert [each.outcome for each in tell(records).rotations] == [Outcome.STARTED, Outcome.RESTARTED]
+
+
+def test_orders_that_restart_nothing() -> None:
+    """To hold a VM, or to release it, is a fact beside the stories; a dropped order is told in its own."""
+    records = [
+        ordered(Order.HOLD, 0, "h"),
+        record(Event.HELD, 0, run="h"),
+        ordered(Order.ROTATE, 1, "o"),
+        record(Event.ORDER_DROPPED, 2, run="o"),
+    ]
+    story = tell(records)
+    assert [each.event for each in story.facts] == [Event.ORDERED, Event.HELD]
+    assert [each.outcome for each in story.rotations] == [Outcome.DROPPED]
+    assert story.rotations[0].is_bad
 
 
 def test_what_comes_after_a_rotation() -> None:
