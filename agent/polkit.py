@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""polkit's rule for an agent that is not root: it may restart the configured VMs, and do no more."""
+"""polkit's rule for an agent that is not root: it may restart the configured VMs.
+
+systemd tells polkit the unit and the verb, and not the job's mode: SECURITY.md says what that leaves.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-from agent.units import HEALTH_UNIT
+from agent.units import HEALTH_UNIT, restart_unit
 
 if TYPE_CHECKING:
     from agent.config import Config
 
-_RESTARTS = ("try-restart", "restart", "reset-failed")
-"""What the agent asks of a VM's unit, in polkit's words (systemd, src/core/dbus-manager.c, ``verb``)."""
-_HEALTH_CHECKS = ("start",)
+_RESTARTS = ("try-restart",)
+"""What the agent asks of a VM's unit, in polkit's words (systemd, src/core/dbus-manager.c, ``verb``).
+
+Not ``restart``, which starts what an operator has stopped: `restart_unit` does that for what has failed.
+"""
+_STARTS = ("start",)
 
 # ECMAScript 5 is what both of polkit's interpreters take, mozjs and duktape. A call may come without a unit
 # (StartTransientUnit does). It says NO, as a rule that comes later could say YES.
@@ -33,7 +39,8 @@ polkit.addRule(function (action, subject) {{
 def rule(config: Config, user: str) -> str:
     """The rule by which a user may restart the units of a configuration's VMs, and check their health."""
     granted: dict[str, tuple[str, ...]] = {vm.unit: _RESTARTS for vm in config.vms.values()}
-    granted |= {HEALTH_UNIT.format(vm=vm.name): _HEALTH_CHECKS for vm in config.vms.values() if vm.health}
+    granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}
+    granted |= {HEALTH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.health}
     # A path is the one thing here that may hold anything, an end of line included.
     return _RULE.format(
         file=ascii(str(config.file))[1:-1],

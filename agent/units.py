@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,10 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_RESTART_UNIT = "credferry-restart@{unit}.service"
 HEALTH_UNIT = "credferry-health@{vm}.service"
 """What checks a VM's health, where it has a check; made by its name."""
 FLAPS = 2
 """So often started anew by systemd, a unit counts as one that fails over and over."""
+
+
+def restart_unit(unit: str) -> str:
+    """The unit that starts another again which has failed; escaped as by systemd-escape(1)."""
+    escaped = re.sub(
+        rb"[^A-Za-z0-9:_.]|\A\.",
+        lambda found: b"-" if found[0] == b"/" else b"\\x%02x" % found[0][0],
+        unit.encode(),
+    )
+    return _RESTART_UNIT.format(unit=escaped.decode())
 
 
 @dataclass(frozen=True, slots=True)

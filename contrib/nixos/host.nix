@@ -260,12 +260,14 @@ in
           pkgs.writeTextDir "lib/systemd/system/${file}" (
             units.service {
               agent = lib.getExe cfg.package;
+              systemctl = lib.getExe' config.systemd.package "systemctl";
             } (../systemd + "/${file}")
           )
         )
         [
           "credferry.service"
           "credferry-health@.service"
+          "credferry-restart@.service"
           "credferry-seal.service"
         ];
 

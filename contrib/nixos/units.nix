@@ -64,12 +64,17 @@ in
   inherit parse;
 
   /*
-    A unit's text with the program of this system.
+    A unit's text with the programs of this system.
 
     agent: path of `credferry`.
+    systemctl: path of `systemctl`.
   */
   service =
-    { agent }: file: builtins.replaceStrings [ "=/usr/bin/credferry " ] [ "=${agent} " ] (builtins.readFile file);
+    { agent, systemctl }:
+    file:
+    builtins.replaceStrings [ "=/usr/bin/credferry " "=/usr/bin/systemctl " ] [ "=${agent} " "=${systemctl} " ] (
+      builtins.readFile file
+    );
 
   /*
     The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,
