@@ -143,6 +143,11 @@ def check_body(size: int, credentials: Sequence[Credential], major: int) -> None
         return
     # A string of ours takes two quotes and a comma in JSON, and nothing in it is escaped.
     before = size - sum(length + 2 for _, length in _sizes(credentials))
+    if before > limit:
+        raise _refuse(
+            f"the configuration is over the {limit} bytes that cloud-hypervisor {major} takes in a request",
+            "make the command line shorter, or use a cloud-hypervisor after 53",
+        )
     for name, length in _sizes(credentials):
         before += length + 2
         if before > limit:
@@ -150,10 +155,6 @@ def check_body(size: int, credentials: Sequence[Credential], major: int) -> None
                 f"credential {name} does not fit: cloud-hypervisor {major} takes {limit} bytes in a request",
                 "deliver fewer or smaller credentials, or use a cloud-hypervisor after 53",
             )
-    raise _refuse(
-        f"the configuration is over the {limit} bytes that cloud-hypervisor {major} takes in a request",
-        "make the command line shorter, or use a cloud-hypervisor after 53",
-    )
 
 
 def check_arguments(words: Iterable[str]) -> None:

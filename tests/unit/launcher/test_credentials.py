@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""What PID 1 unsealed: read whole, in the manifest's order, and as what the manifest says that it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.credentials import Credential, Delivered, read
+from launcher.errors import Exit, LaunchError
+from launcher.handoff import Channel, Delivery, Kind, Manifest, Secret, unit_credential
+
+from .conftest import CANARY, VM, credentials, sealed
+
+SIZE_MAX = 1 << 20
+VALUES = {
+    "Z": (Kind.PLAIN, CANARY.encode()),
+    "A": (Kind.SEALED, sealed()),
+    "M": (Kind.TEXT, b"text"),
+}
+
+
+def of(*kinds: Kind) -> Delivered:
+    """A generation with one credential of each kind."""
+    manifest = Manifest(VM, 1, "a" * 64, "b" * 32, Delivery(), ())
+    return Delivered(
+        manifest, tuple(Credential(f"C{at}", kind, Secret(b"x")) for at, kind in enumerate(kinds))
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "has_plaintext"),
+    [
+        ((), False),
+        ((Kind.SEALED,), False),
+        ((Kind.TEXT,), False),
+        ((Kind.SEALED, Kind.TEXT), False),
+        ((Kind.PLAIN,), True),
+        ((Kind.SEALED, Kind.TEXT, Kind.PLAIN), True),
+        ((Kind.PLAIN, Kind.SEALED), True),
+    ],
+    ids=str,
+)
+def test_readable_secrets_are_known_as_such(kinds: tuple[Kind, ...], has_plaintext: bool) -> None:
+    """What is sealed for the guest, and what is no secret, does not count as readable; one that is does."""
+    assert of(*kinds).has_plaintext is has_plaintext
+
+
+def test_a_generation_is_read_as_its_manifest_says(tmp_path: Path) -> None:
+    """The manifest, and its names, kinds and values in its order; other files are not read."""
+    manifest = credentials(tmp_path, VALUES, Delivery(channel=Channel.COMMAND, guest_systemd=255))
+    (tmp_path / unit_credential("value.OTHER")).write_bytes(b"of another unit")
+    found = read(tmp_path)
+    assert found.manifest == manifest
+    assert [(each.name, each.kind, each.value.reveal()) for each in found.credentials] == [
+        (name, kind, value) for name, (kind, value) in VALUES.items()
+    ]
+
+
+def test_a_credential_has_its_form_of_an_oem_string() -> None:
+    """Sealed ones as they are, others in Base64; what may be shown has the name and no value."""
+    plain, as_sealed, text = (Credential("N", kind, Secret(b"QUJD")) for kind in Kind)
+    assert plain.string.reveal() == text.string.reveal() == b"io.systemd.credential.binary:N=UVVKRA=="
+    assert as_sealed.string.reveal() == b"io.systemd.credential:N=QUJD"
+    assert plain.redacted == text.redacted == "io.systemd.credential.binary:N=<redacted>"
+    assert as_sealed.redacted == "io.systemd.credential:N=<redacted>"
+
+
+def test_the_largest_credential_that_systemd_takes_is_taken(tmp_path: Path) -> None:
+    """1 MiB is read whole, and one byte more is refused by its name and the limit."""
+    credentials(tmp_path, {"K": (Kind.PLAIN, b"x" * SIZE_MAX)}, Delivery())
+    assert len(read(tmp_path).credentials[0].value.reveal()) == SIZE_MAX
+    credentials(tmp_path, {"K": (Kind.PLAIN, b"x" * (SIZE_MAX + 1))}, Delivery())
+    with pytest.raises(LaunchError, match="credential K is larger than 1048576 bytes") as caught:
+        read(tmp_path)
+    assert caught.value.status is Exit.CREDENTIALS
+
+
+@pytest.mark.parametrize("file", ["manifest", "value.Z"])
+@pytest.mark.parametrize("spoil", ["missing", "a link", "a directory", "empty"])
+def test_what_is_not_there_as_it_should_be_is_refused(tmp_path: Path, file: str, spoil: str) -> None:
+    """Status 65, and a line that names what lacks; a link is not followed, wherever it leads."""
+    directory = tmp_path / "c"
+    credentials(directory, VALUES, Delivery())
+    path = directory / unit_credential(file)
+    content = path.read_bytes()
+    path.unlink()
+    match spoil:
+        case "a link":
+            (tmp_path / "elsewhere").write_bytes(content)
+            path.symlink_to(tmp_path / "elsewhere")
+        case "a directory":
+            path.mkdir()
+        case "empty":
+            path.touch()
+    with pytest.raises(LaunchError) as caught:
+        read(directory)
+    assert caught.value.status is Exit.CREDENTIALS
+    assert ("manifest" if file == "manifest" else "credential Z") in str(caught.value)
+    if spoil == "missing":
+        assert "credferry:/var/lib/credferry/vms/%i/current" in caught.value.hint
+        assert f"credferry_{file}" in str(caught.value)
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def descriptors() -> set[str]:
+    """What this process has open."""
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    """Neither of what was read nor of what was refused: an exec would hand it on."""
+    credentials(tmp_path, VALUES, Delivery())
+    before = descriptors()
+    read(tmp_path)
+    (tmp_path / unit_credential("value.M")).write_bytes(b"another")
+    with pytest.raises(LaunchError):
+        read(tmp_path)
+    assert descriptors() == before
