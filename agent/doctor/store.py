@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from agent.doctor import probe
 from agent.doctor.chain import AGENT, HOST_KEY
 from agent.doctor.finding import UnseenError, hint, ok, problem
+from agent.errors import SealError, StoreError
 from launcher.handoff import MANIFEST_FILE, unit_credential
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if not probe.is_root():
         raise UnseenError("sealed generations")
     current = chain.store.vm_directory(vm.name) / "current"
+    seal = f"credferry sync --config {shlex.quote(str(chain.file))} --no-restart --vm {vm.name}"
     manifest = chain.store.current(vm.name)
     if manifest is None:
         what = "cannot be opened" if current.is_symlink() else "is not there"
@@ -69,7 +71,19 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             vm=vm.name,
             why="its unit cannot start",
             remedy="seal what is published; where that fails, its error says why",
-            commands=[f"credferry sync --config {shlex.quote(str(chain.file))} --no-restart --vm {vm.name}"],
+            commands=[seal],
+        )
+        return
+    try:
+        chain.store.values(vm.name)
+    except (StoreError, SealError) as error:
+        yield problem(
+            "vm.generation",
+            str(error),
+            vm=vm.name,
+            why="the launcher refuses it: the VM's next start fails",
+            remedy="see who could write there; then have it sealed anew",
+            commands=[f"rm -r {shlex.quote(str(current.resolve()))}", seal],
         )
         return
     yield ok("vm.generation", f"generation {manifest.generation} is sealed, and opens", vm.name)
