@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from benchmarks.bed import AGENT, CONTENDER, INSIDE
+from benchmarks.bed import AGENT, CONTENDER, IDLE, INSIDE
 from benchmarks.results import CREDFERRY, LIMIT, PATH_UNIT, POLLING, SHELL
 
 if TYPE_CHECKING:
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 _SHELL_STORE = "/var/lib/bench-shell"
+_EVIDENCE = """\
+ExecStartPre=-+/usr/bin/install -D -m 0600 ${CREDENTIALS_DIRECTORY}/credferry_manifest \
+/run/credferry-evidence/%i@${INVOCATION_ID}
+ExecStopPost=-+/usr/bin/rm -f /run/credferry-evidence/%i@${INVOCATION_ID}
+"""
+"""As in contrib's drop-in for a VM."""
 
 
 class Contender(ABC):
@@ -65,10 +71,15 @@ class Credferry(Contender):
 
     name = CREDFERRY
     unit = AGENT
-    drop_in = "[Service]\nLoadCredentialEncrypted=credferry:/var/lib/credferry/vms/%i/current\n"
+    drop_in = "[Service]\nLoadCredentialEncrypted=credferry:/var/lib/credferry/vms/%i/current\n" + _EVIDENCE
 
     def prepare(self, bed: Bed, world: World) -> None:
         """Seal, and have all VMs run with it."""
+        # The agent asks systemd more about units that keep no evidence.
+        bed.host.write(
+            f"/etc/systemd/system/{IDLE.format('')}.d/50-evidence.conf", "[Service]\n" + _EVIDENCE
+        )
+        bed.host.run("systemctl", "daemon-reload")
         bed.host.run("credferry", "sync", "--no-restart")
         lines = "".join(f"{vm} {unit}\n" for vm, unit in world.idle.items())
         bed.host.run(sys.executable, "-I", f"{INSIDE}/stamps.py", stdin=lines)

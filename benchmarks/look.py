@@ -25,7 +25,14 @@ from agent.pace import Pacer
 from agent.sealer import Sealer
 from agent.store import Store
 from agent.units import UnitState
-from tests.support.evidence import leave
+from launcher.handoff import (
+    EVIDENCE_PARENT,
+    Channel,
+    Stamp,
+    evidence_name,
+    stamp_path,
+    write_stamp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -114,7 +121,12 @@ def fill(empty: Place, size: int = 32) -> None:
     for name in empty.config.vms:
         manifest = store.current(name)
         assert manifest is not None  # noqa: S101 (it was just sealed)
-        leave(empty.top / "run", manifest, _INVOCATION)
+        evidence = empty.top / "run" / EVIDENCE_PARENT / evidence_name(name, _INVOCATION)
+        evidence.parent.mkdir(parents=True, exist_ok=True)
+        evidence.write_bytes(manifest.to_bytes())
+        directory = stamp_path(name, empty.top / "run").parent
+        directory.mkdir(parents=True)
+        write_stamp(directory, Stamp(name, 1, manifest.digest, manifest.run, _INVOCATION, Channel.API, 0))
 
 
 def _fill_aside(empty: Place, size: int) -> None:

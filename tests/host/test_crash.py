@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.events import Event
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
 from tests.support.gate import Gate
@@ -38,7 +39,6 @@ AGENT = "credferry.service"
 STORE = "/var/lib/credferry"
 TRACE = "/tmp/crash.trace"
 ASK, RESTART, JUDGE = "ask systemd", "ask systemd for the restart", "ask systemd how it went"
-RESTART_FAILED = "965f8815862c4afabbdc41fc2febce98"
 # No resync: a look comes from its hint alone, so that counts are the same in each rotation.
 TABLES = """
 [source]
@@ -254,7 +254,7 @@ def test_starting_restarts_nothing(site: Site) -> None:
 def test_vms_that_were_there_before(crash_host: Host) -> None:
     """A VM started before credferry was known is left alone by any number of starts of the agent.
 
-    A later change does try; that no stamp comes of it is told loudly, and not tried again.
+    So is it at a later change: its unit keeps no evidence of a start, and the remedy is told.
     """
     deployment, sops = Deployment(crash_host), SopsNix(crash_host)
     deployment.add_vm("old", VmFiles(launcher=False))
@@ -269,15 +269,14 @@ def test_vms_that_were_there_before(crash_host: Host) -> None:
             crash_host.wait(lambda: deployment.status()["old"]["state"] == "in step", 20, "in step")
         assert deployment.unit("old")["InvocationID"] == invocation
         sops.publish({"api-key": b"after"})
-        crash_host.wait(lambda: deployment.status()["old"]["state"] == "failed", 30, "failure")
-        assert "credferry-launch" in deployment.status()["old"]["reasons"][0]
-        failures = crash_host.journal(MESSAGE_ID=RESTART_FAILED, CREDFERRY_VM="old")
-        assert len(failures) == 2, "the first attempt and the one retry"
-        assert {entry["PRIORITY"] for entry in failures} == {"3"}
+        crash_host.wait(lambda: deployment.status()["old"]["state"] == "refused", 30, "the refusal")
+        assert "keeps no evidence" in deployment.status()["old"]["reasons"][0]
+        told = crash_host.journal(MESSAGE_ID=Event.REFUSED.value, CREDFERRY_VM="old")
+        assert "credferry doctor" in told[-1]["MESSAGE"]
         for _ in range(2):
             site.restart_agent()
-            assert deployment.status()["old"]["state"] == "failed"
-        assert deployment.starts("old") == 3
+            crash_host.wait(lambda: deployment.status()["old"]["state"] == "refused", 20, "the refusal")
+        assert deployment.unit("old")["InvocationID"] == invocation
     finally:
         deployment.close()
         sops.remove()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.events import Event
-from launcher.handoff import OEM_TOTAL_MAX
+from launcher.handoff import OEM_TOTAL_MAX, Channel, Manifest, Stamp
 from tests.support.deployment import Deployment, broken_by_bad
 from tests.support.installation import VM_USER
 from tests.support.producer import SopsNix
@@ -89,8 +89,12 @@ class Site:
 
     def stamp(self, **forged: object) -> str:
         """A script that puts a stamp of the present invocation there, with some fields forged."""
-        true = json.loads(self.host.path(STAMP).read_bytes())
-        text = json.dumps({**true, **forged}).replace(OLDER, self.first)
+        invocation = self.deployment.unit("db")["InvocationID"]
+        manifest = Manifest.from_bytes(self.host.path(f"{EVIDENCE}/db@{invocation}").read_bytes())
+        true = Stamp(
+            *(manifest.vm, manifest.generation, manifest.digest, manifest.run, invocation), Channel.API, 0
+        )
+        text = json.dumps({**json.loads(true.to_bytes()), **forged}).replace(OLDER, self.first)
         return f"printf %s {shlex.quote(text)} >{STAMP}.new && mv -f {STAMP}.new {STAMP}"
 
 
@@ -140,14 +144,12 @@ def test_a_forged_stamp_changes_nothing(site: Site, forged: dict[str, object]) -
 )
 def test_what_is_no_stamp_changes_nothing(site: Site, script: str) -> None:
     """Neither is it waited for, followed, or read without end."""
-    kept = site.host.path(STAMP).read_bytes() if site.host.path(STAMP).is_file() else None
     before = site.facts()
     site.forge(script)
     site.looks()
     assert site.facts() == before
     site.host.run("rm", "-rf", STAMP)
-    if kept is not None:
-        site.host.write(STAMP, kept)
+    site.forge(site.stamp())
 
 
 @pytest.mark.parametrize(
