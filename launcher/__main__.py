@@ -110,7 +110,7 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
         argv=_without_program(asked.argv),
         major=major,
         machine=os.uname().machine,
-        vm=asked.vm,
+        vm=asked.vm or _unit_s_vm(),
         argv0=_own_name(asked.argv),
         runtime=runtime,
     )
@@ -172,6 +172,15 @@ def _version(asked: str | None, real: str) -> tuple[str, int]:
     if given is None:
         raise cmdline.usage("--hypervisor-version is not a version", "give it as 53.0")
     return given
+
+
+def _unit_s_vm() -> str | None:
+    """The VM that the unit's runtime directory names; None where it names none."""
+    for directory in os.environ.get("RUNTIME_DIRECTORY", "").split(":"):
+        parent, _, vm = directory.rpartition("/")
+        if parent.endswith(f"/{RUNTIME_PARENT}"):
+            return vm
+    return None
 
 
 def _runtime(vm: str | None) -> str | None:

@@ -340,8 +340,8 @@ def test_another_vms_credentials_are_refused_without_being_told_the_name(tmp_pat
     runtime.mkdir(parents=True)
     words = ("--real", "/bin/true", "--hypervisor-version", "53", "--", *KERNEL)
     done = run(*words, CREDENTIALS_DIRECTORY=str(tmp_path / "c"), RUNTIME_DIRECTORY=str(runtime))
-    assert done.returncode == Exit.USAGE
-    assert "no runtime directory for VM other" in done.stderr
+    assert done.returncode == Exit.CREDENTIALS
+    assert "the credentials are those of VM other, not of web" in done.stderr
 
 
 def test_plaintext_in_argv_where_the_configuration_says_so(tmp_path: Path) -> None:
