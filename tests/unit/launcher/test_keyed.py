@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hmac
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launcher import keyed
@@ -27,6 +27,9 @@ def test_it_is_hmac(key: bytes, message: bytes) -> None:
 
 
 @given(PARTS, PARTS)
+@example(("a", 11, "A", Kind.PLAIN, b""), ("a1", 1, "A", Kind.PLAIN, b""))
+@example(("a", 1, "A", Kind.PLAIN, b""), ("a", 1, "Aplain", Kind.PLAIN, b""))
+@example(("a", 1, "A", Kind.PLAIN, b"plain"), ("a", 1, "Aplain", Kind.PLAIN, b""))
 def test_two_places_have_two_digests(
     one: tuple[str, int, str, Kind, bytes], other: tuple[str, int, str, Kind, bytes]
 ) -> None:
