@@ -15,7 +15,9 @@ DONE, CANCELED = "done", "canceled"
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The VM runs what it was restarted for, or something newer."""
+    """The VM runs what it was restarted for, or something newer. ``unit`` is what told so."""
+
+    unit: UnitState
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,9 @@ class Rollout:
             attempt, manifest = observed.attempt, self.store.current(name)
             if decision.roll_back and attempt is not None:
                 return self._roll_back(vm, attempt, manager)
-            if decision.prove and attempt is not None and manifest is not None:
-                return self._prove(vm, manifest, attempt, manager, time.monotonic())
+            if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
+                began = time.monotonic()
+                return self._prove(vm, manifest, attempt, manager, began=began, unit=observed.unit)
             if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             # One that a restart of ours left down is not left there for another's sake.
@@ -224,7 +225,7 @@ class Rollout:
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
             ending = self._ask(vm, manifest, manager, unit, again=again)
             if isinstance(ending, Succeeded):
-                return self._prove(vm, manifest, attempt, manager, began)
+                return self._prove(vm, manifest, attempt, manager, began=began, unit=ending.unit)
             if self.stop.is_set():
                 return State.CHANGING
             if isinstance(ending, Overruled):
@@ -237,10 +238,16 @@ class Rollout:
         return self._fail(vm, attempt, reason, manager)
 
     def _prove(
-        self, vm: VmConfig, manifest: Manifest, attempt: Attempt, manager: SystemManager, began: float
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        attempt: Attempt,
+        manager: SystemManager,
+        *,
+        began: float,
+        unit: UnitState,
     ) -> State:
         """Have a VM that was restarted found healthy, where it has a check of its health."""
-        unit = manager.unit(vm.unit)
         # What it was started on: something newer may have been sealed while it was down.
         ran = self.observer.evidence(vm, unit) or manifest
         if vm.health:
@@ -310,7 +317,7 @@ class Rollout:
                 said = overdue(unit, before)
                 break
             unit = manager.unit(vm.unit)
-        return judged(said, result, unit, before) if said else Succeeded()
+        return judged(said, result, unit, before) if said else Succeeded(unit)
 
     def _verdict(
         self, vm: VmConfig, unit: UnitState, manifest: Manifest, before: str, restarts: int
