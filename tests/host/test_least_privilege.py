@@ -215,17 +215,25 @@ def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
 
 def test_a_stopped_vm_stays_stopped(unprivileged: Deployment) -> None:
     """Whatever the agent's user may ask for, in any mode, a VM that an operator stopped is not started."""
-    host = unprivileged.host
+    host, beside = unprivileged.host, "/etc/systemd/system/beside.service"
     unprivileged.credferry("sync", "--no-restart")
     unprivileged.start_vm("web")
+    # Because of this one systemd has the VM's unit loaded, stopped or not.
+    host.write(beside, f"[Unit]\nAfter={WEB}\n[Service]\nExecStart=/bin/sleep infinity\n")
+    host.run("systemctl", "start", "beside.service")
     host.run("systemctl", "stop", WEB)
     starts = unprivileged.starts("web")
-    for mode in ("replace", "fail", "flush", "replace-irreversibly", "ignore-dependencies"):
-        call(host, USER, "TryRestartUnit", "ss", WEB, mode)
-        call(host, USER, "StartUnit", "ss", restart_unit(WEB), mode)
-        host.wait(lambda: "Job" not in host.unit(restart_unit(WEB)), 20, "the end of its job")
-        assert unprivileged.unit("web")["ActiveState"] == "inactive", mode
-    assert unprivileged.starts("web") == starts
+    try:
+        for mode in ("replace", "fail", "flush", "replace-irreversibly", "ignore-dependencies"):
+            for method in ("TryRestartUnit", "RestartUnit", "ReloadOrRestartUnit", "StartUnit"):
+                call(host, USER, method, "ss", WEB, mode)
+            assert call(host, USER, "StartUnit", "ss", restart_unit(WEB), mode) == "", mode
+            host.wait(lambda: "Job" not in host.unit(restart_unit(WEB)), 20, "the end of its job")
+            assert unprivileged.unit("web")["ActiveState"] == "inactive", mode
+        assert unprivileged.starts("web") == starts
+    finally:
+        host.run("systemctl", "stop", "beside.service")
+        host.run("rm", beside)
 
 
 def test_what_polkit_cannot_narrow(unprivileged: Deployment) -> None:

@@ -66,4 +66,105 @@ PROTECTIONS: Final = (
         ),
         ("tests/unit/agent/test_config.py::test_powerful_names_can_be_allowed",),
     ),
+    Protection(
+        "each user of the bus has a limit of calls, and root has none",
+        (
+            Edit(
+                "agent/admission.py",
+                "if uid != _ROOT and (self._under_way[uid] >= PER_USER or others >= OF_ALL):",
+                "if self._under_way.total() >= OF_ALL:",
+            ),
+        ),
+        (
+            "tests/host/test_control.py::test_a_member_cannot_lock_root_out",
+            "tests/unit/agent/test_admission.py::test_many_users_together_have_a_limit_and_root_has_none",
+        ),
+    ),
+    Protection(
+        "the audit has the user that the bus tells",
+        (Edit("agent/control.py", "Operator.of_user(caller.uid, reason)", "Operator.of_user(0, reason)"),),
+        ("tests/host/test_control.py::test_the_bus_says_who_orders",),
+    ),
+    Protection(
+        "a spreadsheet finds no formula",
+        (
+            Edit(
+                "agent/printable.py",
+                'return f"\'{text}" if text.lstrip().startswith(_FORMULAS) else text',
+                "return text",
+            ),
+        ),
+        (
+            "tests/host/test_audit.py::test_what_a_vm_says_acts_on_no_reader",
+            "tests/property/test_printable.py::test_every_form_of_the_audit",
+        ),
+    ),
+    Protection(
+        "a terminal obeys no record",
+        (Edit("agent/cli/terminal.py", "{printable(line)}", "{line}"),),
+        (
+            "tests/host/test_audit.py::test_what_a_vm_says_acts_on_no_reader",
+            "tests/property/test_printable.py::test_every_form_of_the_audit",
+        ),
+    ),
+    Protection(
+        "the page has no control characters",
+        (
+            Edit(
+                "agent/timeline.py",
+                'return printable_lines("\\n".join(lines)) + "\\n"',
+                'return "\\n".join(lines) + "\\n"',
+            ),
+        ),
+        (
+            "tests/host/test_audit.py::test_what_a_vm_says_acts_on_no_reader",
+            "tests/property/test_printable.py::test_every_form_of_the_audit",
+        ),
+    ),
+    Protection(
+        "polkit grants no verb that starts a stopped VM",
+        (Edit("agent/polkit.py", '_RESTARTS = ("try-restart",)', '_RESTARTS = ("try-restart", "restart")'),),
+        (
+            "tests/host/test_least_privilege.py::test_polkit_grants_no_more",
+            "tests/host/test_least_privilege.py::test_a_stopped_vm_stays_stopped",
+        ),
+    ),
+    Protection(
+        "root's unit starts only what has failed",
+        (
+            Edit(
+                "contrib/systemd/credferry-restart@.service",
+                "ExecCondition=/usr/bin/systemctl --quiet is-failed -- %I\n",
+                "",
+            ),
+        ),
+        ("tests/host/test_least_privilege.py::test_a_stopped_vm_stays_stopped",),
+    ),
+    Protection(
+        "polkit lets root's unit start what has failed",
+        (
+            Edit(
+                "agent/polkit.py",
+                "granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}",
+                "pass",
+            ),
+        ),
+        ("tests/host/test_least_privilege.py::test_a_vm_that_its_restart_left_failed",),
+    ),
+    Protection(
+        "polkit lets the agent's user restart what runs",
+        (Edit("agent/polkit.py", '_RESTARTS = ("try-restart",)', "_RESTARTS = ()"),),
+        ("tests/host/test_least_privilege.py::test_what_polkit_cannot_narrow",),
+    ),
+    Protection(
+        "a health check may be started where there is one",
+        (
+            Edit(
+                "agent/polkit.py",
+                " for vm in config.vms.values() if vm.health}",
+                " for vm in config.vms.values()}",
+            ),
+        ),
+        ("tests/host/test_least_privilege.py::test_a_health_check_may_be_started_where_there_is_one",),
+    ),
 )
