@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     manifests: list[Manifest] = []
     try:
+        if words[:1] == [arguments.ROOT_PROGRAM]:
+            _root_program(words[1:])
         _run_or_refuse(arguments.parse(words), manifests)
     except LaunchError as error:
         _report(error, manifests, quiet=arguments.is_question(words))
@@ -73,6 +75,20 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
         _become(asked.real or "", _without_program(asked.argv))
     else:
         _start(asked, manifests, None)
+
+
+def _root_program(words: Sequence[str]) -> NoReturn:
+    """Become a program, where nobody but root can have put it there. Raises `LaunchError`."""
+    from launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
+
+    if len(words) != 1:
+        raise cmdline.usage(f"{arguments.ROOT_PROGRAM} takes one path", "see credferry-launch --help")
+    (path,) = words
+    try:
+        os.close(trust.open_file(path))
+        os.execv(path, [path])  # noqa: S606 (no shell is wanted)
+    except OSError as error:
+        raise cmdline.usage(f"{path} cannot be run: {error.strerror}", "correct the VM's files") from None
 
 
 def _on_host(verb: str, vm: Spec) -> None:

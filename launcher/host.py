@@ -15,8 +15,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from launcher import api
+from launcher import api, trust
+from launcher.cmdline import usage
 from launcher.errors import Exit, LaunchError
+from launcher.spec import SHARES_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ def virtiofsd(spec: Spec) -> None:
         _ready()
         signal.sigwait(_ENDINGS)
         return
+    for share in spec.shares:
+        _check_socket(share)
     program = _program()
     running: dict[int, Share] = {}
     stop: list[int] = []
@@ -99,6 +103,23 @@ def virtiofsd(spec: Spec) -> None:
             _end(running, stop, signal.SIGTERM)
             raise _failed(f"virtiofsd of share {share.tag} failed", "see what it said before this")
         running[_serve(program, share)] = share
+
+
+def _check_socket(share: Share) -> None:
+    """Refuse a socket in a directory that others can change: root makes it, and changes its group."""
+    directory, _, name = share.socket.rpartition("/")
+    if not directory.startswith("/") or not name:
+        raise usage(
+            f"the socket of share {share.tag} is no absolute path",
+            f"leave it out, or give one below {SHARES_DIRECTORY}",
+        )
+    try:
+        trust.check_directory(directory)
+    except OSError as error:
+        raise usage(
+            f"the socket of share {share.tag} cannot be made in {directory}: {error.strerror}",
+            "the unit needs RuntimeDirectory=credferry-shares/%i",
+        ) from None
 
 
 def _serve(program: str, share: Share) -> int:

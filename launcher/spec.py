@@ -7,7 +7,9 @@ more that say what the host does. Paths are relative to the working directory, a
 
 from __future__ import annotations
 
-from launcher import schema
+import os
+
+from launcher import schema, trust
 from launcher.cmdline import usage
 from launcher.errors import Exit, failed
 from launcher.handoff import is_vm_name
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _NOTIFY_PORT: Final = 8888
 
 _DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
+SHARES_DIRECTORY: Final = "/run/credferry-shares"
+"""Below it is ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares: it belongs to root."""
 _SIZE_MAX: Final = 1 << 20
 _TEXTS: Final = frozenset(
     {
@@ -99,11 +103,14 @@ class Spec(Record):
 
 
 def load(path: Path) -> Spec:
-    """Read and check a spec. Raises `LaunchError` (USAGE), whose text names file and key."""
+    """Read and check a spec. Raises `LaunchError` (USAGE), whose text names file and key.
+
+    Root takes it only from where nobody but root can have put it.
+    """
     import tomllib  # noqa: PLC0415 (microvm.nix's way does without it)
 
     try:
-        with path.open("rb") as file:
+        with os.fdopen(trust.open_file(str(path)), "rb") as file:
             content = file.read(_SIZE_MAX)
         tables = tomllib.loads(content.decode())
     except OSError as error:
@@ -175,7 +182,7 @@ def _name(tables: Table) -> str:
 def _complete(tables: Table, name: str) -> None:
     """What microvm.nix would fill in."""
     for share in tables["shares"]:
-        share.setdefault("socket", f"{name}-virtiofs-{share['tag']}.sock")
+        share.setdefault("socket", f"{SHARES_DIRECTORY}/{name}/{share['tag']}.sock")
     if tables["shares"]:
         tables["memory"].setdefault("shared", True)
     if "vsock" in tables:

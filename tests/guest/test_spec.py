@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.deployment import Deployment, guest_files
 from tests.support.guest import COMMAND_LINE, Variant, credential_printer, device_user, guest
-from tests.support.installation import HYPERVISOR, VM_USER, serve
+from tests.support.installation import HYPERVISOR, serve
 from tests.support.wiring import SERVER_PORT, Wiring, listen
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ cmdline = "{COMMAND_LINE}"
 memory = 512
 
 [[disks]]
-path = "volume.img"
+path = "{HOME}/volume.img"
 image_type = "raw"
 readonly = true
 
@@ -57,7 +57,6 @@ def test_a_guest_boots_from_a_spec(host: Host, sops: SopsNix) -> None:
     Wiring(host, "from-spec").volume({"in": b"a volume"})
     host.run("chmod", "0666", "/dev/net/tun")  # udev would
     host.write(f"{HOME}/current/vm.toml", SPEC)
-    host.run("chown", VM_USER, HOME)
     serve(host, "from-spec")
     deployment.configure(CONFIG)
     unit = "microvm@from-spec.service"

@@ -351,7 +351,7 @@ def child_dies(site: Site) -> None:
     """The launcher's child ends so, in the middle of its request."""
     with site.rude("hang"):
         unit = "microvm@rude.service"
-        socket_path = site.host.path("/var/lib/microvms/rude/rude.sock")
+        socket_path = site.host.path("/var/lib/microvms/rude/work/rude.sock")
         site.host.wait(lambda: socket_path.exists() and children(site, unit), 20, "the request")
         for pid in children(site, unit):
             site.signal(pid, signal.SIGABRT)

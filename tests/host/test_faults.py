@@ -95,7 +95,7 @@ class Site:
 
     def started(self, vm: str) -> int:
         """How often a VM was started, as the VM itself has counted."""
-        return len(self.host.path(f"/var/lib/microvms/{vm}/{STARTS}").read_text().splitlines())
+        return len(self.host.path(f"/var/lib/microvms/{vm}/work/{STARTS}").read_text().splitlines())
 
     def arrived(self) -> bool:
         """Whether the VM's present invocation was given what is published."""

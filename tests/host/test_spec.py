@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.deployment import LIGHT_KERNEL, Deployment
-from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER, serve
+from tests.support.installation import CHECKOUT, HYPERVISOR, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,6 @@ def deployment(host: Host) -> Iterator[Deployment]:
     """The example's VM, without its disk and its network, as a light one."""
     made = Deployment(host)
     host.write(f"{HOME}/current/vm.toml", SPEC)
-    host.run("chown", VM_USER, HOME)
     serve(host, "test-vm")
     light = "[Service]\nEnvironment=CREDFERRY_STANDIN_BOOT=0\nTimeoutStopSec=5s\n"
     host.write(f"/etc/systemd/system/{UNIT}.d/60-light.conf", light)

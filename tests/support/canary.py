@@ -159,7 +159,7 @@ class Site:
 
     def put(self, vm: str, endpoint: str) -> None:
         """A request without a body to a VM's hypervisor."""
-        directory = os.open(self.host.path(f"/var/lib/microvms/{vm}"), os.O_PATH | os.O_DIRECTORY)
+        directory = os.open(self.host.path(f"/var/lib/microvms/{vm}/work"), os.O_PATH | os.O_DIRECTORY)
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(20)

@@ -18,7 +18,7 @@ from launcher.handoff import Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
 from tests.support.host import POLL_SECONDS, patience
-from tests.support.installation import CHECKOUT, HYPERVISOR, VM_USER
+from tests.support.installation import CHECKOUT, HYPERVISOR
 from tests.support.kernel import kernel
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class Deployment:
         wrapped = ["credferry-launch", "--real", HYPERVISOR, "--"] if files.launcher else [HYPERVISOR]
         script = f"#!/bin/bash\n{files.before}\nexec -a microvm@{name} {shlex.join([*wrapped, *command])}\n"
         self.host.write(f"{home}/current/bin/microvm-run", script, 0o755)
-        self.host.run("chown", VM_USER, home)
         drop_in = f"/etc/systemd/system/microvm@{name}.service.d"
         conf = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text()
         if not files.launcher:
@@ -134,7 +133,7 @@ class Deployment:
 
     def vm_info(self, name: str) -> dict[str, Any]:
         """The hypervisor's ``vm.info``."""
-        path = self.host.path(f"/var/lib/microvms/{name}/{name}.sock")
+        path = self.host.path(f"/var/lib/microvms/{name}/work/{name}.sock")
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
             # Through a descriptor of its directory: the whole path is longer than a socket's may be.

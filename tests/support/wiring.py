@@ -126,11 +126,17 @@ class Wiring:
         self._script("tap-down", "".join(tap.down() for tap in taps))
 
     def share(self, directory: str) -> str:
-        """Have a directory of the host's served; returns the socket's path, relative to the VM's home."""
+        """Have a directory of the host's served; returns the socket's path."""
         self._host.run("mkdir", "-p", directory)
-        name = f"{self._vm}-virtiofs.sock"
+        name = f"/run/credferry-shares/{self._vm}/files.sock"
         programs = "/usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd"
         options = f"--socket-path={name} --socket-group=kvm -o source={shlex.quote(directory)}"
+        # Our own unit serves specs alone; a VM with a program of its own for it brings a unit as well.
+        drop_in = f"/etc/systemd/system/microvm-virtiofsd@{self._vm}.service.d/60-program.conf"
+        program = f"{self.home}/current/bin/virtiofsd-run"
+        self._host.write(
+            drop_in, f"[Unit]\nConditionPathExists=\n[Service]\nExecStart=\nExecStart={program}\n"
+        )
         self._script(
             "virtiofsd-run",
             f"rm -f {name}\n"

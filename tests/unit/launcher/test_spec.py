@@ -109,11 +109,13 @@ path = "/sys/x"
         *("--platform", f"uuid=1-2,oem_strings=[a=b,c,{speccommand.NOTIFY}]"),
         *("--console=null", "--serial=tty", "--vsock", "cid=3,socket=notify.vsock"),
         *("--disk", 'path="a,b[.img",readonly=on,queue_affinity=[0@[0-1]]'),
-        *("--fs", "tag=data,socket=web-virtiofs-data.sock", "--api-socket", "web.sock"),
+        *("--fs", "tag=data,socket=/run/credferry-shares/web/data.sock", "--api-socket", "web.sock"),
         *("--net", "tap=t0,mac=02:00:00:00:00:01,num_queues=4", "--device", "path=/sys/x", "--pvpanic"),
     ]
     loaded = spec.load(tmp_path / "vm.toml")
-    assert loaded.shares == (spec.Share("data", "/srv", "web-virtiofs-data.sock", readonly=True),)
+    assert loaded.shares == (
+        spec.Share("data", "/srv", "/run/credferry-shares/web/data.sock", readonly=True),
+    )
     assert loaded.networks == (spec.Network("t0", ("10.0.0.1/24", "fd00::1/64"), 2),)
     assert loaded.notify_socket == "notify.vsock_8888"
     assert loaded.sockets == ("web.sock", "notify.vsock")
