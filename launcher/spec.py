@@ -28,7 +28,7 @@ _NOTIFY_PORT: Final = 8888
 
 _DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
 SHARES_DIRECTORY: Final = "/run/credferry-shares"
-"""Below it is ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares: it belongs to root."""
+"""Below it is ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares. It is root's."""
 _SIZE_MAX: Final = 1 << 20
 _TEXTS: Final = frozenset(
     {

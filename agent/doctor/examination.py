@@ -21,6 +21,7 @@ from agent.doctor import (
     source,
     store,
     units,
+    vm_directory,
     vm_state,
     vm_unit,
 )
@@ -62,6 +63,7 @@ VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.generation", store.check_vm),
     ("vm.unit", vm_unit.check),
     ("vm.settings", vm_unit.check_settings),
+    ("vm.directory", vm_directory.check),
     ("vm.launcher", launcher.check),
     ("vm.hypervisor", launcher.check_hypervisor),
     ("vm.landlock", landlock.check),

@@ -118,6 +118,7 @@ ROUNDS = {
         Fault("vm.start-limit", extended("web", "90-b", "[Unit]\\nStartLimitIntervalSec=60"), "web"),
         Fault("vm.restart", extended("web", "90-c", "[Service]\\nRestart=on-failure"), "web"),
         Fault("vm.health", "systemctl mask credferry-health@.service", "web"),
+        Fault("vm.directory", "chown microvm /var/lib/microvms/web", "web"),
         Fault("vm.restarters.path", RESTARTER, "web"),
     ),
     "services and wiring": (

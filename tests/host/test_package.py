@@ -178,6 +178,9 @@ def test_an_upgrade_from_the_first_form(bare: Host, tmp_path: Path) -> None:
     shown = {name: _shown(row) for name, row in deployment.status().items()}
     assert shown["behind"]["running"] != shown["behind"]["sealed"]
     assert "renewed /etc/systemd/system/microvm@plain.service.d" in install(host, package)
+    for name in VALUES:  # their files are root's now, before anything of theirs is started again
+        home = f"/var/lib/microvms/{name}"
+        assert host.run("stat", "-c", "%U", home, f"{home}/work").stdout.split() == ["root", "microvm"]
     host.wait(lambda: deployment.status()["plain"]["running"] is not None, 20, "the new agent's look")
     assert {name: _shown(row) for name, row in deployment.status().items()} == shown
     assert {name: deployment.unit(name)["InvocationID"] for name in VALUES} == before
@@ -204,6 +207,7 @@ def _runs_on_the_first_form(host: Host, deployment: Deployment, sops: SopsNix) -
         # What the tests themselves add to the drop-in, which is here that of then.
         host.write(f"{directory}/60-test.conf", "[Service]\n" + text[text.rindex("\nRestartSec=") :])
         host.write(f"{directory}/50-credferry.conf", edited + drop_in_of_form_1())
+        host.run("chown", "microvm:", f"/var/lib/microvms/{name}")  # as the tutorial said then
     host.run("systemctl", "daemon-reload")
     sops.publish({f"{name}-key": b"first" for name in VALUES})
     host.run("systemctl", "start", AGENT)

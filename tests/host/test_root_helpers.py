@@ -65,7 +65,7 @@ def from_spec(deployment: Deployment, more: str = "") -> None:
 
 
 def test_the_users_own_directory_decides_nothing(deployment: Deployment, sops: SopsNix) -> None:
-    """The VM's user cannot replace what root's helpers take, and what lies in its own directory is not taken.
+    """The VM's user cannot replace what root's helpers take; they take nothing from its own directory.
 
     A rotation, which restarts the helpers as well, goes on as ever.
     """
@@ -91,7 +91,7 @@ def test_the_users_own_directory_decides_nothing(deployment: Deployment, sops: S
 
 @pytest.mark.parametrize("way", ["tap-up", "vm.toml", "link"])
 def test_a_directory_that_the_user_can_change_is_refused(deployment: Deployment, way: str) -> None:
-    """Where the VM's directory belongs to its user, root's helpers refuse to start, and say what mends it."""
+    """Where the VM's directory belongs to its user, root's helpers do not start, and say what mends it."""
     host = deployment.host
     from_spec(deployment)
     host.run("chown", VM_USER, HOME)
@@ -122,7 +122,7 @@ def test_the_remedy_mends_it(deployment: Deployment) -> None:
 
 
 def test_shares_are_served_from_a_directory_of_roots(deployment: Deployment) -> None:
-    """The sockets that root makes and gives to a group are out of the VM's user's reach; the VM can connect."""
+    """The VM's user cannot replace the sockets that root makes and gives to a group; it can connect."""
     host = deployment.host
     from_spec(deployment, SHARED)
     host.run("mkdir", "-p", "/srv/files")
@@ -141,7 +141,7 @@ def test_shares_are_served_from_a_directory_of_roots(deployment: Deployment) -> 
 
 
 def test_a_socket_elsewhere_is_refused(deployment: Deployment) -> None:
-    """A spec that wants a share's socket in the VM's user's directory is refused, by name and with the remedy."""
+    """A spec is refused that wants a share's socket in a directory of the VM's user."""
     host = deployment.host
     from_spec(deployment, f'{SHARED}socket = "{HOME}/work/files.sock"\n')
     host.run("mkdir", "-p", f"{HOME}/work")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""The directory of a VM's files: whether somebody but root could change what root's helpers run."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.doctor import probe
+from agent.doctor.finding import hint, ok, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_CHECK: Final = "vm.directory"
+_PARENT: Final = Path("/var/lib/microvms")
+_HELPERS: Final = ("microvm-tap-interfaces@{instance}.service", "microvm-virtiofsd@{instance}.service")
+_LAUNCHER: Final = "credferry-launch"
+_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether root alone can change ``/var/lib/microvms/VM/current`` and what it leads to."""
+    prefix, at, instance = vm.unit.removesuffix(".service").partition("@")
+    current = _PARENT / instance / "current"
+    if prefix != "microvm" or not at or not os.path.lexists(current):
+        return
+    found = changeable(current)
+    if found is None:
+        yield ok(_CHECK, f"root alone can change {current}", vm.name)
+        return
+    path, who = found
+    if _is_refused(instance):
+        yield problem(
+            _CHECK,
+            f"{path} can be changed by {who}",
+            vm=vm.name,
+            why="the helpers of the VM run as root and refuse its files: the VM's next start fails",
+            remedy="see that the VM's files are what you put there; then give the directory to root",
+            commands=(f"chown root:root {path}", f"chmod go-w {path}"),
+        )
+        return
+    yield hint(
+        _CHECK,
+        f"{path} can be changed by {who}, and microvm.nix's helpers run programs below {current} as root",
+        vm=vm.name,
+        why="a VMM that was broken out of can put programs there; root runs them at the VM's next start",
+        remedy="nothing can be set: microvm.nix's units have this shape. See SECURITY.md",
+    )
+
+
+def changeable(path: Path) -> tuple[Path, str] | None:
+    """The first component of a path, or of its target, that others than root can change, and who can."""
+    for start in (path, Path(os.path.realpath(path))):
+        for component in (*reversed(start.parents), start):
+            try:
+                status = component.lstat()
+            except OSError:
+                return None
+            if status.st_uid != 0:
+                return component, _name(status.st_uid)
+            if status.st_mode & _OTHERS and not stat.S_ISLNK(status.st_mode):
+                return component, "others than root"
+    return None
+
+
+def _is_refused(instance: str) -> bool:
+    """Whether the VM's helpers are those that check the path: they go through the launcher."""
+    return any(
+        _LAUNCHER in word
+        for helper in _HELPERS
+        for line in probe.command_lines(probe.unit(helper.format(instance=instance)))
+        for word in line
+    )
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
