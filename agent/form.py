@@ -51,6 +51,11 @@ def check(state: Path) -> None:
         )
 
 
+def is_barred(state: Path) -> bool:
+    """Whether releases that know form 1 alone can seal nothing there."""
+    return (state / _BARRED).is_dir()
+
+
 def write(state: Path) -> None:
     """Note that a store is of the present form, and bar releases that know form 1 alone. Raises OSError."""
     barred = state / _BARRED

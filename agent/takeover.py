@@ -43,10 +43,13 @@ def take_over(
 
     It is not while systemd cannot be asked which VMs run. Raises `StoreError`, `BusError`.
     """
-    if form.read(store.state) >= form.FORM:
+    if form.read(store.state) >= form.FORM and form.is_barred(store.state):
         return True
     with store.lock():
         try:
+            if form.read(store.state) >= form.FORM:
+                form.write(store.state)
+                return True
             is_empty = not _renew_all(store)
             if manager is None and not is_empty:
                 return False

@@ -358,7 +358,7 @@ def test_root_works_beside_it(unprivileged: Deployment) -> None:
     unprivileged.start_vm("web", "db")
     host.run("systemctl", "stop", AGENT)
     # A lock of root's would be the end of the agent; so these are made by root, each of them.
-    host.run("sh", "-c", f"rm -f {STORE}/*lock {STORE}/guest-keys/*")
+    host.run("sh", "-c", f"rm -rf {STORE}/*lock {STORE}/guest-keys/*")
     unprivileged.credferry(*MAKE_KEY)
     sops.publish({"api-key": b"by root"})
     unprivileged.credferry("sync")

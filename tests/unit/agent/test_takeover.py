@@ -209,6 +209,15 @@ def test_a_release_of_the_first_form_is_barred(site: Site) -> None:
         os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+def test_the_bar_is_put_back(site: Site) -> None:
+    """Whoever has cleared the store of its locks."""
+    assert site.take_over()
+    shutil.rmtree(site.store.state / "lock")
+    (site.store.state / "lock").touch()
+    assert site.take_over(with_bus=False)
+    assert (site.store.state / "lock").is_dir()
+
+
 @pytest.mark.parametrize("opening", [open_store, open_store_untouched])
 def test_a_store_of_a_later_form_is_refused(site: Site, opening: object) -> None:
     """With one line, before the host's key is touched, and for good: to start again does not help."""
