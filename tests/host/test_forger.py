@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.events import Event
+from agent.reconcile import NOT_REPORTED
 from launcher.handoff import OEM_TOTAL_MAX, Channel, Manifest, Stamp
 from tests.support.deployment import Deployment, broken_by_bad
 from tests.support.installation import VM_USER
@@ -70,20 +71,24 @@ class Site:
         return self.host.run("sh", "-c", script, user=VM_USER, check=False).stdout
 
     def looks(self) -> None:
-        """Have the agent look once more, in a new run of its own, too: that knows nothing from before."""
+        """Have the agent look once more, and again as one that has never seen a launcher's own report."""
         self.deployment.credferry("sync")
-        self.host.run("systemctl", "restart", "credferry.service")
+        self.host.run("systemctl", "stop", "credferry.service")
+        self.host.run("sh", "-c", "rm /var/lib/credferry/vms/*/reported.json")
+        self.host.run("systemctl", "start", "credferry.service")
         self.deployment.credferry("sync")
 
     def facts(self) -> dict[str, object]:
         """What must not change for what is forged."""
+        rows = self.deployment.status()
+        assert [each for row in rows.values() for each in row["reasons"] if each != NOT_REPORTED] == []
         told = (Event.RESTART_ASKED, Event.RESTART_FAILED, Event.ROLLED_BACK, Event.REFUSED, Event.SEALED)
         return {
             "invocations": [self.deployment.unit(vm)["InvocationID"] for vm in ("web", "db")],
             "audit": [len(self.host.journal(MESSAGE_ID=event.value)) for event in told],
             "status": {
-                vm: {key: row[key] for key in ("state", "sealed", "running", "last_result", "reasons")}
-                for vm, row in self.deployment.status().items()
+                vm: {key: row[key] for key in ("state", "sealed", "running", "last_result")}
+                for vm, row in rows.items()
             },
         }
 
@@ -182,6 +187,14 @@ def test_rotations_go_on_under_a_forger(site: Site) -> None:
         site.rotate("db", b"db 4")
     finally:
         forger.kill()
+
+
+def test_a_forged_size_holds_no_rotation_back(site: Site) -> None:
+    """The launcher's own report came first and is kept: no later one counts, not in a new run either."""
+    site.deployment.credferry("sync")
+    site.forge(site.stamp(other_oem_bytes=OEM_TOTAL_MAX))
+    site.host.run("systemctl", "restart", "credferry.service")
+    site.rotate("db", b"db 5")
 
 
 def test_a_rollback_goes_by_evidence(site: Site) -> None:

@@ -166,5 +166,59 @@ PROTECTIONS: Final = (
             ),
         ),
         ("tests/host/test_least_privilege.py::test_a_health_check_may_be_started_where_there_is_one",),
+        "the launcher takes no value that is not its manifest's",
+        (Edit("launcher/credentials.py", "if not manifest.holds(entry, value):", "if False:"),),
+        ("tests/unit/launcher/test_main.py::test_a_value_of_somewhere_else_is_refused",),
+    ),
+    Protection(
+        "the agent takes no value that is not its manifest's",
+        (Edit("agent/store.py", "if not manifest.holds(entry, value):", "if False:"),),
+        ("tests/unit/agent/test_store.py::test_a_single_file_of_somewhere_else_is_refused",),
+    ),
+    Protection(
+        "evidence of starts is root's",
+        (Edit("agent/evidence.py", "owners=_trusted(), ", ""),),
+        ("tests/unit/agent/test_evidence.py::test_files_and_directories_of_others_count_as_none",),
+    ),
+    Protection(
+        "evidence alone says what a VM runs",
+        (
+            Edit(
+                "agent/reconcile.py",
+                "known = (now.evidence, now.assumed)",
+                "known = (now.hint, now.assumed)",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_reconcile.py::test_a_report_does_not_say_what_runs",
+            "tests/host/test_forger.py::test_a_forged_stamp_changes_nothing",
+        ),
+    ),
+    Protection(
+        "a launcher's report that is gone is no failed start",
+        (
+            Edit(
+                "agent/reconcile.py",
+                "if now.unit.is_flapping and now.hint is None and not grace_over:",
+                "if now.unit.is_flapping and now.hint is None:",
+            ),
+        ),
+        ("tests/unit/agent/test_reconcile.py::test_a_report_that_is_gone_rolls_nothing_back",),
+    ),
+    Protection(
+        "a launcher's report is opened as a file of somebody else's",
+        (
+            Edit(
+                "agent/observe.py",
+                "read_untrusted(known.stamp_path, limit=_STAMP_SIZE_MAX, below=runtime)",
+                "known.stamp_path.read_bytes()",
+            ),
+        ),
+        ("tests/host/test_forger.py::test_what_is_no_stamp_changes_nothing",),
+    ),
+    Protection(
+        "nobody but root reads evidence",
+        (Edit("contrib/systemd/credferry-vm.conf", "install -D -m 0600", "install -D -m 0644"),),
+        ("tests/host/test_forger.py::test_evidence_is_out_of_reach",),
     ),
 )
