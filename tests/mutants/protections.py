@@ -166,6 +166,8 @@ PROTECTIONS: Final = (
             ),
         ),
         ("tests/host/test_least_privilege.py::test_a_health_check_may_be_started_where_there_is_one",),
+    ),
+    Protection(
         "the launcher takes no value that is not its manifest's",
         (Edit("launcher/credentials.py", "if not manifest.holds(entry, value):", "if False:"),),
         ("tests/unit/launcher/test_main.py::test_a_value_of_somewhere_else_is_refused",),
