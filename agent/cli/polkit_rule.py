@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``credferry polkit-rule``: what lets an agent without root restart the configured VMs, and do no more."""
+"""``credferry polkit-rule``: what lets an agent without root restart the configured VMs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ in
     default = false;
     description = ''
       Whether the agent runs as the user `${user}`, with no capability but CAP_DAC_READ_SEARCH. polkit lets it restart
-      the units of the configured VMs, and nothing else.
+      the units of the configured VMs where they run, and start them where they have failed. SECURITY.md says what a
+      job's mode leaves beyond that.
     '';
   };
 
