@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,12 @@ from agent.cli.single_pass import SinglePass
 from agent.cli.sync import settled_look
 from agent.config import Config, VmConfig, load
 from agent.documents import OrderRow
-from agent.errors import SourceError, VmError
+from agent.errors import CredferryError, OrderError, SourceError, VmError
 from agent.events import Order
 from agent.operators import Operator, record
 from agent.orders import PERMITS
 from agent.reconcile import State
+from agent.units import SystemManager
 
 if TYPE_CHECKING:
     from agent.cli.remote import RemoteAgent
@@ -66,10 +68,37 @@ def _order(file: Path, names: list[str], order: Order, reason: str, *, json: boo
     vms = chosen(config, names)
     agent = running_agent(config)
     if agent is None:
-        rows = _by_ourselves(config, vms, order, operator)
+        manager = connect()
+        try:
+            rows, refusals = _each(vms, _by_ourselves(config, manager, order, operator))
+        finally:
+            manager.close()
     else:
         with agent:
-            rows = [_by_agent(agent, vm, order, reason) for vm in vms]
+            rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason))
+    if rows or not refusals:
+        _print(rows, json=json)
+    if refusals:
+        more = f"; and {len(refusals) - 1} more VMs refuse it, see credferry status" if refusals[1:] else ""
+        raise VmError(str(refusals[0]), hint=f"{refusals[0].hint}{more}")
+    fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
+
+
+def _each(
+    vms: list[VmConfig], carry_out: Callable[[VmConfig], OrderRow]
+) -> tuple[list[OrderRow], list[CredferryError]]:
+    """What became of each VM, and why others cannot take the order, which keeps nobody else from it."""
+    rows: list[OrderRow] = []
+    refusals: list[CredferryError] = []
+    for vm in vms:
+        try:
+            rows.append(carry_out(vm))
+        except (OrderError, VmError) as error:
+            refusals.append(error)
+    return rows, refusals
+
+
+def _print(rows: list[OrderRow], *, json: bool) -> None:
     if json:
         print_json(rows)
     else:
@@ -77,7 +106,6 @@ def _order(file: Path, names: list[str], order: Order, reason: str, *, json: boo
             ["VM", "STATE", "RUNS", "REASON"],
             [[row.vm, row.state.value, str(row.generation or "-"), row.reason] for row in rows],
         )
-    fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
 
 
 def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> OrderRow:
@@ -90,37 +118,34 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> Or
     return OrderRow(vm=vm.name, state=state, generation=found["Running"], reason=reason)
 
 
-def _by_ourselves(config: Config, vms: list[VmConfig], order: Order, operator: Operator) -> list[OrderRow]:
+def _by_ourselves(
+    config: Config, manager: SystemManager, order: Order, operator: Operator
+) -> Callable[[VmConfig], OrderRow]:
     ours = SinglePass.of(config)
-    manager = connect()
-    rows = []
-    try:
-        ours.take_over(config, manager)
-        for vm in vms:
-            given = time.monotonic()
-            observed = ours.observer.look_or_refuse([vm], manager).observed[0]
-            PERMITS[order](ours.store, observed)
-            run = record(ours.audit, order, vm, operator)
-            state = None
-            while state is None:
-                # What is published is sealed first, as the agent would have done.
-                with suppress(SourceError):
-                    look = settled_look(config, ours.observer, [vm], manager, given)
-                    ours.sealer.seal_due(look)
-                if order is Order.ROTATE:
-                    state = ours.rollout.rotate(vm.name, manager, given, run)
-                else:
-                    state = ours.rollout.go_back(vm.name, manager, run)
-            attempt = ours.store.attempt(vm.name)
-            evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
-            rows.append(
-                OrderRow(
-                    vm=vm.name,
-                    state=state,
-                    generation=evidence.generation if evidence is not None else 0,
-                    reason=attempt.reason if attempt is not None else "",
-                )
-            )
-    finally:
-        manager.close()
-    return rows
+    ours.take_over(config, manager)
+
+    def carry_out(vm: VmConfig) -> OrderRow:
+        given = time.monotonic()
+        observed = ours.observer.look_or_refuse([vm], manager).observed[0]
+        PERMITS[order](ours.store, observed)
+        run = record(ours.audit, order, vm, operator)
+        state = None
+        while state is None:
+            # What is published is sealed first, as the agent would have done.
+            with suppress(SourceError):
+                look = settled_look(config, ours.observer, [vm], manager, given)
+                ours.sealer.seal_due(look)
+            if order is Order.ROTATE:
+                state = ours.rollout.rotate(vm.name, manager, given, run)
+            else:
+                state = ours.rollout.go_back(vm.name, manager, run)
+        attempt = ours.store.attempt(vm.name)
+        evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
+        return OrderRow(
+            vm=vm.name,
+            state=state,
+            generation=evidence.generation if evidence is not None else 0,
+            reason=attempt.reason if attempt is not None else "",
+        )
+
+    return carry_out

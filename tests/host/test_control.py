@@ -352,6 +352,21 @@ def test_rotate_and_hold(bus: Bus) -> None:
     bus.call("Release", "web")
 
 
+@pytest.mark.parametrize("is_running", [True, False], ids=["with the agent", "without the agent"])
+def test_one_vm_that_refuses_keeps_no_other_from_an_order(bus: Bus, *, is_running: bool) -> None:
+    """Of a pattern's VMs each that can take the order is restarted; the others are told of, in one line."""
+    starts = bus.starts()
+    bus.deployment.credferry("hold", "db-1")
+    if not is_running:
+        bus.host.run("systemctl", "stop", AGENT)
+    done = bus.host.run("credferry", "rotate", "*", "--json", check=False)
+    assert done.returncode == 1
+    assert [row["vm"] for row in json.loads(done.stdout)] == ["web"]
+    assert done.stderr == "credferry: db-1: is held: release it first: credferry release db-1\n"
+    assert bus.starts() == starts + 1
+    bus.deployment.credferry("release", "db-1")
+
+
 def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
     """An operator's rollback gives the VM its former values; the next change, or a retry, ends that."""
     bus.publish(api_key=b"former")
