@@ -48,6 +48,8 @@ def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: P
             # The kind is asked before the open: opening a device can have effects.
             _check(path, os.stat(name, dir_fd=directory, follow_symlinks=False), owners)
             descriptor = os.open(name, _FILE, dir_fd=directory)
+        except UntrustedFileError:
+            raise
         except OSError as error:
             if error.errno in {errno.ELOOP, errno.ENOTDIR}:
                 raise _refuse(
@@ -68,13 +70,11 @@ def read_untrusted(
 
     A larger file raises `UntrustedFileError`.
     """
-    with os.fdopen(open_untrusted(path, owners=owners, below=below), "rb", buffering=0) as file:
-        content = bytearray()
-        while len(content) <= limit and (part := file.read(limit + 1 - len(content))):
-            content += part
+    with os.fdopen(open_untrusted(path, owners=owners, below=below), "rb") as file:
+        content = file.read(limit + 1)
     if len(content) > limit:
         raise _refuse(path, errno.EFBIG, f"it is larger than {limit} bytes")
-    return bytes(content)
+    return content
 
 
 def _check(path: Path, status: os.stat_result, owners: Container[int] | None) -> None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import KeyFileError, SealError
 from agent.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key
-from agent.sealing import NEVER, PLAINTEXT_MAX, is_valid_name, one_line, seal, unseal
+from agent.sealing import (
+    NEVER,
+    PLAINTEXT_MAX,
+    SEALED_MAX,
+    is_valid_name,
+    one_line,
+    seal,
+    sealed_size,
+    unseal,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "data/sealed-credential-vectors.json").read_text())["sets"]
 OPEN = [
@@ -193,3 +205,99 @@ class TestKeyFiles:
     def test_keys_do_not_show_themselves(self) -> None:
         """A key's repr holds nothing of it."""
         assert repr(KEY) == "CredentialKey(…)"
+
+
+def made(
+    plaintext: bytes, *, key: CredentialKey = KEY, header: bytes | None = None, wrap: bool = True
+) -> bytes:
+    """A blob with any content at all, sealed as the format says."""
+    iv = bytes(12)
+    head = header or (
+        bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
+        + struct.pack("<IIII", 32, 1, 12, 16)
+        + iv
+        + bytes(4)
+    )
+    data = head + AESGCM(key.aes_key).encrypt(iv, plaintext, head)
+    return base64.b64encode(data) if wrap else data
+
+
+def metadata(timestamp: int, not_after: int, name: bytes) -> bytes:
+    """What stands before the value."""
+    fields = struct.pack("<QQI", timestamp, not_after, len(name)) + name
+    return fields + bytes(-len(fields) % 8)
+
+
+def now() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def test_the_present_moment_counts() -> None:
+    """Without a given moment, a credential expires by the clock, and none is made that has expired."""
+    second = 1_000_000
+    assert unseal(seal(b"v", name="n", key=KEY, not_after=now() + 3600 * second), name="n", key=KEY) == b"v"
+    expired = seal(b"v", name="n", key=KEY, timestamp=1, not_after=now() - second)
+    with pytest.raises(SealError, match="expired"):
+        unseal(expired, name="n", key=KEY)
+    with pytest.raises(SealError, match="expire before"):
+        seal(b"v", name="n", key=KEY, not_after=now() - second)
+
+
+@pytest.mark.parametrize(("timestamp", "not_after"), [(2000, 2000), (2001, 2000)])
+def test_timestamps_out_of_order_are_refused(timestamp: int, not_after: int) -> None:
+    """As systemd does: not-after must come after the timestamp, unless there is no timestamp."""
+    with pytest.raises(SealError, match="out of order"):
+        unseal(made(metadata(timestamp, not_after, b"n") + b"v"), name="n", key=KEY, now=0)
+    assert unseal(made(metadata(NEVER, not_after, b"n") + b"v"), name="n", key=KEY, now=0) == b"v"
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a/b", b"a:b", b".."])
+def test_a_name_inside_that_is_none_is_refused(name: bytes) -> None:
+    """Bytes that are no name of a credential raise the one error, whatever is asked for."""
+    with pytest.raises(SealError, match="holds a name that is not valid"):
+        unseal(made(metadata(1, NEVER, name) + b"v"), name=None, key=KEY)
+
+
+def test_an_error_names_the_credential() -> None:
+    """The name that was asked for stands in each refusal; without one, the text says so."""
+    for blob in (b"!", base64.b64encode(b"rubbish" * 20), made(metadata(1, 2, b"n"))):
+        for name, shown in (("db-password", "credential 'db-password'"), (None, "a credential ")):
+            with pytest.raises(SealError) as caught:
+                unseal(blob, name=name, key=KEY)
+            assert str(caught.value).startswith(shown)
+
+
+@given(size=st.integers(min_value=0, max_value=400), length=st.integers(min_value=1, max_value=100))
+def test_the_size_is_known_beforehand(size: int, length: int) -> None:
+    """What a sealed value will take is told exactly, whatever the value's and the name's length."""
+    name, value = "n" * length, bytes(size)
+    assert sealed_size(name, value) == len(one_line(seal(value, name=name, key=KEY)))
+
+
+def test_sizes_at_their_limits() -> None:
+    """A blob, and what it decodes to, may have the limit's size, and not a byte more."""
+    over = "over systemd's limit"
+    within = base64.b64encode(bytes(SEALED_MAX))
+    for blob in (within, within + b"\n" * (2 * SEALED_MAX - len(within))):
+        with pytest.raises(SealError, match="is not an encrypted credential"):
+            unseal(blob, name="n", key=KEY)
+    for blob in (b"QUJD" + b"\n" * (2 * SEALED_MAX - 3), base64.b64encode(bytes(SEALED_MAX + 1))):
+        with pytest.raises(SealError, match=over):
+            unseal(blob, name="n", key=KEY)
+
+
+def test_what_is_cut_short_is_told_from_what_was_altered() -> None:
+    """The least that a blob can hold is metadata, four bytes and a tag; one byte less is cut short."""
+    least = made(bytes(20 + 4), wrap=False)
+    with pytest.raises(SealError, match="cut short"):
+        unseal(base64.b64encode(least[:-1]), name="n", key=KEY)
+    with pytest.raises(SealError, match="does not open"):
+        unseal(base64.b64encode(least[:-1] + bytes([least[-1] ^ 1])), name="n", key=KEY)
+
+
+def test_foreign_characters_are_refused() -> None:
+    """Characters outside of Base64 are refused and not passed over."""
+    blob = one_line(seal(b"v", name="n", key=KEY))
+    with pytest.raises(SealError, match="is not Base64"):
+        unseal(blob[:40] + b"!" + blob[40:], name="n", key=KEY)

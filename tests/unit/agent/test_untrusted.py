@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -102,4 +103,48 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     for refused in (tmp_path / "fifo", tmp_path / "none"):
         with pytest.raises(OSError):  # noqa: PT011 (either kind)
             open_untrusted(refused)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_refusal_tells_what_and_where(tmp_path: Path) -> None:
+    """A refusal is an OSError with its number, its reason and the path, as callers show them."""
+    (tmp_path / "file").write_bytes(b"xx")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "inner").symlink_to(tmp_path)
+    _fifo(tmp_path / "fifo")
+    cases = {
+        "link": (errno.ELOOP, "it is a symbolic link"),
+        "inner/file": (errno.ELOOP, "a symbolic link or a file stands where a directory should be"),
+        "file/file": (errno.ELOOP, "a symbolic link or a file stands where a directory should be"),
+        "fifo": (errno.EINVAL, "it is not a regular file"),
+        "..": (errno.EINVAL, "the path has a '..' in it"),
+        "file": (errno.EFBIG, "it is larger than 1 bytes"),
+    }
+    for name, (number, reason) in cases.items():
+        with pytest.raises(UntrustedFileError) as caught:
+            read_untrusted(tmp_path / name, limit=1, below=tmp_path)
+        assert (caught.value.errno, caught.value.strerror) == (number, reason)
+        assert caught.value.filename == str(tmp_path / name)
+    with pytest.raises(UntrustedFileError) as caught:
+        open_untrusted(tmp_path / "file", owners={os.getuid() + 1})
+    assert caught.value.errno == errno.EPERM
+
+
+def test_what_is_swapped_after_the_first_look_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind and the owner are judged again by the descriptor, which is then closed."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    real, fifo = os.stat(path), tmp_path / "fifo"  # noqa: PTH116 (its result is what is planted)
+    _fifo(fifo)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (a count of names)
+    monkeypatch.setattr("agent.untrusted.os.stat", lambda *_, **__: real)
+    with pytest.raises(UntrustedFileError, match="not a regular file") as caught:
+        open_untrusted(fifo)
+    assert caught.value.filename == str(fifo)
+    claimed = os.stat_result((real.st_mode, 0, 0, 1, os.getuid() + 1, 0, 1, 0, 0, 0))
+    monkeypatch.setattr("agent.untrusted.os.stat", lambda *_, **__: claimed)
+    with pytest.raises(UntrustedFileError, match="belongs to uid"):
+        open_untrusted(path, owners={os.getuid() + 1})
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

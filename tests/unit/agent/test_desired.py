@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""What a VM should get: digests that only the key's owner can compute, and limits at their exact size."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import CredentialConfig, VmConfig
+from agent.desired import API_STRINGS_MAX, Desired, Fingerprints, Refused, desired, guest_id, over_limit
+from agent.keys import CredentialKey
+from agent.source import Generation, Problem, Snapshot
+from launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
+from tests.support.dictionary import LIKELY, guesses, matches
+
+KEY, OTHER_KEY = CredentialKey(bytes(4096)), CredentialKey(b"\1" * 4096)
+GUEST = CredentialKey(b"\2" * 4096)
+LABELS = ("web", "A", "B", "a", "b", "secret/a", "secret/b", "text/web/A", "text/web/T")
+
+
+def vm(name: str = "web", **settings: Any) -> VmConfig:  # noqa: ANN401 (any of the settings)
+    """A VM with two secrets and a text."""
+    credentials = {
+        "A": CredentialConfig(secret="a"),
+        "B": CredentialConfig(secret="b"),
+        "T": CredentialConfig(text="hunter2"),
+    }
+    return VmConfig(
+        **{"name": name, "unit": f"microvm@{name}.service", "credentials": credentials, **settings}
+    )
+
+
+def wanted(
+    config: VmConfig,
+    values: dict[str, Secret | Problem],
+    key: CredentialKey = KEY,
+    guest: CredentialKey | None = None,
+    fingerprints: Fingerprints | None = None,
+) -> Desired:
+    """What the VM should get, where it is not refused."""
+    snapshot = Snapshot(Generation(1, 1, committed=True), values)
+    found = desired(config, snapshot, fingerprints or Fingerprints(key), guest)
+    assert isinstance(found, Desired)
+    return found
+
+
+def published(a: bytes = LIKELY[0], b: bytes = b"other") -> dict[str, Secret | Problem]:
+    """Two values."""
+    return {"a": Secret(a), "b": Secret(b)}
+
+
+def shown(what: Desired) -> str:
+    """All that others may see of it."""
+    return json.dumps([what.digest, *([each.name, each.fingerprint] for each in what.entries)])
+
+
+def test_no_guess_is_confirmed() -> None:
+    """Nobody without the host's key can tell a likely value by its fingerprint or by the VM's digest."""
+    guessed = guesses(LABELS)
+    assert matches(shown(wanted(vm(), published())), guessed) == []
+    # The same guesses find what was made without a key.
+    import hashlib  # noqa: PLC0415 (only here)
+
+    assert matches(hashlib.sha256(b"secret/a\0" + LIKELY[0]).hexdigest()[:16], guessed)
+
+
+def test_another_key_tells_another_story() -> None:
+    """Fingerprints and digest of the same values have nothing in common under two host keys."""
+    one, other = wanted(vm(), published(), KEY), wanted(vm(), published(), OTHER_KEY)
+    assert one.digest != other.digest
+    assert {each.fingerprint for each in one.entries}.isdisjoint(each.fingerprint for each in other.entries)
+
+
+def test_digests_are_what_they_were() -> None:
+    """Known answers: a release that computed them otherwise would restart every VM of every host."""
+    what = wanted(vm(), published())
+    assert what.digest == KNOWN["digest"]
+    assert {each.name: each.fingerprint for each in what.entries} == KNOWN["fingerprints"]
+    sealed = wanted(vm(guest_key=True), published(), guest=GUEST)
+    assert sealed.digest == KNOWN["sealed"]
+    assert guest_id(GUEST) == KNOWN["guest"]
+    assert guest_id(None) == ""
+
+
+def test_a_secret_has_one_fingerprint_in_every_vm_and_a_text_has_its_own() -> None:
+    """A secret goes by its name in the source, a text by its VM and name; equal values do not show."""
+    same = published(b"v", b"v")
+    config = vm(credentials={
+        "A": CredentialConfig(secret="a"), "B": CredentialConfig(secret="b"),
+        "S": CredentialConfig(text="v"), "T": CredentialConfig(text="v"),
+    })  # fmt: skip
+    prints = {each.name: each.fingerprint for each in wanted(config, same).entries}
+    assert len(set(prints.values())) == 4
+    elsewhere = {each.name: each.fingerprint for each in wanted(vm("db"), same).entries}
+    assert elsewhere["A"] == prints["A"]
+    assert elsewhere["T"] != {each.name: each.fingerprint for each in wanted(vm(), same).entries}["T"]
+
+
+def test_a_changed_value_is_seen_though_the_last_look_is_remembered() -> None:
+    """What is remembered of a VM's last look is used for the same values alone, and for that VM alone."""
+    before = Fingerprints(KEY)
+    first = wanted(vm(), published(), fingerprints=before)
+    again = Fingerprints(KEY, before.last)
+    assert wanted(vm(), published(), fingerprints=again) == first
+    for values in (published(b=b"new"), published(a=b"new"), published(LIKELY[0] + b"other", b"")):
+        changed = Fingerprints(KEY, dict(before.last))
+        assert wanted(vm(), values, fingerprints=changed).digest != first.digest
+    other = Fingerprints(KEY, before.last)
+    assert wanted(vm("db"), published(), fingerprints=other).entries != first.entries
+
+
+def test_what_is_remembered_is_not_made_out_again() -> None:
+    """The second look at the same values takes the identity of the first."""
+    fingerprints = Fingerprints(KEY)
+    wanted(vm(), published(), fingerprints=fingerprints)
+    again = Fingerprints(KEY, fingerprints.last)
+    wanted(vm(), published(), fingerprints=again)
+    assert again._known == {}
+
+
+def test_the_guest_key_counts_for_sealed_values_alone() -> None:
+    """Another guest key changes what is sealed for the guest, and not the plain rest."""
+    mixed = {"A": CredentialConfig(secret="a", seal=True), "B": CredentialConfig(secret="b")}
+    plain = vm(credentials={"B": CredentialConfig(secret="b")}, guest_key=False)
+    config = vm(credentials=mixed)
+    assert wanted(config, published(), guest=GUEST).digest != wanted(config, published(), guest=KEY).digest
+    assert wanted(plain, published(), guest=GUEST).digest == wanted(plain, published()).digest
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "passing", "named"),
+    [
+        (Problem.BEING_WRITTEN, Problem.ABSENT, True, ["A", "B"]),
+        (Problem.ABSENT, Problem.BEING_WRITTEN, True, ["A", "B"]),
+        (Problem.ABSENT, Problem.EMPTY, False, ["A", "B"]),
+        (Secret(b"v"), Problem.ABSENT, False, ["B"]),
+    ],
+)
+def test_refusals_name_every_credential(
+    a: Secret | Problem, b: Secret | Problem, passing: bool, named: list[str]
+) -> None:
+    """All that lacks is named, with the remedy; it may pass by itself where a value is being written."""
+    found = desired(
+        vm(), Snapshot(Generation(1, 1, committed=True), {"a": a, "b": b}), Fingerprints(KEY), None
+    )
+    assert isinstance(found, Refused)
+    assert found.passing is passing
+    assert [reason[0] for reason in found.reasons] == named
+
+
+def test_credentials_without_a_secret_are_passed_over() -> None:
+    """Later credentials are still delivered."""
+    config = vm(credentials={"A": CredentialConfig(), "B": CredentialConfig(secret="b")})
+    assert set(wanted(config, published()).values) == {"B"}
+
+
+def plain_of(size: int, **settings: Any) -> tuple[VmConfig, Desired]:  # noqa: ANN401 (any of the settings)
+    """A VM whose one plain credential takes this many bytes of OEM strings, its NUL included."""
+    head = len("io.systemd.credential.binary:A=") + 1
+    config = vm(credentials={"A": CredentialConfig(secret="a")}, **settings)
+    value = b"v" * ((size - head) // 4 * 3)
+    what = wanted(config, {"a": Secret(value)})
+    left = (size - head) % 4
+    name = "A" + "x" * left
+    config = vm(credentials={name: CredentialConfig(secret="a")}, **settings)
+    what = wanted(config, {"a": Secret(value)})
+    return config, what
+
+
+@pytest.mark.parametrize("other", [0, 91])
+def test_the_limit_of_an_old_guest_is_exact(other: int) -> None:
+    """4,091 bytes with all strings and their NULs pass; one more is refused, with both remedies."""
+    assert over_limit(*plain_of(4091 - other), other) is None
+    said = over_limit(*plain_of(4092 - other), other)
+    assert said is not None
+    assert "over 4091 bytes" in said
+    assert "guest_systemd = 257" in said
+
+
+def test_a_new_guest_is_not_told_to_be_new() -> None:
+    """Where the configuration says 257, the larger limit holds, and that remedy is not offered."""
+    command = {"guest_systemd": 257, "channel": Channel.COMMAND, "plaintext_in_argv": True}
+    assert over_limit(*plain_of(65_398, **command), 0) is None
+    said = over_limit(*plain_of(65_399, **command), 0)
+    assert said is not None
+    assert "over 65398 bytes" in said
+    assert "guest_systemd" not in said
+
+
+def test_the_limit_of_the_api_is_exact() -> None:
+    """48 KiB of strings pass over the API, one byte more does not; the largest credential is named."""
+    assert over_limit(*plain_of(API_STRINGS_MAX, guest_systemd=257), 0) is None
+    said = over_limit(*plain_of(API_STRINGS_MAX + 1, guest_systemd=257), 0)
+    assert said is not None
+    assert f"over {API_STRINGS_MAX} bytes" in said
+    assert said.startswith("Ax:")
+
+
+def test_the_largest_credential_is_named() -> None:
+    """It is the one to make smaller, whatever its name."""
+    config = vm()
+    said = over_limit(config, wanted(config, {"a": Secret(b"v" * 4000), "b": Secret(b"v")}), 0)
+    assert said is not None
+    assert said.startswith("A:")
+
+
+@given(st.binary(min_size=1, max_size=2000))
+def test_the_size_in_an_initrd_is_exact(value: bytes) -> None:
+    """Sealed values in the initrd count by what they take there, and not as OEM strings."""
+    config = vm(credentials={"A": CredentialConfig(secret="a")}, guest_key=True, initrd=True)
+    assert over_limit(config, wanted(config, {"a": Secret(value)}, guest=GUEST), 4091) is None
+
+
+def test_the_limit_of_an_initrd() -> None:
+    """A guest takes 1 MiB of credentials from its initrd, and no more."""
+    config = vm(
+        credentials={name: CredentialConfig(secret=name.lower()) for name in "AB"},
+        guest_key=True,
+        initrd=True,
+    )
+    assert config.kind("A") is Kind.SEALED
+    half = b"v" * (INITRD_TOTAL_MAX * 3 // 8 - 200)
+    what = wanted(config, {"a": Secret(half), "b": Secret(half)}, guest=GUEST)
+    assert over_limit(config, what, 0) is None
+    what = wanted(config, {"a": Secret(half + b"v" * 600), "b": Secret(half)}, guest=GUEST)
+    said = over_limit(config, what, 0)
+    assert said is not None
+    assert f"over {INITRD_TOTAL_MAX} bytes" in said
+
+
+KNOWN: dict[str, Any] = {
+    "digest": "1bcf35240d734f184f972d49f8c6e88c03419fcecc17c42531c9059cce795a4a",
+    "fingerprints": {"A": "0a3bfa3d6cadfd07", "B": "81f2ec0d5a8c270b", "T": "2123cefebebd2b5a"},
+    "guest": "2ffb088398bb8aaf7c2930885ca244bd5681482f8e563d72bc88593845d9a08c",
+    "sealed": "8ea154f9cf8974899987fcdb83e3553e9d5058780ff887bfe789ee82ce795a4a",
+}
