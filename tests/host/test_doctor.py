@@ -117,6 +117,13 @@ ROUNDS = {
         ),
         Fault("vm.start-limit", extended("web", "90-b", "[Unit]\\nStartLimitIntervalSec=60"), "web"),
         Fault("vm.restart", extended("web", "90-c", "[Service]\\nRestart=on-failure"), "web"),
+        Fault("vm.evidence", extended("web", "90-d", "[Service]\\nExecStartPre="), "web"),
+        Fault(
+            "vm.evidence.removal",
+            extended("web", "90-e", "[Service]\\nExecStopPost="),
+            "web",
+            severity="hint",
+        ),
         Fault("vm.health", "systemctl mask credferry-health@.service", "web"),
         Fault("vm.directory", "chown microvm /var/lib/microvms/web", "web"),
         Fault("vm.restarters.path", RESTARTER, "web"),
