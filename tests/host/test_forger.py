@@ -74,7 +74,7 @@ class Site:
         """Have the agent look once more, and again as one that has never seen a launcher's own report."""
         self.deployment.credferry("sync")
         self.host.run("systemctl", "stop", "credferry.service")
-        self.host.run("sh", "-c", "rm /var/lib/credferry/vms/*/reported.json")
+        self.host.run("sh", "-c", "rm -f /var/lib/credferry/vms/*/reported.json")
         self.host.run("systemctl", "start", "credferry.service")
         self.deployment.credferry("sync")
 
