@@ -175,14 +175,15 @@ def guest_key(content: bytes | None) -> Callable[[Site], None]:
 
 
 def no_stamp(site: Site) -> None:
-    """A VM that somebody starts without the launcher: its restart leaves no stamp, which is a failure."""
+    """A VM that somebody starts without the launcher: nothing reports its start, which is told."""
     script = "/var/lib/microvms/plain/current/bin/microvm-run"
     before = site.host.path(script).read_text()
     site.host.write(script, before.replace(f"credferry-launch --real {HYPERVISOR} --", HYPERVISOR), 0o755)
     site.host.write(ELSEWHERE, TABLES.replace("20.0", "0.3") + VMS)
     site.publish(plain=site.fresh())
     command = ("credferry", "sync", "--config", ELSEWHERE, "--vm", "plain")
-    site.refuses(*command, status=1, naming="it left no stamp")
+    site.host.run(*command)
+    site.told("its launcher has not reported this start", CREDFERRY_VM="plain")
     site.host.write(script, before, 0o755)
     site.publish(plain=site.fresh())
 
