@@ -191,10 +191,11 @@ def test_rotations_go_on_under_a_forger(site: Site) -> None:
 
 def test_a_forged_size_holds_no_rotation_back(site: Site) -> None:
     """The launcher's own report came first and is kept: no later one counts, not in a new run either."""
+    site.rotate("db", b"db 5")
     site.deployment.credferry("sync")
     site.forge(site.stamp(other_oem_bytes=OEM_TOTAL_MAX))
     site.host.run("systemctl", "restart", "credferry.service")
-    site.rotate("db", b"db 5")
+    site.rotate("db", b"db 6")
 
 
 def test_a_rollback_goes_by_evidence(site: Site) -> None:
