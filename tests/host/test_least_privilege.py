@@ -193,7 +193,9 @@ def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
     """The agent's user may do to the configured units what the agent does, and only that; others nothing."""
     host = unprivileged.host
     host.write("/etc/systemd/system/other.service", "[Service]\nExecStart=/bin/sleep infinity\n")
-    host.run("systemctl", "start", "other.service", WEB)
+    host.run("systemctl", "start", "other.service")
+    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.start_vm("web")
     asked = ("TryRestartUnit", "ss")
     assert call(host, USER, *asked, WEB, "replace") == ""
     assert call(host, USER, *asked, "microvm@mail.service", "replace") == DENIED
@@ -260,7 +262,9 @@ def test_what_polkit_cannot_narrow(unprivileged: Deployment) -> None:
             stop = host.run("systemctl", "stop", WEB, check=False)
             assert "destructive" in stop.stderr, "the VM cannot be stopped until its restart is done"
             host.run("systemctl", "cancel", host.unit(WEB)["Job"])
-            host.run("systemctl", "stop", WEB)
+            host.run("systemctl", "stop", "--no-block", WEB)
+        ended = {"inactive", "failed"}
+        host.wait(lambda: unprivileged.unit("web")["ActiveState"] in ended, 30, "the VM's stop")
     finally:
         gate.remove()
         host.run("rm", waiting)
