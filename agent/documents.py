@@ -39,7 +39,10 @@ class Generation(_Document, frozen=True):
 
     generation: int
     digest: Annotated[
-        str | None, msgspec.Meta(description="Stands for its content; null where the agent was asked.")
+        str | None,
+        msgspec.Meta(
+            description="Stands for its content; null where the agent was asked, or without the host's key."
+        ),
     ]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, final
 from agent.errors import KeyFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 _APPLICATION_ID = bytes.fromhex("d3acecba0dad4cdfb8c9381528936c58")
@@ -91,11 +92,11 @@ def hashed_machine_id(machine_id: str) -> bytes:
     return bytes(digest)
 
 
-def read_key(path: Path, *, machine_id: str | None) -> CredentialKey:
+def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | None = None) -> CredentialKey:
     """The key in a file, under systemd's own conditions: a regular file, one link, mode 0400.
 
-    ``machine_id`` is whose it must be; None leaves that open. Raises `KeyFileError`; `FileNotFoundError`
-    when there is none.
+    ``machine_id`` is whose it must be, and ``owners`` are the uids that may own it; None leaves that open.
+    Raises `KeyFileError`; `FileNotFoundError` when there is none.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -115,6 +116,11 @@ def read_key(path: Path, *, machine_id: str | None) -> CredentialKey:
             raise KeyFileError(
                 f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, systemd takes exactly 0400",
                 hint=f"see who could read it, then: chmod 0400 {path}",
+            )
+        if owners is not None and status.st_uid not in owners:
+            raise KeyFileError(
+                f"{path}: belongs to uid {status.st_uid}, who can read and replace it",
+                hint=f"see who that is, then: chown root:root {path}",
             )
         content = os.read(descriptor, _HEADER_SIZE + _DATA_MAX + 1)
     except OSError as error:
@@ -142,7 +148,7 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
     """
     machine_id = read_machine_id(machine_id_file)
     try:
-        return read_key(path, machine_id=machine_id)
+        return read_host_key(path, machine_id=machine_id)
     except FileNotFoundError:
         try:
             create_key(path, machine_id=machine_id)
@@ -151,9 +157,14 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
         except KeyFileError as error:
             raise KeyFileError(str(error), hint="make it once, as root: systemd-creds setup") from None
     try:
-        return read_key(path, machine_id=machine_id)
+        return read_host_key(path, machine_id=machine_id)
     except FileNotFoundError:
         raise KeyFileError(f"{path}: vanished while it was made", hint="see what removes it") from None
+
+
+def read_host_key(path: Path, *, machine_id: str) -> CredentialKey:
+    """The host's key; only root's, or that of the user who asks. Raises as `read_key` does."""
+    return read_key(path, machine_id=machine_id, owners={0, os.geteuid()})
 
 
 def read_machine_id(path: Path) -> str:

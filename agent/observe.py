@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from agent import form, source
 from agent.desired import Desired, Fingerprints, Identity, Refused, desired
-from agent.errors import KeyFileError, SourceError
+from agent.errors import KeyFileError, SealError, SourceError, StoreError
 from agent.evidence import Evidence, EvidenceDirectory
-from agent.keys import CredentialKey, host_key, read_key, read_machine_id
+from agent.keys import CredentialKey, host_key, read_host_key, read_key, read_machine_id
 from agent.notes import Attempt, Outcome
+from agent.readiness import Obstructed, Passing, Ready, Spoiled, is_asked, judge, withheld
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
 from agent.untrusted import read_untrusted
@@ -70,11 +71,15 @@ class Observer:
     store: Store
     _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
     _known: dict[str, _Known] = field(default_factory=dict)
+    _spoiled: dict[str, int] = field(default_factory=dict)
+    """Generations that did not open, by VM: each VM is sealed anew once for that."""
     _evidence: EvidenceDirectory = field(init=False)
+    _ground: _HostGround = field(init=False)
 
     def __post_init__(self) -> None:
-        """Know where evidence is kept."""
+        """Know where evidence is kept, and what starts stand on."""
         object.__setattr__(self, "_evidence", EvidenceDirectory(Path(self.config.runtime_directory)))
+        object.__setattr__(self, "_ground", _HostGround(self.config, self.store))
 
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
@@ -104,9 +109,38 @@ class Observer:
         fingerprints = Fingerprints(self.store.key, self._identities)
         units = self._units(vms, manager)
         observed = tuple(self._observe(vm, published, units.get(vm.name), fingerprints) for vm in vms)
-        decisions = (decide(each, grace_over=self._is_grace_over(each.unit)) for each in observed)
+        decisions = (self._decided(each, manager) for each in observed)
         generation = source.NOTHING if isinstance(published, Refused) else published.generation
         return Look(generation, observed, tuple(decisions))
+
+    def _decided(self, now: Observed, manager: SystemManager | None) -> Decision:
+        decision = decide(now, grace_over=self._is_grace_over(now.unit))
+        if manager is None or now.unit is None or not is_asked(decision, now.unit):
+            return decision
+        found = judge(now.vm, now.unit, self._ground)
+        if isinstance(found, Obstructed):  # by what systemd said a while ago, which may be mended by now
+            found = judge(now.vm, manager.unit(now.vm.unit), self._ground)
+        number = now.sealed.generation if now.sealed is not None else 0
+        if not isinstance(found, Spoiled):
+            self._spoiled.pop(now.vm.name, None)
+        elif self._spoiled.setdefault(now.vm.name, number) != number:
+            found = Obstructed((found.reason,))  # sealed anew already, and it was no help
+        return withheld(decision, now, found)
+
+    def obstacle(self, vm: VmConfig, manager: SystemManager) -> str:
+        """Why a VM that is up would not start again, asked afresh right before it is taken down.
+
+        Empty where nothing is known to be in the way. Raises `BusError`.
+        """
+        match judge(vm, manager.unit(vm.unit), self._ground):
+            case Ready():
+                return ""
+            case Obstructed(reasons):
+                return "; ".join(reasons)
+            case Spoiled(reason):
+                return reason
+            case Passing():
+                return "the host has another key: all is sealed anew first"
 
     def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
         """Read the secrets of some VMs. Raises `SourceError` where there is no source."""
@@ -226,6 +260,58 @@ class Observer:
             return Refused((f"{error}: {error.hint}",))
 
 
+@dataclass(frozen=True, slots=True)
+class _HostGround:
+    """`agent.readiness.Ground`: the host's key file and the store, as PID 1 will find them."""
+
+    config: Config
+    store: Store
+    _opened: dict[str, tuple[object, str]] = field(default_factory=dict)
+    """What came of opening a VM's generation last, and what tells whether it is still the same."""
+
+    def key(self) -> CredentialKey:
+        """See `Ground`."""
+        try:
+            return present_key(self.config)
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"{self.config.host_key}: is not there",
+                hint="restore it from a backup; or have another made: systemd-creds setup",
+            ) from None
+
+    def is_known(self, key: CredentialKey) -> bool:
+        """See `Ground`."""
+        return key == self.store.key
+
+    def unopened(self, vm: str, key: CredentialKey) -> str:
+        """See `Ground`."""
+        place = self.place(vm)
+        try:
+            with os.scandir(place) as entries:
+                files = tuple(sorted((each.name, _written(each.stat())) for each in entries))
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        last = self._opened.get(vm)
+        if last is None or last[0] != files:
+            last = self._opened[vm] = files, self._try(vm, key)
+        return last[1]
+
+    def _try(self, vm: str, key: CredentialKey) -> str:
+        try:
+            Store(self.store.state, key).values(vm)
+        except (StoreError, SealError, HandoffError) as error:
+            return f"{self.place(vm)}: {error}"
+        return ""
+
+    def place(self, vm: str) -> str:
+        """See `Ground`."""
+        return f"{self.store.vm_directory(vm)}/current"
+
+
+def _written(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
 def without_source(error: SourceError) -> Refused:
     """What is published where there is no source."""
     return Refused((f"{error}: {error.hint}",))
@@ -257,7 +343,7 @@ def open_store_untouched(config: Config) -> Store:
 def present_key(config: Config) -> CredentialKey:
     """The host's key as it is now. Raises `KeyFileError`, and `FileNotFoundError` where there is none."""
     machine_id = read_machine_id(Path(config.machine_id_file))
-    return read_key(Path(config.host_key), machine_id=machine_id)
+    return read_host_key(Path(config.host_key), machine_id=machine_id)
 
 
 def guest_key_path(config: Config, vm: str) -> Path:

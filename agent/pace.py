@@ -199,7 +199,7 @@ def _waiting(decision: Decision, wait: Wait) -> Decision:
 def _is_under_way(decision: Decision, now: Observed) -> bool:
     """Whether a VM is due for a restart, or is being restarted."""
     is_restarting = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
-    return decision.needs_rollout or is_restarting
+    return decision.needs_rollout or decision.unready or is_restarting
 
 
 def _change(decision: Decision, now: Observed) -> str:

@@ -96,6 +96,8 @@ class Decision:
     look_again: bool = False
     wait_seconds: float = 0.0
     """After how many seconds a restart that has to wait is to be thought of again."""
+    unready: bool = False
+    """Whether a restart is due and left out, as the VM would not start again."""
 
     @property
     def needs_rollout(self) -> bool:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent import permits
+from agent import permits, readiness
 from agent.desired import Desired
 from agent.endings import CANCELED, DONE, Ending, Failed, Overruled, Succeeded, judged
-from agent.errors import BusError
+from agent.errors import BusError, OrderError
 from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
 from agent.reconcile import NOT_REPORTED, Decision, Observed, State
@@ -83,6 +83,8 @@ class Rollout:
             if failed:
                 return self._halt(vm, manifest, failed, _previous(observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
+            if readiness.is_up(observed.unit) and self.observer.obstacle(vm, manager):
+                return State.REFUSED  # the next look says why, and when that is over
             return self._restart(vm, manifest, _previous(observed), manager, observed.unit, order=order)
 
     def rotate(
@@ -112,6 +114,7 @@ class Rollout:
             up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
             if time.monotonic() - up_for > since and decision.state is State.IN_STEP:
                 return State.IN_STEP
+            self._require_ready(vm, manager)
             previous = _previous(observed)
             # Going back to the very same would be no way out.
             previous = 0 if previous == manifest.generation else previous
@@ -136,6 +139,8 @@ class Rollout:
             manifest, previous = permits.to_go_back(self.store, observed)
             if self._is_overtaken(vm, decision):
                 return None
+            if readiness.is_up(observed.unit):
+                self._require_ready(vm, manager)
             wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
             attempt = Attempt(
                 wanted,
@@ -148,6 +153,15 @@ class Rollout:
             # Before anything is done: whoever finds this after a crash of ours goes on from there.
             self.store.record_attempt(name, attempt)
             return self._roll_back(vm, attempt, manager)
+
+    def _require_ready(self, vm: VmConfig, manager: SystemManager) -> None:
+        """Raises `OrderError` where a VM that is up would not start again."""
+        if obstacle := self.observer.obstacle(vm, manager):
+            raise OrderError(
+                "NotReady",
+                f"{vm.name}: is left running, as it would not start again: {obstacle}",
+                hint="mend that first; see credferry doctor",
+            )
 
     def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
         """Whether something newer is to be sealed first; a producer that never rests is not waited for."""
@@ -338,6 +352,8 @@ class Rollout:
             unit = manager.unit(vm.unit)
             if unit.is_stopped or self._runs(vm, unit, manifest):
                 reason = ""
+            elif readiness.is_up(unit) and self.observer.obstacle(vm, manager):
+                return State.REFUSED  # it is up; the way back is gone once it can be
             else:
                 ending = self._ask(vm, manifest, manager, again=True)
                 reason = ending.reason if isinstance(ending, Failed) else ""

@@ -119,6 +119,14 @@ class Store:
         """The manifest of a generation that is kept; None where it is there no more, or cannot be opened."""
         return self._open_manifest(vm, self.vm_directory(vm) / "generations" / str(number))
 
+    def current_number(self, vm: str) -> int:
+        """The number of a VM's current generation, whether or not it can be opened; 0 for none."""
+        try:
+            name = (self.vm_directory(vm) / "current").readlink().name
+        except OSError:
+            return 0
+        return int(name) if name.isascii() and name.isdigit() else 0
+
     def sealed_at(self, manifest: Manifest) -> float | None:
         """When a generation was written, on the wall; None where it is there no more."""
         return _written_at(self.vm_directory(manifest.vm) / "generations" / str(manifest.generation))

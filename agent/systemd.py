@@ -31,9 +31,12 @@ _UNIT = f"{_SYSTEMD}.Unit"
 _SERVICE = f"{_SYSTEMD}.Service"
 _UNIT_PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "InvocationID", "Job"),
-    *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp"),
+    *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp", "NeedDaemonReload"),
 )
-_SERVICE_PROPERTIES = ("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre")
+_SERVICE_PROPERTIES = (
+    *("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre"),
+    "LoadCredentialEncrypted",
+)
 _EVIDENCE = f"/{EVIDENCE_PARENT}/"
 _ASK_SECONDS = 5.0
 """How often systemd is asked whether it still has a job."""
@@ -66,7 +69,7 @@ class _Known:
         unit = self.unit
         same = listed == _Short(unit.load, unit.active, unit.sub, has_job=False) and not unit.has_job
         # A drop-in that was renewed changes nothing of that.
-        same = same and unit.keeps_evidence
+        same = same and unit.keeps_evidence and not unit.needs_reload
         return same and unit.is_active and invocation == unit.invocation_id
 
     def now(self) -> UnitState:
@@ -114,7 +117,7 @@ class SystemBus:
             raise _refused(name, error) from None
         now = time.clock_gettime(time.CLOCK_MONOTONIC)
         active = unit["ActiveState"] == "active"
-        return UnitState(
+        found = UnitState(
             name=name,
             load=unit["LoadState"],
             active=unit["ActiveState"],
@@ -132,7 +135,14 @@ class SystemBus:
                 for command in service.get("ExecStartPre", ())
                 for argument in command[1]
             ),
+            needs_reload=unit["NeedDaemonReload"],
+            credentials=tuple(map(tuple, service["LoadCredentialEncrypted"]))
+            if "LoadCredentialEncrypted" in service
+            else None,
         )
+        if name in self._known:
+            self._known[name] = _Known(found, now)
+        return found
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
         """See `SystemManager`. One call for all, and three for each unit that has changed."""

@@ -51,6 +51,10 @@ class UnitState:
     """How long a restart may take by the unit's own timeouts."""
     keeps_evidence: bool = True
     """Whether root keeps evidence of each of its starts, by the unit as systemd has loaded it."""
+    needs_reload: bool = False
+    """Whether its files have changed since systemd has read them."""
+    credentials: tuple[tuple[str, str], ...] | None = None
+    """``LoadCredentialEncrypted=`` as systemd has loaded it: names and paths; None where nobody asked."""
 
     @property
     def is_loaded(self) -> bool:

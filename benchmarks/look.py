@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.config import parse
-from agent.keys import CredentialKey
+from agent.keys import CredentialKey, hashed_machine_id
 from agent.observe import Observer
 from agent.pace import Pacer
 from agent.sealer import Sealer
@@ -102,11 +102,16 @@ class Place:
 def place(top: Path, secrets: int, vms: int) -> Place:
     """A place that is still empty; each VM is to have as many secrets of its own."""
     each = max(1, secrets // vms)
-    text = f'state_directory="{top}/state"\nruntime_directory="{top}/run"\n[source]\npath="{top}/secrets"\n'
+    machine_id, key = os.urandom(16).hex(), os.urandom(4096)
+    (top / "machine-id").write_text(machine_id)
+    (top / "key").write_bytes(hashed_machine_id(machine_id) + key)
+    (top / "key").chmod(0o400)
+    text = f'state_directory="{top}/state"\nruntime_directory="{top}/run"\n'
+    text += f'host_key="{top}/key"\nmachine_id_file="{top}/machine-id"\n[source]\npath="{top}/secrets"\n'
     for vm in range(vms):
         text += f"[vms.v{vm}]\nguest_systemd=257\n[vms.v{vm}.credentials]\n"
         text += "".join(f'C{at}={{secret="s{(vm * each + at) % secrets}"}}\n' for at in range(each))
-    return Place(top, parse(text.encode(), top / "config.toml"), CredentialKey(os.urandom(4096)))
+    return Place(top, parse(text.encode(), top / "config.toml"), CredentialKey(key))
 
 
 def fill(empty: Place, size: int = 32) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from agent.cli.common import (
@@ -19,17 +20,20 @@ from agent.cli.common import (
     JsonOption,
     VmOption,
     cells,
+    chosen,
+    connect,
     fail_for_bad,
     look_untouched,
     print_json,
     print_table,
     running_agent,
 )
-from agent.config import load
-from agent.desired import Desired
+from agent.config import Config, load
+from agent.desired import Desired, Refused
 from agent.documents import Generation, Published, StatusRow, moment
-from agent.errors import CredferryError, UsageError, VmError
-from agent.observe import open_store_untouched
+from agent.errors import CredferryError, KeyFileError, UsageError, VmError
+from agent.keys import CredentialKey
+from agent.observe import Observer, open_store_untouched
 from agent.reconcile import Decision, Observed, State
 from agent.standing import standing
 from agent.store import Store
@@ -70,7 +74,7 @@ def register(app: typer.Typer) -> None:
         if watch:
             _watch(config, vm, json=json)
             return
-        rows = _rows(config, vm)
+        rows, problem = _rows(config, vm)
         if json:
             print_json(rows)
         else:
@@ -79,21 +83,71 @@ def register(app: typer.Typer) -> None:
                 _SHORT_HEADINGS if is_terminal else _HEADINGS,
                 [_short_cells(row) if is_terminal else _cells(row) for row in rows],
             )
+        if problem is not None:
+            raise problem
         _fail_for_bad(config, rows)
 
 
-def _rows(file: Path, names: list[str] | None) -> list[StatusRow]:
-    """By a look of our own; for those who may not look, by the running agent's last one."""
+def _rows(file: Path, names: list[str] | None) -> tuple[list[StatusRow], KeyFileError | None]:
+    """The rows, and what is wrong with the host's key, if anything.
+
+    By a look of this process; by the running agent's last one for users who may not look, and where the key
+    cannot be used. Without an agent, what can be seen without the key is shown.
+    """
     try:
         loaded, look = look_untouched(file, names)
-    except CredferryError:
-        agent = running_agent(None) if os.geteuid() != 0 else None
-        if agent is None:
-            raise
-        with agent:
-            return _by_agent(agent, names)
+        _require_key(loaded)
+    except KeyFileError as error:
+        if os.geteuid() == 0:
+            agent = running_agent(load(file))
+            if agent is None:
+                return _without_key(file, names, error), error
+            with agent:
+                return _by_agent(agent, names), error
+        return _by_any_agent(names, error), None
+    except CredferryError as error:
+        return _by_any_agent(names, error), None
     store = open_store_untouched(loaded)
-    return [_row(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)]
+    return [_row(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)], None
+
+
+def _require_key(config: Config) -> None:
+    """Raises `KeyFileError` where something is sealed, and there is no key any more that could open it."""
+    store = open_store_untouched(config)
+    if not Path(config.host_key).exists() and any(store.current_number(vm) for vm in config.vms):
+        raise KeyFileError(
+            f"{config.host_key}: is not there, and no VM can start without it",
+            hint="restore it from a backup; or have another made, and all sealed anew: credferry sync",
+        )
+
+
+def _without_key(file: Path, names: list[str] | None, error: KeyFileError) -> list[StatusRow]:
+    """What can be seen without the host's key: units, and the numbers of generations."""
+    config = load(file)
+    store = Store(Path(config.state_directory), CredentialKey(os.urandom(32)))
+    manager = connect()
+    try:
+        refused = Refused((f"{error}: {error.hint}",))
+        look = Observer(config, store).look_at(refused, chosen(config, names), manager)
+    finally:
+        manager.close()
+    rows = [_row(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)]
+    sealed = {row.vm: store.current_number(row.vm) for row in rows}
+    return [
+        msgspec.structs.replace(
+            row, sealed=Generation(generation=sealed[row.vm], digest=None) if sealed[row.vm] else None
+        )
+        for row in rows
+    ]
+
+
+def _by_any_agent(names: list[str] | None, error: CredferryError) -> list[StatusRow]:
+    """By whichever agent runs, for a user who is not root. Raises the error where there is none."""
+    agent = running_agent(None) if os.geteuid() != 0 else None
+    if agent is None:
+        raise error
+    with agent:
+        return _by_agent(agent, names)
 
 
 def _by_agent(agent: RemoteAgent, names: list[str] | None) -> list[StatusRow]:
@@ -205,7 +259,8 @@ def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
         with Live(_table([], ""), screen=True, auto_refresh=False) as live:
             while True:
                 try:
-                    rows, note = (_by_agent(agent, names) if agent else _rows(file, names)), ""
+                    rows, problem = (_by_agent(agent, names), None) if agent else _rows(file, names)
+                    note = f"{problem}: {problem.hint}" if problem is not None else ""
                 except CredferryError as error:
                     rows, note = [], f"{error}: {error.hint}"
                     if agent is not None:

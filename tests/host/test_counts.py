@@ -265,8 +265,9 @@ class Asked:
 
 LOOKS_A_ROTATION = 6
 """One that finds it, one right before the restart, and those that the job's end and its verdict cause."""
-CALLS_A_RESTART = 10
-"""What systemd is asked about the one unit, before and after, and for its restart."""
+CALLS_A_RESTART = 13
+"""What systemd is asked about the one unit, before and after, and for its restart; three of them whether the
+VM would start again."""
 THREADS = 14
 RESTS = 30
 """So often the agent is seen to rest for a little while."""

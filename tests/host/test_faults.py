@@ -353,6 +353,37 @@ def test_the_journal_hangs(site: Site) -> None:
     assert_is_chained(site.chain())
 
 
+def test_the_journal_hangs_while_many_vms_are_sealed(site: Site) -> None:
+    """However many records wait for a journald that hangs, a look ends long before the agent's watchdog."""
+    many = [f"many-{number}" for number in range(20)]
+    site.drop_in("[Service]\nWatchdogSec=20s\n")
+    site.deployment.configure(
+        VMS + "".join(f'[vms.{vm}.credentials]\nKEY = {{ secret = "api-key" }}\n' for vm in many)
+    )
+    site.restart_agent()
+    try:
+        currents = [site.host.path(f"{STORE}/vms/{vm}/current", follow=False) for vm in many]
+
+        def all_sealed(number: int) -> bool:
+            return all(each.is_symlink() and each.readlink().name == str(number) for each in currents)
+
+        site.host.wait(lambda: all_sealed(1), 20, "the first generation of each")
+        site.host.kill(JOURNALD, signal.SIGSTOP)
+        assert site.inside(_FILL) == "full\n"
+        site.publish()
+        site.host.wait(lambda: all_sealed(2), 60, "the second generation of each")
+        site.host.wait(site.arrived, 30, "the rotation while journald hangs")
+        site.host.kill(JOURNALD)
+        site.assert_arrives("journald hangs while many are sealed")
+        assert_is_chained(site.chain())
+    finally:
+        site.host.run("rm", DROP_IN)
+        site.host.run("systemctl", "daemon-reload")
+        site.deployment.configure(VMS)
+        site.restart_agent()
+        site.host.run("rm", "-rf", *(f"{STORE}/vms/{vm}" for vm in many))
+
+
 _MANY_EVENTS = """
 import os
 with open("/proc/sys/fs/inotify/max_queued_events") as file:
@@ -547,6 +578,26 @@ def test_nothing_can_be_written(small_store: Site, broken: str, mended: str) -> 
     assert_is_chained(site.chain())
 
 
+def test_a_reload_on_a_full_disk(small_store: Site) -> None:
+    """The configuration stays, the agent goes on and says so; a later reload is as good as any."""
+    site = small_store
+    site.host.run("sh", "-c", f"head -c 1M /dev/zero >{STORE}/filler", check=False)
+    site.deployment.configure(VMS + '[vms.more.credentials]\nKEY = { secret = "api-key" }\n')
+    site.host.run("systemctl", "reload", AGENT, check=False)
+    site.host.wait(lambda: "stays as it was" in "\n".join(site.told()), 20, "it is told")
+    assert site.pid() == site.agent
+    site.host.run("rm", f"{STORE}/filler")
+    site.publish()
+    site.assert_arrives("a reload on a full disk")
+    assert not site.host.path(f"{STORE}/vms/more").exists()
+    site.host.run("systemctl", "reload", AGENT)
+    site.host.wait(lambda: site.host.path(f"{STORE}/vms/more/current").exists(), 20, "the reload")
+    assert site.pid() == site.agent
+    assert_is_chained(site.chain())
+    site.deployment.configure(VMS)
+    site.host.run("rm", "-rf", f"{STORE}/vms/more")
+
+
 _STORM = """
 import os, shutil, sys, time
 seconds, directory, link = float(sys.argv[1]), "/run/secrets.d", "/run/secrets"
@@ -583,6 +634,37 @@ def test_a_swap_per_millisecond(site: Site) -> None:
     site.assert_arrives("a swap per millisecond")
     site.assert_costs_nothing(before)
     assert site.told() == []
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["before it is up", "after it is up"])
+def test_somebody_stops_the_vm_meanwhile(site: Site, *, ready: bool) -> None:
+    """A stop during the one attempt is no failure: the VM stays stopped, and starts on what is published."""
+    limits = "[rollout]\nattempts = 1\nretry_seconds = 0.2\nstamp_seconds = 30.0\n"
+    site.deployment.configure(limits + VMS)
+    site.host.run("systemctl", "reload", AGENT)
+    if ready:
+        hidden = "/run/credferry-vms/web"
+        site.publish()
+        site.host.wait(
+            lambda: site.host.path(hidden).exists() and site.deployment.unit("web")["SubState"] == "running",
+            20,
+            "the VM up",
+        )
+        site.host.run("systemctl", "stop", "microvm@web.service")
+    else:
+        with site.restart_under_way():
+            site.host.run("systemctl", "stop", "--no-block", "microvm@web.service")
+            site.host.wait(lambda: site.deployment.unit("web")["SubState"] != "start-pre", 20, "the stop")
+    site.deployment.wait_noted("web")
+    assert site.deployment.unit("web")["ActiveState"] in {"inactive", "failed"}
+    assert site.deployment.status()["web"]["state"] == "stopped"
+    facts = {entry["MESSAGE_ID"] for entry in site.chain()}
+    assert not facts & {Event.RESTART_FAILED.value, Event.ROLLED_BACK.value, Event.ROLLBACK_FAILED.value}
+    site.starts = site.started("web") + 1
+    site.deployment.start_vm("web")
+    site.assert_arrives("a stop during a restart")
+    site.deployment.configure(VMS)
+    site.host.run("systemctl", "reload", AGENT)
 
 
 def test_somebody_restarts_the_vm_meanwhile(site: Site) -> None:

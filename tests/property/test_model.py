@@ -27,7 +27,7 @@ from agent.config import Config, parse
 from agent.errors import BusError
 from agent.journal import Audit
 from agent.journald import Sender
-from agent.keys import CredentialKey
+from agent.keys import CredentialKey, hashed_machine_id
 from agent.notes import Outcome
 from agent.observe import Observer
 from agent.pace import Pacer
@@ -71,6 +71,7 @@ SECRETS = st.fixed_dictionaries({"x": VALUES, "z": VALUES}, optional={"y": VALUE
 """Mostly whole, at times lacking; a VM does not start with ``bad``, and with ``sick`` it is not healthy."""
 RUNS = int(os.environ.get("CREDFERRY_MODEL_RUNS", "500"))
 YEARS = 366 * 86_400 * 10**9
+MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 KEY = CredentialKey(b"k" * 4096)
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -441,8 +442,16 @@ def _crash() -> None:
 
 def _replaced(config: Config, top: Path) -> Config:
     source = msgspec.structs.replace(config.source, path=str(top / "secrets"))
+    (top / "machine-id").write_text(MACHINE_ID)
+    (top / "key").write_bytes(hashed_machine_id(MACHINE_ID) + b"k" * 4096)
+    (top / "key").chmod(0o400)
     return msgspec.structs.replace(
-        config, source=source, state_directory=str(top / "state"), runtime_directory=str(top / "run")
+        config,
+        source=source,
+        state_directory=str(top / "state"),
+        runtime_directory=str(top / "run"),
+        host_key=str(top / "key"),
+        machine_id_file=str(top / "machine-id"),
     )
 
 

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent import durable, journal
-from agent.events import Event
+from agent.errors import KeyFileError
+from agent.events import Event, Order
+from agent.keys import read_key
 from agent.notes import Attempt, Outcome
+from agent.operators import Operator
 from agent.reconcile import State
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from agent.config import VmConfig
+    from agent.observe import Observer
+    from agent.units import SystemManager
 
 VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
 UNIT = "microvm@a.service"
@@ -403,3 +410,226 @@ def test_a_vm_that_came_up_on_something_newer_is_told_to_run_that(loop: Loop) ->
     loop.turn(lambda: Event.RESTARTED in loop.events())
     told = next(text for event, text in loop.told() if event is Event.RESTARTED)
     assert told.startswith("a: runs generation 3,")
+
+
+def assert_left_running(loop: Loop, *naming: str) -> None:
+    """The VM is due and is left running: refused, with the remedy, and one record however many looks."""
+    for _ in range(5):
+        loop.turn()
+    decision = loop.decision("a")
+    assert decision.state is State.REFUSED, decision
+    for each in naming:
+        assert each in decision.reasons[0]
+    assert loop.units.restarts == []
+    assert loop.units.unit(UNIT).is_active
+    assert [event for event in loop.events() if event is Event.REFUSED] == [Event.REFUSED]
+    assert 0 < loop.service._turn() <= 5, "it is looked at again soon"
+
+
+def assert_restarted_once_mended(loop: Loop) -> None:
+    """Nothing more than mending it is needed."""
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.units.restarts == [UNIT]
+    assert Event.REFUSAL_OVER in loop.events()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o000, 0o440])
+def test_a_key_of_the_wrong_mode_keeps_vms_running(loop: Loop, mode: int) -> None:
+    """What systemd would not take is noticed before a restart, and the restart comes once it is mended."""
+    loop.key.chmod(mode)
+    loop.publish(x="two")
+    assert_left_running(loop, "0400", f"chmod 0400 {loop.key}")
+    assert "key" in loop.service._conditions.keys
+    loop.key.chmod(0o400)
+    assert_restarted_once_mended(loop)
+    assert "key" not in loop.service._conditions.keys
+
+
+def test_a_key_with_a_second_link_or_of_another_machine_keeps_vms_running(loop: Loop) -> None:
+    """Systemd refuses the one and deletes the other."""
+    other = loop.key.with_name("other")
+    other.hardlink_to(loop.key)
+    loop.publish(x="two")
+    assert_left_running(loop, "one link")
+    other.unlink()
+    content = loop.key.read_bytes()
+    loop.key.chmod(0o600)
+    loop.key.write_bytes(bytes(16) + content[16:])
+    loop.key.chmod(0o400)
+    for _ in range(3):
+        loop.turn()
+    assert "another machine" in loop.decision("a").reasons[0]
+    assert loop.units.restarts == []
+    loop.key.chmod(0o600)
+    loop.key.write_bytes(content)
+    loop.key.chmod(0o400)
+    assert_restarted_once_mended(loop)
+
+
+def test_a_key_of_another_user_is_refused(loop: Loop) -> None:
+    """Whoever owns the key can read and replace it."""
+    with pytest.raises(KeyFileError, match=f"uid {os.geteuid()}, who can read and replace it"):
+        read_key(loop.key, machine_id=None, owners={os.geteuid() + 1})
+
+
+def test_a_unit_that_lacks_the_drop_in_keeps_its_vm_running(loop: Loop) -> None:
+    """The unit as systemd has loaded it has to name the VM's own generation."""
+    place = f"{loop.top}/state/vms/a/current"
+    for credentials in ((), (("credferry", f"{loop.top}/state/vms/b/current"),), (("another", place),)):
+        loop.units.set(UNIT, credentials=credentials)
+        if loop.decision("a").state is State.IN_STEP:
+            loop.publish(x="two")
+        assert_left_running(loop, UNIT, f"does not load {place}", "credferry doctor")
+    loop.units.set(UNIT, credentials=(("another", "/x"), ("credferry", f"{loop.top}/state/vms/a//current")))
+    assert_restarted_once_mended(loop)
+
+
+def test_a_unit_that_names_the_state_directory_by_a_link_is_as_good(loop: Loop) -> None:
+    """What counts is where the path leads."""
+    (loop.top / "link").symlink_to("state")
+    loop.units.set(UNIT, credentials=(("credferry", f"{loop.top}/link/vms/a/current"),))
+    loop.publish(x="two")
+    loop.turn(lambda: loop.units.restarts)
+    assert loop.decision("a").state is State.IN_STEP
+
+
+def test_a_unit_that_systemd_has_not_read_again_keeps_its_vm_running(loop: Loop) -> None:
+    """A start would go by what was in the unit's files before."""
+    loop.units.set(UNIT, needs_reload=True)
+    loop.publish(x="two")
+    assert_left_running(loop, UNIT, "systemctl daemon-reload")
+    loop.units.set(UNIT, needs_reload=False)
+    assert_restarted_once_mended(loop)
+
+
+def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
+    """It is asked again in the thread that restarts: what a look has seen may be over."""
+    real = loop.service._observer.obstacle
+    asked: list[str] = []
+
+    def obstacle(vm: VmConfig, manager: SystemManager) -> str:
+        if not asked:
+            loop.key.chmod(0o600)
+        asked.append(vm.name)
+        return real(vm, manager)
+
+    object.__setattr__(loop.service._rollout, "observer", _With(loop.service._observer, obstacle))
+    loop.publish(x="two")
+    loop.turn(lambda: asked)
+    assert_left_running(loop, "0400")
+    loop.key.chmod(0o400)
+    assert_restarted_once_mended(loop)
+
+
+class _With:
+    """An observer with another `Observer.obstacle`, as that is frozen."""
+
+    def __init__(self, observer: Observer, obstacle: Callable[[VmConfig, SystemManager], str]) -> None:
+        self._observer = observer
+        self.obstacle = obstacle
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._observer, name)
+
+
+@pytest.mark.parametrize("how", ["cut short", "of another generation", "removed"])
+def test_a_generation_that_does_not_open_is_sealed_anew_before_a_restart(loop: Loop, how: str) -> None:
+    """The VM is restarted onto a generation that opens, and never into one that does not."""
+    behind_and_held(loop)
+    value = loop.top / "state/vms/a/current/value.X"
+    if how == "cut short":
+        value.write_bytes(value.read_bytes()[:40])
+    elif how == "removed":
+        value.unlink()
+    else:
+        value.write_bytes((loop.top / "state/vms/a/generations/1/value.X").read_bytes())
+    loop.service._store.hold("a", held=False)
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.units.restarts == [UNIT]
+    current = loop.service._store.current("a")
+    assert current is not None
+    assert current.generation == 3
+    assert Event.RESTART_FAILED not in loop.events()
+
+
+def test_a_vm_that_is_down_is_tried_whatever_is_in_the_way(tmp_path: Path) -> None:
+    """There is nothing to lose: a start that works is worth the try."""
+    loop = Loop(tmp_path, VM)
+    loop.configure(VM, "attempts = 1")
+    loop.publish(x="one")
+
+    def job(unit: str) -> str:
+        loop.units.set(unit, active="failed", result="exit-code", invocation_id="8" * 32, needs_reload=True)
+        return "failed"
+
+    with loop.running():
+        in_step(loop)
+        loop.units.job = job
+        loop.publish(x="two")
+        loop.turn(lambda: Event.ROLLBACK_FAILED in loop.events())
+        assert len(loop.units.restarts) == 2
+        loop.units.job = loop._restart
+        loop.publish(x="three")
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+
+
+def test_a_vm_that_is_sick_is_put_back_only_where_it_would_start(tmp_path: Path) -> None:
+    """It is up, though not healthy: it is left so, and put back once it can be."""
+    loop = Loop(tmp_path, VM)
+    loop.configure('[vms.a]\nhealth = ["/bin/true"]\n' + VM, "attempts = 1")
+    loop.publish(x="one")
+
+    def check(_name: str) -> str:
+        loop.key.chmod(0o600)
+        return "failed"
+
+    with loop.running() as service:
+        in_step(loop)
+        loop.units.health = check
+        loop.publish(x="two")
+        loop.turn(lambda: Event.RESTART_FAILED in loop.events())
+        for _ in range(3):
+            loop.turn()
+        assert loop.units.restarts == [UNIT]
+        assert loop.decision("a").state is State.REFUSED
+        loop.key.chmod(0o400)
+        loop.turn(lambda: Event.ROLLED_BACK in loop.events())
+        assert loop.units.restarts == [UNIT, UNIT]
+        attempt = service._store.attempt("a")
+        assert attempt is not None
+        assert attempt.outcome is Outcome.ROLLED_BACK
+
+
+@pytest.mark.parametrize("order", [Order.ROTATE, Order.ROLL_BACK])
+def test_an_order_restarts_no_vm_that_would_not_start_again(loop: Loop, order: Order) -> None:
+    """The operator hears what is in the way; the VM keeps running, and nothing is noted."""
+    loop.publish(x="two")
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    loop.key.chmod(0o600)
+    loop.service._orders.give("a", order, Operator.of_process())
+    loop.turn(lambda: loop.service._orders.result("a"))
+    assert "would not start again" in loop.service._orders.result("a")
+    assert "chmod 0400" in loop.service._orders.result("a")
+    assert loop.units.restarts == [UNIT]
+    assert loop.service._store.attempt("a") is None
+
+
+def test_others_wait_for_a_canary_that_would_not_start_again(tmp_path: Path) -> None:
+    """A change that its canary has not run yet is no further than that."""
+    vms = VM + '[vms.b.credentials]\nX = { secret = "x" }\n'
+    loop = Loop(tmp_path, vms)
+    loop.configure(vms, 'canaries = ["a"]')
+    loop.publish(x="one")
+    with loop.running():
+        loop.turn()
+        for vm in "ab":
+            loop.start_vm(vm)
+        loop.turn()
+        loop.units.set(UNIT, needs_reload=True)
+        loop.publish(x="two")
+        for _ in range(5):
+            loop.turn()
+        assert loop.units.restarts == []
+        loop.units.set(UNIT, needs_reload=False)
+        loop.turn(lambda: len(loop.units.restarts) == 2)
+        assert loop.units.restarts[0] == UNIT
