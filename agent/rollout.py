@@ -442,4 +442,6 @@ def _previous(observed: Observed) -> int:
     runs, attempt = observed.runs, observed.attempt
     if attempt is not None and (runs is None or runs.digest == attempt.digest):
         return attempt.previous
+    if attempt is not None and runs is not None and attempt.before == runs.invocation_id:
+        return attempt.previous  # its restart was noted and never began: what was so then is so now
     return runs.generation if runs is not None else 0
