@@ -35,7 +35,7 @@ class Changes:
         What was written in place counts as no change: it may not be whole yet.
         """
         before, self._digests = self._digests, {vm.name: self._digest(vm, snapshot) for vm in vms}
-        is_swap = snapshot.generation.committed and snapshot.generation != self._generation
+        is_swap = snapshot.generation.is_swap_of(self._generation)
         self._generation = snapshot.generation
         if not is_swap:
             return []

@@ -45,7 +45,7 @@ from agent.settle import Settler
 from agent.standing import standing
 from agent.takeover import take_over
 from agent.units import SystemManager
-from agent.watch import Watch
+from agent.watch import LOOK_SECONDS, Watch
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -148,7 +148,9 @@ class Service:
         self._reporter = Reporter(self._audit)
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
         self._watch = Watch(Path(config.source.path), self._hints.put)
-        self._below = [name for name in config.secrets if "/" in name]  # the others are in the source itself
+        # Without a slash, and where links lead nowhere else, a secret is in the source itself.
+        follow = config.source.follow_links
+        self._watched = [name for name in config.secrets if follow or "/" in name]
         self._orders.use(
             Site(config, store, self._audit, self._observer, self._pacer, lambda: self._connection.present)
         )
@@ -180,7 +182,7 @@ class Service:
     def _turn(self) -> float:
         """A look, at what has changed or at all, and what follows. Seconds until the next without a hint."""
         # Armed before looking: a change after the look then has its hint.
-        self._watch.arm(self._below)
+        self._watch.arm(self._watched)
         self._orders.begin_look()
         failure: CredferryError | None = None
         self._sourceless, self._is_unsettled = None, False
@@ -346,6 +348,8 @@ class Service:
 
     def _resync(self) -> float:
         period = self._config.source.resync_seconds
+        if not self._watch.is_whole:
+            period = min(period, LOOK_SECONDS)
         return period * random.uniform(1 - _JITTER, 1)  # noqa: S311 (spreads load, guards nothing)
 
     def _wait(self, seconds: float) -> None:

@@ -26,7 +26,7 @@ class Settler:
 
         ``content`` is anything that compares equal exactly when what was read is the same.
         """
-        swapped = generation.committed and generation != self._generation
+        swapped = generation.is_swap_of(self._generation)
         if generation != self._generation or content != self._content:
             if self._waiting_since is None:
                 self._waiting_since = now

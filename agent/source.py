@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from agent.errors import SourceError
 from agent.sealing import PLAINTEXT_MAX
+from agent.trail import LINKS_MAX, Link, Trail
 from launcher.handoff import Secret
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ATTEMPTS = 20
-_LINKS_MAX = 40
-"""As many as the kernel follows (MAXSYMLINKS)."""
 
 
 class Problem(enum.StrEnum):
@@ -65,7 +64,23 @@ class Generation:
     device: int
     inode: int
     committed: bool
-    """Whether its coming into place published it whole, as the swap of a symlink does."""
+    """Whether it is behind a symlink, so that what is first seen there was published whole."""
+    way: tuple[Link, ...] = ()
+    """The links that stand for a directory on the way to what was read. A swap of one is a commit."""
+
+    def is_swap_of(self, before: Generation | None) -> bool:
+        """Whether a link's swap has brought it into place since an earlier look.
+
+        A directory that was removed and made again is none: it is filled bit by bit.
+        """
+        if before is None or before == NOTHING:
+            return self.committed
+        return self.way != before.way and self.leads_to != before.leads_to
+
+    @property
+    def leads_to(self) -> tuple[object, ...]:
+        """What was read, and each link's target: a link that is made again as it was has swapped nothing."""
+        return self.device, self.inode, [(link.path, link.target) for link in self.way]
 
 
 NOTHING = Generation(0, 0, committed=True)
@@ -103,13 +118,15 @@ def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Sna
 
 
 def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
+    trail = Trail()
+    start = trail.follow(os.path.abspath(path), to_directory=True)  # noqa: PTH100 (done at each look)
     with ExitStack() as stack:
         target = _target(path)
         try:
             top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             # Swapped, and what it led to removed, while the kernel was on its way there.
-            if _target(path) != target:
+            if _target(path) != target or trail.has_moved():
                 raise _MovedError from None
             raise SourceError(
                 f"source {path}: {os.strerror(error.errno or 0)}",
@@ -117,14 +134,18 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
             ) from None
         stack.callback(os.close, top)
         status = os.fstat(top)
-        generation = Generation(status.st_dev, status.st_ino, committed=path.is_symlink())
+        if follow_links and start is not None:
+            for name in names:
+                trail.follow(name, start)
+        way = tuple(trail.links.values())
+        generation = Generation(status.st_dev, status.st_ino, committed=target is not None, way=way)
         values = {name: _read(top, name, follow_links) for name in names}
         # Compared after reading: pruning below our feet shows as absence, and must not be believed.
         try:
             after = path.stat()
         except OSError:
             raise _MovedError from None
-        if (after.st_dev, after.st_ino) != (generation.device, generation.inode):
+        if (after.st_dev, after.st_ino) != (generation.device, generation.inode) or trail.has_moved():
             raise _MovedError
         return Snapshot(generation, values)
 
@@ -219,8 +240,8 @@ def _open_beneath(top: int, name: str) -> int:
             target = _link_target(directories[-1], part)
             if target is not None:
                 links += 1
-                if target.startswith("/") or links > _LINKS_MAX:
-                    raise OSError(errno.EXDEV if links <= _LINKS_MAX else errno.ELOOP, "")
+                if target.startswith("/") or links > LINKS_MAX:
+                    raise OSError(errno.EXDEV if links <= LINKS_MAX else errno.ELOOP, "")
                 parts.extendleft(reversed(target.split("/")))
             elif parts:
                 flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -258,6 +258,7 @@ class Refusal:
     link: str = ""
     vms: str = VMS
     others: Mapping[str, bytes] = field(default_factory=dict)
+    fifo: bool = False
 
 
 REFUSALS = {
@@ -274,6 +275,7 @@ REFUSALS = {
     "a directory": Refusal(
         ("is not a regular file", "publish it as a file"), others={"api-key/inner": b"canary"}
     ),
+    "a FIFO": Refusal(("is not a regular file", "publish it as a file"), fifo=True),
     "no guest key": Refusal(
         ("no guest key", "credferry guest-key create web"), b"new", vms=vm("guest_key", "true")
     ),
@@ -292,6 +294,8 @@ def test_refused_vm(site: Site, what: str) -> None:
     )
     if case.link:
         site.host.run("ln", "-s", case.link, "/run/secrets/api-key")
+    if case.fifo:
+        site.host.run("mkfifo", "/run/secrets/api-key")
     naming = (
         f"{CONFIG}: ",
         "vms.web: refused: ",

@@ -268,7 +268,8 @@ LOOKS_A_ROTATION = 6
 CALLS_A_RESTART = 13
 """What systemd is asked about the one unit, before and after, and for its restart; three of them whether the
 VM would start again."""
-THREADS = 14
+THREADS = 16
+"""One of them for each directory that is watched on the way to the source."""
 RESTS = 30
 """So often the agent is seen to rest for a little while."""
 PACKAGES = {

@@ -122,11 +122,14 @@ def test_a_write_in_place_is_found(deployment: Deployment, sops: SopsNix) -> Non
 
 
 def test_a_mount_over_the_source_is_found(deployment: Deployment, host: Host) -> None:
-    """Clan's backends mount a new source over the old: no event tells, the resync finds it."""
+    """Clan's backends mount a new source over the old: the table of mounts tells, with no resync near."""
     producer = MountedSource(host)
     producer.publish(values(0))
     try:
-        start_all(deployment)
+        deployment.configure("[source]\nquiet_seconds = 0.2\nresync_seconds = 3600\n" + VMS)
+        deployment.credferry("sync", "--no-restart")
+        deployment.start_vm("web", "db")
+        deployment.start_agent()
         producer.publish(values(0) | {"api-key": b"mounted"})
         deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
         deployment.wait_in_step("web")
@@ -165,6 +168,39 @@ def test_inotify_alone_suffices_for_swaps(deployment: Deployment, sops: SopsNix)
         deployment.host.wait(lambda n=number: deployment.starts("web") == 1 + n, 20, f"swap {number}")  # type: ignore[misc]  # a default binds the number
         deployment.wait_in_step("web")
         assert deployment.delivered("web")["API_KEY"] == str(number).encode()
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+@pytest.mark.parametrize("where", ["below the link", "links that lead out"])
+def test_a_swap_beside_the_source_is_noticed_each_time(host: Host, where: str, keep: int) -> None:
+    """Clan's vars are below the swapped link, or links lead there: no swap needs the resync."""
+    deployment, sops = Deployment(host), SopsNix(host, keep=keep)
+    sops.publish({"vars/app/key": b"0"})
+    source, name = "/run/secrets/vars", "app/key"
+    if where == "links that lead out":
+        host.run("mkdir", "/run/x")
+        host.run("ln", "-s", "/run/secrets/vars/app/key", "/run/x/env")
+        source, name = "/run/x", "env"
+    try:
+        deployment.add_vm("web")
+        table = f'[source]\npath = "{source}"\nfollow_links = true\n'
+        vm = f'[vms.web.credentials]\nK = {{ secret = "{name}" }}\n'
+        deployment.configure(table + vm)
+        deployment.credferry("sync", "--no-restart")
+        deployment.start_vm("web")
+        # What was to settle, or had to wait for the resync, would not come within the test.
+        slow = "quiet_seconds = 3600\nquiet_max_seconds = 3600\nresync_seconds = 3600\n"
+        deployment.configure(table + slow + vm)
+        deployment.start_agent()
+        for number in range(1, 4):
+            sops.publish({"vars/app/key": str(number).encode()})
+            host.wait(lambda n=number: deployment.starts("web") == 1 + n, 20, f"swap {number}")  # type: ignore[misc]  # a default binds the number
+            deployment.wait_in_step("web")
+            assert deployment.delivered("web") == {"K": str(number).encode()}
+    finally:
+        deployment.close()
+        sops.remove()
+        host.run("rm", "-rf", "/run/x")
 
 
 def test_a_missing_secret_keeps_the_vm_running(deployment: Deployment, sops: SopsNix) -> None:

@@ -10,10 +10,11 @@ import threading
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent import source
 from agent.errors import SourceError
 from agent.sealing import PLAINTEXT_MAX
 from agent.source import Problem, take
@@ -198,3 +199,59 @@ def test_never_mixes_generations(tmp_path: Path) -> None:
     finally:
         stop.set()
         producer.join()
+
+
+def swap(top: Path, number: int) -> None:
+    """Publish a generation with ``vars/key`` and ``vars/other`` by the swap of a link."""
+    (top / f"secrets.d/{number}/vars").mkdir(parents=True)
+    for name in ("key", "other"):
+        (top / f"secrets.d/{number}/vars/{name}").write_text(str(number))
+    (top / "new").symlink_to(top / f"secrets.d/{number}")
+    (top / "new").rename(top / "secrets")
+
+
+def test_a_swap_above_the_source_is_one(tmp_path: Path) -> None:
+    """The link may be any on the way; to see the same again, or a directory made anew, is no swap."""
+    swap(tmp_path, 1)
+    first = take(tmp_path / "secrets/vars", ["key"]).generation
+    assert not first.is_swap_of(take(tmp_path / "secrets/vars", ["key"]).generation)
+    (tmp_path / "secrets.d/1/vars").rename(tmp_path / "gone")
+    (tmp_path / "secrets.d/1/vars").mkdir()
+    anew = take(tmp_path / "secrets/vars", ["key"]).generation
+    assert anew != first
+    assert not anew.is_swap_of(first)
+    swap(tmp_path, 2)
+    assert take(tmp_path / "secrets/vars", ["key"]).generation.is_swap_of(anew)
+
+
+def test_only_a_directory_s_link_commits_what_links_lead_to(tmp_path: Path) -> None:
+    """A directory's link moves all files below it at once. Links to single files are replaced one by one."""
+    swap(tmp_path, 1)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/key").symlink_to(tmp_path / "secrets/vars/key")
+    first = take(tmp_path / "x", ["key"], follow_links=True).generation
+    swap(tmp_path, 2)
+    second = take(tmp_path / "x", ["key"], follow_links=True).generation
+    assert second.is_swap_of(first)
+    (tmp_path / "x/new").symlink_to(tmp_path / "secrets/vars/other")
+    (tmp_path / "x/new").rename(tmp_path / "x/key")
+    assert not take(tmp_path / "x", ["key"], follow_links=True).generation.is_swap_of(second)
+
+
+def test_never_mixes_what_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swap between the reading of two names that lead through its link: both are read again."""
+    swap(tmp_path, 1)
+    (tmp_path / "x").mkdir()
+    for name in ("key", "other"):
+        (tmp_path / f"x/{name}").symlink_to(tmp_path / f"secrets/vars/{name}")
+    real, numbers = source._read, iter((2,))
+
+    def read(*arguments: Any) -> Secret | Problem:  # noqa: ANN401 (as it is called)
+        value = real(*arguments)
+        for number in numbers:
+            swap(tmp_path, number)
+        return value
+
+    monkeypatch.setattr(source, "_read", read)
+    values = take(tmp_path / "x", ["key", "other"], follow_links=True).values
+    assert values == {"key": Secret(b"2"), "other": Secret(b"2")}
