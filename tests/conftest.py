@@ -8,10 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import boot
 
 _TESTS = Path(__file__).parent
+# No test depends on speed: neither an example's own time, nor that of making it, which a busy machine slows.
+settings.register_profile("credferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("credferry")
 pytest_plugins = ["tests.support.fixtures", "tests.support.session"]
 
 

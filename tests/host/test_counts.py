@@ -135,8 +135,8 @@ def look_bounds(secrets: int, vms: int) -> dict[str, int]:
         "read": secrets + vms + 3,
         "stat": 2 * secrets
         + 5 * vms
-        + 8,  # before and after, or a file that is being written goes unnoticed
-        "all": 5 * secrets + 11 * vms + 20,
+        + 12,  # before and after, or a file that is being written goes unnoticed
+        "all": 5 * secrets + 11 * vms + 40,  # twenty for the steps and links of the way to the source
     }
 
 

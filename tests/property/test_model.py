@@ -458,7 +458,7 @@ def _replaced(config: Config, top: Path) -> Config:
 class TestWorld(World.TestCase):  # type: ignore[misc,valid-type]  # made by Hypothesis, at run time
     """All of it, so many times."""
 
-    settings = settings(max_examples=RUNS, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=RUNS, stateful_step_count=25)
 
     def runTest(self) -> None:  # noqa: N802 (unittest's name)
         """Whatever happens, VMs end on what is published, restarted once."""

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher import cmdline, releases, schema, speccommand, vmconfig
@@ -117,7 +117,6 @@ def test_a_plan_shows_no_value(argv: list[str], major: int, delivery: Delivery, 
         assert leak not in shown
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(OWN, max_size=4),
     ARGV,
