@@ -44,7 +44,7 @@ MODULES: Final = {
     "agent/verdict.py": _near(_AGENT, "verdict"),
     "launcher/credentials.py": _near(_LAUNCHER, "credentials", "main"),
     "launcher/handoff.py": _near(_LAUNCHER, "handoff", "credentials"),
-    "launcher/oem.py": _near(_LAUNCHER, "oem"),
+    "launcher/oem.py": _near(_LAUNCHER, "oem", "plan"),
     "launcher/plan.py": _near(_LAUNCHER, "plan", "main"),
     "launcher/trust.py": _near(_LAUNCHER, "trust"),
 }
