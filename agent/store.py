@@ -169,8 +169,8 @@ class Store:
 
         The manifest is bound to the values by a new random key.
         Of older generations the last few stay, and those to ``keep``, as one may have to go back to them.
-        Raises `UnsyncedStoreError` where the new generation is current already, and `StoreError` where the
-        one before it still is.
+        Raises `UnsyncedStoreError` where the new generation is current already. Raises `StoreError` or
+        `SealError` where the one before it still is; the files of the new one are then removed.
         """
         directory = self.vm_directory(manifest.vm)
         generation = directory / "generations" / str(manifest.generation)
@@ -195,8 +195,10 @@ class Store:
         except UnsyncedError as error:
             # ``current`` names it by now: a start of the VM would find nothing where it were removed.
             raise _failed(generation, error) from None
-        except OSError as error:
+        except (OSError, SealError) as error:
             shutil.rmtree(generation, ignore_errors=True)
+            if isinstance(error, SealError):
+                raise
             raise _failed(generation, error) from None
         self._prune(manifest.vm, manifest.generation, keep)
 
@@ -314,12 +316,7 @@ class Store:
         except OSError as error:
             raise _failed(self.state / name, error) from None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            yield _take(descriptor, wait=wait)
         finally:
             os.close(descriptor)
 
@@ -352,6 +349,15 @@ class Store:
         kept = [number for number in numbers if number <= current][:KEEP]
         for number in {number for number in numbers if number not in keep} - set(kept):
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
+
+
+def _take(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file; whether it was free, or has become so while it was waited for."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _identity(directory: str) -> tuple[int, ...] | None:

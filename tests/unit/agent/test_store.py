@@ -5,20 +5,35 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
+import shutil
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import StoreError, UnsyncedStoreError
+from agent.errors import SealError, StoreError, UnsyncedStoreError
 from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
-from agent.store import KEEP, Store
-from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret, Stamp
+from agent.sealing import PLAINTEXT_MAX, seal
+from agent.store import Store, rollout_lock
+from launcher.handoff import (
+    GENERATION_MAX,
+    Channel,
+    Delivery,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    Stamp,
+    unit_credential,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 KEY = CredentialKey(b"k" * 4096)
 CANARY = b"canary-0451"
@@ -34,6 +49,11 @@ def unbound(written: Manifest | None) -> Manifest:
     """A manifest of the store's, without what binds it to its values."""
     assert written is not None
     return written.but(key="", credentials=tuple(entry.but(digest="") for entry in written.credentials))
+
+
+def numbers(store: Store) -> set[int]:
+    """The generations that are there."""
+    return {int(path.name) for path in (store.vm_directory("web") / "generations").iterdir()}
 
 
 @pytest.fixture
@@ -63,8 +83,11 @@ def test_old_generations_are_pruned(store: Store) -> None:
         store.write(manifest(number), {})
     (store.vm_directory("web") / "generations" / "99").mkdir()
     store.write(manifest(8), {})
-    names = {path.name for path in (store.vm_directory("web") / "generations").iterdir()}
-    assert names == {str(number) for number in range(9 - KEEP, 9)}
+    assert numbers(store) == {6, 7, 8}
+    store.write(manifest(9), {}, keep={6})
+    store.write(manifest(10), {}, keep={6})
+    assert numbers(store) == {6, 8, 9, 10}
+    assert store.previous("web") == store.generation("web", 9)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +159,7 @@ def test_readers_never_see_a_mix(store: Store) -> None:
             assert len(seen) == 1
             reads += 1
         except FileNotFoundError:
-            continue  # pruned below our feet, after KEEP more generations
+            continue  # pruned below our feet, after three more generations
         finally:
             os.close(directory)
     writer.join()
@@ -292,3 +315,312 @@ def test_the_first_report_of_an_invocation_counts(store: Store) -> None:
     later = first.but(invocation_id="b" * 32)
     again.note_report("web", later)
     assert again.reported("web", "b" * 32) == later
+
+
+@pytest.mark.parametrize("entry", ["tmp", "\N{SUPERSCRIPT TWO}", str(GENERATION_MAX), "-3", "98"])
+def test_what_is_no_generation_is_in_nobody_s_way(store: Store, entry: str) -> None:
+    """Entries that the agent did not make are neither counted nor a reason to fail."""
+    store.write(manifest(1), {})
+    (store.vm_directory("web") / "generations" / entry).write_bytes(b"")
+    store.write(manifest(2), {})
+    assert store.next_number("web") == (99 if entry == "98" else 3)
+    assert unbound(store.previous("web")) == manifest(1)
+
+
+@pytest.mark.parametrize(
+    ("digests", "spoilt", "back_to", "previous"),
+    [
+        ("", None, None, None),
+        ("a", None, None, None),
+        ("ab", None, None, 1),
+        ("abc", None, None, 2),
+        ("abb", None, None, 1),
+        ("aaa", None, None, None),
+        ("abc", 2, None, 1),
+        ("abc", None, 2, 1),
+        ("abc", None, 1, None),
+    ],
+    ids=[
+        "nothing at all", "only one", "the one before", "the newest before", "the same again",
+        "all the same", "one cannot be opened", "a newer one is not before", "no older one",
+    ],
+)  # fmt: skip
+def test_the_previous_generation(
+    store: Store, digests: str, spoilt: int | None, back_to: int | None, previous: int | None
+) -> None:
+    """It is the newest one before the current one that holds something else and can be opened."""
+    for number, digest in enumerate(digests, 1):
+        store.write(manifest(number).but(digest=digest * 64), {})
+        store.write(manifest(number, vm="db").but(digest="d" * 64), {})
+    if spoilt is not None:
+        (store.vm_directory("web") / "generations" / str(spoilt) / "manifest").unlink()
+    if back_to is not None:
+        assert store.revert("web", back_to) is not None
+    found = store.previous("web")
+    assert (found and found.generation) == previous
+
+
+def test_a_generation_by_its_number(store: Store) -> None:
+    """Each generation that is kept can be opened; one that is gone, or another VM's, is None."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    store.write(manifest(2, "A"), {"A": Secret(b"2")})
+    store.write(manifest(3, vm="db"), {})
+    assert unbound(store.generation("web", 1)) == manifest(1, "A")
+    assert store.generation("web", 3) is None
+    assert store.generation("db", 1) is None
+
+
+def test_the_way_back(store: Store) -> None:
+    """An older generation becomes current again, with its values; one that is gone changes nothing."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    store.write(manifest(2, "A"), {"A": Secret(b"2")})
+    assert store.revert("web", 7) is None
+    assert store.values("web") == {"A": Secret(b"2")}
+    assert unbound(store.revert("web", 1)) == manifest(1, "A")
+    assert store.values("web") == {"A": Secret(b"1")}
+    assert store.next_number("web") == 3
+
+
+def test_times(store: Store) -> None:
+    """When a generation was sealed, a VM held and an attempt noted is told by its file; else None."""
+    assert (store.held_at("web"), store.attempted_at("web"), store.sealed_at(manifest(1))) == (None,) * 3
+    for number in (1, 2):
+        store.write(manifest(number), {})
+    store.hold("web", held=True)
+    store.record_attempt("web", Attempt("0" * 64, Outcome.FAILED))
+    directory = store.vm_directory("web")
+    for moment, name in enumerate(("generations/1", "generations/2", "held", "rollout.json"), 1_000):
+        os.utime(directory / name, (0, moment))
+    assert [store.sealed_at(manifest(number)) for number in (1, 2, 3)] == [1000.0, 1001.0, None]
+    assert store.sealed_at(manifest(1, vm="db")) is None
+    assert (store.held_at("web"), store.attempted_at("web")) == (1002.0, 1003.0)
+    assert (store.held_at("db"), store.attempted_at("db")) == (None, None)
+
+
+def test_noted_restarts(store: Store) -> None:
+    """They come back for the VM that they were noted of, also after the agent was started anew."""
+    assert store.restarts("web") == []
+    store.record_restarts("web", [1.5, 2.5])
+    assert Store(store.state, KEY).restarts("web") == [1.5, 2.5]
+    assert store.restarts("db") == []
+    (store.vm_directory("web") / "restarts.json").write_bytes(b'{"moments":"x"}')
+    assert store.restarts("web") == []
+
+
+def test_holds_and_attempts_can_be_let_go_twice(store: Store) -> None:
+    """To release what is not held, and to forget what was not noted, is no error."""
+    for _ in range(2):
+        store.hold("web", held=True)
+        assert store.is_held("web")
+        assert not store.is_held("db")
+        assert (store.vm_directory("web") / "held").read_bytes() == b""
+    for _ in range(2):
+        store.hold("web", held=False)
+        store.record_attempt("web", None)
+        assert not store.is_held("web")
+
+
+def test_a_directory_that_was_removed_is_made_anew(store: Store) -> None:
+    """That the store has made a VM's directory before does not mean that it is still there."""
+    store.hold("web", held=True)
+    shutil.rmtree(store.vm_directory("web"))
+    store.hold("web", held=True)
+    assert store.is_held("web")
+
+
+ACTS: dict[str, tuple[str, Callable[[Store], object]]] = {
+    "write": ("generations/2", lambda store: store.write(manifest(2), {})),
+    "revert": ("current", lambda store: store.revert("web", 1)),
+    "hold": ("held", lambda store: store.hold("web", held=True)),
+    "release": ("held", lambda store: store.hold("web", held=False)),
+    "assume": ("assumed.json", lambda store: store.assume("web", Assumed("a" * 32, "0" * 64))),
+    "attempt": ("rollout.json", lambda store: store.record_attempt("web", Attempt("0", Outcome.FAILED))),
+    "forget": ("rollout.json", lambda store: store.record_attempt("web", None)),
+    "restarts": ("restarts.json", lambda store: store.record_restarts("web", [1.0])),
+}
+"""What is written, and where, below a VM's directory."""
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_an_error_names_the_file_the_cause_and_the_remedy(store: Store, act: str) -> None:
+    """Where something is in the way, the error says of which file, and nothing that was there is lost."""
+    name, do = ACTS[act]
+    store.write(manifest(1), {})
+    path = store.vm_directory("web") / name
+    # A directory with something in it is neither replaced nor removed by anything that writes files.
+    path.unlink(missing_ok=True)
+    (path / "in the way").mkdir(parents=True)
+    if act == "revert":
+        assert store.generation("web", 1) is not None
+    with pytest.raises(
+        StoreError, match=rf"^{re.escape(str(path))}: (Is a directory|File exists)"
+    ) as caught:
+        do(store)
+    assert "writable file system" in (caught.value.hint or "")
+    assert (path / "in the way").is_dir()
+
+
+@pytest.mark.parametrize("act", ["write", "hold", "assume", "attempt", "restarts"])
+def test_an_error_of_the_last_sync_names_the_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """It is in place, and the error says of which file it may be undone."""
+    name, do = ACTS[act]
+    store.write(manifest(1), {})
+    failing_sync(monkeypatch, store.vm_directory("web"))
+    expected = rf"^{re.escape(str(store.vm_directory('web') / name))}: it is written.*No space left"
+    with pytest.raises(UnsyncedStoreError, match=expected):
+        do(store)
+
+
+def test_a_value_that_cannot_be_read_is_named_by_its_generation(store: Store) -> None:
+    """The error says which directory and why, and does not say what the value is."""
+    store.write(manifest(1, "A"), {"A": Secret(CANARY)})
+    directory = (store.vm_directory("web") / "current").resolve()
+    (directory / "value.A").unlink()
+    (directory / "value.A").mkdir()
+    with pytest.raises(StoreError, match=rf"^{re.escape(str(directory))}: Is a directory"):
+        store.values("web")
+
+
+def test_nothing_is_left_of_a_generation_that_could_not_be_written(store: Store) -> None:
+    """A generation of which a file cannot be written is removed, and the one before stays current."""
+    store.write(manifest(1), {})
+    generation = store.vm_directory("web") / "generations" / "2"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=rf"^{re.escape(str(generation))}: File too large"):
+            store.write(manifest(2), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert numbers(store) == {1}
+    assert unbound(store.current("web")) == manifest(1)
+
+
+def test_nothing_is_left_of_a_generation_that_could_not_be_sealed(store: Store) -> None:
+    """A value that systemd would not take leaves no half of a generation, however often it is tried."""
+    store.write(manifest(1), {})
+    for _ in range(2):
+        with pytest.raises(SealError):
+            store.write(manifest(2, "A"), {"A": Secret(bytes(PLAINTEXT_MAX + 1))})
+        assert numbers(store) == {1}
+    assert unbound(store.current("web")) == manifest(1)
+
+
+def test_a_half_written_generation_that_cannot_be_removed_is_an_error_like_others(store: Store) -> None:
+    """Without a descriptor left, neither writing nor removing works; the next number is then used."""
+    store.write(manifest(1), {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="Too many open files"):
+            store.write(manifest(2), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert unbound(store.current("web")) == manifest(1)
+    store.write(manifest(store.next_number("web")), {})
+    assert unbound(store.current("web")) == manifest(3)
+
+
+@pytest.mark.parametrize("file", ["manifest", "value.A"])
+def test_a_file_that_was_sealed_under_another_name_is_refused(store: Store, file: str) -> None:
+    """The name is sealed with the content: systemd would not open such a file either."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    path = store.vm_directory("web") / "current" / file
+    bound = store.current("web")
+    assert bound is not None
+    content = bound.to_bytes() if file == "manifest" else b"1"
+    path.write_bytes(seal(content, name=unit_credential(file), key=KEY))
+    assert store.values("web") == {"A": Secret(b"1")}
+    path.write_bytes(seal(content, name=unit_credential("value.B"), key=KEY))
+    with pytest.raises((StoreError, SealError)):
+        store.values("web")
+
+
+def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at VMs of which nothing has changed reads no file, and sees at once where one has."""
+    report = Stamp("web", 1, "1" * 64, "0" * 32, "a" * 32, Channel.API, 10)
+    store.write(manifest(1), {})
+    store.write(manifest(1, vm="db"), {})
+    read: list[Path] = []
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path)
+        return real(path)
+
+    def look() -> int:
+        read.clear()
+        for vm in ("web", "db"):
+            assert store.current(vm) is not None
+            store.note_report(vm, report)
+        return len(read)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert look() == 4
+    assert look() == 0
+    store.write(manifest(2), {})
+    assert look() == 1
+    assert unbound(store.current("web")) == manifest(2)
+    (store.vm_directory("web") / "current" / "manifest").write_bytes(b"rubbish")
+    assert store.current("web") is None
+
+
+def test_a_report_is_noted_whole_and_leaves_nothing_else(store: Store) -> None:
+    """What a crash has left beside it is used up; where it cannot be noted, nothing fails."""
+    report = Stamp("web", 1, "1" * 64, "0" * 32, "a" * 32, Channel.API, 10)
+    store.note_report("web", report)
+    assert store.reported("web", "a" * 32) is None
+    directory = store.vm_directory("web")
+    directory.mkdir(parents=True)
+    (directory / ".reported.json.new").write_bytes(b"{")
+    store.note_report("web", report)
+    assert [path.name for path in directory.iterdir()] == ["reported.json"]
+    assert store.reported("web", "a" * 32) == report
+
+
+def test_a_lock_keeps_others_out_until_it_is_let_go(store: Store) -> None:
+    """Who does not wait is told so, who waits gets it afterwards; locks of other names are others."""
+    other = Store(store.state, KEY)
+    order: list[str] = []
+
+    def wait() -> None:
+        with other.lock() as had:
+            order.append(f"waited, {had}")
+
+    waiter = threading.Thread(target=wait)
+    with store.lock() as had:
+        assert had
+        with other.lock(wait=False) as also:
+            assert not also
+        with other.lock(rollout_lock("web"), wait=False) as also:
+            assert also
+        with other.lock(rollout_lock("web"), wait=False) as also:
+            assert also, "it was let go"
+        waiter.start()
+        deadline = time.monotonic() + 20
+        while "->" not in Path("/proc/locks").read_text() and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
+        order.append("let go")
+    waiter.join()
+    assert order == ["let go", "waited, True"]
+    with other.lock(wait=False) as had:
+        assert had
+    assert (store.state / "seal.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+    """A state directory that cannot be made is named, as is a lock that is no file."""
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(StoreError, match=rf"^{re.escape(str(tmp_path))}/file/state/seal\.lock: File exists"),
+        Store(tmp_path / "file" / "state", KEY).lock(),
+    ):
+        pass
+    (tmp_path / "state" / "seal.lock").mkdir(parents=True)
+    with (
+        pytest.raises(StoreError, match=r"state/seal\.lock: Is a directory"),
+        Store(tmp_path / "state", KEY).lock(),
+    ):
+        pass
