@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent import sandbox
 from agent.errors import SourceError
 from agent.sealing import PLAINTEXT_MAX
 from agent.trail import LINKS_MAX, Link, Trail
@@ -128,9 +129,12 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
             # Swapped, and what it led to removed, while the kernel was on its way there.
             if _target(path) != target or trail.has_moved():
                 raise _MovedError from None
+            found = sandbox.hidden(sandbox.of_this_process(), str(path))
             raise SourceError(
-                f"source {path}: {os.strerror(error.errno or 0)}",
-                hint="is the producer (sops-install-secrets.service, agenix) done? see source.path",
+                f"source {path}: " + (found.text if found else os.strerror(error.errno or 0)),
+                hint=found.remedy
+                if found
+                else "is the producer (sops-install-secrets.service, agenix) done? see source.path",
             ) from None
         stack.callback(os.close, top)
         status = os.fstat(top)

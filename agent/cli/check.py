@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""``credferry check``: the configuration, without touching anything else."""
+"""``credferry check``: the configuration, and whether the agent's units let it see the source."""
 
 from __future__ import annotations
 
 import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
-from agent.config import load
+from agent.config import Config, load
+from agent.errors import ConfigurationError
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     def check(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
         """Check the configuration file, and show what each VM is to get."""
         loaded = load(config)
+        _check_seen(loaded)
         rows = [
             {
                 "vm": vm.name,
@@ -34,3 +36,14 @@ def register(app: typer.Typer) -> None:
             print_table(
                 ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"], [list(row.values()) for row in rows]
             )
+
+
+def _check_seen(config: Config) -> None:
+    """Raise `ConfigurationError` for a source that is hidden from one of the agent's units.
+
+    Where systemd does not answer, or has no such unit, the unit that is shipped is what counts.
+    """
+    from agent.doctor.source import hidden  # noqa: PLC0415 (not for --help)
+
+    for _, found in hidden(config):
+        raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)

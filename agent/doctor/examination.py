@@ -41,6 +41,7 @@ VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
 HOST_CHECKS: tuple[Check, ...] = (
     ("configuration", configuration.check),
     ("source", source.check),
+    ("source.seen", source.check_seen),
     ("source.producer", source.check_producer),
     ("key", key.check),
     ("store", store.check),

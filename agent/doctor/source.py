@@ -12,13 +12,16 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe
+from agent import sandbox
+from agent.doctor import probe, unit_files
+from agent.doctor.chain import AGENT, SEAL
 from agent.doctor.finding import UnseenError, hint, ok, problem, unseen
 from agent.sealing import PLAINTEXT_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.config import Config
     from agent.doctor.chain import Chain
     from agent.doctor.finding import Finding
 
@@ -46,6 +49,36 @@ def check(chain: Chain) -> Iterator[Finding]:
             yield _secret(chain, top, name)
     finally:
         os.close(top)
+
+
+def check_seen(chain: Chain) -> Iterator[Finding]:
+    """Whether the agent's units let it see the source: they hide homes and temporary directories."""
+    for unit, found in hidden(chain.config):
+        yield problem(
+            "source.seen",
+            f"{found.text}; that is {unit}",
+            why="the agent finds no source, or an empty one: nothing that is published arrives",
+            remedy=found.remedy,
+            commands=unit_files.extend(unit, "Service", found.lines, restart=True),
+        )
+
+
+def hidden(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
+    """The agent's units that hide the source from it, and what hides it. Links are followed.
+
+    Where systemd does not answer, or has no such unit, the unit that is shipped is what counts.
+    """
+    names = config.secrets if config.source.follow_links else ()
+    for unit in (SEAL, AGENT):  # a restart of the agent begins with the other
+        try:
+            properties = probe.unit(unit)
+        except UnseenError:
+            properties = {}
+        is_known = properties.get("LoadState") == "loaded"
+        settings = sandbox.of_unit(properties) if is_known else sandbox.SHIPPED
+        found = sandbox.hidden(settings, config.source.path, names)
+        if found is not None:
+            yield unit, found
 
 
 def check_producer(chain: Chain) -> Iterator[Finding]:
