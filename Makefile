@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help bench docs package demo test test-unit check nightly mutants fuzz soak reliability clean
+.PHONY: help bench docs package requirements demo test test-unit check nightly mutants fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench        measure credferry beside what people would do instead, and the limit (root)'
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
 	@echo 'make package      build the Debian package, into dist/'
+	@echo 'make requirements  pin the newest libraries for the Debian package, with their hashes'
 	@echo 'make docs         write completions, manual pages and the reference anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
 
@@ -59,6 +60,9 @@ reliability:
 
 package:
 	@exec contrib/debian/build dist
+
+requirements:
+	@exec contrib/debian/renew-requirements
 
 docs:
 	@exec $(BOOTSTRAP) unit python -m docs.generate

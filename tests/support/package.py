@@ -108,8 +108,8 @@ def _kept(kind: str, build: Callable[[Path, Path], None], pattern: str) -> Path:
 
 
 def _build_debian_package(tree: Path, output: Path) -> None:
-    # What pip brings changes with the project's dependencies, and not with each line of code.
-    content = (CHECKOUT / "pyproject.toml").read_bytes() + sys.version.encode()
+    # What pip brings changes with the list of pinned libraries, and not with each line of code.
+    content = (CHECKOUT / "contrib/debian/requirements.txt").read_bytes() + sys.version.encode()
     libraries = cache_directory() / f"package-libraries-{hashlib.sha256(content).hexdigest()[:12]}"
     for older in set(cache_directory().glob("package-libraries-*")) - {libraries}:
         shutil.rmtree(older)
