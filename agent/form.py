@@ -63,6 +63,6 @@ def write(state: Path) -> None:
         barred.unlink(missing_ok=True)
         barred.mkdir(0o700)
     note = barred / _NOTE
-    os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
     sync_directory(state)
     replace_durably(state / _FILE, b"%d\n" % FORM)

@@ -27,6 +27,7 @@ from agent.durable import replace_durably
 from agent.errors import KeyFileError, StoreError
 from agent.events import Event
 from agent.journald import Sender
+from agent.untrusted import read_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,10 @@ KEY_CHANGE = "the host's key is another: all is sealed anew"
 LOST = "lost"
 """Stands for the hash of the record before, where the head was there and could not be read."""
 _SENT = re.compile(r"([0-9]{19}) ([0-9a-f]{64})\n")
+_HEAD_MAX, _SENT_MAX = 1 << 20, 128
+"""Bytes of each file."""
+# A FIFO keeps nobody waiting who writes there.
+_SENT_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FACILITY_AUTHPRIV = 10
 _SENDER = ("SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
 
@@ -160,9 +165,9 @@ class Audit:
         # In place and not fsynced: where this is lost, the record is sent once more.
         with suppress(OSError):
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                descriptor = os.open(path, _SENT_FLAGS)
             except FileNotFoundError:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                descriptor = os.open(path, _SENT_FLAGS | os.O_CREAT, 0o600)
             try:
                 os.pwrite(descriptor, f"{head.sequence:019} {head.hash}\n".encode(), 0)
             finally:
@@ -207,7 +212,9 @@ def kept_head(state: Path) -> Head | None:
     One that cannot be read counts as lost; beginning anew shows in the chain as what it is.
     """
     try:
-        return msgspec.json.decode((state / HEAD_FILE).read_bytes(), type=Head)
+        return msgspec.json.decode(
+            read_untrusted(state / HEAD_FILE, limit=_HEAD_MAX, below=state), type=Head
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
@@ -218,7 +225,9 @@ def kept_head(state: Path) -> Head | None:
 def sent(state: Path) -> tuple[int, str]:
     """Number and hash of the last record that is known to have been sent; 0 where none is known."""
     try:
-        match = _SENT.fullmatch((state / SENT_FILE).read_text("ascii"))
+        match = _SENT.fullmatch(
+            read_untrusted(state / SENT_FILE, limit=_SENT_MAX, below=state).decode("ascii")
+        )
     except (OSError, ValueError):
         match = None
     return (int(match[1]), match[2]) if match else (0, "")

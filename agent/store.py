@@ -19,6 +19,7 @@ PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two g
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -40,7 +41,8 @@ from agent.durable import (
 )
 from agent.errors import SealError, StoreError, UnsyncedStoreError
 from agent.notes import Assumed, Attempt, Restarts
-from agent.sealing import seal, unseal
+from agent.sealing import SEALED_MAX, seal, unseal
+from agent.untrusted import read_untrusted
 from launcher.handoff import (
     GENERATION_MAX,
     MANIFEST_FILE,
@@ -58,6 +60,12 @@ if TYPE_CHECKING:
 
     from agent.keys import CredentialKey
 
+SEALED_FILE_MAX = 2 * SEALED_MAX
+"""Bytes of one sealed file: Base64 in lines takes less than twice what it holds."""
+RECORD_MAX = 1 << 20
+"""Bytes of a small record beside the generations."""
+# A FIFO does not keep whoever locks it waiting, and a link is not followed.
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KEEP = 3
 """Generations kept for each VM, the current one included."""
 
@@ -105,10 +113,11 @@ class Store:
 
     def _open_manifest(self, vm: str, directory: Path) -> Manifest | None:
         try:
-            blob = (directory / MANIFEST_FILE).read_bytes()
+            directory = self._without_link(directory)
+            blob = self._read(directory / MANIFEST_FILE, SEALED_FILE_MAX)
             manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
             files = {path.name for path in directory.iterdir()}
-            number = directory.resolve().name
+            number = directory.name
         except (OSError, SealError, HandoffError):
             return None
         expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
@@ -136,7 +145,7 @@ class Store:
 
         Raises `StoreError` where they cannot be opened or one is not the manifest's, and `SealError`.
         """
-        directory = (self.vm_directory(vm) / "current").resolve()
+        directory = self.vm_directory(vm) / "current"
         manifest = self._open_manifest(vm, directory)
         if manifest is None:
             raise StoreError(
@@ -144,13 +153,14 @@ class Store:
                 hint="see: credferry doctor; the next change of a secret is sealed anew",
             )
         try:
+            directory = self._without_link(directory)
             return {entry.name: self._value(directory, manifest, entry) for entry in manifest.credentials}
         except OSError as error:
             raise _failed(directory, error) from None
 
     def _value(self, directory: Path, manifest: Manifest, entry: ManifestEntry) -> Secret:
         file = value_file(entry.name)
-        blob = (directory / file).read_bytes()
+        blob = self._read(directory / file, SEALED_FILE_MAX)
         value = Secret(unseal(blob, name=unit_credential(file), key=self.key))
         if not manifest.holds(entry, value):
             raise StoreError(
@@ -255,7 +265,7 @@ class Store:
 
     def assumed(self, vm: str) -> Assumed | None:
         """What the VM's unstamped invocation is taken to run."""
-        return _load(f"{self.state}/vms/{vm}/assumed.json", Assumed)
+        return self._load(vm, "assumed.json", Assumed)
 
     def assume(self, vm: str, assumed: Assumed) -> None:
         """Remember it. Raises `StoreError`."""
@@ -263,7 +273,7 @@ class Store:
 
     def attempt(self, vm: str) -> Attempt | None:
         """How the VM's last rollout ended, if it did not end well."""
-        return _load(f"{self.state}/vms/{vm}/rollout.json", Attempt)
+        return self._load(vm, "rollout.json", Attempt)
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Remember or, with None, forget it. Raises `StoreError`."""
@@ -278,7 +288,7 @@ class Store:
 
     def restarts(self, vm: str) -> list[float]:
         """When the VM was restarted lately, as `record_restarts` was told."""
-        return (_load(f"{self.state}/vms/{vm}/restarts.json", Restarts) or Restarts()).moments
+        return (self._load(vm, "restarts.json", Restarts) or Restarts()).moments
 
     def record_restarts(self, vm: str, moments: list[float]) -> None:
         """Remember when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
@@ -287,7 +297,7 @@ class Store:
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
         """What was noted of the launcher's report of an invocation; None where nothing was."""
         try:
-            noted = Stamp.from_bytes((self.vm_directory(vm) / "reported.json").read_bytes())
+            noted = Stamp.from_bytes(self._read(self.vm_directory(vm) / "reported.json", RECORD_MAX))
         except (OSError, HandoffError):
             return None
         return noted if noted.invocation_id == invocation_id else None
@@ -312,13 +322,37 @@ class Store:
         """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
         try:
             self._make(self.state)
-            descriptor = os.open(self.state / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.state / name, _LOCK_FLAGS, 0o600)
         except OSError as error:
             raise _failed(self.state / name, error) from None
         try:
             yield _take(descriptor, wait=wait)
         finally:
             os.close(descriptor)
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        """A file of the store. Root's verbs read it too, where the agent's user can put anything there."""
+        return read_untrusted(path, limit=limit, below=self.state)
+
+    @staticmethod
+    def _without_link(directory: Path) -> Path:
+        """A generation's own directory, where ``current`` leads to one of the VM's. Raises OSError."""
+        if directory.name != "current":
+            return directory
+        target = directory.readlink()
+        if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdigit():
+            raise NotADirectoryError(errno.ENOTDIR, "it leads to no generation of the VM", str(directory))
+        return directory.parent / target
+
+    def _load(self, vm: str, name: str, kind: type[_T]) -> _T | None:
+        # Mostly there is none, and an exception for each VM at each look takes longer than to ask.
+        if not os.access(f"{self.state}/vms/{vm}/{name}", os.F_OK):
+            return None
+        try:
+            return msgspec.json.decode(self._read(self.vm_directory(vm) / name, RECORD_MAX), type=kind)
+        except (OSError, ValueError, RecursionError):
+            # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
+            return None
 
     def _save(self, vm: str, name: str, record: Assumed | Attempt | Restarts) -> None:
         path = self.vm_directory(vm) / name
@@ -378,18 +412,6 @@ def _written_at(path: Path) -> float | None:
         return None
 
 
-def _load(path: str, kind: type[_T]) -> _T | None:
-    # Mostly there is none, and an exception for each VM at each look takes longer than to ask.
-    if not os.access(path, os.F_OK):
-        return None
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (done for each VM at each look)
-            return msgspec.json.decode(file.read(), type=kind)
-    except (OSError, ValueError, RecursionError):
-        # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
-        return None
-
-
 def _failed(path: Path, error: OSError) -> StoreError:
     if isinstance(error, UnsyncedError):
         return UnsyncedStoreError(
@@ -398,6 +420,6 @@ def _failed(path: Path, error: OSError) -> StoreError:
             hint="see what is wrong with the file system of the state directory",
         )
     return StoreError(
-        f"{path}: {os.strerror(error.errno or 0)}",
+        f"{path}: {error.strerror or os.strerror(error.errno or 0)}",
         hint="the store must be on a writable file system with room, and be run as its owner or root",
     )

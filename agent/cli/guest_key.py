@@ -17,6 +17,7 @@ from agent.errors import KeyFileError
 from agent.keys import create_key, hashed_machine_id, read_key
 from agent.observe import guest_key_path
 from agent.ownership import as_owner_of
+from agent.untrusted import open_untrusted
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +67,10 @@ def register(app: typer.Typer) -> None:
 def _copy(path: Path, output: Path) -> None:
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-        with os.fdopen(descriptor, "wb") as target, path.open("rb") as source:
+        with (
+            os.fdopen(descriptor, "wb") as target,
+            os.fdopen(open_untrusted(path, below=path.parent), "rb") as source,
+        ):
             shutil.copyfileobj(source, target)
             os.fchmod(descriptor, 0o400)
             target.flush()

@@ -109,7 +109,7 @@ def _texts() -> Iterator[str]:
             raise UnseenError(directory) from None
         for path in paths:
             if path.suffix == ".rules":
-                yield path.read_text(errors="replace")
+                yield probe.text_of(path) or ""
 
 
 def _body(text: str) -> str:

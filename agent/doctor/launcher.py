@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _LAUNCHER: Final = "credferry-launch"
 _SCRIPT: Final = "microvm-run"
+_MICROVMS: Final = Path("/var/lib/microvms")
+_WORK: Final = "work"
 _PROGRAM: Final = re.compile(
     r"(?:^|(?<=[\s\"']))((?:/[\w.+@-]+)*/?cloud-hypervisor)(?=[\s\"'])", re.MULTILINE
 )
@@ -49,6 +51,8 @@ def wiring(unit: Mapping[str, Any]) -> Wiring:
     """Follow a unit's command: a spec, microvm.nix's script, or a wrapper. Raises `UnseenError`."""
     command = "\n".join(" ".join(argv) for argv in probe.command_lines(unit))
     directory = Path(unit.get("WorkingDirectory", "").lstrip("-!") or "/")
+    if directory.name == _WORK and directory.parent.parent == _MICROVMS:
+        directory = directory.parent  # what root has put there; the VM's user has links to it
     spec = directory / "current/vm.toml"
     text = probe.text_of(spec)
     if text is not None and f"{_LAUNCHER} --spec" in command:
@@ -75,13 +79,15 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         return
     found = wiring(unit)
     if found.file is not None and found.file.name == _SCRIPT and not found.file.stat().st_mode & 0o111:
+        changed = probe.changeable(found.file)
         yield problem(
             "vm.launcher.mode",
             f"{found.file} is not executable",
             vm=vm.name,
             why="the VM cannot be started",
-            remedy="make it so",
-            commands=[f"chmod a+rx {shlex.quote(str(found.file.resolve()))}"],
+            remedy="make it so" if changed is None else f"see what {changed[1]} has put there",
+            # Nobody else may choose the file that root is to open for all.
+            commands=[f"chmod a+rx {shlex.quote(str(found.file.resolve()))}"] if changed is None else (),
         )
     if found.wired:
         yield ok("vm.launcher", f"{found.file} goes through {found.launcher}", vm.name)
@@ -126,7 +132,16 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             remedy="install credferry where the VM's unit finds it, or name the launcher by its path",
         )
         return
-    # As the VM's user: what is run here, that user may have named.
+    for each in (Path(program), Path(found.real)):
+        if each.is_absolute() and (changed := probe.changeable(each)) is not None:
+            yield hint(
+                "vm.hypervisor",
+                f"not seen: {changed[1]} can change {changed[0]}, so doctor does not run {each}",
+                vm=vm.name,
+                remedy=f"give the program to root: chown root {changed[0]}; chmod go-w {changed[0]}",
+            )
+            return
+    # As the VM's user, though both programs are root's: the version is asked as it would be at a start.
     answer = probe.run(
         program, *asked, "--explain", *behind, user=unit.get("User") or "", directory=found.directory
     )
@@ -180,12 +195,10 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 def _script(path: Path) -> str:
     """A wrapper's text; nothing for a binary, and for what cannot be read."""
     try:
-        with path.open("rb") as file:
-            if file.read(2) != b"#!":
-                return ""
-        return probe.text_of(path) or ""
-    except (OSError, UnseenError):
+        text = probe.text_of(path) or ""
+    except UnseenError:
         return ""
+    return text if text.startswith("#!") else ""
 
 
 def _rewire(vm: VmConfig, found: Wiring) -> tuple[str, ...]:

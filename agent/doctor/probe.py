@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Looking at the host without touching it: small files, short programs, and systemd's properties of units.
 
-Some of what is read belongs to the VMs' user, who might put anything there: nothing that is read can block,
-or be large, and programs that are named there are run as that user.
+Some of what is read belongs to the VMs' user, who might put anything there. Nothing that is read can
+block or be large. Where that user could have made a link, nothing is read that the user could not read
+by itself. Nothing is run that anybody but root could have put there.
 """
 
 from __future__ import annotations
@@ -51,10 +52,27 @@ def text_of(path: Path) -> str | None:
         raise UnseenError(f"{path}: {os.strerror(error.errno or 0)}") from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
+        if not status.st_mode & stat.S_IROTH and changeable(path) is not None:
+            raise UnseenError(f"{path}: others than root can change what it is, and may not read it")
         # Files of /proc have no size of their own.
         if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_MAX:
             raise UnseenError(f"{path}: not a small regular file")
         return file.read(_FILE_MAX).decode(errors="replace")
+
+
+def changeable(path: Path) -> tuple[Path, str] | None:
+    """The first component of a path, or of its target, that others than root can change, and who can."""
+    for start in (path, Path(os.path.realpath(path))):
+        for component in (*reversed(start.parents), start):
+            try:
+                status = component.lstat()
+            except OSError:
+                return None
+            if status.st_uid != 0:
+                return component, _user_name(status.st_uid)
+            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
+                return component, "others than root"
+    return None
 
 
 def run(
@@ -125,6 +143,13 @@ def quiet_lines(*argv: str) -> Sequence[str]:
     """What a program prints, in lines; none where it fails. Raises `UnseenError`."""
     done = run(*argv)
     return done.stdout.splitlines() if done.returncode == 0 else ()
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _line(text: str) -> str:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import pwd
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +21,6 @@ _CHECK: Final = "vm.directory"
 _PARENT: Final = Path("/var/lib/microvms")
 _HELPERS: Final = ("microvm-tap-interfaces@{instance}.service", "microvm-virtiofsd@{instance}.service")
 _LAUNCHER: Final = "credferry-launch"
-_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -32,7 +29,7 @@ def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     current = _PARENT / instance / "current"
     if prefix != "microvm" or not at or not os.path.lexists(current):
         return
-    found = changeable(current)
+    found = probe.changeable(current)
     if found is None:
         yield ok(_CHECK, f"root alone can change {current}", vm.name)
         return
@@ -56,21 +53,6 @@ def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     )
 
 
-def changeable(path: Path) -> tuple[Path, str] | None:
-    """The first component of a path, or of its target, that others than root can change, and who can."""
-    for start in (path, Path(os.path.realpath(path))):
-        for component in (*reversed(start.parents), start):
-            try:
-                status = component.lstat()
-            except OSError:
-                return None
-            if status.st_uid != 0:
-                return component, _name(status.st_uid)
-            if status.st_mode & _OTHERS and not stat.S_ISLNK(status.st_mode):
-                return component, "others than root"
-    return None
-
-
 def _is_refused(instance: str) -> bool:
     """Whether the VM's helpers are those that check the path: they go through the launcher."""
     return any(
@@ -79,10 +61,3 @@ def _is_refused(instance: str) -> bool:
         for line in probe.command_lines(probe.unit(helper.format(instance=instance)))
         for word in line
     )
-
-
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -20,6 +20,7 @@ from agent.keys import CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.sealing import PLAINTEXT_MAX, seal
 from agent.store import Store, rollout_lock
+from agent.untrusted import read_untrusted
 from launcher.handoff import (
     GENERATION_MAX,
     Channel,
@@ -479,7 +480,7 @@ def test_a_value_that_cannot_be_read_is_named_by_its_generation(store: Store) ->
     directory = (store.vm_directory("web") / "current").resolve()
     (directory / "value.A").unlink()
     (directory / "value.A").mkdir()
-    with pytest.raises(StoreError, match=rf"^{re.escape(str(directory))}: Is a directory"):
+    with pytest.raises(StoreError, match=rf"^{re.escape(str(directory))}: it is not a regular file"):
         store.values("web")
 
 
@@ -544,11 +545,10 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
     store.write(manifest(1), {})
     store.write(manifest(1, vm="db"), {})
     read: list[Path] = []
-    real = Path.read_bytes
 
-    def read_bytes(path: Path) -> bytes:
+    def counted(path: Path, *, limit: int, below: Path) -> bytes:
         read.append(path)
-        return real(path)
+        return read_untrusted(path, limit=limit, below=below)
 
     def look() -> int:
         read.clear()
@@ -557,7 +557,7 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
             store.note_report(vm, report)
         return len(read)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("agent.store.read_untrusted", counted)
     assert look() == 4
     assert look() == 0
     store.write(manifest(2), {})
@@ -623,4 +623,62 @@ def test_a_lock_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
         pytest.raises(StoreError, match=r"state/seal\.lock: Is a directory"),
         Store(tmp_path / "state", KEY).lock(),
     ):
+        pass
+
+
+RECORDS = ("assumed.json", "rollout.json", "restarts.json", "reported.json")
+
+
+def _planted(path: Path, what: str) -> None:
+    """Put something in a file's place that its reader must not follow, wait for, or take in."""
+    path.unlink(missing_ok=True)
+    match what:
+        case "a FIFO":
+            os.mkfifo(path)
+        case "a link":
+            path.symlink_to("/etc/hostname")
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "a directory":
+            path.mkdir()
+        case "an endless file":
+            with path.open("wb") as file:
+                file.truncate(1 << 30)
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a link", "a device", "a directory", "an endless file"])
+def test_what_the_agent_s_user_can_plant_is_taken_for_nothing(store: Store, what: str) -> None:
+    """Root's verbs read the store too: no file there makes them wait, follow a link, or fill the memory."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    directory = store.vm_directory("web")
+    for name in RECORDS:
+        _planted(directory / name, what)
+    assert (store.assumed("web"), store.attempt("web"), store.restarts("web")) == (None, None, [])
+    assert store.reported("web", "a" * 32) is None
+    _planted(directory / "generations" / "1" / "manifest", what)
+    assert Store(store.state, KEY).current("web") is None
+    with pytest.raises(StoreError):
+        Store(store.state, KEY).values("web")
+
+
+@pytest.mark.parametrize(
+    "target", ["/etc", "..", "generations", "generations/1/..", "../db/generations/1", "x/1"]
+)
+def test_current_leads_to_a_generation_of_the_vm_or_nowhere(store: Store, target: str) -> None:
+    """A link that leads anywhere else counts as none, even to what could be opened."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    current = store.vm_directory("web") / "current"
+    current.unlink()
+    current.symlink_to(target)
+    assert store.current("web") is None
+
+
+def test_a_lock_that_is_a_fifo_or_a_link_is_no_trap(store: Store) -> None:
+    """Taking a lock never waits for a FIFO's other end, and follows no link."""
+    store.state.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(store.state / "seal.lock")
+    with store.lock() as had:
+        assert had
+    (store.state / "other.lock").symlink_to("/etc/hostname")
+    with pytest.raises(StoreError), store.lock("other.lock"):
         pass
