@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""``credferry check``: the configuration, and whether the agent's units let it see the source."""
+"""``credferry check``: the configuration, and whether this host can do what it says. Changes nothing."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import typer
 
 from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
 from agent.config import Config, load
-from agent.errors import ConfigurationError
+from agent.errors import ConfigurationError, ExitStatus
+from agent.printable import printable
+
+if TYPE_CHECKING:
+    from agent.config import VmConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +21,11 @@ def register(app: typer.Typer) -> None:
 
     @app.command("check")
     def check(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
-        """Check the configuration file, and show what each VM is to get."""
+        """Check the configuration file, and show what each VM is to get.
+
+        Where systemd has a VM's unit, the launcher judges its arguments for cloud-hypervisor as well. Ends
+        with status 1 where it would refuse to start a VM.
+        """
         loaded = load(config)
         _check_seen(loaded)
         rows = [
@@ -36,6 +46,8 @@ def register(app: typer.Typer) -> None:
             print_table(
                 ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"], [list(row.values()) for row in rows]
             )
+        if sum([_is_refused(vm) for vm in loaded.vms.values()]):
+            raise typer.Exit(ExitStatus.FAILED)
 
 
 def _check_seen(config: Config) -> None:
@@ -47,3 +59,29 @@ def _check_seen(config: Config) -> None:
 
     for _, found in hidden(config):
         raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)
+
+
+def _is_refused(vm: VmConfig) -> bool:
+    """Whether the launcher would refuse the arguments of a VM that is on this host; says so, and why."""
+    from agent.doctor import arguments, probe  # noqa: PLC0415 (not for --help)
+    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
+
+    try:
+        unit = probe.unit(vm.unit)
+    except UnseenError:
+        return False  # No systemd, as where NixOS builds a host: there are no VMs to judge.
+    if unit["LoadState"] != "loaded":
+        return False
+    try:
+        verdict = arguments.judge(vm, unit)
+    except UnseenError as error:
+        _say(vm, f"cannot tell whether the launcher accepts its arguments: {error}")
+        return False
+    if verdict is None or not verdict.refusal:
+        return False
+    _say(vm, f"its next start would fail: {verdict.file}: {verdict.refusal}: {verdict.remedy}")
+    return True
+
+
+def _say(vm: VmConfig, what: str) -> None:
+    typer.echo(printable(f"credferry: VM {vm.name}: {what}"), err=True)

@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from agent.doctor import (
+    arguments,
     bus,
     configuration,
     guest,
@@ -67,6 +68,7 @@ VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.directory", vm_directory.check),
     ("vm.launcher", launcher.check),
     ("vm.hypervisor", launcher.check_hypervisor),
+    ("vm.arguments", arguments.check),
     ("vm.landlock", landlock.check),
     ("vm.invocation", launcher.check_invocation),
     ("vm.budget", guest.check_budget),

@@ -70,7 +70,10 @@ def changeable(path: Path) -> tuple[Path, str] | None:
                 return None
             if status.st_uid != 0:
                 return component, _user_name(status.st_uid)
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
+            # Where only its owner may replace an entry (sticky, as /nix/store is), root's stay root's.
+            is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+            writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky
+            if writable and not stat.S_ISLNK(status.st_mode):
                 return component, "others than root"
     return None
 

@@ -27,7 +27,7 @@ complete -c credferry -n '__credferry_at' -a 'agent' -d 'Watch the source, seal 
 complete -c credferry -n '__credferry_at' -a 'sync' -d 'Seal what is published and restart the VMs that run something else; once.'
 complete -c credferry -n '__credferry_at' -a 'plan' -d 'Show what a sync would do now. Nothing is written, and no VM is touched.'
 complete -c credferry -n '__credferry_at' -a 'status' -d 'Show for each VM what is published, sealed and running, and whether they are in step.'
-complete -c credferry -n '__credferry_at' -a 'check' -d 'Check the configuration file, and show what each VM is to get.'
+complete -c credferry -n '__credferry_at' -a 'check' -d 'Check the configuration file, and show what each VM is to get. Where systemd has a VM\'s unit, the launcher judges its arguments for cloud-hypervisor as well. Ends with status 1 where it would refuse to start a VM.'
 complete -c credferry -n '__credferry_at' -a 'doctor' -d 'Walk the whole chain on this host, change nothing, and say what to do about each finding. Ends with status 1 where there is a problem.'
 complete -c credferry -n '__credferry_at' -a 'audit' -d 'Tell what happened, from the journal alone: published, sealed, restarted, launched.'
 complete -c credferry -n '__credferry_at' -a 'hold' -d 'Restart these VMs no more when secrets rotate, until they are released; survives a reboot.'

@@ -171,6 +171,13 @@ ROUNDS = {
 }
 
 
+ARGUMENTS = {
+    "-v": "-v would make cloud-hypervisor log credential KEY",
+    "--gpu x": "--gpu",
+    "--dbus-service-name a.b": "--dbus-service-name would show credential KEY",
+}
+
+
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     """Two light VMs that run, in step, on a host of their own."""
@@ -268,8 +275,17 @@ def test_a_healthy_deployment(deployment: Deployment) -> None:
         "agent",
         "seal",
     }
-    of_vms = {"generation", "unit", "settings", "launcher", "hypervisor", "invocation", "budget", "state"}
-    assert links | {f"vm.{each}" for each in of_vms} <= well
+    of_vms = {
+        "generation",
+        "unit",
+        "settings",
+        "launcher",
+        "hypervisor",
+        "arguments",
+        "invocation",
+        "budget",
+    }
+    assert links | {f"vm.{each}" for each in (*of_vms, "state")} <= well
     assert {each["vm"] for each in findings} == {None, "web", "db"}
 
 
@@ -326,6 +342,53 @@ def test_advice_in_words(deployment: Deployment) -> None:
     host.write(run, script, 0o755)
     host.write(MANIFEST, json.dumps({"secrets": [{"name": "key", "restartUnits": []}]}))
     wait_until_mended(deployment)
+
+
+def test_arguments_that_the_next_start_would_refuse(deployment: Deployment) -> None:
+    """They are found while the VM runs, in the launcher's own words, by `check` as well."""
+    host = deployment.host
+    run = "/var/lib/microvms/web/current/bin/microvm-run"
+    script = host.path(run).read_text()
+    for words, said in ARGUMENTS.items():
+        host.write(run, script.replace(" --api-socket ", f" {words} --api-socket "), 0o755)
+        (finding,) = [each for each in problems(doctor(deployment)) if each["check"] == "vm.arguments"]
+        assert (finding["vm"], said in finding["what"]) == ("web", True), finding
+        assert finding["remedy"]
+        checked = host.run("credferry", "check", check=False)
+        assert (checked.returncode, said in checked.stderr) == (1, True), checked.stderr
+    host.write(run, script, 0o755)
+    wait_until_mended(deployment)
+    assert host.run("credferry", "check").stderr == ""
+
+
+def test_the_judgement_runs_nothing_that_a_vms_user_could_have_written(deployment: Deployment) -> None:
+    """Neither a launcher nor a hypervisor, as root or not: it says that it cannot tell, and who could."""
+    host = deployment.host
+    run = "/var/lib/microvms/web/current/bin/microvm-run"
+    script = host.path(run).read_text()
+    theirs = "/srv/theirs"
+    for name in ("credferry-launch", "cloud-hypervisor"):
+        host.write(f"{theirs}/{name}", f"#!/bin/sh\ntouch {theirs}/ran\n", 0o755)
+    host.run("chown", "-R", "microvm", theirs)
+    host.run("chmod", "0777", theirs)
+    try:
+        for old, new in (
+            (" credferry-launch ", f" {theirs}/credferry-launch "),
+            (f" --real {HYPERVISOR} ", f" --real {theirs}/cloud-hypervisor "),
+        ):
+            host.write(run, script.replace(old, new), 0o755)
+            for user in (None, "nobody"):
+                said = host.run("credferry", "check", user=user).stderr
+                assert "VM web: cannot tell whether the launcher accepts its arguments: " in said
+                assert f"{theirs} can be changed by microvm" in said
+        assert not host.path(f"{theirs}/ran").exists()
+        # In a sticky directory, as /nix/store is, root's entries stay root's.
+        host.run("sh", "-c", "mkdir -m 1777 /srv/store; cp /usr/bin/credferry-launch /srv/store")
+        host.write(run, script.replace(" credferry-launch ", " /srv/store/credferry-launch "), 0o755)
+        assert host.run("credferry", "check").stderr == ""
+    finally:
+        host.write(run, script, 0o755)
+    assert host.run("credferry", "check").stderr == ""
 
 
 def test_rotations_work_after_all_of_it(deployment: Deployment) -> None:

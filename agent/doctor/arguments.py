@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT
+"""A VM's arguments for cloud-hypervisor: would the launcher refuse them at the VM's next start?
+
+The launcher itself judges them (``credferry-launch --check``). The arguments come from the VM's script,
+wrapper or spec, which are read as data. Nothing is run that anybody but root could have put there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.doctor import launcher, probe, shell
+from agent.doctor.finding import UnseenError, hint, ok, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from agent.config import VmConfig
+    from agent.doctor.chain import Chain
+    from agent.doctor.finding import Finding
+
+_CHECK: Final = "vm.arguments"
+_LAUNCHER: Final = "credferry-launch"
+_STARTS_SPEC: Final = re.compile(rf"((?:/[\w.+@-]+)*/?{_LAUNCHER}) --spec\b")
+_VERSION: Final = "--hypervisor-version"
+_OWN: Final = frozenset({"--real", _VERSION, "--vm"})
+_DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
+"""A spec's, where it names none."""
+_REFUSED: Final = (64, 65)
+"""The launcher's exit statuses for arguments, and for credentials or a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the launcher says of the arguments that a file gives; ``refusal`` is empty where it accepts."""
+
+    file: str
+    refusal: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How the launcher is started for the VM: ``own`` are its arguments, ``argv`` cloud-hypervisor's."""
+
+    program: str
+    own: tuple[str, ...]
+    argv: tuple[str, ...] | None = None
+
+
+def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the launcher would accept the VM's arguments."""
+    unit = chain.unit(vm)
+    if unit["LoadState"] != "loaded":
+        return
+    try:
+        verdict = judge(vm, unit)
+    except UnseenError as error:
+        yield hint(
+            _CHECK,
+            f"cannot tell whether the launcher accepts the VM's arguments: {error}",
+            vm=vm.name,
+            remedy=f"ask it: {_LAUNCHER} --check {' '.join(assumed(vm))} --real PATH -- ARGUMENTS",
+        )
+        return
+    if verdict is None:
+        return
+    if not verdict.refusal:
+        yield ok(_CHECK, f"the launcher accepts the arguments of {verdict.file}", vm.name)
+        return
+    yield problem(
+        _CHECK,
+        f"{verdict.file}: {verdict.refusal}",
+        vm=vm.name,
+        why="the launcher refuses these arguments: the VM's next start fails, and the VM stays down",
+        remedy=verdict.remedy,
+    )
+
+
+def judge(vm: VmConfig, unit: Mapping[str, Any]) -> Verdict | None:
+    """The launcher's verdict on what a VM's unit starts; None where no launcher is there to judge.
+
+    Raises `UnseenError` where it cannot be told; the text says why.
+    """
+    found = launcher.wiring(unit)
+    if not found.wired or found.file is None:
+        return None
+    match found.file.name:
+        case "vm.toml":
+            # The launcher asks this program for its version.
+            _roots(Path(found.real or _DEFAULT_HYPERVISOR))
+            call = _Call(_launcher_of(unit), ("--spec", str(_roots(found.file))))
+        case "microvm-run":
+            call = _of_script(_roots(found.file))
+        case _:
+            call = _of_unit(unit)
+    return _ask(vm, call, str(found.file), unit.get("User") or "")
+
+
+def assumed(vm: VmConfig) -> tuple[str, ...]:
+    """The options of ``--check`` that say what the configuration says of a VM."""
+    kinds = ",".join(f"{name}={vm.kind(name).value}" for name in vm.credentials)
+    return (
+        f"--channel={vm.channel.value}",
+        f"--kinds={kinds}",
+        f"--guest-systemd={vm.guest_systemd}",
+        *(["--initrd"] if vm.initrd else ()),
+        *(["--plaintext-in-argv"] if vm.plaintext_in_argv else ()),
+    )
+
+
+def _ask(vm: VmConfig, call: _Call, file: str, user: str) -> Verdict:
+    program = call.program if call.program.startswith("/") else shutil.which(call.program)
+    if program is None:
+        raise UnseenError(f"there is no {call.program}")
+    # The words of the VM stay the first: the launcher is what they start, with these arguments.
+    words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
+    answer = probe.run(str(_roots(Path(program))), *words, user=user)
+    if answer.returncode == 0:
+        return Verdict(file)
+    line = next(iter(reversed(answer.stderr.strip().splitlines())), "").removeprefix(f"{_LAUNCHER}: ")
+    if answer.returncode not in _REFUSED:
+        raise UnseenError(line or f"{program} does not answer")
+    what, _, remedy = line.rpartition(": ")
+    return Verdict(file, what or line or "refused", remedy or "see docs/launcher.md")
+
+
+def _of_script(file: Path) -> _Call:
+    """The launcher's call in a script, or in the wrapper that the script starts in its place."""
+    words = _last_command(file).with_arguments(())
+    if Path(words[0]).name == _LAUNCHER:
+        return _of_words(words)
+    wrapper = _last_command(_roots(Path(words[0])))
+    if None not in wrapper.words:
+        raise UnseenError(f"{words[0]} does not pass its arguments on")
+    return _of_words(wrapper.with_arguments(words[1:]))
+
+
+def _launcher_of(unit: Mapping[str, Any]) -> str:
+    """The launcher as the unit of a VM from a spec names it."""
+    command = " ".join(word for line in probe.command_lines(unit) for word in line)
+    found = _STARTS_SPEC.search(command)
+    return found[1] if found is not None else _LAUNCHER
+
+
+def _of_unit(unit: Mapping[str, Any]) -> _Call:
+    lines = probe.command_lines(unit)
+    if len(lines) != 1 or any("$" in word for word in lines[0]):
+        raise UnseenError("the unit's command is known only when it runs")
+    return _of_words(lines[0])
+
+
+def _of_words(words: Sequence[str]) -> _Call:
+    program, rest = words[0], tuple(words[1:])
+    if Path(program).name != _LAUNCHER or "--" not in rest:
+        raise UnseenError(f"{program} is not {_LAUNCHER} with -- before cloud-hypervisor's arguments")
+    at = rest.index("--")
+    own = _own(rest[:at])
+    if _VERSION not in own:
+        # The launcher asks the program itself.
+        _roots(Path(own.get("--real", "")))
+    return _Call(program, tuple(f"{name}={value}" for name, value in own.items()), rest[at + 1 :])
+
+
+def _own(words: Sequence[str]) -> dict[str, str]:
+    """The launcher's own options. Raises `UnseenError` for one that starts something else than a VM."""
+    found = {}
+    left = list(words)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if name not in _OWN or not (equals or left):
+            raise UnseenError(f"{_LAUNCHER} has options that start no VM")
+        found[name] = value if equals else left.pop(0)
+    return found
+
+
+def _last_command(file: Path) -> shell.Command:
+    try:
+        return shell.last_command(probe.text_of(file) or "")
+    except shell.UnclearError as error:
+        raise UnseenError(f"{file}: {error}") from None
+
+
+def _roots(path: Path) -> Path:
+    """Where a path leads, which only root can change. Raises `UnseenError`."""
+    if not path.is_absolute():
+        raise UnseenError("a program or file is not named by its whole path")
+    target = Path(os.path.realpath(path))
+    found = probe.changeable(target)
+    if found is not None:
+        raise UnseenError(f"{found[0]} can be changed by {found[1]}")
+    return target

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""Reads the last command of a shell script as data: its words, where the script alone decides them.
+
+Nothing is run and nothing is expanded. A word that depends on more than the script's text is not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_START: Final = re.compile(r"^[ \t]*exec[ \t]+", re.MULTILINE)
+_BLANKS: Final = re.compile(r"(?:[ \t]|\\\n)*")
+_PLAIN: Final = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+_SINGLE: Final = re.compile(r"'([^']*)'")
+_DOUBLE: Final = re.compile(r'"((?:[^"\\$`]|\\[\\"$`])*)"')
+_ESCAPED: Final = re.compile(r"\\([^\n])")
+_ALL: Final = re.compile(r'"\$@"(?=\s|\Z)')
+_ADDED: Final = re.compile(r"\$(?:runtime_args|\{runtime_args(?::-)?\})(?=\s|\Z)")
+"""Where microvm.nix adds what `microvm.extraArgsScript` prints."""
+_ASSIGNED: Final = re.compile(r"^[ \t]*runtime_args=(.*)", re.MULTILINE)
+
+
+class UnclearError(Exception):
+    """The words cannot be told from the text; the message says why, without quoting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that a script ends with. None stands for the script's own arguments, ``"$@"``."""
+
+    words: tuple[str | None, ...]
+
+    def with_arguments(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """The words, where the script is given these arguments."""
+        return tuple(each for word in self.words for each in (arguments if word is None else (word,)))
+
+
+def last_command(text: str) -> Command:
+    """The command that a script becomes at its end, without ``exec`` and ``-a NAME``.
+
+    Raises `UnclearError`.
+    """
+    reason = UnclearError("it does not end with an exec")
+    for start in _START.finditer(text):
+        try:
+            words = _words(text, start.end())
+        except UnclearError as error:
+            reason = error
+            continue
+        if words[:1] == ["-a"]:
+            del words[:2]
+        if not words or words[0] is None or words[0].startswith("-"):
+            reason = UnclearError("its exec has options that are not known here")
+            continue
+        return Command(tuple(words))
+    raise reason
+
+
+def _words(text: str, at: int) -> list[str | None]:
+    """The words from here to the end of the line, behind which there is no other command."""
+    words: list[str | None] = []
+    while True:
+        at = _end(_BLANKS, text, at)
+        if at == len(text) or text[at] == "\n":
+            break
+        if _ALL.match(text, at):
+            words.append(None)
+            at = _end(_ALL, text, at)
+        elif _ADDED.match(text, at):
+            if any(value.strip() for value in _ASSIGNED.findall(text)) or not _ASSIGNED.search(text):
+                raise UnclearError("it adds arguments that are known only when it runs")
+            at = _end(_ADDED, text, at)
+        else:
+            word, at = _word(text, at)
+            words.append(word)
+    if any(line.strip() and not line.lstrip().startswith("#") for line in text[at:].splitlines()):
+        raise UnclearError("it does not end with an exec")
+    return words
+
+
+def _word(text: str, at: int) -> tuple[str, int]:
+    """A word, and where it ends."""
+    parts = []
+    while at < len(text) and text[at] not in " \t\n" and not text.startswith("\\\n", at):
+        for kind in (_PLAIN, _SINGLE, _DOUBLE, _ESCAPED):
+            found = kind.match(text, at)
+            if found is not None:
+                break
+        else:
+            raise UnclearError("a word of its exec is known only when it runs")
+        part = found[0] if kind is _PLAIN else found[1]
+        parts.append(re.sub(r"\\(.)", r"\1", part) if kind is _DOUBLE else part)
+        at = found.end()
+    return "".join(parts), at
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return at if found is None else found.end()
