@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,14 +14,28 @@ from agent.errors import ConfigurationError, ExitStatus
 from agent.printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from agent.config import VmConfig
+    from agent.doctor.arguments import Verdict
+
+RunnerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runner",
+        help="Judge this microvm-run for a VM, in place of what its unit starts; may be repeated.",
+        metavar="VM=FILE",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command("check")
-    def check(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+    def check(
+        config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False, runner: RunnerOption = None
+    ) -> None:
         """Check the configuration file, and show what each VM is to get.
 
         Where systemd has a VM's unit, the launcher judges its arguments for cloud-hypervisor as well. Ends
@@ -28,6 +43,7 @@ def register(app: typer.Typer) -> None:
         """
         loaded = load(config)
         _check_seen(loaded)
+        scripts = _scripts(loaded, runner or ())
         rows = [
             {
                 "vm": vm.name,
@@ -46,7 +62,7 @@ def register(app: typer.Typer) -> None:
             print_table(
                 ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"], [list(row.values()) for row in rows]
             )
-        if sum([_is_refused(vm) for vm in loaded.vms.values()]):
+        if sum([_is_refused(vm, scripts) for vm in loaded.vms.values()]):
             raise typer.Exit(ExitStatus.FAILED)
 
 
@@ -61,19 +77,23 @@ def _check_seen(config: Config) -> None:
         raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)
 
 
-def _is_refused(vm: VmConfig) -> bool:
-    """Whether the launcher would refuse the arguments of a VM that is on this host; says so, and why."""
-    from agent.doctor import arguments, probe  # noqa: PLC0415 (not for --help)
-    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
+def _scripts(config: Config, words: Iterable[str]) -> Mapping[str, Path]:
+    """The scripts that ``--runner`` names, by VM. Raises `ConfigurationError` for a VM that there is not."""
+    scripts = {}
+    for word in words:
+        name, equals, file = word.partition("=")
+        if not equals or not file:
+            raise typer.BadParameter("expected VM=FILE", param_hint="--runner")
+        scripts[config.vm(name).name] = Path(file)
+    return scripts
+
+
+def _is_refused(vm: VmConfig, scripts: Mapping[str, Path]) -> bool:
+    """Whether the launcher would refuse the arguments of a VM; says so, and why."""
+    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (not for --help)
 
     try:
-        unit = probe.unit(vm.unit)
-    except UnseenError:
-        return False  # No systemd, as where NixOS builds a host: there are no VMs to judge.
-    if unit["LoadState"] != "loaded":
-        return False
-    try:
-        verdict = arguments.judge(vm, unit)
+        verdict = _verdict(vm, scripts.get(vm.name))
     except UnseenError as error:
         _say(vm, f"cannot tell whether the launcher accepts its arguments: {error}")
         return False
@@ -81,6 +101,20 @@ def _is_refused(vm: VmConfig) -> bool:
         return False
     _say(vm, f"its next start would fail: {verdict.file}: {verdict.refusal}: {verdict.remedy}")
     return True
+
+
+def _verdict(vm: VmConfig, script: Path | None) -> Verdict | None:
+    """The launcher's verdict; None where there is nothing to judge. Raises `UnseenError`."""
+    from agent.doctor import arguments, probe  # noqa: PLC0415 (not for --help)
+    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
+
+    if script is not None:
+        return arguments.judge_script(vm, script)
+    try:
+        unit = probe.unit(vm.unit)
+    except UnseenError:
+        return None  # No systemd, as where NixOS builds a host: there are no VMs to judge.
+    return arguments.judge(vm, unit) if unit["LoadState"] == "loaded" else None
 
 
 def _say(vm: VmConfig, what: str) -> None:

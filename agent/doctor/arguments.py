@@ -18,11 +18,14 @@ from agent.doctor import launcher, probe, shell
 from agent.doctor.finding import UnseenError, hint, ok, problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from agent.config import VmConfig
     from agent.doctor.chain import Chain
     from agent.doctor.finding import Finding
+
+    _Trust = Callable[[Path], Path]
+    """Where a path leads; raises `UnseenError` where that is not to be read or run."""
 
 _CHECK: Final = "vm.arguments"
 _LAUNCHER: Final = "credferry-launch"
@@ -96,10 +99,19 @@ def judge(vm: VmConfig, unit: Mapping[str, Any]) -> Verdict | None:
             _roots(Path(found.real or _DEFAULT_HYPERVISOR))
             call = _Call(_launcher_of(unit), ("--spec", str(_roots(found.file))))
         case "microvm-run":
-            call = _of_script(_roots(found.file))
+            call = _of_script(found.file, _roots)
         case _:
             call = _of_unit(unit)
-    return _ask(vm, call, str(found.file), unit.get("User") or "")
+    return _ask(vm, call, str(found.file), _roots, unit.get("User") or "")
+
+
+def judge_script(vm: VmConfig, script: Path) -> Verdict:
+    """The launcher's verdict on a script of microvm.nix that the caller names and, unless root, trusts.
+
+    Where NixOS builds a host, files of the store may seem to be nobody's. Raises `UnseenError`.
+    """
+    trust = _roots if probe.is_root() else _target
+    return _ask(vm, _of_script(script.absolute(), trust), str(script), trust)
 
 
 def assumed(vm: VmConfig) -> tuple[str, ...]:
@@ -114,13 +126,13 @@ def assumed(vm: VmConfig) -> tuple[str, ...]:
     )
 
 
-def _ask(vm: VmConfig, call: _Call, file: str, user: str) -> Verdict:
+def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") -> Verdict:
     program = call.program if call.program.startswith("/") else shutil.which(call.program)
     if program is None:
         raise UnseenError(f"there is no {call.program}")
     # The words of the VM stay the first: the launcher is what they start, with these arguments.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
-    answer = probe.run(str(_roots(Path(program))), *words, user=user)
+    answer = probe.run(str(trust(Path(program))), *words, user=user)
     if answer.returncode == 0:
         return Verdict(file)
     line = next(iter(reversed(answer.stderr.strip().splitlines())), "").removeprefix(f"{_LAUNCHER}: ")
@@ -130,15 +142,15 @@ def _ask(vm: VmConfig, call: _Call, file: str, user: str) -> Verdict:
     return Verdict(file, what or line or "refused", remedy or "see docs/launcher.md")
 
 
-def _of_script(file: Path) -> _Call:
+def _of_script(file: Path, trust: _Trust) -> _Call:
     """The launcher's call in a script, or in the wrapper that the script starts in its place."""
-    words = _last_command(file).with_arguments(())
+    words = _last_command(trust(file)).with_arguments(())
     if Path(words[0]).name == _LAUNCHER:
-        return _of_words(words)
-    wrapper = _last_command(_roots(Path(words[0])))
+        return _of_words(words, trust)
+    wrapper = _last_command(trust(Path(words[0])))
     if None not in wrapper.words:
         raise UnseenError(f"{words[0]} does not pass its arguments on")
-    return _of_words(wrapper.with_arguments(words[1:]))
+    return _of_words(wrapper.with_arguments(words[1:]), trust)
 
 
 def _launcher_of(unit: Mapping[str, Any]) -> str:
@@ -152,10 +164,10 @@ def _of_unit(unit: Mapping[str, Any]) -> _Call:
     lines = probe.command_lines(unit)
     if len(lines) != 1 or any("$" in word for word in lines[0]):
         raise UnseenError("the unit's command is known only when it runs")
-    return _of_words(lines[0])
+    return _of_words(lines[0], _roots)
 
 
-def _of_words(words: Sequence[str]) -> _Call:
+def _of_words(words: Sequence[str], trust: _Trust) -> _Call:
     program, rest = words[0], tuple(words[1:])
     if Path(program).name != _LAUNCHER or "--" not in rest:
         raise UnseenError(f"{program} is not {_LAUNCHER} with -- before cloud-hypervisor's arguments")
@@ -163,7 +175,7 @@ def _of_words(words: Sequence[str]) -> _Call:
     own = _own(rest[:at])
     if _VERSION not in own:
         # The launcher asks the program itself.
-        _roots(Path(own.get("--real", "")))
+        trust(Path(own.get("--real", "")))
     return _Call(program, tuple(f"{name}={value}" for name, value in own.items()), rest[at + 1 :])
 
 
@@ -188,10 +200,14 @@ def _last_command(file: Path) -> shell.Command:
 
 def _roots(path: Path) -> Path:
     """Where a path leads, which only root can change. Raises `UnseenError`."""
-    if not path.is_absolute():
-        raise UnseenError("a program or file is not named by its whole path")
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     found = probe.changeable(target)
     if found is not None:
         raise UnseenError(f"{found[0]} can be changed by {found[1]}")
     return target
+
+
+def _target(path: Path) -> Path:
+    if not path.is_absolute():
+        raise UnseenError("a program or file is not named by its whole path")
+    return Path(os.path.realpath(path))

@@ -50,6 +50,9 @@ _credferry() {
     ' check:--config'|' check:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' check:--runner')
+        :
+        return ;;
     ' doctor:--config'|' doctor:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
@@ -159,7 +162,7 @@ _credferry() {
         fi ;;
     ' check')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --runner --help' -- "$current")
         else
             :
         fi ;;

@@ -59,6 +59,7 @@ complete -c credferry -n '__credferry_at status' -l watch -s w -d 'Keep showing 
 complete -c credferry -n '__credferry_at status' -l help -d 'Show what there is, of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at check' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at check' -l json -d 'Print JSON instead of a table.'
+complete -c credferry -n '__credferry_at check' -l runner -r -d 'Judge this microvm-run for a VM, in place of what its unit starts; may be repeated.'
 complete -c credferry -n '__credferry_at check' -l help -d 'Show what there is, of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at doctor' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at doctor' -l vm -r -a '(__credferry_vms)' -d 'Only this VM, or those of a pattern; may be repeated.'

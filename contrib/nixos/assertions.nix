@@ -137,6 +137,21 @@ let
       word: builtins.match "--igvm(=.*)?|((--platform=|.*,)?(tdx|sev_snp)=(on|true)(,.*)?)" word != null
     ) (if guest == null then [ ] else guest.microvm.cloud-hypervisor.extraArgs or [ ]);
 
+  # What the launcher refuses of a declared VM's options (launcher/plan.py, vmconfig.py). It judges the whole command
+  # when the host is built; this is known without building the VM.
+  refused =
+    vm: guest:
+    let
+      words = if guest == null then [ ] else guest.microvm.cloud-hypervisor.extraArgs or [ ];
+      isPlain = any (each: each.text == null && !(isSealed vm each)) (attrValues vm.credentials);
+      matching = pattern: filter (word: builtins.match pattern word != null) words;
+    in
+    optionals isPlain (matching "-v+|--dbus-.*")
+    ++ optionals (vm.channel == "api") (
+      matching "--gpu(=.*)?"
+      ++ lib.optional (guest != null && (guest.microvm.graphics.enable or false)) "microvm.graphics.enable"
+    );
+
   isSealed = vm: each: if each.seal == null then vm.guestKey && each.text == null else each.seal;
 in
 {
@@ -266,6 +281,13 @@ in
             message = ''
               ${at name}: its hypervisor is not started by credferry-launch, so that no credential would reach it.
               Import credferry's guest module in the VM and set microvm.cloud-hypervisor.oemSecretsFiles or credferry.enable there.
+            '';
+          }
+          {
+            assertion = refused vm guest == [ ];
+            message = ''
+              ${at name}: the launcher refuses to start the VM with ${list (refused vm guest)}, from its microvm.* options.
+              Remove it there; or seal every secret for the guest (guestKey = true), and for --gpu set channel = "command".
             '';
           }
           {

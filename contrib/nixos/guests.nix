@@ -39,6 +39,17 @@ rec {
     if guest == null then { } else guest.microvm.cloud-hypervisor.oemSecretsFiles or { };
 
   /*
+    The script of microvm.nix that starts a VM, or null where there is none to be known.
+  */
+  runner =
+    name:
+    let
+      guest = config name;
+      package = if guest == null then null else guest.microvm.declaredRunner or null;
+    in
+    if package == null then null else "${package}/bin/microvm-run";
+
+  /*
     The systemd that a VM's guest runs, or 252 where that is not known: the careful answer.
   */
   systemd =

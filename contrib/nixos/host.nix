@@ -67,6 +67,16 @@ let
     ${lib.getExe cfg.package} check --config ${unchecked} >/dev/null
     cp ${unchecked} $out
   '';
+
+  # The launcher's judgement of what VMs that are declared here give cloud-hypervisor. By itself, so that a change of
+  # a VM does not reload the agent.
+  runners = lib.filterAttrs (_: runner: runner != null) (builtins.mapAttrs (name: _: guests.runner name) cfg.vms);
+  judged = pkgs.runCommand "credferry-arguments" { } ''
+    ${lib.getExe cfg.package} check --config ${unchecked} ${
+      lib.concatStringsSep " " (lib.mapAttrsToList (name: runner: "--runner ${name}=${runner}") runners)
+    } >/dev/null
+    touch $out
+  '';
   canCheck = cfg.checkConfig && pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
 
   credential = types.submodule {
@@ -177,7 +187,7 @@ in
     checkConfig = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether `credferry check` reads the configuration when the system is built.";
+      description = "Whether the configuration, and the arguments of declared VMs, are checked when the system is built.";
     };
 
     checkSecrets = mkOption {
@@ -239,6 +249,7 @@ in
     };
 
     environment.systemPackages = [ cfg.package ];
+    system.checks = lib.optional (canCheck && runners != { }) judged;
     environment.etc."credferry/config.toml".source = if canCheck then checked else unchecked;
     environment.etc."systemd/catalog/credferry.catalog".source = ../catalog/credferry.catalog;
 

@@ -28,6 +28,7 @@ let
       failed = failed config;
       settings = config.services.credferry.settings;
       users = config.users.users;
+      checks = map (package: package.script) config.system.checks;
       polkit = config.security.polkit.enable;
       etc = builtins.mapAttrs (_: file: file.source.script or (toString file.source)) config.environment.etc;
       units = map (package: { inherit (package) path text; }) config.systemd.packages;

@@ -27,6 +27,7 @@ let
         vsock.cid = with' null (types.nullOr types.int);
         graphics.enable = with' false types.bool;
         vmHostPackages = with' pkgs types.raw;
+        declaredRunner = with' (pkgs.runCommand "microvm-cloud-hypervisor-${config.networking.hostName}" { } "") types.package;
         cloud-hypervisor = {
           package = with' pkgs.cloud-hypervisor types.package;
           platformOEMStrings = with' [ ] (types.listOf types.str);

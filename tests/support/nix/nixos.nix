@@ -80,6 +80,7 @@ in
     security.polkit.enable = with' false types.bool;
     users.users = with' { } (types.attrsOf (types.submodule user));
     users.groups = with' { } (types.attrsOf (types.submodule { }));
+    system.checks = with' [ ] (types.listOf types.package);
     systemd.package = with' pkgs.systemd types.package;
     systemd.packages = with' [ ] (types.listOf types.package);
     systemd.services = with' { } (types.attrsOf (types.submodule service));

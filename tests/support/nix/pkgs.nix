@@ -74,6 +74,7 @@ let
       "watchdog"
     ] plain;
     cloud-hypervisor = package "cloud-hypervisor" "53.0" { };
+    cloud-hypervisor-graphics = package "cloud-hypervisor-graphics" "53.0" { };
     systemd = package "systemd" "257.9" { };
   }
   // lib.genAttrs [

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
+from agent.cli.application import application
 from agent.config import parse
 from agent.doctor import arguments, probe, shell
 from agent.doctor.finding import Severity
@@ -259,3 +261,36 @@ def test_a_verdict_that_is_none_is_a_hint(site: Site) -> None:
     site.launcher.write_text("#!/bin/sh\necho 'credferry-launch: odd: report it' >&2\nexit 70\n")
     (finding,) = site.judge()
     assert (finding.severity, "odd" in finding.what) == (Severity.HINT, True)
+
+
+@pytest.mark.parametrize("is_root", [True, False])
+def test_check_judges_the_runner_that_it_is_given(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_root: bool
+) -> None:
+    """As where NixOS builds a host: no unit is asked. Root still runs only what nobody else can change."""
+    config = site.directory / "config.toml"
+    config.write_text('[vms.web.credentials]\nKEY = { secret = "key" }\n')
+    script = site.directory / "vm/current/bin/microvm-run"
+    words = ["check", "--config", str(config), "--runner", f"web={script}"]
+    monkeypatch.setattr(probe, "is_root", lambda: is_root)
+    site.runner(*BOOT)
+    done = CliRunner().invoke(application(), words)
+    assert (done.exit_code, done.stderr) == (0, "")
+    site.runner(*BOOT, "-v")
+    done = CliRunner().invoke(application(), words)
+    assert done.exit_code == 1
+    assert f"VM web: its next start would fail: {script}: -v would make" in done.stderr
+    monkeypatch.setattr(probe, "changeable", lambda path: (path, "mallory"))
+    done = CliRunner().invoke(application(), words)
+    assert ("can be changed by mallory" in done.stderr) is is_root
+    assert done.exit_code == (0 if is_root else 1)
+
+
+@pytest.mark.parametrize("word", ["web", "web="])
+def test_a_runner_without_a_file_is_refused(site: Site, word: str) -> None:
+    """The option takes VM=FILE."""
+    config = site.directory / "config.toml"
+    config.write_text('[vms.web.credentials]\nKEY = { secret = "key" }\n')
+    done = CliRunner().invoke(application(), ["check", "--config", str(config), "--runner", word])
+    assert done.exit_code == 2
+    assert "expected VM=FILE" in done.stderr

@@ -67,6 +67,18 @@ def test_configuration_is_checked_when_built(nix: Nix) -> None:
     )
 
 
+def test_arguments_are_judged_when_built(nix: Nix) -> None:
+    """The launcher judges the script of each VM that is declared here, unless that is turned off."""
+    [script] = nix.evaluate(sops())["checks"]
+    assert re.search(
+        "/bin/credferry check --config /nix/store/[^ ]+ "
+        "--runner test-vm=/nix/store/[^ ]+-microvm-cloud-hypervisor-[^ ]+/bin/microvm-run >/dev/null",
+        script,
+    )
+    assert nix.evaluate(sops("{ services.credferry.checkConfig = false; }"))["checks"] == []
+    assert nix.evaluate(f"t.report (t.sopsHost [ {SERVED} ])")["checks"] == []
+
+
 def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     """Each option has its key in the agent's configuration; keys without an option of their own pass too."""
     report = nix.evaluate(
@@ -286,6 +298,17 @@ REFUSED = {
             '"--igvm=/g"',
         )
     },
+    **{
+        f"arguments that the launcher refuses: {words}": (
+            f"{{ {GUEST}.microvm.cloud-hypervisor.extraArgs = [ {words} ]; }}",
+            [VM, "the launcher refuses to start the VM with", "guestKey = true"],
+        )
+        for words in ('"-v"', '"-vv"', '"--dbus-service-name" "a.b"', '"--gpu" "x"', '"--gpu=x"')
+    },
+    "graphics in the api channel": (
+        f"{{ {GUEST}.microvm.graphics.enable = true; }}",
+        [VM, "microvm.graphics.enable", 'channel = "command"'],
+    ),
     "a text in a confidential guest's initrd": (
         f"{{ {GUEST} = {{ {TDX} }}; {VM} = {{ guestKey = true; settings.initrd = true; }}; }}",
         ["makes the guest confidential"],
@@ -314,6 +337,13 @@ def test_refused(nix: Nix, case: str) -> None:
 
 
 ACCEPTED = {
+    "a talkative hypervisor with sealed values": (
+        f'{{ {GUEST}.microvm.cloud-hypervisor.extraArgs = [ "-v" "--dbus-service-name" "a.b" ]; '
+        f"{VM}.guestKey = true; }}"
+    ),
+    "graphics in the command channel": (
+        f'{{ {GUEST}.microvm.graphics.enable = true; {VM} = {{ guestKey = true; channel = "command"; }}; }}'
+    ),
     "another VM's restartUnits": '{ sops.secrets.api-key.restartUnits = [ "microvm@test-vm2" "nginx" ]; }',
     "a template": f'{{ sops.templates.env.content = "x"; {VM}.credentials.E.secret = "rendered/env"; }}',
     "a secret that is linked elsewhere": '{ sops.secrets.api-key.path = "/etc/api-key"; }',
