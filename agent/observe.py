@@ -322,8 +322,8 @@ def open_store(config: Config) -> Store:
 
     Raises `KeyFileError`, `StoreFormError` and `StoreError`.
     """
-    form.check(Path(config.state_directory))
     key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
+    form.check(Path(config.state_directory))
     return Store(Path(config.state_directory), key)
 
 
@@ -332,11 +332,11 @@ def open_store_untouched(config: Config) -> Store:
 
     Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
     """
-    form.check(Path(config.state_directory))
     try:
         key = present_key(config)
     except FileNotFoundError:
         key = CredentialKey(os.urandom(32))
+    form.check(Path(config.state_directory))
     return Store(Path(config.state_directory), key)
 
 
