@@ -129,14 +129,18 @@ def within(bounds: Mapping[str, int], counted: Mapping[str, int]) -> dict[str, s
 
 
 def look_bounds(secrets: int, vms: int) -> dict[str, int]:
-    """How often a look may ask the kernel for what."""
+    """How often a look may ask the kernel for what, where one VM is due for a restart.
+
+    A secret is asked about before and after it is read, or a file that is being written goes unnoticed. Each
+    file of the due VM's generation is asked about once, to see whether a start can open it. Twenty calls are
+    for the steps and links of the way to the source.
+    """
+    files = secrets // vms + 1
     return {
         "openat": secrets + 3 * vms + 5,
         "read": secrets + vms + 3,
-        "stat": 2 * secrets
-        + 5 * vms
-        + 12,  # before and after, or a file that is being written goes unnoticed
-        "all": 5 * secrets + 11 * vms + 40,  # twenty for the steps and links of the way to the source
+        "stat": 2 * secrets + 5 * vms + files + 12,
+        "all": 5 * secrets + 11 * vms + files + 40,
     }
 
 
