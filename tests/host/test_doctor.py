@@ -391,6 +391,25 @@ def test_the_judgement_runs_nothing_that_a_vms_user_could_have_written(deploymen
     assert host.run("credferry", "check").stderr == ""
 
 
+def test_where_the_vms_user_owns_the_directory_the_scripts_own_place_counts(deployment: Deployment) -> None:
+    """As microvm.nix has it: `current` is a link to a script that is root's, which is judged."""
+    host = deployment.host
+    home, store = "/var/lib/microvms/db", "/srv/runner"
+    host.run("sh", "-c", f"mv {home}/current {store}; ln -s {store} {home}/current; chown microvm {home}")
+    script = host.path(f"{store}/bin/microvm-run").read_text()
+    try:
+        assert host.run("credferry", "check").stderr == ""
+        host.write(f"{store}/bin/microvm-run", script.replace(" --api-socket ", " -v --api-socket "), 0o755)
+        checked = host.run("credferry", "check", check=False)
+        assert (checked.returncode, "VM db: its next start would fail" in checked.stderr) == (1, True)
+        assert "-v would make cloud-hypervisor log credential PASSWORD" in checked.stderr
+        (finding,) = [each for each in problems(doctor(deployment)) if each["check"] == "vm.arguments"]
+        assert finding["vm"] == "db"
+    finally:
+        host.write(f"{store}/bin/microvm-run", script, 0o755)
+        host.run("sh", "-c", f"chown root {home}; rm {home}/current; mv {store} {home}/current")
+
+
 def test_rotations_work_after_all_of_it(deployment: Deployment) -> None:
     """What was mended serves: a new value reaches both VMs."""
     SopsNix(deployment.host).publish({"key": b"after", "password": b"after"})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -71,3 +72,27 @@ def test_the_units_start_restart_and_end_a_vm_from_its_spec(deployment: Deployme
     ended = "timeout" if os.environ.get("CLOUD_HYPERVISOR") else "success"
     assert deployment.unit("test-vm")["Result"] == ended
     assert host.unit("microvm-virtiofsd@test-vm.service")["ActiveState"] == "inactive"
+
+
+def test_a_spec_that_the_launcher_would_refuse_is_found_before_the_first_start(
+    deployment: Deployment, sops: SopsNix
+) -> None:
+    """By doctor and check, as root. A spec that the VM's user can change is not judged."""
+    host = deployment.host
+    example = (CHECKOUT / "contrib/examples/config.toml").read_text()
+    deployment.configure(example[example.index("[vms") :])
+    sops.publish({"api-key": b"first"})
+    assert "vm.arguments" in deployment.credferry("doctor", check=False)
+    assert host.run("credferry", "check").stderr == ""
+    for options, said in (('["-v"]', "-v would make"), ('["--gpu", "x"]', "--gpu")):
+        host.write(f"{HOME}/current/vm.toml", f"{SPEC}options = {options}\n")
+        findings = json.loads(deployment.credferry("doctor", "--json", check=False))["findings"]
+        (about,) = [each for each in findings if each["check"] == "vm.arguments"]
+        assert (about["severity"], said in about["what"]) == ("problem", True), about
+        checked = host.run("credferry", "check", check=False)
+        assert (checked.returncode, said in checked.stderr) == (1, True), checked.stderr
+    host.run("chown", "microvm", f"{HOME}/current/vm.toml")
+    checked = host.run("credferry", "check")
+    assert (
+        f"cannot tell whether the launcher accepts its arguments: {HOME}/current/vm.toml" in checked.stderr
+    )

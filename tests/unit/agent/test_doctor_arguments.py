@@ -189,6 +189,33 @@ def test_what_others_can_change_is_not_run(site: Site, monkeypatch: pytest.Monke
         assert f"{each} can be changed by mallory" in finding.what
 
 
+def test_a_spec_or_its_hypervisor_that_others_can_change_is_not_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher would ask that hypervisor for its version, and believe that spec."""
+    spec = site.directory / "vm/current/vm.toml"
+    site.runner()
+    spec.write_text(f'name = "web"\nkernel = "/k"\nhypervisor = "{site.real}"\n')
+    monkeypatch.setattr(probe, "run", lambda *_, **__: pytest.fail("something was run"))
+    for each in (spec, site.real):
+        monkeypatch.setattr(
+            probe, "changeable", lambda path, each=each: (path, "mallory") if path == each else None
+        )
+        (finding,) = site.judge(command=f"/bin/sh -c 'exec {site.launcher} --spec current/vm.toml'")
+        assert finding.severity is Severity.HINT
+        assert f"{each} can be changed by mallory" in finding.what
+
+
+def test_a_wrapper_that_drops_its_arguments_is_not_judged(site: Site) -> None:
+    """The arguments of the script would not be those of the start."""
+    site.runner(*BOOT)
+    wrapper = site.directory / "wrapped/cloud-hypervisor"
+    wrapper.write_text(wrapper.read_text().replace('"$@"', shlex.join(BOOT)))
+    (finding,) = site.judge()
+    assert finding.severity is Severity.HINT
+    assert f"{wrapper} does not pass its arguments on" in finding.what
+
+
 @pytest.mark.parametrize(
     "own", ["--spec /s", "--root-program /bin/true", "--explain", "--real /r --spec=/s", "--tap-up"]
 )
