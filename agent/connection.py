@@ -25,8 +25,14 @@ _log = structlog.get_logger()
 class Connection:
     """Has at most one connection at a time; that it is lacking is reported once, until it is had again."""
 
-    def __init__(self, connect: Callable[[], SystemManager], conditions: Conditions) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], SystemManager],
+        conditions: Conditions,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._connect = connect
+        self._monotonic = monotonic
         self._conditions = conditions
         self._manager: SystemManager | None = None
         self._retry_at = 0.0
@@ -38,13 +44,13 @@ class Connection:
 
     def get(self) -> SystemManager | None:
         """The same, connected first where it is time to try again."""
-        if self._manager is None and time.monotonic() >= self._retry_at:
+        if self._manager is None and self._monotonic() >= self._retry_at:
             try:
                 self._manager = self._connect()
             except BusError as error:
                 self.lose(error)
             else:
-                if counted := self._conditions.over(_KEY, time.monotonic()):
+                if counted := self._conditions.over(_KEY, self._monotonic()):
                     _log.info("systemd can be reached again", its_lack=counted)
         return self._manager
 
@@ -52,8 +58,8 @@ class Connection:
         """Let go of it, for what it has failed with; it is tried again after `RETRY_SECONDS`."""
         self.close()
         self._manager = None
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-        if self._conditions.met(_KEY, "", time.monotonic()):
+        self._retry_at = self._monotonic() + RETRY_SECONDS
+        if self._conditions.met(_KEY, "", self._monotonic()):
             _log.error("no restarts until systemd can be reached", reason=describe(error))
 
     def close(self) -> None:

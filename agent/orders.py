@@ -66,8 +66,9 @@ class Site:
 class Orders:
     """Takes operators' words. ``hint`` makes the loop look, and returns at once."""
 
-    def __init__(self, hint: Callable[[str], None]) -> None:
+    def __init__(self, hint: Callable[[str], None], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._hint = hint
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._pending: dict[str, Given] = {}
         self._results: dict[str, str] = {}
@@ -170,10 +171,10 @@ class Orders:
             case Order.HOLD | Order.RELEASE:
                 run = hold(site.store, site.audit, vm, operator, held=order is Order.HOLD)
                 if order is Order.RELEASE and is_halted(site.store, vm):
-                    self._retry(site, vm, Given(order, time.monotonic(), run))
+                    self._retry(site, vm, Given(order, self._monotonic(), run))
             case Order.RETRY:
                 run = record(site.audit, order, vm, operator)
-                self._retry(site, vm, Given(order, time.monotonic(), run))
+                self._retry(site, vm, Given(order, self._monotonic(), run))
         self._hint("order")
         return run
 
@@ -188,7 +189,7 @@ class Orders:
                     "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
                 )
             run = record(site.audit, order, vm, operator)
-            given = Given(order, time.monotonic(), run)
+            given = Given(order, self._monotonic(), run)
             with self._changed:
                 is_gone = vm.name not in self.config.vms  # by a reload, a moment ago
                 if not is_gone:
@@ -201,12 +202,12 @@ class Orders:
 
     def _retry(self, site: Site, vm: VmConfig, given: Given) -> None:
         """Have what failed tried again, once nobody is at it, which is waited for only so long."""
-        deadline = time.monotonic() + _RETRY_SECONDS
+        deadline = self._monotonic() + _RETRY_SECONDS
         while True:
             try:
                 retry(site.store, vm, given.run, wait=False)
             except OrderError as error:
-                if time.monotonic() >= deadline:
+                if self._monotonic() >= deadline:
                     self._tell_dropped({vm.name: given}, str(error))
                     raise
                 time.sleep(_ASK_AGAIN_SECONDS)

@@ -35,13 +35,14 @@ _log = structlog.get_logger()
 class Restarts:
     """``ended`` is called, in the thread, after each; it returns at once. ``stop`` ends waiting early."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (what it works with, once)
         self,
         config: Config,
         connection: Connection,
         orders: Orders,
         stop: threading.Event,
         ended: Callable[[], None],
+        hire: Callable[[Callable[[str], None], int, float], Dispatcher] = Dispatcher,
     ) -> None:
         self._connection = connection
         self._orders = orders
@@ -49,7 +50,7 @@ class Restarts:
         self._ended = ended
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         limits = config.rollout
-        self._dispatcher = Dispatcher(self._restart, limits.concurrency, limits.slot_seconds)
+        self._dispatcher = hire(self._restart, limits.concurrency, limits.slot_seconds)
 
     def use(self, config: Config, store: Store, rollout: Rollout) -> None:
         """Another configuration is in force; what is under way goes on as it began."""

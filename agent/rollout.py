@@ -52,6 +52,7 @@ class Rollout:
     audit: Audit
     pacer: Pacer
     stop: threading.Event = field(default_factory=threading.Event)
+    monotonic: Callable[[], float] = time.monotonic
     _overtaken: dict[str, int] = field(default_factory=dict)
     """How often in a row something newer was published right before the restart."""
 
@@ -73,7 +74,7 @@ class Rollout:
             if decision.roll_back and attempt is not None:
                 return self._roll_back(vm, attempt, manager)
             if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
-                began = time.monotonic()
+                began = self.monotonic()
                 return self._prove(vm, manifest, attempt, manager, began=began, unit=observed.unit)
             if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
@@ -112,7 +113,7 @@ class Rollout:
             if self._is_overtaken(vm, decision):
                 return None
             up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
-            if time.monotonic() - up_for > since and decision.state is State.IN_STEP:
+            if self.monotonic() - up_for > since and decision.state is State.IN_STEP:
                 return State.IN_STEP
             self._require_ready(vm, manager)
             previous = _previous(observed)
@@ -229,7 +230,7 @@ class Rollout:
         pause = self.config.rollout.retry_seconds
         reason = ""
         for number in range(1, self.config.rollout.attempts + 1):
-            began = time.monotonic()
+            began = self.monotonic()
             again = number > 1
             if again:
                 if self.stop.wait(pause) or not self._is_still_down(vm, manifest, manager):
@@ -275,7 +276,7 @@ class Rollout:
                 message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
                 self._record(Event.RESTART_FAILED, message, vm, ran, attempt)
                 return self._fail(vm, attempt, reason, manager)
-        took = time.monotonic() - began
+        took = self.monotonic() - began
         message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
         self._record(Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
         self.store.record_attempt(vm.name, None)
@@ -321,13 +322,13 @@ class Rollout:
             return Failed(reason)
         # Where it was canceled, somebody else's job came in its place, and may do as well.
         before = unit.invocation_id
-        deadline = time.monotonic() + self.config.rollout.stamp_seconds
+        deadline = self.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
         restarts = unit.restarts
         while (said := self._verdict(vm, unit, manifest, before, restarts)) is None:
             if self.stop.wait(_POLL_SECONDS):
                 return Failed("the agent stops before its end is known")  # a later run judges it
-            if time.monotonic() >= deadline:
+            if self.monotonic() >= deadline:
                 said = overdue(unit, before)
                 break
             unit = manager.unit(vm.unit)

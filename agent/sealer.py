@@ -15,7 +15,7 @@ from agent.errors import KeyFileError, SealError, UnsyncedStoreError
 from agent.events import Event
 from agent.report import describe
 from agent.sealing import one_line, seal
-from launcher.handoff import Kind, Manifest, ManifestEntry, Secret
+from launcher.handoff import GENERATION_MAX, Kind, Manifest, ManifestEntry, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
@@ -144,8 +144,10 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
             return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))
 
 
-def _to_keep(observed: Observed) -> set[int]:
+def _to_keep(observed: Observed) -> Container[int]:
     """Generations that a rollback may have to go back to, however many were sealed since."""
+    if observed.unit is None:  # systemd could not be asked, so what the VM runs is not known
+        return range(GENERATION_MAX + 1)
     runs, attempt = observed.runs, observed.attempt
     return {each for each in (runs and runs.generation, attempt and attempt.previous) if each}
 

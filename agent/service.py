@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from agent import rekey
 from agent.changes import Changes
 from agent.conditions import Conditions
 from agent.connection import RETRY_SECONDS, Connection
+from agent.dispatch import Dispatcher
 from agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError
 from agent.events import Event
 from agent.front import Front, NoFront
@@ -35,7 +37,7 @@ from agent.journald import Sender
 from agent.metrics import Metrics
 from agent.observe import Look, Observer, open_store, present_key, without_source
 from agent.orders import Orders, Site
-from agent.pace import Pacer
+from agent.pace import Clock, Pacer
 from agent.reconcile import State
 from agent.report import Reporter, describe
 from agent.restarts import Restarts
@@ -67,6 +69,19 @@ Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the daemon has of the host beside systemd; a test can put models in their place."""
+
+    sender: Callable[[], Sender] = Sender
+    watch: Callable[[Path, Callable[[str], None]], Watch] = Watch
+    hire: Callable[[Callable[[str], None], int, float], Dispatcher] = Dispatcher
+    """Makes what carries restarts out."""
+    stop: Callable[[], threading.Event] = threading.Event
+    """Makes what ends waiting early once it is set."""
+    clock: Clock = field(default_factory=Clock)
+
+
 def _no_front(_orders: Orders) -> Front:
     return NoFront()
 
@@ -74,14 +89,22 @@ def _no_front(_orders: Orders) -> Front:
 class Service:
     """One run of the daemon over one configuration file."""
 
-    def __init__(self, path: Path, connect: Connect, appear: Callable[[Orders], Front] = _no_front) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connect: Connect,
+        appear: Callable[[Orders], Front] = _no_front,
+        parts: Parts | None = None,
+    ) -> None:
         self._path = path
+        self._parts = Parts() if parts is None else parts
+        self._monotonic = self._parts.clock.monotonic
         self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._stop = self._parts.stop()
         self._conditions = Conditions()
-        self._connection = Connection(lambda: connect(self._on_job), self._conditions)
+        self._connection = Connection(lambda: connect(self._on_job), self._conditions, self._monotonic)
         self._metrics = Metrics()
-        self._orders = Orders(self._hints.put)
+        self._orders = Orders(self._hints.put, self._monotonic)
         self._front = appear(self._orders)
         self._is_announced = False
         self._unsteady = False
@@ -89,11 +112,16 @@ class Service:
         self._is_look_owed = False
         self._is_taken_over = False
         self._sourceless: SourceError | None = None
-        self._sender = Sender()
+        self._sender = self._parts.sender()
         self._carry_overs: list[rekey.CarryOver] = []
         config = configuration.load(path)
         self._restarts = Restarts(
-            config, self._connection, self._orders, self._stop, lambda: self._hints.put("rollout")
+            config,
+            self._connection,
+            self._orders,
+            self._stop,
+            lambda: self._hints.put("rollout"),
+            self._parts.hire,
         )
         identity = rekey.identity(Path(config.host_key))  # before it is read, or made
         store = open_store(config)
@@ -141,13 +169,15 @@ class Service:
         self._changes = Changes()
         self._audit = audit
         self._observer = Observer(config, self._store)
-        self._pacer = Pacer(config, store)
+        self._pacer = Pacer(config, store, self._parts.clock)
         self._sealer = Sealer(store, self._observer, self._audit)
-        self._rollout = Rollout(config, store, self._observer, self._audit, self._pacer, self._stop)
+        self._rollout = Rollout(
+            config, store, self._observer, self._audit, self._pacer, self._stop, self._monotonic
+        )
         self._restarts.use(config, store, self._rollout)
         self._reporter = Reporter(self._audit)
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
-        self._watch = Watch(Path(config.source.path), self._hints.put)
+        self._watch = self._parts.watch(Path(config.source.path), self._hints.put)
         # Without a slash, and where links lead nowhere else, a secret is in the source itself.
         follow = config.source.follow_links
         self._watched = [name for name in config.secrets if follow or "/" in name]
@@ -211,7 +241,7 @@ class Service:
         return min(delay, _UNSENT_SECONDS) if self._sender.is_behind else delay
 
     def _write_metrics(self) -> None:
-        textfile, now = self._config.metrics.textfile, time.monotonic()
+        textfile, now = self._config.metrics.textfile, self._monotonic()
         if textfile is None:
             return
         lacks, period = self._conditions.keys, self._config.source.resync_seconds * (1 - _JITTER)
@@ -247,14 +277,14 @@ class Service:
         try:
             self._go_over_to(self._config)
         except KeyFileError as error:
-            if self._conditions.met("key", str(error), time.monotonic()):
+            if self._conditions.met("key", str(error), self._monotonic()):
                 _log.error("the agent goes on with the key that the host had", reason=describe(error))
         else:
             self._tell_over("key", "the host's key can be read again")
 
     def _look(self) -> float:
         # As it was when what VMs run was carried over to another key of the host, and no newer.
-        vms, manager, now = self._config.vms.values(), self._connection.present, time.monotonic()
+        vms, manager, now = self._config.vms.values(), self._connection.present, self._monotonic()
         try:
             snapshot = self._observer.snapshot(vms)
         except SourceError as error:
@@ -314,7 +344,7 @@ class Service:
 
     def _unsettled(self, look: Look) -> float:
         """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
-        left = self._settler.wait(look.generation, look.content, time.monotonic())
+        left = self._settler.wait(look.generation, look.content, self._monotonic())
         return left if any(decision.seal for decision in look.decisions) else 0.0
 
     def _show(self, look: Look) -> None:
@@ -326,13 +356,13 @@ class Service:
         self._watch.stop()  # the present one: a reload makes another
 
     def _lose_store(self, error: StoreError) -> None:
-        if self._conditions.met("store", str(error), time.monotonic()):
+        if self._conditions.met("store", str(error), self._monotonic()):
             _log.error(
                 "nothing is sealed or restarted until the store can be written", reason=describe(error)
             )
 
     def _tell_over(self, key: str, message: str) -> None:
-        if counted := self._conditions.over(key, time.monotonic()):
+        if counted := self._conditions.over(key, self._monotonic()):
             _log.info(message, its_lack=counted)
 
     def _on_job(self, unit: str) -> None:

@@ -189,6 +189,11 @@ class Loop:
         config = self.service._config
         return self.service._observer.look_or_refuse([config.vm(vm)], self.units).decisions[0]
 
+    def decision_without_bus(self, vm: str) -> Decision:
+        """The same where systemd cannot be asked."""
+        config = self.service._config
+        return self.service._observer.look_or_refuse([config.vm(vm)], None).decisions[0]
+
     def told(self) -> list[tuple[Event, str]]:
         """The audit's records, each once: which fact, and the message."""
         found: dict[str, tuple[Event, str]] = {}

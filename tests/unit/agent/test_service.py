@@ -86,6 +86,17 @@ def test_a_held_vm_stays_behind_while_the_key_changes_and_there_is_no_bus(loop: 
     assert loop.units.restarts == []
 
 
+def test_what_a_vm_runs_is_kept_while_there_is_no_bus(loop: Loop) -> None:
+    """However often secrets change while systemd cannot be asked, a failed VM can go back to what it ran."""
+    connection = loop.service._connection
+    connection._manager, connection._retry_at = None, float("inf")
+    for number in range(5):
+        loop.publish(x=f"value {number}")
+        loop.turn(lambda: loop.decision_without_bus("a").seal is None)
+    connection._manager = loop.units
+    assert loop.service._store.generation("a", 1) is not None
+
+
 def test_a_vm_stays_behind_while_the_key_changes_and_its_secret_is_lacking(loop: Loop) -> None:
     """What a VM runs is carried over once there is something published to compare it with."""
     loop.publish(y="another")

@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: MIT
+"""The host of the model world: source, key, configuration, disk, journal, and the agent that runs there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import structlog
+
+from agent.errors import BusError, CredferryError, KeyFileError, SealError, StoreError
+from agent.events import Event, Order
+from agent.keys import create_key, read_host_key
+from agent.notes import Outcome
+from agent.operators import Operator
+from agent.policy import Policy
+from agent.service import Parts, Service
+from agent.store import Store
+from launcher.handoff import OEM_TOTAL_MAX, Channel, Stamp, stamp_path
+from tests.support.world.clock import ModelClock, ModelStop
+from tests.support.world.journald import ModelJournal, ModelSender
+from tests.support.world.process import CrashError, ModelDispatcher, ModelWatch
+from tests.support.world.systemd import ModelSystemd, ModelVm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.keys import CredentialKey
+    from launcher.handoff import Manifest
+
+VMS = ("a", "b", "c")
+USES = {
+    "a": [("X", "x", True), ("Y", "y", False)],
+    "b": [("X", "x", True)],
+    "c": [("Z", "z", True)],
+}
+"""What the tables below say, once more: credential, secret, whether it is required."""
+_TABLES = {
+    "a": 'X = { secret = "x" }\nY = { secret = "y", required = false }\n',
+    "b": 'X = { secret = "x" }\nT = { text = "t" }\n',
+    "c": 'Z = { secret = "z" }\n',
+}
+MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says of VMs and rollouts."""
+
+    vms: tuple[str, ...] = VMS
+    policy: str = "restart"
+    """Of VM ``a``."""
+    restarts_per_hour: int = 0
+    """Of VM ``b``."""
+    quiet_seconds: int = 0
+    """Of VM ``c``."""
+    attempts: int = 2
+    is_canary: bool = False
+    """Whether VM ``a`` goes first."""
+
+
+@dataclass(slots=True)
+class Machine:
+    """``interruption`` is done once so many more effects have been seen; it can raise."""
+
+    top: Path
+    clock: ModelClock = field(default_factory=ModelClock)
+    settings: Settings = field(default_factory=Settings)
+    service: Service | None = None
+    secrets: dict[str, str] | None = None
+    full: str = ""
+    """What the disk has no room for: ``files``, ``directories``, or both; empty for nothing."""
+    interruption: tuple[int, Callable[[], None]] | None = None
+    is_racing: bool = False
+    """Whether something happens while the agent works, so that what it saw may be of the past."""
+    blind: set[str] = field(default_factory=set)
+    """VMs of which nobody can know what they run: the agent died before it saw the host's new key."""
+    allowed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VMS, 0))
+    """How often the agent may have asked for a restart by now."""
+    ordered: set[str] = field(default_factory=set)
+    """VMs with an order since their last start."""
+    forged: dict[str, str] = field(default_factory=dict)
+    """The invocation for which a VM's user has forged a lack of room."""
+    keys: int = 1
+    """How many keys the host has had."""
+    systemd: ModelSystemd = field(init=False)
+    journal: ModelJournal = field(init=False)
+    _is_dead: bool = False
+    _is_key_new: bool = False
+    _number: int = 0
+    _wanted_before: dict[str, dict[str, bytes] | None] = field(default_factory=lambda: dict.fromkeys(VMS))
+    _switch: int | None = None
+    _patches: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Set the host up, with every VM running what is published."""
+        vms = {name: ModelVm(name) for name in VMS}
+        self.systemd = ModelSystemd(
+            vms,
+            self.clock,
+            self.top / "run",
+            self._opened,
+            self._effect,
+            self._before_restart,
+            self._after_restart,
+        )
+        self.journal = ModelJournal(self._effect, self._told)
+        (self.top / "run").mkdir()
+        (self.top / "key").mkdir()
+        (self.top / "machine-id").write_text(MACHINE_ID)
+        (self.top / "switch").touch()
+        create_key(self._key_file, machine_id=MACHINE_ID)
+        self.configure(self.settings)
+        self._patches = [
+            patch("os.fsync", self._fsync),
+            patch("time.sleep", self.clock.pass_time),
+        ]
+        for each in self._patches:
+            each.start()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        self.publish({"x": "1", "y": "1", "z": "1"})
+        self.turn()
+        for vm in self.systemd.vms.values():
+            self.systemd.start_vm(vm)
+            vm.good = vm.values
+        self.turn()
+
+    @classmethod
+    def made(cls) -> Machine:
+        """A host in a directory of its own, in memory where there is such."""
+        return cls(Path(tempfile.mkdtemp(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None)))
+
+    def close(self) -> None:
+        """Remove all."""
+        for each in self._patches:
+            each.stop()
+        structlog.reset_defaults()
+        self.end_switch()
+        shutil.rmtree(self.top)
+
+    # The agent.
+
+    def turn(self) -> None:
+        """Have the agent make a turn, and the restarts that follow; it is started where it does not run."""
+        try:
+            if self.service is None:
+                self._start()
+            if self.service is not None:
+                self.service._turn()
+                while not self._is_dead and self._dispatcher.work_on_one():
+                    pass
+        except CrashError:
+            pass
+        if self._is_dead:
+            self._bury()
+        elif self._is_key_new:
+            if self.service is not None:  # what the configuration does not have is not carried over
+                self.blind |= set(VMS) - self.service._config.vms.keys()
+            self._is_key_new = not self._is_carried_over()
+
+    def die(self) -> None:
+        """The agent's process is gone. To be called as an interruption."""
+        self._is_dead = True
+        raise CrashError
+
+    def stop_agent(self) -> None:
+        """The agent ends between two turns."""
+        if self.service is not None:
+            self._bury()
+
+    def reload(self) -> None:
+        """The agent reads its configuration again: between turns, or while a restart is under way."""
+        if self.service is not None:
+            self.service._reload()
+
+    def glance(self) -> None:
+        """The loop makes a turn while a restart is under way."""
+        if self.service is not None:
+            self.service._turn()
+
+    def order(self, vm: str, order: Order) -> None:
+        """An operator gives an order."""
+        if self.service is None:
+            return
+        before = self.store.attempt(vm)
+        with suppress(CredferryError):
+            # What is ordered may be half done where it fails.
+            self.ordered.add(vm)
+            if order is not Order.HOLD:
+                self.allowed[vm] += 1
+            self.service._orders.give(vm, order, Operator(0))
+        if order is Order.RETRY and before is not None and before.outcome is not Outcome.HALTED:
+            for other in VMS:  # those that were halted for its sake are free again
+                self.allowed[other] += 1
+
+    def when_free(self, do: Callable[[], None], *, in_restart: bool) -> Callable[[], None]:
+        """The same, done at the first effect at which no lock is in its way: another thread would wait."""
+
+        def once_free() -> None:
+            locks = ("seal.lock", "audit.lock")
+            is_free = not in_restart or bool(self._dispatcher._busy)
+            for name in locks:
+                with self.store.lock(name, wait=False) as had:
+                    is_free = is_free and had
+            if is_free:
+                do()
+            else:
+                self.interruption = 0, once_free
+
+        return once_free
+
+    def interrupted_turn(self, effects: int, do: Callable[[], None]) -> None:
+        """A turn in the midst of which something happens."""
+        self.interruption = effects, do
+        self.is_racing = True
+        self.turn()
+        self.interruption = None
+        self.is_racing = False
+
+    @property
+    def store(self) -> Store:
+        """The store, by the key that the agent has; without an agent, by one that opens nothing."""
+        assert self.service is not None
+        return self.service._store
+
+    @property
+    def _dispatcher(self) -> ModelDispatcher:
+        assert self.service is not None
+        dispatcher = self.service._restarts._dispatcher
+        assert isinstance(dispatcher, ModelDispatcher)
+        return dispatcher
+
+    def _start(self) -> None:
+        parts = Parts(
+            sender=lambda: ModelSender(self.journal),
+            watch=ModelWatch,
+            hire=ModelDispatcher,
+            stop=lambda: ModelStop(self.clock),
+            clock=self.clock.parts(),
+        )
+        try:
+            self.service = Service(self.top / "config.toml", self._connect, parts=parts)
+        except (KeyFileError, StoreError):
+            assert self.full or self.key_mode != 0o400, "the agent does not start on a host that is well"
+
+    def _connect(self, _on_job: Callable[[str], None]) -> ModelSystemd:
+        if not self.systemd.is_reachable:
+            raise BusError("the bus is gone", hint="wait")
+        return self.systemd
+
+    def _bury(self) -> None:
+        self._is_dead = False
+        service, self.service = self.service, None
+        if service is not None and service._sender.is_behind:
+            self.journal.is_gappy = True
+        if self._is_key_new:
+            self.blind |= set(VMS)
+            self._is_key_new = False
+
+    def _is_carried_over(self) -> bool:
+        service = self.service
+        if service is None:
+            return False
+        return not service._carry_overs and self.key() == service._store.key
+
+    def _effect(self) -> None:
+        if self._is_dead:
+            raise CrashError
+        if self.interruption is None:
+            return
+        left, do = self.interruption
+        self.interruption = (left - 1, do) if left else None
+        if not left:
+            do()
+
+    def _fsync(self, descriptor: int) -> None:
+        self._effect()
+        kind = "directories" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "files"
+        if self.full in {kind, "all"}:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # The host.
+
+    @property
+    def _key_file(self) -> Path:
+        return self.top / "key/credential.secret"
+
+    @property
+    def key_mode(self) -> int:
+        """The permissions of the host's key."""
+        return stat.S_IMODE(self._key_file.stat().st_mode)
+
+    def key(self) -> CredentialKey | None:
+        """The host's key, as systemd takes it."""
+        try:
+            return read_host_key(self._key_file, machine_id=MACHINE_ID)
+        except KeyFileError:
+            return None
+
+    def replace_key(self) -> None:
+        """The host gets another key."""
+        self._key_file.unlink()
+        with patch("os.fsync"):
+            create_key(self._key_file, machine_id=MACHINE_ID)
+        self._is_key_new = True
+        self.keys += 1
+        gone = set(VMS) if self.service is None else set(VMS) - self.service._config.vms.keys()
+        self.blind |= gone
+
+    def chmod_key(self, mode: int) -> None:
+        """Somebody gives the host's key a mode."""
+        self._key_file.chmod(mode)
+
+    def configure(self, settings: Settings) -> None:
+        """Write the configuration's file; nothing reads it yet."""
+        self.settings = settings
+        extra = {
+            "a": f'policy = "{settings.policy}"\n',
+            "b": f"restarts_per_hour = {settings.restarts_per_hour}\n",
+            "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n',
+        }
+        canary = (
+            'canaries = ["a"]\ncanary_seconds = 5\n' if settings.is_canary and "a" in settings.vms else ""
+        )
+        text = (
+            f'runtime_directory = "{self.top}/run"\nstate_directory = "{self.top}/state"\n'
+            f'host_key = "{self._key_file}"\nmachine_id_file = "{self.top}/machine-id"\n'
+            f'[source]\npath = "{self.top}/secrets"\n'
+            f"[rollout]\nstamp_seconds = 1\nretry_seconds = 1\nattempts = {settings.attempts}\n"
+            f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
+        )
+        for vm in settings.vms:
+            text += f"[vms.{vm}]\n{extra[vm]}[vms.{vm}.credentials]\n{_TABLES[vm]}"
+        (self.top / "config.toml").write_text(text)
+
+    def publish(self, secrets: Mapping[str, str]) -> None:
+        """A new generation takes the place of the one before, as sops-nix does it."""
+        self._number += 1
+        directory = self.top / "secrets.d" / str(self._number)
+        directory.mkdir(parents=True)
+        for name, value in secrets.items():
+            (directory / name).write_text(value)
+        (self.top / "new").symlink_to(directory)
+        (self.top / "new").rename(self.top / "secrets")
+        shutil.rmtree(self.top / "secrets.d" / str(self._number - 1), ignore_errors=True)
+        self.secrets = dict(secrets)
+        self._note_changes()
+
+    def publish_dry(self) -> None:
+        """A generation is written and not switched to."""
+        (self.top / "secrets.d" / f"dry{self._number}").mkdir(parents=True, exist_ok=True)
+
+    def write_in_place(self, name: str, value: str) -> None:
+        """A secret is written where it is."""
+        if self.secrets is not None:
+            (self.top / "secrets" / name).write_text(value)
+            self.secrets = {**self.secrets, name: value}
+            self._note_changes()
+
+    def remove_source(self) -> None:
+        """The source vanishes, until something is published again."""
+        (self.top / "secrets").unlink(missing_ok=True)
+        self.secrets = None
+
+    def begin_switch(self) -> None:
+        """A NixOS switch takes its lock."""
+        if self._switch is None:
+            self._switch = os.open(self.top / "switch", os.O_RDWR | os.O_CLOEXEC)
+            fcntl.flock(self._switch, fcntl.LOCK_EX)
+
+    def end_switch(self) -> None:
+        """It is done."""
+        if self._switch is not None:
+            os.close(self._switch)
+            self._switch = None
+
+    def forge(self, vm: str, how: str) -> None:
+        """A VM's user writes what it can: its runtime directory, where the VM runs."""
+        path = stamp_path(vm, self.top / "run")
+        if not path.parent.is_dir() or path.parent.is_symlink():
+            return
+        model = self.systemd.vms[vm]
+        path.unlink(missing_ok=True)
+        match how:
+            case "fifo":
+                os.mkfifo(path)
+            case "link":
+                path.symlink_to("/etc/passwd")
+            case "junk":
+                path.write_bytes(b'{"generation": 1e999')
+            case "huge":
+                fields = json.loads(_stamp(vm, model.invocation_id).to_bytes())
+                path.write_bytes(json.dumps({**fields, "generation": 2**40}).encode())
+            case "neighbour":
+                path.write_bytes(_stamp("b" if vm == "a" else "a", model.invocation_id).to_bytes())
+            case "full":
+                path.write_bytes(_stamp(vm, model.invocation_id, OEM_TOTAL_MAX).to_bytes())
+                self.forged[vm] = model.invocation_id
+            case "digest":
+                path.write_bytes(_stamp(vm, model.invocation_id).to_bytes())
+            case _:
+                pass  # it only removes the report
+
+    def mend(self) -> None:
+        """All faults of the host cease."""
+        self.full = ""
+        self.systemd.is_reachable = self.journal.is_taking = True
+        for vm in self.systemd.vms.values():
+            vm.next_result = "done"
+        self.end_switch()
+        if self.key_mode != 0o400:
+            self.chmod_key(0o400)
+
+    # What should be.
+
+    def policy(self, vm: str) -> Policy:
+        """A VM's policy in force."""
+        assert self.service is not None
+        return self.service._config.vm(vm).policy
+
+    def wanted(self, vm: str) -> dict[str, bytes] | None:
+        """What a VM should get, by the published bytes alone; None where that cannot be made."""
+        if self.secrets is None:
+            return None
+        values = {"T": b"t"} if vm == "b" else {}
+        for name, secret, required in USES[vm]:
+            if self.secrets.get(secret):
+                values[name] = self.secrets[secret].encode()
+            elif required:
+                return None
+        return values
+
+    def _note_changes(self) -> None:
+        for vm in VMS:
+            wanted = self.wanted(vm)
+            if wanted is not None and wanted != self._wanted_before[vm]:
+                self.allowed[vm] += 1
+                self._wanted_before[vm] = wanted
+
+    def _sealed(self, vm: str) -> tuple[Manifest, dict[str, bytes]] | None:
+        """What a start of a VM would open now, with the host's key as it is."""
+        key = self.key()
+        if key is None:
+            return None
+        store = Store(self.top / "state", key)
+        manifest = store.current(vm)
+        if manifest is None:
+            return None
+        try:
+            return manifest, {name: value.reveal() for name, value in store.values(vm).items()}
+        except (StoreError, SealError):
+            return None
+
+    def _opened(self, vm: str) -> tuple[Manifest, dict[str, bytes]] | None:
+        opened = self._sealed(vm)
+        if opened is not None:
+            self.blind.discard(vm)
+        self.ordered.discard(vm)
+        return opened
+
+    def _before_restart(self, vm: ModelVm) -> None:
+        """Called when the agent asks for a restart."""
+        if not vm.is_up or self.is_racing:
+            return  # nothing to lose; or what the agent saw is of the past: how it ends is checked later
+        sealed = self._sealed(vm.name)
+        assert sealed is not None, f"{vm.name} is restarted into a start that cannot work"
+        assert not self.store.is_held(vm.name), f"{vm.name} is restarted though it is held"
+        if vm.name in self.ordered or vm.name in self.blind:
+            return
+        assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} is restarted against its policy"
+        assert sealed[1] != vm.values, f"{vm.name} is restarted onto what it runs"
+        if not vm.is_sick:
+            assert sealed[1] == self.wanted(vm.name), (
+                f"{vm.name} is restarted onto something else than is published"
+            )
+
+    def _after_restart(self, vm: ModelVm, result: str) -> None:
+        if result != "done":
+            self.allowed[vm.name] += 1
+
+    def _told(self, record: dict[str, str]) -> None:
+        """Called with each record of the audit that the journal takes."""
+        if record["MESSAGE_ID"] != Event.RESTARTED.value or self.is_racing:
+            return
+        vm = self.systemd.vms[record["CREDFERRY_VM"]]
+        if self.service is not None and not self.service._sender.is_behind:
+            assert int(record["CREDFERRY_GENERATION"]) == vm.generation, "the audit names another generation"
+
+
+def _stamp(vm: str, invocation: str, other_oem_bytes: int = 0) -> Stamp:
+    return Stamp(
+        vm=vm,
+        generation=1,
+        digest="d" * 64,
+        run="e" * 32,
+        invocation_id=invocation or "0" * 32,
+        channel=Channel.API,
+        other_oem_bytes=other_oem_bytes,
+    )

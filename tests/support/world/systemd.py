@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""systemd of the model world: units that start on what PID 1 can open, and jobs that end in every result."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent.errors import BusError
+from agent.units import FLAPS, UnitState
+from launcher.handoff import EVIDENCE_PARENT, stamp_path
+from tests.support.evidence import leave
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from launcher.handoff import Manifest
+    from tests.support.world.clock import ModelClock
+
+RESULTS = ("done", "canceled", "stopped", "timeout", "failed", "dependency", "skipped")
+"""How a job can end; ``stopped`` is a job that an operator's stop has canceled."""
+
+
+@dataclass(slots=True)
+class ModelVm:
+    """A VM's unit, and what the VM runs."""
+
+    name: str
+    active: str = "inactive"
+    sub: str = "dead"
+    result: str = "success"
+    restarts: int = 0
+    invocation: int = 0
+    started: float = 0.0
+    values: dict[str, bytes] = field(default_factory=dict)
+    """What it runs, or ran last."""
+    generation: int = 0
+    good: dict[str, bytes] = field(default_factory=dict)
+    """What it last ran well, as far as anybody has asked."""
+    by_hand: dict[str, bytes] = field(default_factory=dict)
+    """What an operator last started it on."""
+    is_down_by_agent: bool = False
+    next_result: str = "done"
+    asked: int = 0
+    """How often the agent has asked for a restart while it was up."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        return self.active == "active"
+
+    @property
+    def invocation_id(self) -> str:
+        """Of its last start."""
+        return f"{self.invocation:032x}" if self.invocation else ""
+
+    @property
+    def is_sick(self) -> bool:
+        """Whether its health check would fail."""
+        return self.name == "c" and b"sick" in self.values.values()
+
+
+@dataclass(slots=True)
+class ModelSystemd:
+    """systemd as the agent knows it. ``effect`` is called at each call: there the agent can die."""
+
+    vms: dict[str, ModelVm]
+    clock: ModelClock
+    runtime: Path
+    opened: Callable[[str], tuple[Manifest, dict[str, bytes]] | None]
+    """What PID 1 can open for a VM's start now; None where it cannot."""
+    effect: Callable[[], None]
+    before_restart: Callable[[ModelVm], None]
+    after_restart: Callable[[ModelVm, str], None]
+    is_reachable: bool = True
+
+    def unit(self, name: str) -> UnitState:
+        """See `SystemManager`."""
+        self._reach()
+        vm = self.vms.get(name.removeprefix("microvm@").removesuffix(".service"))
+        if vm is None:
+            return UnitState(name, "loaded", "inactive", "dead", "")
+        return UnitState(
+            name,
+            "loaded",
+            vm.active,
+            vm.sub,
+            vm.invocation_id,
+            result=vm.result,
+            active_seconds=self.clock.now - vm.started if vm.is_up else 0.0,
+            restarts=vm.restarts,
+        )
+
+    def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
+        """See `SystemManager`."""
+        return {name: self.unit(name) for name in invocations}
+
+    def try_restart(self, name: str) -> str:
+        """See `SystemManager`."""
+        self._reach()
+        vm = self._vm(name)
+        if not vm.is_up:
+            return "done"
+        vm.asked += 1
+        return self._restart(vm)
+
+    def restart_failed(self, name: str) -> str:
+        """See `SystemManager`."""
+        self._reach()
+        return self._restart(self._vm(name))
+
+    def _restart(self, vm: ModelVm) -> str:
+        self.before_restart(vm)
+        result, vm.next_result = vm.next_result, "done"
+        match result:
+            case "done":
+                self.start_vm(vm)
+            case "stopped":
+                self.stop_vm(vm)
+                result = "canceled"
+            case "timeout" | "failed":
+                self._down(vm)
+                vm.invocation += 1
+                vm.active, vm.sub, vm.result = "failed", "failed", "timeout"
+            case "dependency":  # the stop was done, and the start waits for another unit, which fails
+                self._down(vm)
+        if result in {"timeout", "failed", "dependency"} or (result == "done" and not vm.is_up):
+            vm.is_down_by_agent = True
+        self.after_restart(vm, result)
+        self._reach()
+        return "failed" if result == "done" and vm.active == "failed" else result
+
+    def start(self, name: str) -> str:
+        """See `SystemManager`: the only unit that the agent starts is that of a health check."""
+        self._reach()
+        vm = self.vms[name.removeprefix("credferry-health@").removesuffix(".service")]
+        assert vm.name == "c", "a check of a VM that has none"
+        is_healthy = vm.is_up and not vm.is_sick
+        if is_healthy:
+            vm.good = vm.values
+        return "done" if is_healthy else "failed"
+
+    def close(self) -> None:
+        """See `SystemManager`."""
+
+    def start_vm(self, vm: ModelVm) -> None:
+        """The unit starts, or starts anew, on what PID 1 can open."""
+        self._down(vm)
+        vm.invocation += 1
+        vm.is_down_by_agent = False
+        opened = self.opened(vm.name)
+        if opened is None or b"bad" in opened[1].values():
+            vm.active, vm.sub, vm.result = "failed", "failed", "exit-code"
+            return
+        manifest, vm.values = opened
+        vm.generation = manifest.generation
+        if b"flap" in vm.values.values():
+            vm.active, vm.sub, vm.result, vm.restarts = "activating", "auto-restart", "exit-code", FLAPS + 1
+            return
+        vm.active, vm.sub, vm.started = "active", "running", self.clock.now
+        if vm.name != "c":
+            vm.good = vm.values
+        leave(self.runtime, manifest, vm.invocation_id)
+
+    def stop_vm(self, vm: ModelVm) -> None:
+        """An operator stops the VM."""
+        self._down(vm)
+        vm.is_down_by_agent = False
+
+    def _down(self, vm: ModelVm) -> None:
+        """The unit stops: its runtime directory, and the evidence of its start, go with it."""
+        vm.active, vm.sub, vm.result, vm.restarts = "inactive", "dead", "success", 0
+        directory = stamp_path(vm.name, self.runtime).parent
+        if directory.is_symlink():
+            directory.unlink()
+        shutil.rmtree(directory, ignore_errors=True)
+        for evidence in (self.runtime / EVIDENCE_PARENT).glob(f"{vm.name}@*"):
+            evidence.unlink()
+
+    def _vm(self, unit: str) -> ModelVm:
+        return self.vms[unit.removeprefix("microvm@").removesuffix(".service")]
+
+    def _reach(self) -> None:
+        self.effect()
+        if not self.is_reachable:
+            raise BusError("the bus is gone", hint="wait")
