@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent.units import UnitState
 
-DONE, CANCELED = "done", "canceled"
-"""systemd's words for jobs that tell nothing bad: the second says that another job took its place."""
+DONE, CANCELED, DEPENDENCY = "done", "canceled", "dependency"
+"""systemd's words for the ends of jobs: the second says that another job took its place, the third that the
+unit was stopped and could not be started, since a unit that it requires failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Failed:
     """The VM does not come up on what it was restarted for."""
 
     reason: str
+    is_left_down: bool = False
+    """Whether the restart itself has stopped the unit, which looks as if an operator had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import msgspec
 
 from agent import permits, readiness
 from agent.desired import Desired
-from agent.endings import CANCELED, DONE, Ending, Failed, Overruled, Succeeded, judged
+from agent.endings import CANCELED, DEPENDENCY, DONE, Ending, Failed, Overruled, Succeeded, judged
 from agent.errors import BusError, OrderError
 from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
@@ -228,12 +228,14 @@ class Rollout:
         # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
         pause = self.config.rollout.retry_seconds
-        reason = ""
+        reason, is_left_down = "", False
         for number in range(1, self.config.rollout.attempts + 1):
             began = self.monotonic()
             again = number > 1
             if again:
-                if self.stop.wait(pause) or not self._is_still_down(vm, manifest, manager):
+                if self.stop.wait(pause):
+                    return State.CHANGING
+                if not is_left_down and not self._is_still_down(vm, manifest, manager):
                     return State.CHANGING
                 pause, unit = 2 * pause, None
             self.pacer.note_restart(vm)
@@ -247,10 +249,10 @@ class Rollout:
                 # Nothing has failed, and nothing is to be finished: what is sealed waits for the next start.
                 self.store.record_attempt(vm.name, None)
                 return State.CHANGING
-            reason = ending.reason
+            reason, is_left_down = ending.reason, ending.is_left_down
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
             self._record(Event.RESTART_FAILED, message, vm, manifest, attempt)
-        return self._fail(vm, attempt, reason, manager)
+        return self._fail(vm, attempt, reason, manager, is_left_down=is_left_down)
 
     def _prove(
         self,
@@ -300,10 +302,20 @@ class Rollout:
         unit = manager.unit(vm.unit)
         return unit.is_stopped or unit.has_job or unit.invocation_id != before.invocation_id
 
-    def _fail(self, vm: VmConfig, attempt: Attempt, reason: str, manager: SystemManager) -> State:
+    def _fail(
+        self,
+        vm: VmConfig,
+        attempt: Attempt,
+        reason: str,
+        manager: SystemManager,
+        *,
+        is_left_down: bool = False,
+    ) -> State:
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
         self.store.record_attempt(vm.name, attempt)
-        return self._roll_back(vm, attempt, manager) if attempt.previous else State.FAILED
+        if not attempt.previous:
+            return State.FAILED
+        return self._roll_back(vm, attempt, manager, is_left_down=is_left_down)
 
     def _ask(
         self,
@@ -319,7 +331,7 @@ class Rollout:
         job = manager.try_restart if unit.is_active and not again else manager.restart_failed
         result, reason = _job(job, vm.unit, manager, "systemd's job")
         if result not in {DONE, CANCELED}:
-            return Failed(reason)
+            return Failed(reason, is_left_down=result == DEPENDENCY)
         # Where it was canceled, somebody else's job came in its place, and may do as well.
         before = unit.invocation_id
         deadline = self.monotonic() + self.config.rollout.stamp_seconds
@@ -340,7 +352,9 @@ class Rollout:
         evidence, hint = self.observer.evidence(vm, unit), self.observer.hint(vm, unit)
         return verdict(unit, evidence, hint, manifest, before, restarts)
 
-    def _roll_back(self, vm: VmConfig, attempt: Attempt, manager: SystemManager) -> State:
+    def _roll_back(
+        self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool = False
+    ) -> State:
         """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
         if attempt.outcome is not Outcome.FAILED:
             # Before anything is put back: from then on no look seals what has failed anew.
@@ -351,7 +365,7 @@ class Rollout:
         reason = "the previous generation is there no more"
         if manifest is not None:
             unit = manager.unit(vm.unit)
-            if unit.is_stopped or self._runs(vm, unit, manifest):
+            if (unit.is_stopped and not is_left_down) or self._runs(vm, unit, manifest):
                 reason = ""
             elif readiness.is_up(unit) and self.observer.obstacle(vm, manager):
                 return State.REFUSED  # it is up; the way back is gone once it can be

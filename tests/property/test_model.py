@@ -17,9 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.events import Order
 from tests.support.numbers import Number, note
-from tests.support.world.invariants import check_settled, check_steady
+from tests.support.world.invariants import JOB_RESULTS, check_settled, check_steady
 from tests.support.world.machine import VMS, Machine, Settings
-from tests.support.world.systemd import RESULTS
 
 NAMES = st.sampled_from(VMS)
 VALUES = st.sampled_from(["1", "2", "3", "bad", "sick", "flap"])
@@ -153,7 +152,7 @@ class World(RuleBasedStateMachine):
         model = self.host.systemd.vms[vm]
         self.host.interrupted_turn(effects, lambda: self.host.systemd.stop_vm(model))
 
-    @rule(vm=NAMES, result=st.sampled_from(RESULTS))
+    @rule(vm=NAMES, result=st.sampled_from(JOB_RESULTS))
     def end_the_next_job(self, vm: str, result: str) -> None:
         """The next restart of a VM that the agent asks for ends like this."""
         self.host.systemd.vms[vm].next_result = result

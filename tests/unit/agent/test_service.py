@@ -86,6 +86,25 @@ def test_a_held_vm_stays_behind_while_the_key_changes_and_there_is_no_bus(loop: 
     assert loop.units.restarts == []
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_vm_is_not_left_down_where_a_unit_that_it_requires_fails(loop: Loop, failures: int) -> None:
+    """The restart has stopped the VM, which is no operator's stop: it is started again, or put back."""
+    results = iter(["dependency"] * failures)
+
+    def job(unit: str) -> str:
+        result = next(results, "done")
+        loop.stop_vm("a") if result == "dependency" else loop._restart(unit)
+        return result
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.turn(lambda: len(loop.units.restarts) > failures)
+    assert loop.units.unit(UNIT).is_active
+    in_force = loop.service._store.current("a")
+    assert in_force is not None
+    assert in_force.generation == (2 if failures == 1 else 1)
+
+
 def test_what_a_vm_runs_is_kept_while_there_is_no_bus(loop: Loop) -> None:
     """However often secrets change while systemd cannot be asked, a failed VM can go back to what it ran."""
     connection = loop.service._connection
