@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 from agent.notes import Outcome
 from agent.policy import Policy
+from tests.support.world.faults import SWITCHED_OFF, Fault
 from tests.support.world.machine import VMS
 from tests.support.world.systemd import RESULTS
 
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 _WAITS = (0.0, 2.0, 6.0, 6.0, 30.0, 4000.0, 6.0, 6.0, 30.0, 4000.0, 6.0, 6.0)
 """How much time passes before each turn while the host settles: retries and rates take theirs."""
 
-
-class Fault(enum.Enum):
-    """A fault of the agent that is known and not mended: the world excuses it."""
-
-    DEPENDENCY_AND_CRASH = "an agent that dies after a job ended with 'dependency' leaves its VM stopped"
-    NO_WAY_BACK_AFTER_A_KEY = "generations of the key before cannot be opened, so a failed VM cannot go back"
-
-
-SWITCHED_OFF = frozenset(Fault)
 JOB_RESULTS = tuple(
     each for each in RESULTS if each != "dependency" or Fault.DEPENDENCY_AND_CRASH not in SWITCHED_OFF
 )
