@@ -42,8 +42,8 @@ VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
 HOST_CHECKS: tuple[Check, ...] = (
     ("configuration", configuration.check),
     ("source", source.check),
-    # Before the first look at the agent's units: systemd 252 notices a new drop-in directory only once it has
-    # looked for a unit that it does not have, and each unit is asked about once.
+    # Before the first look at the agent's units: systemd 252 notices a new drop-in directory only once it
+    # has looked for a unit that it does not have, and each unit is asked about once.
     ("source.producer", source.check_producer),
     ("source.seen", source.check_seen),
     ("key", key.check),
