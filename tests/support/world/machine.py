@@ -94,6 +94,8 @@ class Machine:
     """VMs with an order since their last start."""
     forged: dict[str, str] = field(default_factory=dict)
     """The invocation for which a VM's user has forged a lack of room."""
+    blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
+    """What a VM should have got when a job of its unit failed, whatever it was to start with."""
     keys: int = 1
     """How many keys the host has had."""
     systemd: ModelSystemd = field(init=False)
@@ -491,6 +493,8 @@ class Machine:
     def _after_restart(self, vm: ModelVm, result: str) -> None:
         if result != "done":
             self.allowed[vm.name] += 1
+        if result not in {"done", "canceled"}:
+            self.blamed[vm.name] = self.wanted(vm.name)
 
     def _told(self, record: dict[str, str]) -> None:
         """Called with each record of the audit that the journal takes."""
