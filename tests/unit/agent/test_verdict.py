@@ -49,11 +49,83 @@ def test_a_report_is_waited_for_and_not_for_ever(evidence: Evidence | None) -> N
     assert overdue(UNIT, BEFORE) == ""
 
 
-def test_what_did_not_come_up_is_a_failure() -> None:
-    """With or without a report."""
-    assert judged(replace(UNIT, active="failed", result="exit-code"))
-    assert judged(replace(UNIT, restarts=2), hint=None)
-    assert judged(replace(UNIT, active="activating")) is None
-    assert judged(replace(UNIT, invocation_id=BEFORE)) is None
-    assert overdue(replace(UNIT, invocation_id=BEFORE), BEFORE) == "its unit was not restarted"
-    assert overdue(replace(UNIT, active="activating", sub="auto-restart"), BEFORE)
+@pytest.mark.parametrize("hint", [REPORT, None])
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        (replace(UNIT, active="failed", result="exit-code"), "its unit is failed, with result 'exit-code'"),
+        (replace(UNIT, active="inactive"), "its unit is inactive, with result 'success'"),
+        (
+            replace(UNIT, active="inactive", invocation_id=BEFORE),
+            "its unit is inactive, with result 'success'",
+        ),
+        (replace(UNIT, active="failed", has_job=True), None),
+        (replace(UNIT, active="activating"), None),
+        (replace(UNIT, active="maintenance"), None),
+        (replace(UNIT, invocation_id=BEFORE), None),
+    ],
+    ids=[
+        "failed",
+        "inactive",
+        "never started",
+        "a job is left",
+        "activating",
+        "neither up nor down",
+        "not restarted yet",
+    ],
+)
+def test_the_unit_s_state_counts_first(unit: UnitState, said: str | None, hint: Stamp | None) -> None:
+    """What is down has failed, and what is not yet up anew is waited for, whatever was reported."""
+    assert judged(unit, hint=hint) == said
+
+
+@pytest.mark.parametrize(
+    ("restarts", "before", "hint", "said"),
+    [
+        (1, 0, None, None),
+        (2, 0, None, "its unit fails again and again, with result 'exit-code'"),
+        (6, 5, None, None),
+        (7, 5, None, "its unit fails again and again, with result 'exit-code'"),
+        (7, 5, REPORT, ""),
+    ],
+)
+def test_a_unit_that_fails_again_and_again_has_failed(
+    restarts: int, before: int, hint: Stamp | None, said: str | None
+) -> None:
+    """Two starts by systemd itself since the job's end are too many, unless the VM was launched."""
+    unit = replace(UNIT, restarts=restarts, result="exit-code")
+    assert verdict(unit, ON_IT, hint, MANIFEST, BEFORE, before) == said
+    if not before:
+        assert verdict(unit, ON_IT, hint, MANIFEST, BEFORE) == said
+
+
+@pytest.mark.parametrize(
+    ("generation", "digest", "said"),
+    [
+        (2, NEW, ""),
+        (1, NEW, ""),
+        (2, OLD, "it was started on generation 2"),
+        (1, OLD, "it was started on generation 1"),
+        (3, OLD, ""),
+    ],
+)
+def test_the_same_content_or_something_newer_will_do(generation: int, digest: str, said: str) -> None:
+    """A generation with the same digest gives the guest the same; a newer one was sealed meanwhile."""
+    assert judged(evidence=Evidence(AFTER, generation, digest, "0" * 32)) == said
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        (UNIT, ""),
+        (replace(UNIT, invocation_id=BEFORE), "its unit was not restarted"),
+        (replace(UNIT, active="failed", invocation_id=BEFORE), "its unit was not restarted"),
+        (
+            replace(UNIT, active="activating", sub="auto-restart", result="exit-code"),
+            "its unit is activating (auto-restart), with result 'exit-code'",
+        ),
+    ],
+)
+def test_what_is_said_once_the_time_is_over(unit: UnitState, said: str) -> None:
+    """A VM that was started anew and is up has not failed; the reason names the unit's state."""
+    assert overdue(unit, BEFORE) == said
