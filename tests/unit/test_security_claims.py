@@ -6,6 +6,15 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.mutants.protections import PROTECTIONS
+from tests.mutants.unproved import UNPROVED
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from tests.mutants.protections import Protection
 
 ROOT = Path(__file__).resolve().parents[2]
 _TEST = re.compile(r"`(tests/[^`:]+\.py)::(\w+)`")
@@ -36,3 +45,33 @@ def test_each_claim_names_a_test_that_exists() -> None:
 def test_whatever_looks_like_a_test_is_one() -> None:
     """No name of a test is written in a way that is not checked."""
     assert len(re.findall(r"tests/\S*", document())) == sum(len(tests) for _, tests in claims())
+
+
+def named() -> set[str]:
+    """Each test that the page names, as pytest takes it."""
+    return {f"{file}::{name}" for _, tests in claims() for file, name in tests}
+
+
+def unproved(tests: Iterable[str], protections: Iterable[Protection]) -> set[str]:
+    """The tests that no protection's row has."""
+    return set(tests) - {test for each in protections for test in each.tests}
+
+
+def excess(gaps: Collection[str], listed: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Gaps that are not listed, and listed ones that are none."""
+    return set(gaps) - set(listed), set(listed) - set(gaps)
+
+
+def test_each_test_is_tried_without_its_protection() -> None:
+    """Each test that the page names stands in the mutation run's table, or is listed with a reason."""
+    assert excess(unproved(named(), PROTECTIONS), UNPROVED) == (set(), set())
+    assert all(UNPROVED.values())
+
+
+def test_a_test_that_no_row_has_is_found() -> None:
+    """A test that loses its only row is found, and so is an exception that is needed no more."""
+    dropped, *others = PROTECTIONS
+    lost = set(dropped.tests) & named()
+    assert lost
+    assert excess(unproved(named(), others), UNPROVED) == (lost, set())
+    assert excess(unproved(named(), PROTECTIONS), {*UNPROVED, *lost}) == (set(), lost)
