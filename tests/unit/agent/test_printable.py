@@ -13,6 +13,7 @@ WRITERS = {
     "__init__.py": 1,  # the one line about a failure, on standard error
     "application.py": 1,  # the version
     "audit_forms.py": 1,  # CSV, by cells
+    "check.py": 1,  # what the launcher would refuse, on standard error, by `printable`
     "common.py": 1,  # JSON
     "doctor.py": 1,  # the counts
     "polkit_rule.py": 1,  # a program's source, whose texts are literals of its language
