@@ -347,6 +347,9 @@ def test_advice_in_words(deployment: Deployment) -> None:
 def test_arguments_that_the_next_start_would_refuse(deployment: Deployment) -> None:
     """They are found while the VM runs, in the launcher's own words, by `check` as well."""
     host = deployment.host
+    for vm in ("web", "db"):  # a restart that is still due would be one with these arguments
+        deployment.wait_in_step(vm, 60)
+        deployment.wait_noted(vm)
     run = "/var/lib/microvms/web/current/bin/microvm-run"
     script = host.path(run).read_text()
     for words, said in ARGUMENTS.items():
