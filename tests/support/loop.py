@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -23,6 +22,7 @@ from agent.observe import open_store
 from agent.service import Service
 from agent.units import UnitState
 from launcher.handoff import EVIDENCE_PARENT, Channel, Stamp, evidence_name, stamp_path, write_stamp
+from tests.support.world.journald import link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -212,23 +212,5 @@ class Loop:
         head = journal.kept_head(store.state)
         assert head is not None
         kept = chain.Kept(head.sequence, head.hash, head.sequence, head.sequence)
-        links = [_link(fields, number) for number, fields in enumerate(self.sent)]
+        links = [link(fields, number) for number, fields in enumerate(self.sent)]
         return chain.verify(links, store.key.derive("audit"), kept).findings
-
-
-def _link(fields: list[str], number: int) -> chain.Link:
-    known = dict(field.partition("=")[::2] for field in fields)
-    own = [
-        each
-        for each in fields
-        if (each.startswith("CREDFERRY_") or each.partition("=")[0] in journal._CHAINED)
-        and not each.startswith("CREDFERRY_HASH=")
-    ]
-    return chain.Link(
-        int(known["CREDFERRY_SEQUENCE"]),
-        known["CREDFERRY_HASH"],
-        known.get("CREDFERRY_PREVIOUS", ""),
-        tuple(own),
-        datetime.fromtimestamp(number, UTC),
-        Event(known["MESSAGE_ID"]).label,
-    )

@@ -51,7 +51,7 @@ class ModelJournal:
             return ()
         number, _ = journal.sent(state)
         kept = chain.Kept(head.sequence, head.hash, number, head.sequence)
-        links = [_link(fields, number) for number, fields in enumerate(self.records)]
+        links = [link(fields, number) for number, fields in enumerate(self.records)]
         return chain.verify(links, key.derive("audit"), kept).findings
 
 
@@ -83,7 +83,8 @@ class ModelSender(Sender):
         return not self._queue
 
 
-def _link(fields: list[str], number: int) -> chain.Link:
+def link(fields: list[str], number: int) -> chain.Link:
+    """A record that was sent, as the chain's verification reads it from the journal."""
     known = dict(each.partition("=")[::2] for each in fields)
     own = [
         each
