@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ MACHINE_IDS = {
     Variant.BOOKWORM: "5ea1ed00c0ffee00c0ffee0000000252",
     Variant.TRIXIE: "5ea1ed00c0ffee00c0ffee0000000257",
 }
+
+
+SOURCE = re.compile(r"/run/secrets\.d/")
 
 
 @pytest.fixture
@@ -73,6 +77,8 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
     deployment.credferry("sync", "--no-restart")
     deployment.start_vm(*Variant)
     deployment.start_agent()
+    # What is sealed for the guest is not readable in the credentials of the VM's unit either.
+    assert leaks(deployment.host, [values[f"sealed-{each}"] for each in Variant], allowed=SOURCE) == []
     for variant in Variant:
         deployment.wait_printed(variant, printed("S", values[f"sealed-{variant}"], variant))
         deployment.wait_printed(variant, printed("T", channel.encode(), variant))

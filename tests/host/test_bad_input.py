@@ -359,7 +359,7 @@ def test_not_root(site: Site) -> None:
 def assert_key_refused(site: Site, naming: Sequence[str], user: str | None = None) -> None:
     """Every verb that needs the key ends with its file and the remedy; nothing changes."""
     before = site.listing()
-    for verb in ("agent", *LOOKING):
+    for verb in (*LOOKING, "agent"):
         site.refuse(verb, status=ExitStatus.KEY, naming=(f"{HOST_KEY}: ", *naming), user=user)
     assert site.host.run("credferry", "check", user=user).stderr == ""
     assert site.listing() == before

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -16,11 +17,15 @@ from agent.documents import DOCUMENTS
 from agent.events import Event
 from agent.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from agent.store import rollout_lock
+from launcher.handoff import MANIFEST_FILE, unit_credential
+from tests.support import readable
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
+from tests.support.dictionary import LIKELY, guesses, matches
 from tests.support.gate import Holder
 from tests.support.host import Host
-from tests.support.installation import CHECKOUT, install, install_users
+from tests.support.installation import CHECKOUT, VM_USER, install, install_users
+from tests.support.leaks import Search
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -34,6 +39,9 @@ AGENT = "credferry.service"
 TERMINAL = ("script", "--quiet", "--return", "--command")
 MEMBER, STRANGER = "reader", "stranger"
 CONFIG = """
+[metrics]
+textfile = "/run/credferry/metrics.prom"
+
 [vms.web.credentials]
 API_KEY = { secret = "api-key" }
 
@@ -329,6 +337,35 @@ def test_signals_tell_a_rotation(bus: Bus) -> None:
     assert listeners[STRANGER].so_far() == []
 
 
+def test_no_guess_is_confirmed_by_what_others_read(bus: Bus) -> None:
+    """Nothing that others read shows a likely value, or a digest of it that somebody without a key can make.
+
+    Read are files, answers and signals of the bus, the journal, metrics, and what root's commands print.
+    """
+    values = (LIKELY[0], LIKELY[-1])
+    listener, sealed = Listener.of(bus.host, MEMBER), bus.vm("web")["Sealed"]
+    for number, value in enumerate(values, start=1):
+        bus.publish(api_key=value)
+        bus.wait_vm("web", State="in step", Sealed=sealed + number)
+        bus.deployment.wait_noted("web")
+    texts = readable.printed(bus.host) | readable.answered(bus.host, MEMBER, ("web", "db-1"))
+    texts |= {f"files of {user}": readable.files(bus.host, user) for user in (MEMBER, STRANGER, VM_USER)}
+    texts["signals"] = json.dumps(listener.so_far())
+    fingerprint = json.loads(texts["credferry status --json"])[0]["published"]["credentials"]["API_KEY"]
+    assert fingerprint in texts["journalctl --all --output=export"], "what is searched has digests"
+    assert "credferry/metrics.prom" in texts[f"files of {STRANGER}"]
+    assert f"microvm@web.service/{unit_credential(MANIFEST_FILE)}" in texts[f"files of {VM_USER}"]
+    assert '"Restarted"' in texts["signals"]
+    names = ("web", "db-1", "api-key", "API_KEY", "secret/api-key", "web/API_KEY")
+    guessed, search = guesses(names, values), Search.of(values)
+    unkeyed = hashlib.sha256(b"secret/api-key\0" + values[0]).hexdigest()
+    assert matches(f"{unkeyed[:12]} {unkeyed}", guessed) == [unkeyed[:12], unkeyed]
+    for name, text in texts.items():
+        assert text, name
+        assert not search.in_text(text.encode(errors="surrogateescape")), name
+        assert matches(text, guessed) == [], name
+
+
 def test_rotate_and_hold(bus: Bus) -> None:
     """A VM is restarted onto what it has by a word; a held one is not, and the error says what to do."""
     starts, generation = bus.starts(), bus.vm("web")["Running"]
@@ -534,10 +571,17 @@ def test_an_order_that_is_refused_is_none(bus: Bus) -> None:
 
 
 def test_status_for_members_of_the_group(bus: Bus) -> None:
-    """Who may not read secrets is shown what the agent saw last; others are told in one line why not."""
+    """Members see what the agent saw last, and no fingerprint. Others get one line that says why not."""
     mine = {row["vm"]: row for row in bus.deployment.status().values()}
     command = ("credferry", "status", "--json")
-    theirs = {row["vm"]: row for row in json.loads(bus.host.run(*command, user=MEMBER).stdout)}
+    shown = bus.host.run(*command, user=MEMBER).stdout
+    theirs = {row["vm"]: row for row in json.loads(shown)}
+    objects = ("call", NAME, PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+    shown += bus.host.run("busctl", *objects, user=MEMBER).stdout
+    for row in mine.values():
+        for digest in (row["sealed"]["digest"], *row["published"]["credentials"].values()):
+            assert digest
+            assert digest not in shown
     for name, row in theirs.items():
         assert row["published"] == {"digest": None, "credentials": {}}
         for key in ("unit", "unit_state", "state", "since", "held", "last_result", "system", "reasons"):

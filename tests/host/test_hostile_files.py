@@ -66,8 +66,8 @@ def test_the_store_keeps_no_verb_waiting(deployment: Deployment, what: str) -> N
 def test_the_doctor_opens_nothing_for_a_vm_s_user(deployment: Deployment) -> None:
     """Where the VM's user can change its files, doctor waits for nothing, and opens nothing to others.
 
-    A FIFO is named as the hypervisor, and a link to a file that only root may read stands for the script.
-    Neither is in a command that doctor prints.
+    A FIFO is named as the hypervisor, and a link to a file of root's stands for the script. Doctor does not
+    read one that the VM's user may not read. None of them is in a command that doctor prints.
     """
     host = deployment.host
     host.run("chown", VM_USER, HOME)
@@ -76,10 +76,13 @@ def test_the_doctor_opens_nothing_for_a_vm_s_user(deployment: Deployment) -> Non
     theirs = f"cd {HOME} && mv current old && mkdir -p current/bin && mkfifo {fifo}"
     host.run("sh", "-c", f"{theirs} && printf '{script}' >current/bin/microvm-run", user=VM_USER)
     ends(deployment, "doctor")
-    host.run("sh", "-c", f"cd {HOME}/current/bin && ln -sf /etc/shadow microvm-run", user=VM_USER)
-    found = json.loads(ends(deployment, "doctor", "--json"))["findings"]
-    commands = [command for finding in found for command in finding["commands"]]
-    assert not any("shadow" in command for command in commands), commands
+    for target in ("/etc/shadow", "/etc/passwd"):
+        host.run("sh", "-c", f"cd {HOME}/current/bin && ln -sf {target} microvm-run", user=VM_USER)
+        found = json.loads(ends(deployment, "doctor", "--json"))["findings"]
+        commands = [command for finding in found for command in finding["commands"]]
+        assert not any(target in command for command in commands), commands
+        is_unread = any("may not read it" in finding["what"] for finding in found)
+        assert is_unread is (target == "/etc/shadow"), found
     assert host.run("stat", "-c", "%a", "/etc/shadow").stdout.strip() in {"640", "600", "0"}
 
 

@@ -341,16 +341,25 @@ def test_the_launcher_s_child_is_out_of_reach(deployment: Deployment) -> None:
         assert "Permission denied" in peek.stderr
 
 
-def test_a_vmm_sees_no_neighbour_s_credentials(deployment: Deployment) -> None:
-    """In a VMM's view of the file system there are its own credentials, and nobody else's."""
+@pytest.mark.parametrize("lifted", ["", "ProtectProc=default", "PrivateMounts=no"])
+def test_a_vmm_sees_no_neighbour_s_credentials(deployment: Deployment, lifted: str) -> None:
+    """A VMM's file system shows its own credentials alone, and no process of another user.
+
+    Each of the two settings gives the unit a view of its own. So each has to hide the credentials while the
+    other is lifted.
+    """
     host = deployment.host
     add_sealed_vm(deployment)
     deployment.credferry("sync", "--no-restart")
+    host.write(f"/etc/systemd/system/{WEB}.d/60-lifted.conf", f"[Service]\n{lifted}\n")
+    host.run("systemctl", "daemon-reload")
     deployment.start_vm("web", "db")
     enter = ["nsenter", f"--target={deployment.unit('web')['MainPID']}", "--mount", "--", "setpriv"]
     enter += ["--reuid=microvm", "--regid=kvm", "--clear-groups", "--"]
     assert host.run(*enter, "ls", "/run/credentials").stdout.split() == [WEB]
     assert host.run(*enter, "cat", f"/run/credentials/{WEB}/credferry_value.API_KEY").stdout == "value 1"
+    if "ProtectProc" not in lifted:
+        assert host.run(*enter, "test", "-e", "/proc/1", check=False).returncode != 0
 
 
 def test_root_works_beside_it(unprivileged: Deployment) -> None:
@@ -431,13 +440,20 @@ def test_a_missing_host_key_is_told_with_its_remedy(unprivileged: Deployment) ->
 
 @pytest.mark.parametrize("variant", ["deployment", "unprivileged"])
 def test_exposure(request: pytest.FixtureRequest, variant: str) -> None:
-    """systemd-analyze scores both units at 1.0 or less, as root and without."""
+    """systemd-analyze scores both units at 1.0 or less, as root and without.
+
+    They have no network, no devices, no new privileges and no core.
+    """
     host = request.getfixturevalue(variant).host
     for unit in (AGENT, SEAL):
         said = host.run("systemd-analyze", "security", "--no-pager", unit).stdout
         score = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", said)
         assert score
         assert float(score[1]) <= 1.0, unit
+        settings = host.unit(unit)
+        for setting in ("PrivateNetwork", "PrivateDevices", "NoNewPrivileges"):
+            assert settings[setting] == "yes", (unit, setting)
+        assert settings["LimitCORE"] == "0", unit
         if (unit, variant) == (AGENT, "deployment"):
             note(Number.SECURITY_SCORE, float(score[1]))
 

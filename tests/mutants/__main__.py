@@ -45,8 +45,7 @@ def _protections(directory: Path, names: list[str]) -> bool:
         for outcome in takeout.run(protection, directory):
             outcomes.append(outcome)
             _say(f"{'noticed' if outcome.noticed else 'SURVIVES'} | {outcome.protection} | {outcome.test}")
-            if not outcome.noticed:
-                _say(f"    {outcome.said}")
+            _say(f"    {outcome.said}")
     noticed = sum(outcome.noticed for outcome in outcomes)
     _say(f"{noticed} of {len(outcomes)} tests notice that their protection is gone")
     if not names:

@@ -3,31 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """A text that stands exactly once in a file, and what takes its place."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Protection:
-    """One protection. Without it, each of these tests must fail.
-
-    ``tests`` are SECURITY.md's: each test that the page names stands here at least once, or
-    in ``unproved.py`` with a reason.
-    """
-
-    name: str
-    edits: tuple[Edit, ...]
-    tests: tuple[str, ...]
-
+from tests.mutants.on_hosts import ON_HOSTS
+from tests.mutants.row import Edit, Protection
 
 PROTECTIONS: Final = (
     Protection(
@@ -195,6 +174,8 @@ PROTECTIONS: Final = (
         (
             "tests/unit/agent/test_reconcile.py::test_a_report_does_not_say_what_runs",
             "tests/host/test_forger.py::test_a_forged_stamp_changes_nothing",
+            "tests/host/test_forger.py::test_a_rollback_goes_by_evidence",
+            "tests/host/test_forger.py::test_rotations_go_on_under_a_forger",
         ),
     ),
     Protection(
@@ -287,7 +268,10 @@ PROTECTIONS: Final = (
                 "    if False:\n        raise",
             ),
         ),
-        ("tests/unit/agent/test_doctor_arguments.py::test_what_others_can_change_is_not_run",),
+        (
+            "tests/unit/agent/test_doctor_arguments.py::test_what_others_can_change_is_not_run",
+            "tests/host/test_doctor.py::test_the_judgement_runs_nothing_that_a_vms_user_could_have_written",
+        ),
     ),
     Protection(
         "a guest key is the one that the look saw",
@@ -382,6 +366,8 @@ PROTECTIONS: Final = (
         (
             "tests/unit/agent/test_desired.py::test_no_guess_is_confirmed",
             "tests/unit/agent/test_desired.py::test_another_key_tells_another_story",
+            "tests/host/test_control.py::test_no_guess_is_confirmed_by_what_others_read",
         ),
     ),
+    *ON_HOSTS,
 )

@@ -15,7 +15,7 @@ from tests.mutants import copies
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.mutants.protections import Edit, Protection
+    from tests.mutants.row import Edit, Protection
 
 _FAILED = 1
 """pytest's exit status where tests ran and some failed; an error of collection has another."""
@@ -24,7 +24,7 @@ _SECONDS = 900
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one test file did without the protection. ``noticed``: at least one named test failed."""
+    """What one test did without the protection. ``noticed``: it failed. ``said``: how, in a line."""
 
     protection: str
     test: str
@@ -64,6 +64,12 @@ def run(protection: Protection, directory: Path) -> list[Outcome]:
             check=False,
         )
         noticed = ended.returncode == _FAILED and " failed" in ended.stdout
-        last = ended.stdout.strip().rpartition("\n")[2]
-        outcomes.append(Outcome(protection.name, test, noticed=noticed, said=last))
+        outcomes.append(Outcome(protection.name, test, noticed=noticed, said=_said(ended.stdout)))
     return outcomes
+
+
+def _said(output: str) -> str:
+    """Why a test failed, as pytest sums it up; else pytest's last line."""
+    lines = output.strip().splitlines() or [""]
+    failures = [line.partition(" - ")[2] for line in lines if line.startswith("FAILED ")]
+    return (failures or [lines[-1]])[0]

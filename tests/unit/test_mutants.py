@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.mutants import core, takeout
-from tests.mutants.protections import PROTECTIONS, Edit, Protection
+from tests.mutants.protections import PROTECTIONS
+from tests.mutants.row import Edit, Protection
 
 ROOT = Path(__file__).resolve().parents[2]
 

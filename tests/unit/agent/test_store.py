@@ -633,13 +633,19 @@ RECORDS = ("assumed.json", "rollout.json", "restarts.json", "reported.json")
 
 
 def _planted(path: Path, what: str) -> None:
-    """Put something in a file's place that its reader must not follow, wait for, or take in."""
-    path.unlink(missing_ok=True)
+    """Put something in a file's place that its reader must not follow, wait for, or take in.
+
+    A link leads to what the file held: whoever follows it reads a good record.
+    """
+    content = path.read_bytes()
+    path.unlink()
     match what:
         case "a FIFO":
             os.mkfifo(path)
         case "a link":
-            path.symlink_to("/etc/hostname")
+            theirs = path.parents[2] / f"{path.name}.theirs"
+            theirs.write_bytes(content)
+            path.symlink_to(theirs)
         case "a device":
             path.symlink_to("/dev/zero")
         case "a directory":
@@ -649,10 +655,15 @@ def _planted(path: Path, what: str) -> None:
                 file.truncate(1 << 30)
 
 
-@pytest.mark.parametrize("what", ["a FIFO", "a link", "a device", "a directory", "an endless file"])
+# The link is first: without the guarded open a FIFO keeps the test waiting, and a device fills the memory.
+@pytest.mark.parametrize("what", ["a link", "a FIFO", "a device", "a directory", "an endless file"])
 def test_what_the_agent_s_user_can_plant_is_taken_for_nothing(store: Store, what: str) -> None:
     """Root's verbs read the store too: no file there makes them wait, follow a link, or fill the memory."""
     store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    store.assume("web", Assumed("a" * 32, "0" * 64))
+    store.record_attempt("web", Attempt("0" * 64, Outcome.FAILED))
+    store.record_restarts("web", [1.0])
+    store.note_report("web", Stamp("web", 1, "1" * 64, "0" * 32, "a" * 32, Channel.API, 10))
     directory = store.vm_directory("web")
     for name in RECORDS:
         _planted(directory / name, what)
