@@ -102,7 +102,7 @@ def desired(
     mark = hmac.digest(fingerprints.key.derive("mark"), b"".join(content), "sha256")
     last, identity = fingerprints.last.get(vm.name, (b"", None))
     if identity is None or last != mark:
-        identity = _identity(vm, values, fingerprints, guest)
+        identity = identity_of(vm, values, fingerprints, guest)
         fingerprints.last[vm.name] = mark, identity
     return Desired(identity.digest, identity.entries, values, vm.delivery, guest)
 
@@ -135,9 +135,10 @@ def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], lis
     return values, reasons, passing
 
 
-def _identity(
+def identity_of(
     vm: VmConfig, values: Mapping[str, Secret], fingerprints: Fingerprints, guest: str
 ) -> Identity:
+    """What stands for a VM's values, which are as published, in order of their credentials' names."""
     kinds = {name: vm.kind(name) for name in values}
     known = {name: fingerprints.of(vm, name, values[name]) for name in kinds}
     parts = [
@@ -146,9 +147,14 @@ def _identity(
     key = fingerprints.key
     digest = hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex()
     return Identity(
-        digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS],
+        of_key(digest, key),
         tuple(ManifestEntry(name, kind, known[name][:16]) for name, kind in kinds.items()),
     )
+
+
+def of_key(digest: str, key: CredentialKey) -> str:
+    """A digest that a key has made, with what says so."""
+    return digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS]
 
 
 def are_of_one_key(one: str, other: str) -> bool:

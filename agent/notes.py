@@ -28,7 +28,7 @@ class Outcome(enum.StrEnum):
     HALTED = "halted"
     """It was held back, since another VM's restart for the same change failed."""
     RETRY = "retry"
-    """An operator has said that it is to be tried again."""
+    """It is to be tried again: an operator has said so, or the failure says nothing of the generation."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -48,6 +48,12 @@ class Attempt(msgspec.Struct, frozen=True):
     """The VM whose failure held this one back, where the outcome is `Outcome.HALTED`."""
     before: str = ""
     """The unit's invocation when it was noted; while that is the last, nothing has come of it."""
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """What digests made with an earlier key of the host are with the present one."""
+
+    digests: dict[str, str] = {}
 
 
 class Restarts(msgspec.Struct, frozen=True):

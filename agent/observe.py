@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,7 +175,25 @@ class Observer:
 
     def evidence(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
         """What root has kept of the start of the unit's present invocation; None for nothing."""
-        return self._evidence.of(vm.name, unit.invocation_id)
+        return self._known_now(vm, self._evidence.of(vm.name, unit.invocation_id))
+
+    def kept_evidence(self, vm: VmConfig) -> Evidence | None:
+        """What root has kept of a VM's only start, whichever that was; None for nothing, or for several."""
+        return self._known_now(vm, self._evidence.of(vm.name, self._evidence.invocations().get(vm.name, "")))
+
+    def _known_now(self, vm: VmConfig, evidence: Evidence | None) -> Evidence | None:
+        """The same in terms of the host's present key."""
+        digests = self.store.renewed(vm.name)
+        if evidence is None or evidence.digest not in digests:
+            return evidence
+        return replace(evidence, digest=digests[evidence.digest])
+
+    def has_other_key(self) -> bool:
+        """Whether the host has another key than the store is sealed with, so that PID 1 opens nothing."""
+        try:
+            return not self._ground.is_known(self._ground.key())
+        except KeyFileError:
+            return False
 
     def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """What the launcher reported of the unit's present invocation; None for nothing.

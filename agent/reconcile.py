@@ -52,8 +52,17 @@ class Observed:
         unit = self.unit
         if unit is None:
             return None
-        known = (self.evidence, self.assumed)
-        return next((each for each in known if each and each.invocation_id == unit.invocation_id), None)
+        known = [each for each in (self.evidence, self.assumed) if each]
+        known = [each for each in known if each.invocation_id == unit.invocation_id]
+        # A digest of an earlier key of the host that is not known with the present one comes last.
+        known.sort(key=lambda each: not self._is_of_present_key(each.digest))
+        return known[0] if known else None
+
+    def _is_of_present_key(self, digest: str) -> bool:
+        present = self.desired.digest if isinstance(self.desired, Desired) else ""
+        if not present and self.sealed is not None:
+            present = self.sealed.digest
+        return are_of_one_key(digest, present)
 
 
 class State(enum.StrEnum):

@@ -82,11 +82,11 @@ class Rollout:
             is_up = observed.unit is not None and observed.unit.is_active
             failed = self._failed_for(manifest.run, vm) if is_up and not _is_retry(attempt) else ""
             if failed:
-                return self._halt(vm, manifest, failed, _previous(observed))
+                return self._halt(vm, manifest, failed, self._previous(observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if readiness.is_up(observed.unit) and self.observer.obstacle(vm, manager):
                 return State.REFUSED  # the next look says why, and when that is over
-            return self._restart(vm, manifest, _previous(observed), manager, observed.unit, order=order)
+            return self._restart(vm, manifest, self._previous(observed), manager, observed.unit, order=order)
 
     def rotate(
         self,
@@ -116,7 +116,7 @@ class Rollout:
             if self.monotonic() - up_for > since and decision.state is State.IN_STEP:
                 return State.IN_STEP
             self._require_ready(vm, manager)
-            previous = _previous(observed)
+            previous = self._previous(observed)
             # Going back to the very same would be no way out.
             previous = 0 if previous == manifest.generation else previous
             return self._restart(vm, manifest, previous, manager, observed.unit, order=order)
@@ -188,6 +188,23 @@ class Rollout:
                     self._record(Event.RESTARTED, message, decision.vm, evidence, observed.attempt)
                 self.store.record_attempt(decision.vm.name, None)
 
+    def _previous(self, observed: Observed) -> int:
+        """The generation that a VM last ran well: the one it runs, or the one before if that went wrong."""
+        runs, attempt, name = observed.runs, observed.attempt, observed.vm.name
+        if attempt is not None and (runs is None or runs.digest == attempt.digest):
+            return attempt.previous
+        if runs is None:
+            return 0
+        # Its restart was noted and never began: what was so then is so now.
+        is_as_before = attempt is not None and attempt.before == runs.invocation_id
+        if (
+            attempt is not None
+            and is_as_before
+            and self.store.generation(name, attempt.previous) is not None
+        ):
+            return attempt.previous
+        return self.store.find(name, runs.digest, runs.generation)
+
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         return self.store.lock(rollout_lock(name), wait=wait)
 
@@ -252,6 +269,11 @@ class Rollout:
             reason, is_left_down = ending.reason, ending.is_left_down
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
             self._record(Event.RESTART_FAILED, message, vm, manifest, attempt)
+        if self.observer.has_other_key():
+            # That PID 1 could not open it says nothing of the generation. The next look takes up the key.
+            again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=reason)
+            self.store.record_attempt(vm.name, again_later)
+            return State.CHANGING
         return self._fail(vm, attempt, reason, manager, is_left_down=is_left_down)
 
     def _prove(
@@ -361,6 +383,8 @@ class Rollout:
             reason = attempt.reason or "it was down when its restart was interrupted"
             attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
             self.store.record_attempt(vm.name, attempt)
+        if self.observer.has_other_key():
+            return State.CHANGING  # PID 1 would open nothing; the next look takes up the key, and goes on
         manifest = self.store.revert(vm.name, attempt.previous)
         reason = "the previous generation is there no more"
         if manifest is not None:
@@ -372,7 +396,7 @@ class Rollout:
             else:
                 ending = self._ask(vm, manifest, manager, again=True)
                 reason = ending.reason if isinstance(ending, Failed) else ""
-            if self.stop.is_set():
+            if self.stop.is_set() or (reason and self.observer.has_other_key()):
                 return State.CHANGING
             event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
             if reason:
@@ -450,13 +474,3 @@ def _job(ask: Callable[[str], str], unit: str, manager: SystemManager, what: str
 
 def _is_retry(attempt: Attempt | None) -> bool:
     return attempt is not None and attempt.outcome is Outcome.RETRY
-
-
-def _previous(observed: Observed) -> int:
-    """The generation that a VM last ran well: the one it runs, or, where that went wrong, the one before."""
-    runs, attempt = observed.runs, observed.attempt
-    if attempt is not None and (runs is None or runs.digest == attempt.digest):
-        return attempt.previous
-    if attempt is not None and runs is not None and attempt.before == runs.invocation_id:
-        return attempt.previous  # its restart was noted and never began: what was so then is so now
-    return runs.generation if runs is not None else 0

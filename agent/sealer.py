@@ -65,7 +65,7 @@ class Sealer:
                     self.store.note_report(decision.vm.name, observed.hint)
                 if decision.seal is not None:
                     try:
-                        self._seal(decision.vm, decision.seal, run, _to_keep(observed))
+                        self._seal(decision.vm, decision.seal, run, _to_keep(self.store, observed))
                     except (SealError, KeyFileError) as error:
                         _log.error("nothing is sealed for a VM", vm=decision.vm.name, reason=describe(error))
                     else:
@@ -144,12 +144,16 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
             return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))
 
 
-def _to_keep(observed: Observed) -> Container[int]:
+def _to_keep(store: Store, observed: Observed) -> Container[int]:
     """Generations that a rollback may have to go back to, however many were sealed since."""
     if observed.unit is None:  # systemd could not be asked, so what the VM runs is not known
         return range(GENERATION_MAX + 1)
-    runs, attempt = observed.runs, observed.attempt
-    return {each for each in (runs and runs.generation, attempt and attempt.previous) if each}
+    kept, runs = set(), observed.runs
+    if runs is not None:
+        kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
+    if observed.attempt is not None:
+        kept.add(observed.attempt.previous)
+    return kept
 
 
 def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:

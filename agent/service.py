@@ -113,7 +113,6 @@ class Service:
         self._is_taken_over = False
         self._sourceless: SourceError | None = None
         self._sender = self._parts.sender()
-        self._carry_overs: list[rekey.CarryOver] = []
         config = configuration.load(path)
         self._restarts = Restarts(
             config,
@@ -188,19 +187,16 @@ class Service:
     def _go_over_to(self, config: Config, news: str = "") -> None:
         """Go over to a configuration, where there is news of one, and to the host's key as it is now.
 
-        What is running is carried over. Raises `KeyFileError` and `StoreError`; nothing has changed then.
+        What is sealed, and what is known of VMs, is carried over to another key. Raises `KeyFileError` and
+        `StoreError`; nothing has changed then.
         """
         identity = rekey.identity(Path(config.host_key))  # before the key is read: a newer one differs
         store = open_store(config)
         audit, is_other_key = self._audit_of(config, store), store.key != self._store.key
         if is_other_key:
-            carry_over = rekey.CarryOver(self._store.key, set(config.vms))
-            try:
-                carry_over.go_on(config, store, self._connection.get())
-            except BusError as error:  # it goes on as soon as there is a bus again
-                self._connection.lose(error)
+            # VMs that only one of the configurations has, too: they may come back.
+            rekey.renew([config, self._config], self._store, store)
             audit.record(Event.HOST_KEY, KEY_CHANGE)
-            self._carry_overs.append(carry_over)
         if news:
             audit.record(Event.CONFIGURATION, news)
         if news or is_other_key:
@@ -267,10 +263,6 @@ class Service:
 
     def _heed_host_key(self) -> None:
         """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""
-        manager = self._connection.get()
-        for each in self._carry_overs:
-            each.go_on(self._config, self._store, manager)
-        self._carry_overs = [each for each in self._carry_overs if each.left]
         identity = rekey.identity(Path(self._config.host_key))
         if identity == self._key_identity and identity is not None:
             return
@@ -283,8 +275,7 @@ class Service:
             self._tell_over("key", "the host's key can be read again")
 
     def _look(self) -> float:
-        # As it was when what VMs run was carried over to another key of the host, and no newer.
-        vms, manager, now = self._config.vms.values(), self._connection.present, self._monotonic()
+        vms, manager, now = self._config.vms.values(), self._connection.get(), self._monotonic()
         try:
             snapshot = self._observer.snapshot(vms)
         except SourceError as error:

@@ -10,6 +10,7 @@
     STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
     STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last rollout
+    STATE/vms/VM/renewed.json                  what digests of an earlier host key are with the present one
     STATE/vms/VM/restarts.json                 when it was restarted lately
     STATE/vms/VM/reported.json                 what its launcher reported first of its start
     STATE/vms/VM/held                          it is not to be restarted until it is released
@@ -26,6 +27,7 @@ import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,7 +42,7 @@ from agent.durable import (
     write_all_durably,
 )
 from agent.errors import SealError, StoreError, UnsyncedStoreError
-from agent.notes import Assumed, Attempt, Restarts
+from agent.notes import Assumed, Attempt, Renewed, Restarts
 from agent.sealing import SEALED_MAX, seal, unseal
 from agent.untrusted import read_untrusted
 from launcher.handoff import (
@@ -70,7 +72,7 @@ KEEP = 3
 """Generations kept for each VM, the current one included."""
 
 
-_T = TypeVar("_T", Assumed, Attempt, Restarts)
+_T = TypeVar("_T", Assumed, Attempt, Renewed, Restarts)
 
 
 def rollout_lock(vm: str) -> str:
@@ -88,6 +90,8 @@ class Store:
     """The manifest that was opened last, by VM, and what tells whether it is still the same."""
     _reported: dict[str, str] = field(default_factory=dict)
     """The invocation whose report is noted, by VM."""
+    _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """See `renewed`, by VM."""
     _made: set[Path] = field(default_factory=set)
     """Directories that are known to last."""
 
@@ -140,12 +144,12 @@ class Store:
         """When a generation was written, on the wall; None where it is there no more."""
         return _written_at(self.vm_directory(manifest.vm) / "generations" / str(manifest.generation))
 
-    def values(self, vm: str) -> dict[str, Secret]:
-        """The values of a VM's current generation, as its manifest has them.
+    def values(self, vm: str, number: int = 0) -> dict[str, Secret]:
+        """The values of one of a VM's generations, by default of the current one, as its manifest has them.
 
         Raises `StoreError` where they cannot be opened or one is not the manifest's, and `SealError`.
         """
-        directory = self.vm_directory(vm) / "current"
+        directory = self.vm_directory(vm) / (f"generations/{number}" if number else "current")
         manifest = self._open_manifest(vm, directory)
         if manifest is None:
             raise StoreError(
@@ -172,7 +176,7 @@ class Store:
 
     def next_number(self, vm: str) -> int:
         """The number of the VM's next generation; numbers are not used twice while any is left."""
-        return max(self._numbers(vm), default=0) + 1
+        return max(self.numbers(vm), default=0) + 1
 
     def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
         """Write a generation and publish it. After this returns it survives a power failure.
@@ -234,10 +238,21 @@ class Store:
         directory = self.vm_directory(vm) / "generations"
         older = (
             self._open_manifest(vm, directory / str(number))
-            for number in sorted(self._numbers(vm), reverse=True)
+            for number in sorted(self.numbers(vm), reverse=True)
             if number < current.generation
         )
         return next((each for each in older if each is not None and each.digest != current.digest), None)
+
+    def find(self, vm: str, digest: str, number: int) -> int:
+        """The number of a generation of this digest that can be gone back to; 0 for none.
+
+        That is ``number``, if it is such a one, or else the newest: what was sealed anew has another number.
+        """
+        for each in (number, *sorted(self.numbers(vm), reverse=True)):
+            manifest = self.generation(vm, each) if each else None
+            if manifest is not None and manifest.digest == digest:
+                return each
+        return 0
 
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
@@ -265,7 +280,8 @@ class Store:
 
     def assumed(self, vm: str) -> Assumed | None:
         """What the VM's unstamped invocation is taken to run."""
-        return self._load(vm, "assumed.json", Assumed)
+        noted = self._load(vm, "assumed.json", Assumed)
+        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
 
     def assume(self, vm: str, assumed: Assumed) -> None:
         """Remember it. Raises `StoreError`."""
@@ -273,7 +289,8 @@ class Store:
 
     def attempt(self, vm: str) -> Attempt | None:
         """How the VM's last rollout ended, if it did not end well."""
-        return self._load(vm, "rollout.json", Attempt)
+        noted = self._load(vm, "rollout.json", Attempt)
+        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Remember or, with None, forget it. Raises `StoreError`."""
@@ -285,6 +302,22 @@ class Store:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise _failed(path, error) from None
+
+    def in_present_terms(self, vm: str, digest: str) -> str:
+        """What a digest of an earlier key of the host is with the present key; any other, as it is."""
+        return self.renewed(vm).get(digest, digest)
+
+    def renewed(self, vm: str) -> Mapping[str, str]:
+        """What digests of earlier keys of the host are with the present one, as far as that is known."""
+        known = self._renewed.get(vm)
+        if known is None:
+            known = self._renewed[vm] = (self._load(vm, "renewed.json", Renewed) or Renewed()).digests
+        return known
+
+    def record_renewed(self, vm: str, digests: Mapping[str, str]) -> None:
+        """Remember that. Raises `StoreError`."""
+        self._save(vm, "renewed.json", Renewed(dict(digests)))
+        self._renewed[vm] = dict(digests)
 
     def restarts(self, vm: str) -> list[float]:
         """When the VM was restarted lately, as `record_restarts` was told."""
@@ -354,7 +387,7 @@ class Store:
             # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
             return None
 
-    def _save(self, vm: str, name: str, record: Assumed | Attempt | Restarts) -> None:
+    def _save(self, vm: str, name: str, record: Assumed | Attempt | Renewed | Restarts) -> None:
         path = self.vm_directory(vm) / name
         try:
             self._make(path.parent)
@@ -369,7 +402,8 @@ class Store:
             make_directory(directory)
             self._made.add(directory)
 
-    def _numbers(self, vm: str) -> list[int]:
+    def numbers(self, vm: str) -> list[int]:
+        """The numbers of the generations that are there, whole or not, in no order."""
         try:
             generations = list((self.vm_directory(vm) / "generations").iterdir())
         except OSError:
@@ -378,11 +412,25 @@ class Store:
         return [number for number in numbers if number < GENERATION_MAX]
 
     def _prune(self, vm: str, current: int, keep: Container[int]) -> None:
-        # Also what a crash left half-written, which has a number but was never current.
-        numbers = sorted(self._numbers(vm), reverse=True)
-        kept = [number for number in numbers if number <= current][:KEEP]
+        numbers = sorted(self.numbers(vm), reverse=True)
+        older = (number for number in numbers if number <= current)
+        # What a crash left half-written takes the place of none that could be gone back to.
+        kept = list(islice((number for number in older if not self._is_half_written(vm, number)), KEEP))
         for number in {number for number in numbers if number not in keep} - set(kept):
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
+
+    def _is_half_written(self, vm: str, number: int) -> bool:
+        """Whether a generation lacks a file. One that does not open for other reasons may be whole."""
+        directory = self.vm_directory(vm) / "generations" / str(number)
+        try:
+            sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+            if not sizes.get(MANIFEST_FILE) or not all(sizes.values()):
+                return True
+            blob = self._read(directory / MANIFEST_FILE, SEALED_FILE_MAX)
+            manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
+        except (OSError, SealError, HandoffError):
+            return False
+        return not {value_file(entry.name) for entry in manifest.credentials} <= sizes.keys()
 
 
 def _take(descriptor: int, *, wait: bool) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.desired import are_of_one_key
 from agent.units import FLAPS, UnitState
 
 if TYPE_CHECKING:
@@ -37,14 +38,21 @@ def verdict(  # noqa: PLR0917 (all that there is to judge by)
         return f"its unit is {unit.active}, with result {unit.result!r}"
     if not unit.is_active or unit.invocation_id == before:
         return None
-    # A newer one than ours was sealed while the VM was down, and it started on that: as good.
+    # A newer one than ours was sealed while the VM was down, and it started on that: as good. So is the same
+    # one, sealed anew with another key of the host.
     if (
         evidence is not None
         and evidence.digest != manifest.digest
         and evidence.generation <= manifest.generation
+        and not _is_same_anew(evidence, manifest)
     ):
         return f"it was started on generation {evidence.generation}"
     return None if hint is None else ""
+
+
+def _is_same_anew(evidence: Evidence, manifest: Manifest) -> bool:
+    is_same = evidence.generation == manifest.generation
+    return is_same and not are_of_one_key(evidence.digest, manifest.digest)
 
 
 def overdue(unit: UnitState, before: str) -> str:

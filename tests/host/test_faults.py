@@ -759,11 +759,10 @@ def test_the_host_has_another_key(kept_key: Site, how: str) -> None:
     fresh = f"mv {HOST_KEY} {HOST_KEY}.old && systemd-creds setup && mv {HOST_KEY} {HOST_KEY}.fresh"
     site.host.run("sh", "-c", f"{fresh} && mv {HOST_KEY}.old {HOST_KEY}")
     before = site.deployment.unit("web")["InvocationID"]
-    sealed = site.host.path(CURRENT, follow=False).readlink()
+    manifest = site.host.path(f"{CURRENT}/manifest")
+    sealed = manifest.read_bytes()
     site.host.run("sh", "-c", how.format(KEY=HOST_KEY))
-    site.host.wait(
-        lambda: site.host.path(CURRENT, follow=False).readlink() != sealed, 20, "everything sealed anew"
-    )
+    site.host.wait(lambda: manifest.read_bytes() != sealed, 20, "everything sealed anew")
     site.deployment.wait_in_step("web")
     assert site.deployment.unit("web")["InvocationID"] == before
     site.host.run("systemctl", "restart", "microvm@web.service")

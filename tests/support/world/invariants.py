@@ -34,7 +34,7 @@ def check_steady(host: Machine) -> None:
         attempt, current = host.store.attempt(name), host.store.current(name)
         if attempt is not None and attempt.outcome is Outcome.ROLLED_BACK and attempt.previous:
             is_back = current is None or current.generation == attempt.previous
-            is_back = is_back or _is_excused(host)
+            is_back = is_back or host.systemd.vms[name].is_lost
             assert is_back or current is None or current.digest != attempt.digest, (
                 f"{name}: what failed is current again"
             )
@@ -62,7 +62,7 @@ def check_settled(host: Machine) -> None:
 
 
 def _check_vm(host: Machine, vm: ModelVm) -> None:
-    if vm.is_down_by_agent and not vm.is_up and _is_excused(host):
+    if vm.is_down_by_agent and not vm.is_up and vm.is_lost:
         return
     assert not vm.is_down_by_agent or vm.is_up, (
         f"{vm.name} was taken down and left there: {host.store.attempt(vm.name)}"
@@ -76,11 +76,6 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
         assert vm.values in (vm.good, vm.by_hand, wanted), f"{vm.name} does not run what it last ran well"
     else:
         assert vm.values == wanted, f"{vm.name} does not run what is published"
-
-
-def _is_excused(host: Machine) -> bool:
-    """Whether a VM that failed may have no way back."""
-    return Fault.NO_WAY_BACK_AFTER_A_KEY in SWITCHED_OFF and host.keys > 1
 
 
 def _is_spared(host: Machine, vm: ModelVm) -> bool:

@@ -29,7 +29,6 @@ from agent.service import Parts, Service
 from agent.store import Store
 from launcher.handoff import OEM_TOTAL_MAX, Channel, Stamp, stamp_path
 from tests.support.world.clock import ModelClock, ModelStop
-from tests.support.world.faults import SWITCHED_OFF, Fault
 from tests.support.world.journald import ModelJournal, ModelSender
 from tests.support.world.process import CrashError, ModelDispatcher, ModelWatch
 from tests.support.world.systemd import ModelSystemd, ModelVm
@@ -96,8 +95,6 @@ class Machine:
     """The invocation for which a VM's user has forged a lack of room."""
     blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
     """What a VM should have got when a job of its unit failed, whatever it was to start with."""
-    keys: int = 1
-    """How many keys the host has had."""
     systemd: ModelSystemd = field(init=False)
     journal: ModelJournal = field(init=False)
     _is_dead: bool = False
@@ -170,7 +167,7 @@ class Machine:
             self._bury()
         elif self._is_key_new:
             if self.service is not None:  # what the configuration does not have is not carried over
-                self.blind |= set(VMS) - self.service._config.vms.keys()
+                self._lose(set(VMS) - self.service._config.vms.keys())
             self._is_key_new = not self._is_carried_over()
 
     def die(self) -> None:
@@ -269,14 +266,17 @@ class Machine:
         if service is not None and service._sender.is_behind:
             self.journal.is_gappy = True
         if self._is_key_new:
-            self.blind |= set(VMS)
+            self._lose(set(VMS))
             self._is_key_new = False
 
+    def _lose(self, vms: set[str]) -> None:
+        """Nobody opens any more what VMs ran: the host's key was replaced while no agent had it."""
+        self.blind |= vms
+        for vm in vms:
+            self.systemd.vms[vm].is_lost = True
+
     def _is_carried_over(self) -> bool:
-        service = self.service
-        if service is None:
-            return False
-        return not service._carry_overs and self.key() == service._store.key
+        return self.service is not None and self.key() == self.service._store.key
 
     def _effect(self) -> None:
         if self._is_dead:
@@ -318,9 +318,8 @@ class Machine:
         with patch("os.fsync"):
             create_key(self._key_file, machine_id=MACHINE_ID)
         self._is_key_new = True
-        self.keys += 1
         gone = set(VMS) if self.service is None else set(VMS) - self.service._config.vms.keys()
-        self.blind |= gone
+        self._lose(gone)
 
     def chmod_key(self, mode: int) -> None:
         """Somebody gives the host's key a mode."""
@@ -483,8 +482,7 @@ class Machine:
         if vm.name in self.ordered or vm.name in self.blind:
             return
         assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} is restarted against its policy"
-        is_excused = Fault.BEHIND_AFTER_A_KEY in SWITCHED_OFF and self.keys > 1
-        assert is_excused or sealed[1] != vm.values, f"{vm.name} is restarted onto what it runs"
+        assert sealed[1] != vm.values, f"{vm.name} is restarted onto what it runs"
         if not vm.is_sick:
             assert sealed[1] == self.wanted(vm.name), (
                 f"{vm.name} is restarted onto something else than is published"

@@ -41,6 +41,8 @@ class ModelVm:
     """What it last ran well, as far as anybody has asked."""
     by_hand: dict[str, bytes] = field(default_factory=dict)
     """What an operator last started it on."""
+    is_lost: bool = False
+    """Whether the key is gone that opened what it last ran well: then it has no way back."""
     is_down_by_agent: bool = False
     next_result: str = "done"
     asked: int = 0
@@ -139,7 +141,7 @@ class ModelSystemd:
         assert vm.name == "c", "a check of a VM that has none"
         is_healthy = vm.is_up and not vm.is_sick
         if is_healthy:
-            vm.good = vm.values
+            vm.good, vm.is_lost = vm.values, False
         return "done" if is_healthy else "failed"
 
     def close(self) -> None:
@@ -161,7 +163,7 @@ class ModelSystemd:
             return
         vm.active, vm.sub, vm.started = "active", "running", self.clock.now
         if vm.name != "c":
-            vm.good = vm.values
+            vm.good, vm.is_lost = vm.values, False
         leave(self.runtime, manifest, vm.invocation_id)
 
     def stop_vm(self, vm: ModelVm) -> None:

@@ -91,6 +91,23 @@ def test_old_generations_are_pruned(store: Store) -> None:
     assert store.previous("web") == store.generation("web", 9)
 
 
+@pytest.mark.parametrize("lacks", ["manifest", "value.A", "the content of value.A"])
+def test_what_a_crash_left_half_written_takes_no_place_of_a_whole_generation(
+    store: Store, lacks: str
+) -> None:
+    """As many whole generations are kept as ever, and what is half-written goes."""
+    for number in range(1, 4):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")})
+    left = store.vm_directory("web") / "generations" / "4"
+    shutil.copytree(left.with_name("3"), left)
+    if lacks in {"manifest", "value.A"}:
+        (left / lacks).unlink()
+    else:
+        (left / "value.A").write_bytes(b"")
+    store.write(manifest(5, "A"), {"A": Secret(b"a")})
+    assert numbers(store) == {2, 3, 5}
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -13,7 +13,8 @@ from agent.verdict import overdue, verdict
 from launcher.handoff import Channel, Delivery, Manifest, Stamp
 
 BEFORE, AFTER = "a" * 32, "b" * 32
-OLD, NEW = "1" * 64, "2" * 64
+OLD, NEW = "1" * 56 + "2" * 8, "2" * 64
+OTHER_KEY = "3" * 64
 UNIT = UnitState("microvm@web.service", "loaded", "active", "running", AFTER)
 MANIFEST = Manifest("web", 2, NEW, "0" * 32, Delivery(), ())
 ON_IT = Evidence(AFTER, 2, NEW, "0" * 32)
@@ -107,10 +108,15 @@ def test_a_unit_that_fails_again_and_again_has_failed(
         (2, OLD, "it was started on generation 2"),
         (1, OLD, "it was started on generation 1"),
         (3, OLD, ""),
+        (2, OTHER_KEY, ""),
+        (1, OTHER_KEY, "it was started on generation 1"),
     ],
 )
 def test_the_same_content_or_something_newer_will_do(generation: int, digest: str, said: str) -> None:
-    """A generation with the same digest gives the guest the same; a newer one was sealed meanwhile."""
+    """A generation with the same digest gives the guest the same; a newer one was sealed meanwhile.
+
+    So does the same generation that was sealed anew with another key of the host.
+    """
     assert judged(evidence=Evidence(AFTER, generation, digest, "0" * 32)) == said
 
 
