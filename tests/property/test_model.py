@@ -138,6 +138,7 @@ class World(RuleBasedStateMachine):
     def start_by_hand(self, vm: str) -> None:
         """An operator restarts or starts a VM, which gets the current generation."""
         model = self.host.systemd.vms[vm]
+        self.host.clock.pass_time(0.001)  # it is later than an order that was given before it
         self.host.systemd.start_vm(model)
         model.by_hand = model.values if model.is_up else model.by_hand
 
