@@ -48,7 +48,7 @@ class EvidenceDirectory:
         try:
             names = os.listdir(self._path) if self._is_root_s() else []  # noqa: PTH208 (done at each look)
         except OSError:
-            names = []
+            return found
         for name in names:
             vm, _, invocation = name.rpartition("@")
             found[vm] = "" if vm in found else invocation
@@ -80,11 +80,8 @@ class EvidenceDirectory:
         return self.runtime / EVIDENCE_PARENT
 
     def _is_root_s(self) -> bool:
-        """Whether nobody but root could have put something there."""
-        try:
-            status = os.lstat(self._path)
-        except OSError:
-            return False
+        """Whether nobody but root could have put something there. Raises OSError where there is nothing."""
+        status = os.lstat(self._path)
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid in _trusted()
         return is_own and not status.st_mode & _OTHERS_WRITE
 

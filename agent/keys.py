@@ -76,7 +76,7 @@ def hashed_machine_id(machine_id: str) -> bytes:
 
     Raises `KeyFileError` for anything but 32 hexadecimal digits that are not all zero.
     """
-    digits = machine_id.strip().replace("-", "").lower()
+    digits = machine_id.strip().replace("-", "")
     try:
         raw = bytes.fromhex(digits)
     except ValueError:

@@ -8,6 +8,7 @@ A VM that is down since a restart of ours, or must be put back, never waits.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -158,7 +159,7 @@ class Pacer:
             return Wait(f"{error}: {error.hint}", _LONG)
         if opens <= now:
             return None
-        if opens == float("inf"):
+        if opens == math.inf:
             return Wait("its window opens never again", _LONG)
         moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
         return Wait(f"until its window opens, {moment}", opens - now)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``python -m tests.mutants [protections|core] [NAME…]``: both kinds without an argument.
 
-Exits with 1 where a test does not notice that its protection is gone, or a core module is below its score.
+Exits with 1 where a test does not notice that its protection is gone, a core module is below its score, or a
+change of one survives that ``survivors.toml`` does not list.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from tests.mutants import core, takeout
 from tests.mutants.protections import PROTECTIONS
+from tests.mutants.scores import note_score, table
 from tests.support.numbers import Number, note
 
 
@@ -55,19 +57,24 @@ def _protections(directory: Path, names: list[str]) -> bool:
 
 
 def _core(directory: Path, names: list[str]) -> bool:
-    mutants = core.run(directory, names or core.MODULES)
     known = core.known_survivors()
-    for mutant in mutants:
-        if not (mutant.noticed or mutant.is_message or (mutant.module, mutant.diff) in known):
-            _say(f"{mutant.module} {mutant.name} survives:\n{mutant.diff}\n")
-    scores = core.scores(mutants, known)
-    for score in scores:
-        _say(f"{score.module}: {score.noticed} of {score.counted} noticed, {score.share:.0%}")
+    found = []
+    for module in names or core.MODULES:
+        mutants = core.run(directory, [module])
+        for mutant in mutants:
+            if not (mutant.noticed or mutant.is_message or known.has(mutant)):
+                _say(f"{mutant.module} {mutant.name} survives and is not listed:\n{mutant.diff}\n")
+        found += core.scores(mutants, known)
+        note_score(found[-1])
+    _say("\n".join(table(found)))
     if not names:
-        noticed, counted = sum(each.noticed for each in scores), sum(each.counted for each in scores)
+        noticed, counted = sum(each.noticed for each in found), sum(each.counted for each in found)
         note(Number.MUTANTS, counted)
         note(Number.MUTANTS_NOTICED, round(100 * noticed / counted, 1))
-    return all(score.share >= core.SCORE_MIN for score in scores)
+    bad = [score.module for score in found if not score.is_good]
+    if bad:
+        _say(f"below {core.SCORE_MIN:.0%}, or with survivors that are not listed: {', '.join(bad)}")
+    return not bad
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """Has mutmut change core modules, one small change at a time, and counts what the fast tests notice.
 
 A change of a message alone does not count: tests look for the words that matter, and not for every word.
-What counts and survives must stand in ``survivors.toml`` with a reason.
+Each other change that survives must stand in ``survivors.toml`` with a reason. It counts as not noticed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,10 +66,13 @@ _MESSAGES: Final = (
     "_record",
     "_say",
     "warning",
+    "Wait",
 )
 """Calls whose arguments are messages, by the ends of their names."""
-_LABELS: Final = frozenset({"label", "message", "hint"})
+_LABELS: Final = frozenset({"label", "message", "hint", "moment"})
 """Variables that hold nothing but words for people."""
+_UNNOTICED: Final = frozenset({None, 0, 2, 5, 33, 34})
+"""How mutmut says that the tests passed, or that no test was run to its end."""
 _CODECS: Final = frozenset({"ascii", "utf-8", "sha256", "replace", "rb", "wb"})
 _SETTINGS: Final = """\
 [mutmut]
@@ -102,17 +106,37 @@ class Mutant:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """Survivors that are known, each with a reason: one change of a module, or a kind of change."""
+
+    changes: frozenset[tuple[str, str]] = frozenset()
+    kinds: tuple[re.Pattern[str], ...] = ()
+
+    def has(self, mutant: Mutant) -> bool:
+        """Whether this change is listed."""
+        if (mutant.module, mutant.diff) in self.changes:
+            return True
+        return any(kind.search(mutant.diff) for kind in self.kinds)
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
-    """How many changes of a module count, and how many of them the tests noticed."""
+    """How many changes of a module count, how many of them the tests noticed, how many others are listed."""
 
     module: str
-    noticed: int
     counted: int
+    noticed: int
+    listed: int
 
     @property
     def share(self) -> float:
         """From 0 to 1."""
         return self.noticed / self.counted if self.counted else 1.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether enough is noticed, and each survivor is listed."""
+        return self.share >= SCORE_MIN and self.noticed + self.listed == self.counted
 
 
 def run(directory: Path, modules: Iterable[str] = MODULES) -> list[Mutant]:
@@ -148,7 +172,7 @@ def read(mutants: Path, module: str) -> list[Mutant]:
             Mutant(
                 module,
                 name,
-                noticed=status not in {0, 33, None},
+                noticed=status not in _UNNOTICED,
                 is_message=_without_messages(before) == _without_messages(after),
                 diff=_diff(ast.unparse(before), ast.unparse(after)),
             )
@@ -156,22 +180,27 @@ def read(mutants: Path, module: str) -> list[Mutant]:
     return found
 
 
-def scores(mutants: Iterable[Mutant], known: frozenset[tuple[str, str]] = frozenset()) -> list[Score]:
-    """One score per module. What is ``known`` to survive, with a reason, does not count."""
+def scores(mutants: Iterable[Mutant], known: Known | None = None) -> list[Score]:
+    """One score per module. Changes of messages are left out."""
+    known = known or Known()
     counts: dict[str, list[int]] = {}
     for mutant in mutants:
-        if mutant.is_message or (mutant.module, mutant.diff) in known:
+        if mutant.is_message:
             continue
-        count = counts.setdefault(mutant.module, [0, 0])
-        count[0] += mutant.noticed
-        count[1] += 1
+        count = counts.setdefault(mutant.module, [0, 0, 0])
+        count[0] += 1
+        count[1] += mutant.noticed
+        count[2] += not mutant.noticed and known.has(mutant)
     return [Score(module, *count) for module, count in sorted(counts.items())]
 
 
-def known_survivors(path: Path = SURVIVORS) -> frozenset[tuple[str, str]]:
-    """Module and diff of each change that is known to survive. Each has a reason in the file."""
-    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", [])
-    return frozenset((entry["module"], entry["diff"].strip()) for entry in entries if entry["reason"])
+def known_survivors(path: Path = SURVIVORS) -> Known:
+    """The survivors that the file lists. Each must have a reason there."""
+    file = tomllib.loads(path.read_text(encoding="utf-8"))
+    return Known(
+        frozenset((each["module"], each["diff"].strip()) for each in file["survivor"] if each["reason"]),
+        tuple(re.compile(each["pattern"], re.MULTILINE) for each in file["kind"] if each["reason"]),
+    )
 
 
 def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
@@ -197,9 +226,15 @@ class _Silence(ast.NodeTransformer):
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         if name.endswith(_MESSAGES):
-            node.args = [each for each in node.args if not isinstance(each, ast.Constant | ast.JoinedStr)]
+            node.args = [each for each in node.args if not _is_text(each)]
             node.keywords = [each for each in node.keywords if each.arg not in {"hint", "message", None}]
         return node
+
+
+def _is_text(node: ast.expr) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "str"
+    return isinstance(node, ast.Constant | ast.JoinedStr)
 
 
 def _without_messages(function: ast.FunctionDef) -> str:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.mutants.core import MODULES, Score
 from tests.reliability import PAGE, SOURCES, is_well_formed, render
 from tests.support.numbers import Number
 
@@ -26,7 +27,8 @@ def test_the_page_is_of_its_form(page: str) -> None:
 
 def test_its_rows_are_the_numbers(page: str) -> None:
     """Each number has one row and one explanation, in their order, and nothing else has."""
-    assert re.findall(r"^\| ([^|]+?) \|", page, re.MULTILINE)[1:] == [number.value for number in Number]
+    table = page.partition("\n## ")[0]
+    assert re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE)[1:] == [number.value for number in Number]
     assert re.findall(r"^- \*\*(.+?)\*\*:", page, re.MULTILINE) == [number.value for number in Number]
 
 
@@ -54,6 +56,17 @@ def test_the_same_number_changes_nothing(page: str) -> None:
     later = "2026-04-01T12:00:00+00:00"
     assert render({Number.LEAKS: (0, later), Number.SECURITY_SCORE: (0.8, later)}, before) == before
     assert render({}, before) == before
+
+
+def test_a_score_changes_its_own_row(page: str) -> None:
+    """A core module's score replaces the one before it, and the table has one row for each core module."""
+    before = render({}, page, [Score(module, 10, 9, 1) for module in MODULES])
+    assert [line for line in before.splitlines() if line.endswith("| 10 | 9 | 90 | 1 |")] == [
+        f"| {module} | 10 | 9 | 90 | 1 |" for module in MODULES
+    ]
+    after = render({}, before, [Score("agent/store.py", 1000, 999, 1)])
+    assert set(after.splitlines()) - set(before.splitlines()) == {"| agent/store.py | 1000 | 999 | 99 | 1 |"}
+    assert is_well_formed(after)
 
 
 def test_another_form_is_told(page: str) -> None:

@@ -76,13 +76,46 @@ def test_a_directory_that_others_can_write_counts_as_none(kept: Path, tmp_path: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_files_and_directories_of_others_count_as_none(kept: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("user", [1, 1234])
+def test_files_and_directories_of_others_count_as_none(kept: Path, tmp_path: Path, user: int) -> None:
     """Root owns all that counts."""
-    os.chown(kept, 1234, 1234)
+    os.chown(kept, user, user)
     assert EvidenceDirectory(tmp_path).of("web", INVOCATION) is None
     os.chown(kept, 0, 0)
-    os.chown(kept.parent, 1234, 1234)
+    os.chown(kept.parent, user, user)
     assert EvidenceDirectory(tmp_path).of("web", INVOCATION) is None
+    assert EvidenceDirectory(tmp_path).invocations() == {}
+
+
+def test_evidence_is_read_once(kept: Path, tmp_path: Path) -> None:
+    """What root has copied does not change, so it is known for as long as the agent runs."""
+    kept.with_name(f"db@{LATER}").write_bytes(MANIFEST.but(vm="db").to_bytes())
+    directory = EvidenceDirectory(tmp_path)
+    first = directory.of("web", INVOCATION)
+    assert directory.of("db", LATER) is not None
+    kept.unlink()
+    assert directory.of("web", INVOCATION) == first is not None
+    assert directory.of("web", LATER) is None
+
+
+def test_a_runtime_directory_that_is_a_link_is_followed(kept: Path, tmp_path: Path) -> None:
+    """Only root can change its own path, so a link there is no one else's."""
+    link = tmp_path / "run"
+    link.symlink_to(kept.parent.parent)
+    assert EvidenceDirectory(link).of("web", INVOCATION) is not None
+
+
+def test_without_a_directory_there_is_no_evidence(tmp_path: Path) -> None:
+    """Before the first start of all, nothing is kept, and that is no error."""
+    directory = EvidenceDirectory(tmp_path)
+    assert directory.invocations() == {}
+    assert directory.of("web", INVOCATION) is None
+
+
+def test_a_stray_file_hides_no_vm_s_evidence(kept: Path, tmp_path: Path) -> None:
+    """The invocation is what follows the last @; a longer name is another VM's."""
+    kept.with_name(f"web@x@{LATER}").write_bytes(b"")
+    assert EvidenceDirectory(tmp_path).invocations() == {"web": INVOCATION, "web@x": LATER}
 
 
 def test_links_fifos_and_floods_count_as_none(kept: Path, tmp_path: Path) -> None:

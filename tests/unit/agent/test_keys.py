@@ -11,7 +11,15 @@ import pytest
 
 from agent import keys
 from agent.errors import KeyFileError
-from agent.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key, read_machine_id
+from agent.keys import (
+    CredentialKey,
+    create_key,
+    hashed_machine_id,
+    host_key,
+    read_host_key,
+    read_key,
+    read_machine_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +126,24 @@ def test_any_other_mode_is_refused(tmp_path: Path, mode: int) -> None:
     path.chmod(mode)
     with pytest.raises(KeyFileError, match=f"mode is {mode:04o}"):
         read_key(path, machine_id=MACHINE)
+
+
+def test_keys_are_equal_by_their_data_alone() -> None:
+    """Another key is another, and nothing else is a key."""
+    assert CredentialKey(b"a" * 16) == CredentialKey(b"a" * 16)
+    assert CredentialKey(b"a" * 16) != CredentialKey(b"b" * 16)
+    assert CredentialKey(b"a" * 16) != b"a" * 16
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("user", [1, 1234])
+def test_a_host_key_of_another_user_is_refused(tmp_path: Path, user: int) -> None:
+    """Whoever owns it could read and replace it."""
+    path = tmp_path / "key"
+    create_key(path, machine_id=MACHINE)
+    os.chown(path, user, 0)
+    with pytest.raises(KeyFileError, match=f"belongs to uid {user}"):
+        read_host_key(path, machine_id=MACHINE)
 
 
 def machine_id_file(directory: Path, content: bytes) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import nixos, source
+from agent import calendar, nixos, source
 from agent.calendar import next_elapse
 from agent.config import Config, parse
 from agent.desired import Desired
@@ -44,6 +45,11 @@ class World:
     up_for: dict[str, float] = field(default_factory=lambda: dict.fromkeys("abc", 10_000.0))
     attempts: dict[str, Attempt] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
+    unasked: set[str] = field(default_factory=set)
+    """Those of which systemd has said nothing."""
+    unsealed: set[str] = field(default_factory=set)
+    resealed: set[str] = field(default_factory=set)
+    """Those for which this very look seals something."""
 
     def pacer(self, text: str) -> Pacer:
         """A pacer of a configuration."""
@@ -57,12 +63,25 @@ class World:
         """One look at all VMs."""
         observed = tuple(self._observed(self.config, name) for name in self.config.vms)
         decisions = tuple(
-            Decision(each.vm, State.RESTART_DUE, restart=True)
+            Decision(each.vm, State.RESTART_DUE, seal=self._seal(each), restart=True)
             if each.vm.name in self.due
             else Decision(each.vm, State.IN_STEP)
             for each in observed
         )
         return Look(source.NOTHING, observed, decisions)
+
+    def _seal(self, observed: Observed) -> Desired | None:
+        assert isinstance(observed.desired, Desired)
+        return observed.desired if observed.vm.name in self.resealed else None
+
+    def waits(self, pacer: Pacer) -> dict[str, tuple[State, float]]:
+        """Which VMs have to wait, what they are shown as, and when to look again."""
+        look = pacer.hold_back(self.look())
+        return {
+            each.vm.name: (each.state, each.wait_seconds)
+            for each in look.decisions
+            if each.vm.name in self.due and each.restart is False
+        }
 
     def held_back(self, pacer: Pacer) -> dict[str, str]:
         """Why which VMs have to wait."""
@@ -79,7 +98,9 @@ class World:
         active = "failed" if name in self.down else "active"
         unit = UnitState(vm.unit, "loaded", active, "", "1" * 32, active_seconds=self.up_for[name])
         wanted = Desired(self.digests[name], (), {}, DELIVERY)
-        return Observed(vm, wanted, sealed, unit, None, None, self.attempts.get(name))
+        sealed_now = None if name in self.unsealed else sealed
+        asked = None if name in self.unasked else unit
+        return Observed(vm, wanted, sealed_now, asked, None, None, self.attempts.get(name))
 
 
 @pytest.fixture
@@ -123,6 +144,73 @@ def test_canaries(world: World) -> None:
     assert set(world.held_back(pacer)) == {"b"}
 
 
+CANARY = 'canaries = ["c"]\ncanary_seconds = 60\n'
+
+
+def test_what_waits_for_a_canary_is_due(world: World) -> None:
+    """The others are shown as due until the canary is restarted, and as waiting until it has proved itself."""
+    pacer = world.pacer(CANARY + VMS)
+    assert world.waits(pacer) == {"a": (State.RESTART_DUE, HOUR), "b": (State.RESTART_DUE, HOUR)}
+    world.due, world.up_for["c"] = {"a", "b"}, 40.0
+    assert world.waits(pacer) == {"a": (State.WAITING, 20.0), "b": (State.WAITING, 20.0)}
+
+
+def test_each_canary_of_the_same_change_counts(world: World) -> None:
+    """A canary of another change takes nothing from one of the same change that is named after it."""
+    pacer = world.pacer('canaries = ["b", "c"]\n' + VMS)
+    world.runs["b"] = "another"
+    assert set(world.held_back(pacer)) == {"a"}
+
+
+def test_a_canary_that_systemd_says_nothing_of_has_not_run_yet(world: World) -> None:
+    """The others wait for the whole time."""
+    pacer = world.pacer(CANARY + VMS)
+    world.due, world.unasked = {"a", "b"}, {"c"}
+    assert world.waits(pacer) == {"a": (State.WAITING, 60.0), "b": (State.WAITING, 60.0)}
+
+
+def test_what_one_look_seals_is_one_change(world: World) -> None:
+    """Whatever was sealed before, if anything was: the others wait for the canary."""
+    pacer = world.pacer(CANARY + VMS)
+    world.resealed, world.runs = {"a", "b", "c"}, {"a": "1", "b": "2", "c": "3"}
+    assert set(world.held_back(pacer)) == {"a", "b"}
+    world.unsealed = {"a", "b", "c"}
+    assert set(world.held_back(pacer)) == {"a", "b"}
+    world.resealed = set()
+    assert set(world.held_back(pacer)) == {"a", "b"}
+
+
+def test_a_look_that_does_not_fit_together_is_an_error(world: World) -> None:
+    """No VM is paced by what another one shows."""
+    pacer = world.pacer(VMS)
+    look = world.look()
+    with pytest.raises(ValueError, match="zip"):
+        pacer.hold_back(replace(look, decisions=look.decisions[:-1]))
+
+
+def test_a_window_that_systemd_understands_no_more_stays_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then each VM waits, with systemd's word for it, and it is asked again within the hour."""
+    pacer = world.pacer('windows = [{ starts = "Sat 02:00 UTC", minutes = 60 }]\n' + VMS)
+
+    def refuse(*_: object) -> float:
+        raise ConfigurationError("no calendar event", hint="see systemd.time(7)")
+
+    monkeypatch.setattr(calendar, "opens", refuse)
+    assert world.waits(pacer) == dict.fromkeys("abc", (State.WAITING, HOUR))
+    assert "no calendar event" in world.held_back(pacer)["a"]
+
+
+def test_a_quiet_period_ends_to_the_moment(world: World) -> None:
+    """Half a second left is waited for; a VM of which nothing is sealed waits like the others."""
+    pacer = world.pacer("quiet_seconds = 10\n" + VMS)
+    world.unsealed = {"b"}
+    assert world.waits(pacer) == dict.fromkeys("abc", (State.WAITING, 10.0))
+    world.now += 9.5
+    assert world.waits(pacer) == dict.fromkeys("abc", (State.WAITING, 0.5))
+
+
 def test_quiet_periods(world: World) -> None:
     """A change within the quiet period begins it anew, up to the maximum; a VM in step forgets."""
     pacer = world.pacer("quiet_seconds = 10\nquiet_max_seconds = 25\n" + VMS)
@@ -148,7 +236,7 @@ def test_rates(world: World) -> None:
         assert "a" not in world.held_back(pacer)
         pacer.note_restart(vm)
         world.now += 60
-    assert set(world.held_back(pacer)) == {"a"}
+    assert world.waits(pacer) == {"a": (State.WAITING, HOUR - 120)}
     for jump in (-10_000_000.0, 10_000_000.0):
         world.wall += jump
         assert set(world.held_back(pacer)) == {"a"}
@@ -217,6 +305,23 @@ def test_a_switch(world: World) -> None:
             world.now += 1
             assert world.held_back(pacer) == {}
         assert world.held_back(pacer) == {}
+
+
+def test_a_switch_is_waited_for_from_when_something_is_due(world: World) -> None:
+    """The time in which nothing was due does not count against the limit."""
+    pacer = world.pacer("switch_seconds = 100\n" + VMS)
+    world.due = set()
+    with (world.directory / "switch").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert world.held_back(pacer) == {}
+        world.now, world.due = world.now + 100, set("abc")
+        assert set(world.held_back(pacer)) == set("abc")
+
+
+def test_the_clock_of_rates_counts_from_the_host_s_boot() -> None:
+    """Sleep included: it is the kernel's own."""
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= Clock().boot() <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def test_a_second_switch_is_waited_for_where_the_first_one_ended_with_nothing_due(world: World) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,12 +99,32 @@ def test_what_is_not_there_as_it_should_be_is_refused(tmp_path: Path, file: str,
     with pytest.raises(LaunchError) as caught:
         read(directory)
     assert caught.value.status is Exit.CREDENTIALS
-    assert ("manifest" if file == "manifest" else "credential Z") in str(caught.value)
+    what = "credential Z " if file != "manifest" else "manifest: " if spoil == "empty" else "the manifest "
+    assert str(caught.value).startswith(what)
     if spoil == "missing":
         assert "credferry:/var/lib/credferry/vms/%i/current" in caught.value.hint
         assert f"credferry_{file}" in str(caught.value)
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    """No more than the limit is read of it, whatever its length."""
+    credentials(tmp_path, VALUES, Delivery())
+    os.truncate(tmp_path / unit_credential("value.Z"), 1 << 43)
+    with pytest.raises(LaunchError, match="larger than 1048576 bytes") as caught:
+        read(tmp_path)
+    assert caught.value.status is Exit.CREDENTIALS
+
+
+def test_a_manifest_of_an_earlier_form_is_a_matter_of_time(tmp_path: Path) -> None:
+    """The agent seals it anew: the status is the one after which systemd tries the start again."""
+    credentials(tmp_path, VALUES, Delivery())
+    path = tmp_path / unit_credential("manifest")
+    path.write_bytes(json.dumps({**json.loads(path.read_bytes()), "version": 1}).encode())
+    with pytest.raises(LaunchError, match="version 1") as caught:
+        read(tmp_path)
+    assert caught.value.status is Exit.LATER
 
 
 def descriptors() -> set[str]:
