@@ -148,7 +148,7 @@ CANARY = 'canaries = ["c"]\ncanary_seconds = 60\n'
 
 
 def test_what_waits_for_a_canary_is_due(world: World) -> None:
-    """The others are shown as due until the canary is restarted, and as waiting until it has proved itself."""
+    """The others are due until the canary is restarted, and wait until it has proved itself."""
     pacer = world.pacer(CANARY + VMS)
     assert world.waits(pacer) == {"a": (State.RESTART_DUE, HOUR), "b": (State.RESTART_DUE, HOUR)}
     world.due, world.up_for["c"] = {"a", "b"}, 40.0
