@@ -153,12 +153,10 @@ class Watch:
             if path in self._armed:
                 self._armed[path].handler.paths = place.paths
                 continue
-            if not os.access(path, os.R_OK | os.X_OK):  # watchdog would start, and never tell of anything
-                lack = os.strerror(errno.EACCES)
-                continue
             handler = _Handler(self._hint)
             handler.paths = place.paths
             try:
+                _assert_watchable(path)
                 watch = observer.schedule(handler, path, event_filter=_EVENTS)
             except OSError as error:
                 # One that has gone meanwhile is not lacked: the way is followed anew.
@@ -217,3 +215,10 @@ class Watch:
             _log.warning("the observer ended; watching anew")
         self._stop()
         self._start()
+
+
+def _assert_watchable(path: str) -> None:
+    """Raise the `OSError` that watchdog would not: its observer starts, and never tells of anything."""
+    os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -132,16 +132,11 @@ class Deployment:
         }
 
     def vm_info(self, name: str) -> dict[str, Any]:
-        """The hypervisor's ``vm.info``."""
+        """The hypervisor's ``vm.info``. A hypervisor that has just been started is given time to listen."""
         path = self.host.path(f"/var/lib/microvms/{name}/work/{name}.sock")
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
-            # Through a descriptor of its directory: the whole path is longer than a socket's may be.
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-            try:
-                client.connect(f"/proc/self/fd/{directory}/{path.name}")
-            finally:
-                os.close(directory)
+            self.host.wait(lambda: _connect(client, path), 10, f"{name}: its hypervisor listens")
             client.sendall(b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b""
             while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < _length(answer):
@@ -233,6 +228,20 @@ def guest_files(
     arguments += ["--memory", f"mergeable=on,shared=off,size={memory}", "--platform", ""]
     arguments += ["--console", "null", "--serial", "tty"]
     return VmFiles(arguments, {}, f"boot={cpus}")
+
+
+def _connect(client: socket.socket, path: Path) -> bool:
+    """Whether the client could be connected: something listens at this path."""
+    try:
+        # Through a descriptor of its directory: the whole path is longer than a socket's may be.
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            client.connect(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from agent import watch
 from agent.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _SECONDS = 30.0
@@ -209,3 +209,24 @@ def test_without_inotify_the_agent_looks_more_often(
             assert [log["log_level"] for log in logs] == ["warning", "info"]
             (tmp_path / "s/key").write_text("1")
             watched.assert_noticed()
+
+
+def test_a_directory_that_goes_meanwhile_is_no_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swaps between following the way and watching it remove what was found: that is no reason to warn."""
+    publish(tmp_path, 1, 0)
+    numbers = iter(range(2, 100))
+    follow = Watch._places
+
+    def follow_and_swap(self: Watch, names: Iterable[str]) -> dict[str, watch._Place]:
+        found = follow(self, names)
+        publish(tmp_path, next(numbers), 1)
+        return found
+
+    with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
+        patch.setattr(Watch, "_places", follow_and_swap)
+        with watching(tmp_path / "secrets", "vars/app/key") as watched:
+            assert watched.watch.is_whole
+            patch.undo()
+            watched.look()
+            assert str((tmp_path / "secrets").resolve() / "vars/app") in watched.directories
+    assert logs == []
