@@ -45,7 +45,7 @@ MODULES: Final = {
     "agent/verdict.py": _near(_AGENT, "verdict"),
     "launcher/credentials.py": _near(_LAUNCHER, "credentials", "main"),
     "launcher/handoff.py": _near(_LAUNCHER, "handoff", "credentials"),
-    "launcher/oem.py": _near(_LAUNCHER, "oem", "plan"),
+    "launcher/oem.py": _near(_LAUNCHER, "oem", "check", "plan"),
     "launcher/plan.py": _near(_LAUNCHER, "plan", "main"),
     "launcher/trust.py": _near(_LAUNCHER, "trust"),
 }
@@ -69,6 +69,8 @@ _MESSAGES: Final = (
     "Wait",
 )
 """Calls whose arguments are messages, by the ends of their names."""
+_PROSE_SPACES: Final = 2
+"""A text with at least as many spaces is for people."""
 _LABELS: Final = frozenset({"label", "message", "hint", "moment"})
 """Variables that hold nothing but words for people."""
 _UNNOTICED: Final = frozenset({None, 0, 2, 5, 33, 34})
@@ -213,6 +215,8 @@ class _Silence(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, str) and node.value.lower() in _CODECS:
             return ast.Constant(node.value.lower())
+        if isinstance(node.value, str) and node.value.count(" ") >= _PROSE_SPACES:
+            return ast.Constant("prose")
         return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:

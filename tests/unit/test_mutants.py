@@ -39,6 +39,11 @@ def test_a_text_that_is_gone_is_noticed(tmp_path: Path) -> None:
         ("raise SealError('no', hint='do')", "raise SealError('no', hint=None)", False),
         ("x = {'a': 1}", "x = {'XXaXX': 1}", True),
         ("raise SealError(f'{a} no')", "raise SealError(None)", False),
+        ("return Wait(f'{a} no', 5)", "return Wait(None, 5)", False),
+        ("return Wait(f'{a} no', a)", "return Wait(f'{a} no', None)", True),
+        ("return f'{a}: is too large' + a", "return f'{a}: IS TOO LARGE' + a", False),
+        ("return f'{a}: is too large' + a", "return f'{a}: is too large' - a", True),
+        ("return 'in step'", "return 'IN STEP'", True),
     ],
 )
 def test_a_changed_message_does_not_count(tmp_path: Path, before: str, after: str, counts: bool) -> None:

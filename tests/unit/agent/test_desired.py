@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent.config import CredentialConfig, VmConfig
 from agent.desired import API_STRINGS_MAX, Desired, Fingerprints, Refused, desired, guest_id, over_limit
 from agent.keys import CredentialKey
+from agent.sealing import sealed_size
 from agent.source import Generation, Problem, Snapshot
 from launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
 from tests.support.dictionary import LIKELY, guesses, matches
@@ -171,6 +172,16 @@ def plain_of(size: int, **settings: Any) -> tuple[VmConfig, Desired]:  # noqa: A
     return config, what
 
 
+def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
+    """Also where nothing has changed since the last look, and what a refusal asks for is that key."""
+    config, remembered = vm(guest_key=True), Fingerprints(KEY)
+    for _ in range(2):
+        assert wanted(config, published(), guest=GUEST, fingerprints=remembered).guest == guest_id(GUEST)
+    found = desired(config, Snapshot(Generation(1, 1, committed=True), published()), remembered, None)
+    assert isinstance(found, Refused)
+    assert "guest-key create web" in found.reasons[0]
+
+
 @pytest.mark.parametrize("other", [0, 91])
 def test_the_limit_of_an_old_guest_is_exact(other: int) -> None:
     """4,091 bytes with all strings and their NULs pass; one more is refused, with both remedies."""
@@ -213,6 +224,17 @@ def test_the_size_in_an_initrd_is_exact(value: bytes) -> None:
     """Sealed values in the initrd count by what they take there, and not as OEM strings."""
     config = vm(credentials={"A": CredentialConfig(secret="a")}, guest_key=True, initrd=True)
     assert over_limit(config, wanted(config, {"a": Secret(value)}, guest=GUEST), 4091) is None
+
+
+def test_the_limit_of_an_initrd_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is used, and one byte more is refused."""
+    config = vm(credentials={"A": CredentialConfig(secret="a")}, guest_key=True, initrd=True)
+    what = wanted(config, {"a": Secret(b"v")}, guest=GUEST)
+    passing = []
+    for size in range(300):
+        monkeypatch.setattr("agent.desired.INITRD_TOTAL_MAX", size)
+        passing += [size] if over_limit(config, what, 0) is None else []
+    assert passing == list(range(sealed_size("A", b"v"), 300))
 
 
 def test_the_limit_of_an_initrd() -> None:

@@ -148,3 +148,12 @@ def test_what_is_swapped_after_the_first_look_is_refused(
     with pytest.raises(UntrustedFileError, match="belongs to uid"):
         open_untrusted(path, owners={os.getuid() + 1})
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    """No more than the limit is read, whatever the file's length."""
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, 1 << 43)
+    with pytest.raises(UntrustedFileError, match="larger than 100 bytes"):
+        read_untrusted(path, limit=100)

@@ -209,7 +209,7 @@ def test_names_of_credentials(name: str, good: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "good"),
     [
-        ("w", True), ("web-1.example_2", True), ("_", True), ("x" * 64, True),
+        ("w", True), ("X", True), ("web-1.example_2", True), ("_", True), ("x" * 64, True),
         ("", False), ("x" * 65, False), (".web", False), ("-web", False), ("a/b", False), ("a b", False),
         ("a@b", False), ("ü", False),
     ],
@@ -291,3 +291,22 @@ def test_a_secret_shows_nothing() -> None:
 
 
 KNOWN_DIGEST = "1f92b53360aee3a803db639e8f82cd294bfd22c4d57a0246688d0cc78644545c"
+
+
+def test_nothing_is_a_number_of_a_stamp_too() -> None:
+    """The first generation's number is 1, and a VM may have no other strings: zero is read as zero."""
+    assert Stamp.from_bytes(changed(STAMP_BYTES, other_oem_bytes=0)).other_oem_bytes == 0
+
+
+def test_a_stamp_that_vanishes_while_it_is_written_is_the_error_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying up does not hide why the stamp could not be written."""
+
+    def vanish(temporary: str, _: str) -> None:
+        os.unlink(temporary)  # noqa: PTH108 (as the launcher does)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("launcher.handoff.os.rename", vanish)
+    with pytest.raises(OSError, match="Input/output error"):
+        handoff.write_stamp(tmp_path, STAMP)

@@ -12,7 +12,7 @@ import pytest
 from launcher import oem
 from launcher.credentials import Credential
 from launcher.errors import Exit, LaunchError
-from launcher.handoff import Delivery, Kind, Secret
+from launcher.handoff import Channel, Delivery, Kind, Secret
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, sealed
 
@@ -52,6 +52,8 @@ def many(count: int) -> tuple[str, ...]:
     return tuple(f"s{index}" for index in range(count))
 
 
+OWN = len(plain().string.reveal()) + 3
+"""Bytes of a string in a request: its quotes and a comma are with it."""
 AT_THE_LIMIT: list[tuple[str, Callable[[], None]]] = [
     ("255 strings", lambda: check(plain(), existing=many(254), guest_systemd=257)),
     ("4091 bytes", lambda: check(sealed_of(4091))),
@@ -62,6 +64,13 @@ AT_THE_LIMIT: list[tuple[str, Callable[[], None]]] = [
     ("a body of 51200", lambda: oem.check_body(51_200, [plain()], 53)),
     ("a body after 53", lambda: oem.check_body(4 << 20, [plain()], 54)),
     ("an argument", lambda: oem.check_arguments(["--platform", "x" * 131_071])),
+    ("others alone", lambda: check(existing=("x" * 4090,))),
+    (
+        "what is in the initrd",
+        lambda: check(sealed_of(5000), channel=Channel.COMMAND, initrd=True),
+    ),
+    ("the body with the second", lambda: oem.check_body(51_200, [plain(), plain("B")], 53)),
+    ("no credential's string", lambda: check(plain(), existing=("io.systemd.credential:K",))),
     ("x86_64", lambda: oem.check_machine("x86_64")),
     ("sealed", lambda: check(Credential("K", Kind.SEALED, Secret(SEALED)))),
     ("sealed, and empty", lambda: check(Credential("K", Kind.SEALED, Secret(sealed(40))))),
@@ -98,6 +107,29 @@ OVER_THE_LIMIT: list[tuple[str, Callable[[], None], tuple[str, ...]]] = [
         "an argument",
         lambda: oem.check_arguments(["--platform", CANARY + "x" * 131_072]),
         ("--platform", "131072", "api"),
+    ),
+    ("an argument first", lambda: oem.check_arguments(["x" * 131_072]), ("an argument", "131072")),
+    (
+        "an option in one word",
+        lambda: oem.check_arguments(["--platform=" + CANARY + "x" * 131_072]),
+        ("--platform does not fit",),
+    ),
+    (
+        "256 strings, with the second",
+        lambda: check(plain(), plain("B"), existing=many(254), guest_systemd=257),
+        ("credential B",),
+    ),
+    (
+        "there with a sign of its own",
+        lambda: check(plain(), existing=("io.systemd.credential:K=a=b",)),
+        ("credential K", "twice"),
+    ),
+    ("a full body without ours", lambda: oem.check_body(51_200 + OWN, [plain()], 53), ("credential K",)),
+    ("a body over without ours", lambda: oem.check_body(51_201 + OWN, [plain()], 53), ("configuration",)),
+    (
+        "a body full with the first",
+        lambda: oem.check_body(51_200 + OWN, [plain("A"), plain("B")], 53),
+        ("credential B",),
     ),
     ("aarch64", lambda: oem.check_machine("aarch64"), ("aarch64", "x86_64")),
     *(
@@ -157,6 +189,21 @@ def test_what_is_over_a_limit_is_refused(what: str, act: Callable[[], None], sai
     assert CANARY not in text
     assert CANARY_BASE64 not in text
     assert caught.value.status is Exit.CREDENTIALS
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("guest", "is_offered"), [(252, True), (256, True), (257, False), (258, False)])
+def test_a_guest_is_declared_new_only_where_it_is_not(guest: int, is_offered: bool) -> None:
+    """Since systemd 257 a guest reads all of its strings: the operator is not asked to say so again."""
+    with pytest.raises(LaunchError) as caught:
+        check(sealed_of(65_400), guest_systemd=guest)
+    assert ("guest_systemd" in caught.value.hint) is is_offered
+
+
+@pytest.mark.parametrize(("length", "least"), [(1, 88), (4, 88), (5, 96), (12, 96), (13, 104), (240, 328)])
+def test_the_smallest_sealed_credential_is_known_by_its_name(length: int, least: int) -> None:
+    """Header, the name in steps of eight bytes, and tag."""
+    assert oem.sealed_least("n" * length) == least
 
 
 def test_nothing_shows_a_credential() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def test_a_sticky_directory_keeps_roots_entries(tree: Path) -> None:
 def test_a_fifo_and_a_loop_end_at_once(tree: Path) -> None:
     """Neither a FIFO nor links in a circle keep root's helper waiting."""
     os.mkfifo(tree / "one/fifo")
-    with pytest.raises(LaunchError, match="not a regular file"):
+    with pytest.raises(LaunchError, match=f"^{tree / 'one/fifo'} is not a regular file"):
         trust.open_file(str(tree / "one/fifo"))
     (tree / "a").symlink_to("b")
     (tree / "b").symlink_to("a")
@@ -93,6 +94,8 @@ def test_a_fifo_and_a_loop_end_at_once(tree: Path) -> None:
 def test_directories_are_judged_the_same_way(tree: Path) -> None:
     """A directory for sockets of root's is root's, and on a path of root's."""
     trust.check_directory(str(tree / "current"))
+    with pytest.raises(LaunchError, match=f"^{tree / 'current/vm.toml'} is not a directory"):
+        trust.check_directory(str(tree / "current/vm.toml"))
     os.chown(tree / "one", NOBODY, NOBODY)
     with pytest.raises(LaunchError):
         trust.check_directory(str(tree / "current"))
@@ -100,9 +103,58 @@ def test_directories_are_judged_the_same_way(tree: Path) -> None:
 
 def test_no_descriptor_is_left_open(tree: Path) -> None:
     """Neither a success nor a refusal leaks a descriptor."""
+    (tree / "absolute").symlink_to(tree / "current")
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (a count of names)
     os.close(trust.open_file(str(tree / "current/vm.toml")))
+    os.close(trust.open_file(str(tree / "absolute/vm.toml")))
     os.chown(tree / "one", NOBODY, NOBODY)
     with pytest.raises(LaunchError):
         trust.open_file(str(tree / "current/vm.toml"))
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "./../vm/one",
+        "../vm/./one",
+        "../vm/two/../one",
+        "/..{tree}/one",
+        "/../..{tree}/one",
+        "/usr/..{tree}/one",
+    ],
+)
+def test_dots_in_a_link_lead_where_the_kernel_goes(tree: Path, target: str) -> None:
+    """Up from a directory is its parent, and up from the root is the root."""
+    (tree / "two").mkdir()
+    (tree / "way").symlink_to(target.format(tree=tree))
+    with os.fdopen(trust.open_file(str(tree / "way/vm.toml"))) as file:
+        assert file.read() == "spec"
+
+
+def test_a_component_is_named_without_the_way_to_it(tree: Path) -> None:
+    """The operator reads the path of what is to be mended, and not the links that led there."""
+    (tree / "way").symlink_to("../vm/one")
+    os.chown(tree / "one", NOBODY, NOBODY)
+    with pytest.raises(LaunchError, match=f"^{tree / 'one'} belongs to uid {NOBODY}"):
+        trust.open_file(str(tree / "way/vm.toml"))
+
+
+def test_as_many_links_as_the_kernel_follows(tree: Path) -> None:
+    """Forty are followed; with one more the path is a loop, as the kernel says it."""
+    (tree / "link1").symlink_to("one/vm.toml")
+    for number in range(2, 42):
+        (tree / f"link{number}").symlink_to(f"link{number - 1}")
+    os.close(trust.open_file(str(tree / "link40")))
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        trust.open_file(str(tree / "link41"))
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(tree / "link41"))
+
+
+def test_without_root_any_file_is_opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user can lose nothing to itself: nothing is judged."""
+    os.chown(tree / "one", NOBODY, NOBODY)
+    monkeypatch.setattr("launcher.trust.os.geteuid", lambda: NOBODY)
+    with os.fdopen(trust.open_file(str(tree / "current/vm.toml"))) as file:
+        assert file.read() == "spec"
+    trust.check_directory(str(tree / "current"))
