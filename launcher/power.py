@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-READ_AT: Final = {"systemd": 258, "util-linux": "2.42"}
-"""The releases that the table was read at. Of systemd 262, it has ``firstboot.hostname`` besides."""
+READ_AT: Final = {"systemd": 262, "util-linux": "2.42"}
+"""The releases that the table was read at."""
 
 GROUPS: Final = frozenset(
     {
@@ -28,6 +28,7 @@ GROUPS: Final = frozenset(
         "fstab",  # mounts
         "getty",  # which terminals have a login prompt
         "home",  # users, and the keys that vouch for their records
+        "imds",  # where systemd 261 and later ask for a cloud's data, which may be credentials
         "import",  # disk images that are downloaded and installed
         "journal",  # where the guest's logs go
         "login",  # util-linux since 2.40: login.noauth asks for no password; every getty imports login.*
@@ -62,6 +63,7 @@ HARMLESS: Final = frozenset(
         "system.hostname",
         "vconsole.font",
         "vconsole.font_map",
+        "vconsole.font_scale",
         "vconsole.font_unimap",
         "vconsole.keymap",
         "vconsole.keymap_toggle",
