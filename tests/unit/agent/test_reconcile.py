@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -447,3 +448,219 @@ def test_configuration_reaches_the_decision() -> None:
         "API_KEY": "plain",
         "ENVIRONMENT": "text",
     }
+
+
+def seen(
+    wanted: Desired | Refused = WANTED,
+    sealed: Manifest | None = None,
+    state: UnitState | None = None,
+    left: Evidence | None = None,
+    assumed: Assumed | None = None,
+    attempt: Attempt | None = None,
+    vm: VmConfig = VM,
+    *,
+    reported: bool = True,
+    held: bool = False,
+) -> Observed:
+    """Everything about a VM whose launcher has reported, or not."""
+    return Observed(
+        vm, wanted, sealed, state, left, assumed, attempt, held=held, hint=hint() if reported else None
+    )
+
+
+def went(digest: str, outcome: Outcome, previous: int = 7, **more: Any) -> Attempt:  # noqa: ANN401 (its fields)
+    """A restart that was noted."""
+    return Attempt(digest, outcome, "it broke", previous=previous, **more)
+
+
+REFUSED = Refused(("it is absent",), passing=True)
+LARGE = Desired(NEW, (), {"K": Secret(b"v" * 4000)}, VM.delivery)
+FULL_VM = msgspec.structs.replace(VM, credentials={"Kxxx": CredentialConfig(secret="k")})
+FULL = Desired(NEW, (), {"Kxxx": Secret(b"v" * 3042)}, VM.delivery)
+"""Its one OEM string takes 4,091 bytes with its NUL."""
+CHECKED, IGNORED, HELD = (
+    msgspec.structs.replace(VM, **setting)
+    for setting in ({"health": True}, {"policy": Policy.IGNORE}, {"policy": Policy.HOLD})
+)
+SEALED, BEHIND, NEWER_DELIVERY = manifest(NEW), manifest(OLD), manifest(NEW, Delivery(guest_systemd=257))
+UP, DOWN, GONE = unit(), unit("failed"), unit("inactive")
+FLAPPING = replace(UP, restarts=2)
+AGAIN = replace(unit("activating"), sub="auto-restart")
+NAMELESS = replace(DOWN, invocation_id="")
+MUTE = replace(UP, keeps_evidence=False)
+SEAL = Decision(VM, State.SEAL_DUE, seal=WANTED)
+IN_STEP = Decision(VM, State.IN_STEP)
+RESTART = Decision(VM, State.RESTART_DUE, restart=True)
+FAILED = Decision(VM, State.FAILED)
+BACK = replace(FAILED, roll_back=True)
+KEPT = Decision(VM, State.REFUSED)
+AWAY = replace(KEPT, roll_back=True)
+WAS_OLD = Assumed(INVOCATION, OLD, 1)
+
+R, F, B = Outcome.RESTARTING, Outcome.FAILED, Outcome.ROLLED_BACK
+SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
+    "refused for a while": (
+        seen(REFUSED, BEHIND, UP, kept(OLD)), True, replace(KEPT, look_again=True), "absent",
+    ),
+    "refused, and down by us": (
+        seen(REFUSED, SEALED, DOWN, attempt=went(NEW, R)), True, replace(AWAY, look_again=True), "absent",
+    ),
+    "refused, with nothing to go back to": (
+        seen(Refused(("x",)), SEALED, DOWN, attempt=went(NEW, R, 0)), True, KEPT, "x",
+    ),
+    "refused, and put back": (seen(Refused(("x",)), SEALED, DOWN, attempt=went(NEW, B)), True, KEPT, "x"),
+    "refused, and halted": (
+        seen(Refused(("x",)), SEALED, DOWN, attempt=went(NEW, Outcome.HALTED)), True, KEPT, "x",
+    ),
+    "refused, systemd not asked": (seen(Refused(("x",)), SEALED, attempt=went(NEW, R)), True, KEPT, "x"),
+    "refused, and up after some starts": (
+        seen(Refused(("x",)), SEALED, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "x",
+    ),
+    "too large, and down by us": (seen(LARGE, BEHIND, DOWN, attempt=went(NEW, R)), True, AWAY, "over 4091"),
+    "too large, and up after some starts": (
+        seen(LARGE, BEHIND, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "over 4091",
+    ),
+    "at the limit, with no report": (
+        seen(FULL, BEHIND, UP, kept(OLD), vm=FULL_VM, reported=False), True,
+        Decision(FULL_VM, State.RESTART_DUE, seal=FULL, restart=True), "",
+    ),
+    "too large, and it runs": (seen(LARGE, SEALED, UP, kept(NEW)), True, IN_STEP, ""),
+    "too large, and sealed": (seen(LARGE, SEALED, UP, assumed=Assumed(INVOCATION, NEW)), True, IN_STEP, ""),
+    "too large, and something else runs": (seen(LARGE, SEALED, UP, kept(OLD)), True, KEPT, "over 4091"),
+    "too large, and not sealed": (seen(LARGE, BEHIND, UP), True, KEPT, "over 4091"),
+    "too large for another delivery": (seen(LARGE, NEWER_DELIVERY, UP), True, KEPT, "over 4091"),
+    "failed, systemd not asked": (seen(WANTED, BEHIND, attempt=went(NEW, F)), True, IN_STEP, ""),
+    "another failed, systemd not asked": (seen(WANTED, BEHIND, attempt=went(OLD, F)), True, SEAL, ""),
+    "under way, systemd not asked": (seen(WANTED, BEHIND, attempt=went(NEW, R)), True, SEAL, ""),
+    "no unit": (
+        seen(WANTED, BEHIND, unit(load="not-found")), True, replace(SEAL, state=State.NO_UNIT), VM.unit,
+    ),
+    "a job": (
+        seen(WANTED, BEHIND, unit(job=True), kept(OLD)), True,
+        replace(SEAL, state=State.CHANGING, look_again=True), "",
+    ),
+    "down, and to be tried again": (
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, Outcome.RETRY)), True, RESTART, "",
+    ),
+    "down before its restart began": (
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, before=INVOCATION)), True, RESTART, "",
+    ),
+    "down after its restart began": (
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, before=OTHER)), True, BACK, "interrupted",
+    ),
+    "down, and never started": (
+        seen(WANTED, SEALED, NAMELESS, attempt=went(NEW, R)), True, BACK, "interrupted",
+    ),
+    "stopped before its restart began": (
+        seen(WANTED, SEALED, GONE, attempt=went(NEW, R, before=INVOCATION)), True,
+        Decision(VM, State.STOPPED, forget=True), "",
+    ),
+    "stopped after a failure": (
+        seen(WANTED, SEALED, GONE, attempt=went(OLD, F)), True, Decision(VM, State.STOPPED), "",
+    ),
+    "just started": (
+        seen(WANTED, BEHIND, UP, reported=False), False,
+        replace(SEAL, state=State.CHANGING, assume=WAS_OLD, look_again=True), "",
+    ),
+    "to be found healthy": (
+        seen(WANTED, NEWER_DELIVERY, UP, kept(NEW), attempt=went(NEW, R), vm=CHECKED), True,
+        Decision(CHECKED, State.CHANGING, seal=WANTED, prove=True), "",
+    ),
+    "healthy by no evidence": (
+        seen(WANTED, SEALED, UP, None, Assumed(INVOCATION, NEW), went(NEW, R), CHECKED), True,
+        Decision(CHECKED, State.IN_STEP, forget=True), "",
+    ),
+    "healthy, and another change under way": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R), vm=CHECKED), True,
+        Decision(CHECKED, State.IN_STEP), "",
+    ),
+    "ignored": (
+        seen(WANTED, BEHIND, UP, vm=IGNORED, reported=False), True,
+        Decision(IGNORED, State.IGNORED, seal=WANTED, assume=WAS_OLD), "",
+    ),
+    "held by its policy": (
+        seen(WANTED, BEHIND, UP, vm=HELD, held=True), True,
+        Decision(HELD, State.HELD, seal=WANTED, assume=WAS_OLD), "policy",
+    ),
+    "held by an operator": (
+        seen(WANTED, BEHIND, UP, held=True), True,
+        replace(SEAL, state=State.HELD, assume=WAS_OLD), "operator",
+    ),
+    "without a way to keep evidence": (
+        seen(WANTED, BEHIND, MUTE), True, replace(SEAL, state=State.REFUSED, assume=WAS_OLD), "drop-in",
+    ),
+    "due": (
+        seen(WANTED, BEHIND, UP), True,
+        replace(SEAL, state=State.RESTART_DUE, restart=True, assume=WAS_OLD), "",
+    ),
+    "due, and its restart under way": (
+        seen(WANTED, SEALED, UP, kept(OLD), attempt=went(NEW, R)), True, RESTART, "",
+    ),
+    "halted": (
+        seen(WANTED, BEHIND, UP, kept(OLD), attempt=went(NEW, Outcome.HALTED)), True,
+        replace(SEAL, state=State.HALTED), "broke",
+    ),
+    "found unhealthy": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(NEW, F), vm=CHECKED), True,
+        replace(BACK, vm=CHECKED), "broke",
+    ),
+    "came right, with no report": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(NEW, F), reported=False), True,
+        IN_STEP, NOT_REPORTED,
+    ),
+    "came right just now": (seen(WANTED, SEALED, UP, kept(NEW), attempt=went(NEW, F)), False, IN_STEP, ""),
+    "not known yet to have come right": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(NEW, F), reported=False), False, BACK, "broke",
+    ),
+    "up after some starts": (
+        seen(WANTED, SEALED, FLAPPING, attempt=went(NEW, R), reported=False), True,
+        replace(IN_STEP, assume=Assumed(INVOCATION, NEW, 1)), NOT_REPORTED,
+    ),
+    "started again by systemd": (
+        seen(WANTED, SEALED, AGAIN, attempt=went(NEW, R)), True, BACK, "interrupted",
+    ),
+    "interrupted, with nothing to go back to": (
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, 0)), True, FAILED, "interrupted",
+    ),
+    "failed, and the first to go back to": (
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, F, 1)), True, BACK, "broke",
+    ),
+    "put back by an operator": (
+        seen(WANTED, BEHIND, UP, kept(OLD), attempt=went(NEW, B, by_operator=True)), True,
+        Decision(VM, State.HELD), "broke",
+    ),
+    "put back by an operator, and down": (
+        seen(WANTED, BEHIND, DOWN, attempt=went(NEW, B, by_operator=True)), True, FAILED, "broke",
+    ),
+    "done just now": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(NEW, R)), False, replace(IN_STEP, forget=True), "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "grace_over", "whole", "said"), SITUATIONS.values(), ids=SITUATIONS.keys())
+def test_a_decision_is_nothing_more(now: Observed, grace_over: bool, whole: Decision, said: str) -> None:
+    """Each situation has all of its decision and nothing beside it; where it has a reason, it says that."""
+    decision = decide(now, grace_over=grace_over)
+    assert replace(decision, reasons=()) == whole
+    assert bool(decision.reasons) is bool(said)
+    assert said in "".join(decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sealed", "evidence", "assumed", "is_evidence"),
+    [
+        (WANTED, None, OLD, NEW, True),
+        (WANTED, None, OF_ANOTHER_KEY, OLD, False),
+        (WANTED, manifest(OF_ANOTHER_KEY), OF_ANOTHER_KEY, OLD, False),
+        (REFUSED, SEALED, OF_ANOTHER_KEY, OLD, False),
+        (REFUSED, None, OF_ANOTHER_KEY, OLD, True),
+        (REFUSED, manifest(OF_ANOTHER_KEY), OF_ANOTHER_KEY, OLD, True),
+    ],
+)
+def test_what_runs_is_told_in_terms_of_the_present_key(
+    wanted: Desired | Refused, sealed: Manifest | None, evidence: str, assumed: str, is_evidence: bool
+) -> None:
+    """Evidence goes before what was written down, but not where it is of another key of the host."""
+    now = seen(wanted, sealed, UP, kept(evidence), Assumed(INVOCATION, assumed))
+    assert now.runs is (now.evidence if is_evidence else now.assumed)
