@@ -155,9 +155,26 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             remedy=remedy or "see docs/launcher.md",
         )
         return
-    plan = json.loads(answer.stdout)
-    said = f"cloud-hypervisor {plan['hypervisor_version']}, whose options the launcher knows"
-    yield ok("vm.hypervisor", said, vm.name)
+    version = _version(answer.stdout)
+    if version is None:
+        yield problem(
+            "vm.hypervisor",
+            f"{program} --explain does not answer as credferry's launcher of this version",
+            vm=vm.name,
+            why="whether the VM can be started cannot be told",
+            remedy="see what the program is, and that agent and launcher are of one release",
+        )
+        return
+    yield ok("vm.hypervisor", f"cloud-hypervisor {version}, whose options the launcher knows", vm.name)
+
+
+def _version(answer: str) -> str | None:
+    """The hypervisor's version in what the launcher explains; None where it is something else."""
+    try:
+        version = json.loads(answer)["hypervisor_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return version if isinstance(version, str) else None
 
 
 def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:

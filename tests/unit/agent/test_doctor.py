@@ -13,7 +13,7 @@ from agent.config import parse
 from agent.doctor import landlock, probe, unit_files
 from agent.doctor.examination import examine, isolated
 from agent.doctor.finding import Severity, UnseenError, ok
-from agent.doctor.launcher import wiring
+from agent.doctor.launcher import check_hypervisor, wiring
 from agent.doctor.vm_unit import SETTINGS, drop_in
 
 if TYPE_CHECKING:
@@ -105,6 +105,39 @@ def test_a_script_is_followed_to_a_wrapper(tmp_path: Path, quote: str) -> None:
     )
     found = wiring(unit(tmp_path))
     assert (found.wired, found.real, found.launcher) == (True, REAL, "/opt/bin/credferry-launch")
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        ('{"hypervisor_version": "53.0"}', "53.0"),
+        ("", None),
+        ("usage: true", None),
+        ("[]", None),
+        ("null", None),
+        ("{}", None),
+        ('{"hypervisor_version": 53}', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_a_launcher_that_answers_oddly_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, version: str | None
+) -> None:
+    """Another program in its place, or one of another release, is a finding with a remedy, and no error."""
+    monkeypatch.setattr(probe, "changeable", lambda _: None)
+    (tmp_path / "answer").write_text(answer)
+    program, script = tmp_path / "credferry-launch", tmp_path / "current/bin/microvm-run"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    program.chmod(0o755)
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!/bin/sh\nexec {program} --real {REAL} --\n")
+    properties = unit(tmp_path) | {"LoadState": "loaded"}
+    chain: Any = SimpleNamespace(unit=lambda _: properties)
+    (finding,) = check_hypervisor(chain, VM)
+    assert finding.check == "vm.hypervisor"
+    assert finding.severity is (Severity.OK if version else Severity.PROBLEM)
+    assert (f"cloud-hypervisor {version}" in finding.what) is bool(version)
+    assert bool(finding.remedy) is not bool(version)
 
 
 def test_a_spec_is_the_launchers(tmp_path: Path) -> None:
