@@ -64,11 +64,11 @@ def run(protection: Protection, directory: Path) -> list[Outcome]:
             check=False,
         )
         noticed = ended.returncode == _FAILED and " failed" in ended.stdout
-        outcomes.append(Outcome(protection.name, test, noticed=noticed, said=_said(ended.stdout)))
+        outcomes.append(Outcome(protection.name, test, noticed=noticed, said=reason(ended.stdout)))
     return outcomes
 
 
-def _said(output: str) -> str:
+def reason(output: str) -> str:
     """Why a test failed, as pytest sums it up; else pytest's last line."""
     lines = output.strip().splitlines() or [""]
     failures = [line.partition(" - ")[2] for line in lines if line.startswith("FAILED ")]

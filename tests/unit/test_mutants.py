@@ -31,6 +31,14 @@ def test_a_text_that_is_gone_is_noticed(tmp_path: Path) -> None:
             takeout.apply(Edit("file", old, ""), tmp_path)
 
 
+def test_the_reason_of_a_failure_is_shown() -> None:
+    """A reader of the table sees why a test failed, so that a failure of another kind does not count."""
+    summary = "FAILED tests/test_x.py::test_y - AssertionError: assert 1 == 2\n1 failed in 0.02s\n"
+    assert takeout.reason(f"F\n{summary}") == "AssertionError: assert 1 == 2"
+    assert takeout.reason("1 passed in 0.02s\n") == "1 passed in 0.02s"
+    assert takeout.reason("") == ""
+
+
 @pytest.mark.parametrize(
     ("before", "after", "counts"),
     [
