@@ -144,7 +144,7 @@ def test_a_socket_elsewhere_is_refused(deployment: Deployment) -> None:
     """A spec is refused that wants a share's socket in a directory of the VM's user."""
     host = deployment.host
     from_spec(deployment, f'{SHARED}socket = "{HOME}/work/files.sock"\n')
-    host.run("mkdir", "-p", f"{HOME}/work")
+    host.run("mkdir", "-p", f"{HOME}/work", "/srv/files")
     host.run("chown", VM_USER, f"{HOME}/work")
     assert host.run("systemctl", "start", SHARES, check=False).returncode != 0
     said = host.run("journalctl", "--no-pager", "-o", "cat", "-u", SHARES).stdout
