@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _FAILED = 1
 """pytest's exit status where tests ran and some failed; an error of collection has another."""
 _SECONDS = 900
+_REASON_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +73,4 @@ def reason(output: str) -> str:
     """Why a test failed, as pytest sums it up; else pytest's last line."""
     lines = output.strip().splitlines() or [""]
     failures = [line.partition(" - ")[2] for line in lines if line.startswith("FAILED ")]
-    return (failures or [lines[-1]])[0]
+    return (failures or [lines[-1]])[0][:_REASON_MAX]
