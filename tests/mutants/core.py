@@ -38,7 +38,7 @@ MODULES: Final = {
     "agent/pace.py": _near(_AGENT, "pace"),
     "agent/reconcile.py": _near(_AGENT, "reconcile"),
     "agent/rollout.py": _near(_AGENT, "service", "verdict", "rollout"),
-    "agent/sealer.py": _near(_AGENT, "sealer", "service"),
+    "agent/sealer.py": _near(_AGENT, "sealer"),
     "agent/sealing.py": _near(_AGENT, "sealing"),
     "agent/store.py": _near(_AGENT, "store"),
     "agent/untrusted.py": _near(_AGENT, "untrusted"),

@@ -3,25 +3,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from agent import sealer
 from agent.config import parse
+from agent.errors import StoreError
+from agent.events import Event
+from agent.evidence import Evidence
 from agent.keys import CredentialKey, create_key, read_key
+from agent.notes import Assumed, Attempt, Outcome
 from agent.observe import Observer, guest_key_path
 from agent.sealer import Sealer
 from agent.sealing import unseal
 from agent.store import Store
-from launcher.handoff import Kind, value_file
+from agent.units import UnitState
+from launcher.handoff import GENERATION_MAX, Channel, Kind, Stamp, value_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from agent.config import Config
+    from agent.observe import Look
 
 CANARY = "canary-7c1d20"
 GUEST = "22223333444455556666777788889999"
@@ -55,6 +63,10 @@ class Host:
         for vm in VMS:
             self.path(vm).parent.mkdir(parents=True, exist_ok=True)
             create_key(self.path(vm), machine_id=GUEST)
+
+    def rotate(self, value: str) -> None:
+        """Publish another value."""
+        (Path(self.config.source.path) / "token").write_text(value)
 
     def path(self, vm: str) -> Path:
         """Where a VM's guest key is."""
@@ -140,3 +152,142 @@ def test_a_generation_from_before_stays_current(host: Host) -> None:
     (host.state.parent / "secrets/token").write_text("other")
     assert host.look_then(lambda: shutil.rmtree(host.path("db").parent)) == []
     assert host.delivered("db", "TOKEN") == before
+
+
+class Recorded:
+    """An audit whose records are kept; one of them fails where a test says so."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Event, str, dict[str, Any]]] = []
+        self.fails_on: Event | None = None
+
+    def record(self, event: Event, message: str, **fields: Any) -> None:  # noqa: ANN401 (whatever it holds)
+        """Keep it, unless it is to fail."""
+        if event is self.fails_on:
+            raise StoreError("the disk is full", hint="make room")
+        self.records.append((event, message, fields))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> tuple[Host, Recorded]:
+    """A host whose audit's records are seen."""
+    host, audit = Host(tmp_path), Recorded()
+    host.sealer = Sealer(host.store, host.observer, audit)  # type: ignore[arg-type]  # its one method
+    return host, audit
+
+
+def look_at(host: Host, vm: str) -> Look:
+    """A look at one VM, without a bus."""
+    return host.observer.look_or_refuse([host.config.vm(vm)], None)
+
+
+def test_each_sealing_is_recorded_with_what_has_changed(recorded: tuple[Host, Recorded]) -> None:
+    """What is published, with the fingerprints that differ, and then the generation, under one run."""
+    host, audit = recorded
+    unit = "microvm@web.service"
+    assert host.sealer.seal_due(look_at(host, "web"), "f" * 32) == ["web"]
+    manifest = host.store.current("web")
+    assert manifest is not None
+    assert manifest.run == "f" * 32
+    assert manifest.delivery == host.config.vm("web").delivery
+    prints = {each.name: each.fingerprint for each in manifest.credentials}
+    assert set(prints) == {"TOKEN", "OPEN", "T"}
+    of_it = {"run": "f" * 32, "vm": "web", "unit": unit, "fingerprints": prints}
+    assert [(event, fields) for event, _, fields in audit.records] == [
+        (Event.PUBLISHED, of_it),
+        (Event.SEALED, {**of_it, "generation": 1}),
+    ]
+    assert all("web: " in message for _, message, _ in audit.records)
+    assert all(name in audit.records[0][1] for name in prints)
+    host.rotate("another")
+    audit.records.clear()
+    host.sealer.seal_due(look_at(host, "web"))
+    manifest = host.store.current("web")
+    assert manifest is not None
+    assert len(manifest.run) == 32
+    changed = {each.name: each.fingerprint for each in manifest.credentials if each.name != "T"}
+    (_, said, published), (_, _, sealed) = audit.records
+    assert (published["run"], published["fingerprints"]) == (manifest.run, changed)
+    assert "T," not in said
+    assert (sealed["generation"], set(sealed["fingerprints"])) == (2, {"TOKEN", "OPEN", "T"})
+
+
+def test_a_record_that_could_not_be_written_is_owed(recorded: tuple[Host, Recorded]) -> None:
+    """The generation is sealed. The next look writes its record, once, and tells no news again."""
+    host, audit = recorded
+    audit.fails_on = Event.SEALED
+    with pytest.raises(StoreError):
+        host.sealer.seal_due(look_at(host, "web"))
+    audit.fails_on = None
+    for _ in range(2):
+        assert host.sealer.seal_due(look_at(host, "web")) == []
+    assert [event for event, *_ in audit.records] == [Event.PUBLISHED, Event.SEALED]
+
+
+def test_what_cannot_be_written_is_told_once(
+    recorded: tuple[Host, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is no news at each look; once there is room, the next change is told again."""
+    host, audit = recorded
+
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full", hint="make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                host.sealer.seal_due(look_at(host, "web"))
+    assert [event for event, *_ in audit.records] == [Event.PUBLISHED]
+    host.sealer.seal_due(look_at(host, "web"))
+    for value in ("two", CANARY):
+        host.rotate(value)
+        host.sealer.seal_due(look_at(host, "web"))
+    assert [event for event, *_ in audit.records] == [
+        *(Event.PUBLISHED, Event.SEALED),
+        *(Event.PUBLISHED, Event.SEALED),
+        *(Event.PUBLISHED, Event.SEALED),
+    ]
+
+
+def test_what_a_look_found_out_is_written_down(recorded: tuple[Host, Recorded]) -> None:
+    """What a start is assumed to run, and what its launcher reported first, of each VM by its name."""
+    host, _ = recorded
+    look = look_at(host, "web")
+    assumed = Assumed("a" * 32, "b" * 64, 3)
+    report = Stamp("web", 3, "b" * 64, "c" * 32, "a" * 32, Channel.API, 0)
+    look = dataclasses.replace(
+        look,
+        decisions=(dataclasses.replace(look.decisions[0], assume=assumed, seal=None),),
+        observed=(dataclasses.replace(look.observed[0], hint=report),),
+    )
+    assert host.sealer.seal_due(look) == []
+    assert host.store.assumed("web") == assumed
+    assert host.store.reported("web", "a" * 32) == report
+    assert host.store.current("web") is None
+    with pytest.raises(ValueError, match="zip"):
+        host.sealer.seal_due(dataclasses.replace(look, observed=()))
+
+
+def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Recorded]) -> None:
+    """What the VM runs, and what its last restart would go back to; all where systemd was not asked."""
+    host, _ = recorded
+    for number in range(1, 4):
+        host.rotate(f"value {number}")
+        host.sealer.seal_due(look_at(host, "web"))
+    (now,) = look_at(host, "web").observed
+    known = sealer._to_keep(host.store, now)
+    assert all(number in known for number in (0, 1, 99, GENERATION_MAX))
+    unit = UnitState("microvm@web.service", "loaded", "active", "running", "a" * 32)
+    second = host.store.generation("web", 2)
+    assert second is not None
+    cases: list[tuple[dict[str, Any], set[int]]] = [
+        ({}, set()),
+        ({"evidence": Evidence("a" * 32, 2, second.digest, "")}, {2}),
+        ({"evidence": Evidence("a" * 32, 7, second.digest, "")}, {7, 2}),
+        ({"evidence": Evidence("b" * 32, 2, second.digest, "")}, set()),
+        ({"attempt": Attempt("c" * 64, Outcome.FAILED, previous=1)}, {1}),
+    ]
+    for fields, kept in cases:
+        found = sealer._to_keep(host.store, dataclasses.replace(now, unit=unit, **fields))
+        assert {number for number in range(1, 9) if number in found} == kept
