@@ -67,6 +67,10 @@ class SourceError(CredferryError):
     status = ExitStatus.SOURCE
 
 
+class HiddenSourceError(SourceError):
+    """The agent's own unit hides the source from it: waiting for the producer does not help."""
+
+
 class KeyFileError(CredferryError):
     """A credential key file is missing, unsafe, or somebody else's."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent import sandbox
-from agent.errors import SourceError
+from agent.errors import HiddenSourceError, SourceError
 from agent.sealing import PLAINTEXT_MAX
 from agent.trail import LINKS_MAX, Link, Trail
 from launcher.handoff import Secret
@@ -130,11 +130,11 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
             if _target(path) != target or trail.has_moved():
                 raise _MovedError from None
             found = sandbox.hidden(sandbox.of_this_process(), str(path))
+            if found:
+                raise HiddenSourceError(f"source {path}: {found.text}", hint=found.remedy) from None
             raise SourceError(
-                f"source {path}: " + (found.text if found else os.strerror(error.errno or 0)),
-                hint=found.remedy
-                if found
-                else "is the producer (sops-install-secrets.service, agenix) done? see source.path",
+                f"source {path}: {os.strerror(error.errno or 0)}",
+                hint="is the producer (sops-install-secrets.service, agenix) done? see source.path",
             ) from None
         stack.callback(os.close, top)
         status = os.fstat(top)

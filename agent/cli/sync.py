@@ -23,7 +23,7 @@ from agent.cli.common import (
 from agent.cli.single_pass import SinglePass
 from agent.config import Config, VmConfig, load
 from agent.documents import SyncRow
-from agent.errors import SourceError
+from agent.errors import HiddenSourceError, SourceError
 from agent.observe import Look, Observer
 from agent.reconcile import State
 from agent.report import Reporter
@@ -140,12 +140,17 @@ def _due(look: Look) -> list[str]:
 def settled_look(
     config: Config, observer: Observer, vms: list[VmConfig], manager: SystemManager | None, deadline: float
 ) -> Look:
-    """A look at a source that is quiet and, until the deadline, complete. Raises `SourceError`."""
+    """A look at a source that is quiet and, until the deadline, complete. Raises `SourceError`.
+
+    A source that the unit hides is not waited for: it cannot come.
+    """
     settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
     while True:
         now = time.monotonic()
         try:
             look = observer.look(vms, manager)
+        except HiddenSourceError:
+            raise
         except SourceError:
             if not now < deadline:  # nor where the deadline is no number
                 raise

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""How long a single pass waits for a source."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import pytest
+
+from agent.cli.sync import settled_look
+from agent.config import parse
+from agent.errors import HiddenSourceError
+
+if TYPE_CHECKING:
+    from agent.observe import Observer
+
+
+class _Blind:
+    """Stands in for an observer whose unit hides the source from it: a unit test has no such unit."""
+
+    def look(self, *_arguments: object) -> NoReturn:
+        raise HiddenSourceError("hidden", hint="show it")
+
+
+@pytest.mark.timeout(60)
+def test_a_source_that_the_unit_hides_is_not_waited_for() -> None:
+    """It cannot come: the first sealing of a boot ends at once, and the VMs start on what they had."""
+    an_hour_from_now = time.monotonic() + 3600
+    with pytest.raises(HiddenSourceError):
+        settled_look(parse(b"", Path("config.toml")), cast("Observer", _Blind()), [], None, an_hour_from_now)
