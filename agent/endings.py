@@ -6,12 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.units import CANCELED
+
 if TYPE_CHECKING:
     from agent.units import UnitState
-
-DONE, CANCELED, DEPENDENCY = "done", "canceled", "dependency"
-"""systemd's words for the ends of jobs: the second says that another job took its place, the third that the
-unit was stopped and could not be started, since a unit that it requires failed."""
 
 
 @dataclass(frozen=True, slots=True)

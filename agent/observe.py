@@ -18,6 +18,7 @@ from agent.notes import Attempt, Outcome
 from agent.readiness import Obstructed, Passing, Ready, Spoiled, is_asked, judge, withheld
 from agent.reconcile import Decision, Observed, decide
 from agent.store import Store
+from agent.units import as_left
 from agent.untrusted import read_untrusted
 from launcher.handoff import HandoffError, Kind, Stamp, stamp_path
 
@@ -108,7 +109,10 @@ class Observer:
         vms = list(vms)
         fingerprints = Fingerprints(self.store.key, self._identities)
         units = self._units(vms, manager)
-        observed = tuple(self._observe(vm, published, units.get(vm.name), fingerprints) for vm in vms)
+        observed = tuple(
+            self._observe(vm, published, self._left(vm, units.get(vm.name), manager), fingerprints)
+            for vm in vms
+        )
         decisions = (self._decided(each, manager) for each in observed)
         generation = source.NOTHING if isinstance(published, Refused) else published.generation
         return Look(generation, observed, tuple(decisions))
@@ -242,6 +246,12 @@ class Observer:
         kept = self._evidence.invocations()
         units = manager.units({vm.unit: kept.get(vm.name, "") for vm in vms})
         return {vm.name: units[vm.unit] for vm in vms}
+
+    def _left(self, vm: VmConfig, unit: UnitState | None, manager: SystemManager | None) -> UnitState | None:
+        """A VM's unit, and whether a restart that was noted has left it down. Raises `BusError`."""
+        if manager is None or unit is None or not unit.is_stopped or self.store.attempt(vm.name) is None:
+            return unit
+        return as_left(unit, manager)
 
     def _observe(
         self,

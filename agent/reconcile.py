@@ -264,7 +264,8 @@ def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
         return False
     if now.unit.is_flapping and now.hint is None and not grace_over:
         return True
-    return not now.unit.has_job and (now.unit.active == "failed" or now.unit.sub == "auto-restart")
+    is_down = now.unit.active == "failed" or now.unit.sub == "auto-restart" or now.unit.is_left_down
+    return not now.unit.has_job and is_down
 
 
 def _is_not_begun(now: Observed) -> bool:
@@ -272,7 +273,8 @@ def _is_not_begun(now: Observed) -> bool:
     attempt, unit = now.attempt, now.unit
     if attempt is None or unit is None or attempt.outcome is not Outcome.RESTARTING:
         return False
-    return attempt.before != "" and attempt.before == unit.invocation_id
+    # systemd forgets the invocation of a unit that is down and that nobody asks for.
+    return unit.is_left_down or (attempt.before != "" and attempt.before == unit.invocation_id)
 
 
 def _is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:

@@ -16,13 +16,13 @@ import msgspec
 
 from agent import permits, readiness
 from agent.desired import Desired
-from agent.endings import CANCELED, DEPENDENCY, DONE, Ending, Failed, Overruled, Succeeded, judged
+from agent.endings import Ending, Failed, Overruled, Succeeded, judged
 from agent.errors import BusError, OrderError
 from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
 from agent.reconcile import NOT_REPORTED, Decision, Observed, State
 from agent.store import rollout_lock
-from agent.units import HEALTH_UNIT
+from agent.units import CANCELED, DEPENDENCY, DONE, HEALTH_UNIT, as_left
 from agent.verdict import overdue, verdict
 
 if TYPE_CHECKING:
@@ -388,7 +388,7 @@ class Rollout:
         manifest = self.store.revert(vm.name, attempt.previous)
         reason = "the previous generation is there no more"
         if manifest is not None:
-            unit = manager.unit(vm.unit)
+            unit = as_left(manager.unit(vm.unit), manager)
             if (unit.is_stopped and not is_left_down) or self._runs(vm, unit, manifest):
                 reason = ""
             elif readiness.is_up(unit) and self.observer.obstacle(vm, manager):
@@ -416,7 +416,7 @@ class Rollout:
 
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether a restart of ours left the VM down or on old values; stopped by somebody is neither."""
-        unit = manager.unit(vm.unit)
+        unit = as_left(manager.unit(vm.unit), manager)
         if unit.has_job or unit.is_stopped:
             return False
         return not self._runs(vm, unit, manifest)

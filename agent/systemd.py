@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.bus import CALL_SECONDS, Bus, Error, reason
+from agent.ends import last_result
 from agent.errors import BusError
 from agent.interface import PROPERTIES_INTERFACE
 from agent.units import UnitState, restart_unit
@@ -37,6 +38,7 @@ _SERVICE_PROPERTIES = (
     *("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre"),
     "LoadCredentialEncrypted",
 )
+_NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
 _EVIDENCE = f"/{EVIDENCE_PARENT}/"
 _ASK_SECONDS = 5.0
 """How often systemd is asked whether it still has a job."""
@@ -188,8 +190,14 @@ class SystemBus:
             # A start limit that was hit would refuse the start, whatever its cause has become.
             self._manager.ResetFailedUnit(name, timeout=CALL_SECONDS)
         except Error as error:
-            raise _refused(name, error) from None
+            # systemd unloads a unit that is down and has not failed. It then knows no start limit either.
+            if _NOT_LOADED not in reason(error):
+                raise _refused(name, error) from None
         return self._job(name, self._manager.RestartUnit)
+
+    def ended(self, name: str) -> str:
+        """See `SystemManager`."""
+        return last_result(name)
 
     def start(self, name: str) -> str:
         """See `SystemManager`."""

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+DONE, CANCELED, DEPENDENCY = "done", "canceled", "dependency"
+"""systemd's words for the ends of jobs: the second says that another job took its place, the third that the
+unit was stopped and could not be started, since a unit that it requires failed."""
 _RESTART_UNIT = "credferry-restart@{unit}.service"
 HEALTH_UNIT = "credferry-health@{vm}.service"
 """What checks a VM's health, where it has a check; made by its name."""
@@ -56,6 +59,10 @@ class UnitState:
     credentials: tuple[tuple[str, str], ...] | None = None
     """``LoadCredentialEncrypted=`` as systemd has loaded it: names and paths; None where nobody asked."""
 
+    is_left_down: bool = False
+    """Whether it is down since a restart that could not start it, as a unit that it requires failed. It then
+    looks as if somebody had stopped it: only who asks for it (`as_left`) learns the difference."""
+
     @property
     def is_loaded(self) -> bool:
         """Whether systemd knows the unit, and it is not masked."""
@@ -69,7 +76,7 @@ class UnitState:
     @property
     def is_stopped(self) -> bool:
         """Whether it was ended by somebody's wish, and not by a failure."""
-        return self.active == "inactive" and self.result == "success"
+        return self.active == "inactive" and self.result == "success" and not self.is_left_down
 
     @property
     def is_flapping(self) -> bool:
@@ -107,5 +114,18 @@ class SystemManager(Protocol):
     def start(self, name: str) -> str:
         """Start a unit, wait for the job's end, and return systemd's word for its result."""
 
+    def ended(self, name: str) -> str:
+        """How the unit's last job since the host's boot ended, in systemd's word; empty if nothing tells."""
+
     def close(self) -> None:
         """Let the connection go."""
+
+
+def as_left(unit: UnitState, manager: SystemManager) -> UnitState:
+    """The same unit, where a restart was noted for it: whether that has left it down. Raises `BusError`.
+
+    The agent that asked for the restart may have ended before it saw how that ended.
+    """
+    if not unit.is_stopped or unit.has_job:
+        return unit
+    return replace(unit, is_left_down=True) if manager.ended(unit.name) == DEPENDENCY else unit

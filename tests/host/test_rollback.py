@@ -151,6 +151,42 @@ def test_the_agent_dies_while_a_vm_is_down(deployment: Deployment, sops: SopsNix
     assert deployment.delivered("db") == {"KEY": b"good"}
 
 
+def test_the_agent_dies_while_a_required_unit_keeps_a_vm_down(deployment: Deployment, sops: SopsNix) -> None:
+    """The agent that comes next starts the VM, as PID 1's journal tells that no operator has stopped it."""
+    host = deployment.host
+    dropin = "/etc/systemd/system/microvm@db.service.d/90-requires.conf"
+    needed = "/run/systemd/system/needed.service"
+    host.write(dropin, "[Unit]\nRequires=needed.service\nAfter=needed.service\n")
+    # Not done before the agent is gone: it fails once the file is there.
+    host.write(
+        needed,
+        "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'test ! -e /run/breaks || "
+        "{ until test -e /run/go; do sleep 0.05; done; exit 1; }'\n",
+    )
+    host.run("systemctl", "daemon-reload")
+    try:
+        host.run("touch", "/run/breaks")
+        sops.publish({"key": b"new"})
+        host.wait(lambda: host.unit("needed.service")["ActiveState"] == "activating", 20, "the start")
+        host.kill("credferry.service")
+        host.run("systemctl", "stop", "credferry.service")
+        host.run("touch", "/run/go")
+        host.wait(lambda: host.unit("needed.service")["ActiveState"] == "failed", 20, "db down")
+        host.run("rm", "/run/breaks", "/run/go")
+        deployment.start_agent()
+        deployment.wait_in_step("db")
+        assert deployment.delivered("db") == {"KEY": b"new"}
+        deployment.wait_in_step("web")
+        # A stop, however it is told, is another matter.
+        host.run("systemctl", "stop", "microvm@db.service")
+        sops.publish({"key": b"newer"})
+        deployment.wait_in_step("web")
+        assert deployment.unit("db")["ActiveState"] == "inactive"
+    finally:
+        host.run("rm", "-f", dropin, needed, "/run/breaks", "/run/go")
+        host.run("systemctl", "daemon-reload")
+
+
 def test_the_order_is_kept(deployment: Deployment, sops: SopsNix) -> None:
     """A VM that is to be restarted after another is, though both wait for the same change."""
     sops.publish({"key": b"new"})

@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.events import Order
 from tests.support.numbers import Number, note
-from tests.support.world.invariants import JOB_RESULTS, check_settled, check_steady
+from tests.support.world.invariants import check_settled, check_steady
 from tests.support.world.machine import VMS, Machine, Settings
+from tests.support.world.systemd import RESULTS
 
 NAMES = st.sampled_from(VMS)
 VALUES = st.sampled_from(["1", "2", "3", "bad", "sick", "flap"])
@@ -153,7 +154,24 @@ class World(RuleBasedStateMachine):
         model = self.host.systemd.vms[vm]
         self.host.interrupted_turn(effects, lambda: self.host.systemd.stop_vm(model))
 
-    @rule(vm=NAMES, result=st.sampled_from(JOB_RESULTS))
+    @rule(effects=EFFECTS, vm=NAMES)
+    def stop_by_hand_and_crash(self, effects: int, vm: str) -> None:
+        """An operator stops a VM, perhaps the one that is restarted, and the agent dies."""
+
+        def stop_and_die() -> None:
+            self.host.systemd.stop_vm(self.host.systemd.vms[vm])
+            self.host.die()
+
+        self.host.interrupted_turn(effects, stop_and_die)
+
+    @rule(effects=EFFECTS, vm=NAMES, result=st.sampled_from(RESULTS), secrets=SECRETS)
+    def end_a_job_and_crash(self, effects: int, vm: str, result: str, secrets: dict[str, str]) -> None:
+        """A restart for something new ends like this, and the agent dies before or after it sees so."""
+        self.host.systemd.vms[vm].next_result = result
+        self.host.publish(secrets)
+        self.host.interrupted_turn(effects, self.host.die)
+
+    @rule(vm=NAMES, result=st.sampled_from(RESULTS))
     def end_the_next_job(self, vm: str, result: str) -> None:
         """The next restart of a VM that the agent asks for ends like this."""
         self.host.systemd.vms[vm].next_result = result

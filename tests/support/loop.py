@@ -43,6 +43,8 @@ class ModelUnits:
     """What becomes of a restart that is asked for, by its unit; systemd's word for the job's result."""
     health: Callable[[str], str] = lambda _name: "done"
     restarts: list[str] = field(default_factory=list)
+    ends: dict[str, str] = field(default_factory=dict)
+    """How the last job of a unit has ended, where nothing else tells."""
     _states: dict[str, UnitState] = field(default_factory=dict)
 
     def unit(self, name: str) -> UnitState:
@@ -63,6 +65,10 @@ class ModelUnits:
         return self.job(name)
 
     restart_failed = try_restart
+
+    def ended(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self.ends.get(name, "")
 
     def start(self, name: str) -> str:
         """See `SystemManager`: what is started is a health check."""
@@ -132,8 +138,9 @@ class Loop:
 
     def new_key(self) -> None:
         """Give the host another key."""
-        self.key.unlink(missing_ok=True)
-        create_key(self.key, machine_id=MACHINE_ID)
+        made = self.key.with_name("made")
+        create_key(made, machine_id=MACHINE_ID)
+        made.rename(self.key)  # at no moment is there none, which the agent would make
 
     def start_vm(self, vm: str) -> None:
         """The VM's unit starts anew, on what is current, opened by the host's key of now."""

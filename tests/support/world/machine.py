@@ -115,6 +115,7 @@ class Machine:
             self._effect,
             self._before_restart,
             self._after_restart,
+            lambda: self.is_racing or bool(self.full),
         )
         self.journal = ModelJournal(self._effect, self._told)
         (self.top / "run").mkdir()
@@ -474,6 +475,7 @@ class Machine:
 
     def _before_restart(self, vm: ModelVm) -> None:
         """Called when the agent asks for a restart."""
+        assert self.is_racing or not vm.is_stopped_by_hand, f"{vm.name} is started though it was stopped"
         if not vm.is_up or self.is_racing:
             return  # nothing to lose; or what the agent saw is of the past: how it ends is checked later
         sealed = self._sealed(vm.name)

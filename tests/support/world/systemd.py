@@ -39,11 +39,17 @@ class ModelVm:
     generation: int = 0
     good: dict[str, bytes] = field(default_factory=dict)
     """What it last ran well, as far as anybody has asked."""
+    good_before: dict[str, bytes] | None = None
+    """What it ran well before that, where the agent may not have been able to note that it is healthy."""
     by_hand: dict[str, bytes] = field(default_factory=dict)
     """What an operator last started it on."""
     is_lost: bool = False
     """Whether the key is gone that opened what it last ran well: then it has no way back."""
     is_down_by_agent: bool = False
+    is_stopped_by_hand: bool = False
+    """Whether an operator has stopped it since its last start, when it was up."""
+    last_result: str = ""
+    """How its last job has ended."""
     next_result: str = "done"
     asked: int = 0
     """How often the agent has asked for a restart while it was up."""
@@ -76,6 +82,8 @@ class ModelSystemd:
     effect: Callable[[], None]
     before_restart: Callable[[ModelVm], None]
     after_restart: Callable[[ModelVm, str], None]
+    is_disturbed: Callable[[], bool]
+    """Whether the agent may not be able to note what it learns now."""
     is_reachable: bool = True
 
     def unit(self, name: str) -> UnitState:
@@ -128,6 +136,7 @@ class ModelSystemd:
                 vm.active, vm.sub, vm.result = "failed", "failed", "timeout"
             case "dependency":  # the stop was done, and the start waits for another unit, which fails
                 self._down(vm)
+        vm.last_result = result
         if result in {"timeout", "failed", "dependency"} or (result == "done" and not vm.is_up):
             vm.is_down_by_agent = True
         self.after_restart(vm, result)
@@ -141,8 +150,14 @@ class ModelSystemd:
         assert vm.name == "c", "a check of a VM that has none"
         is_healthy = vm.is_up and not vm.is_sick
         if is_healthy:
+            vm.good_before = vm.good if self.is_disturbed() else None
             vm.good, vm.is_lost = vm.values, False
         return "done" if is_healthy else "failed"
+
+    def ended(self, name: str) -> str:
+        """See `SystemManager`."""
+        self._reach()
+        return self._vm(name).last_result
 
     def close(self) -> None:
         """See `SystemManager`."""
@@ -151,7 +166,8 @@ class ModelSystemd:
         """The unit starts, or starts anew, on what PID 1 can open."""
         self._down(vm)
         vm.invocation += 1
-        vm.is_down_by_agent = False
+        vm.is_down_by_agent = vm.is_stopped_by_hand = False
+        vm.last_result = "done"
         opened = self.opened(vm.name)
         if opened is None or b"bad" in opened[1].values():
             vm.active, vm.sub, vm.result = "failed", "failed", "exit-code"
@@ -167,7 +183,10 @@ class ModelSystemd:
         leave(self.runtime, manifest, vm.invocation_id)
 
     def stop_vm(self, vm: ModelVm) -> None:
-        """An operator stops the VM."""
+        """An operator stops the VM. A stop of what is down already is no job, and leaves no record."""
+        if vm.active != "inactive":
+            vm.is_stopped_by_hand = True
+            vm.last_result = "done"
         self._down(vm)
         vm.is_down_by_agent = False
 

@@ -108,6 +108,60 @@ def test_a_vm_is_not_left_down_where_a_unit_that_it_requires_fails(loop: Loop, f
     assert in_force.generation == (2 if failures == 1 else 1)
 
 
+class GoneError(BaseException):
+    """The agent's process is gone."""
+
+
+def ended_unseen(loop: Loop, result: str, seen: int) -> None:
+    """Have restarts end with ``dependency``, and the agent end before it sees the last one's result."""
+    results = iter(["dependency"] * seen)
+
+    def job(unit: str) -> str:
+        loop.stop_vm("a")
+        loop.units.ends[unit] = "dependency"
+        for last in results:
+            return last
+        loop.units.ends[unit] = result
+        raise GoneError
+
+    loop.units.job = job
+    loop.publish(x="two")
+    with pytest.raises(GoneError):
+        loop.turn(lambda: False)
+    loop.units.job = loop._restart
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2], ids=["at first", "again", "on the way back"])
+def test_a_vm_that_a_restart_left_down_is_started_though_the_agent_ended(tmp_path: Path, seen: int) -> None:
+    """Systemd's own records tell that no operator has stopped the VM."""
+    loop = Loop(tmp_path, VM)
+    loop.publish(x="one")
+    with loop.running():
+        in_step(loop)
+        ended_unseen(loop, "dependency", seen)
+    with loop.running() as service:
+        loop.turn(lambda: loop.units.unit(UNIT).is_active)
+        current = service._store.current("a")
+        assert current is not None
+        assert current.generation == (1 if seen == 2 else 2)
+
+
+@pytest.mark.parametrize("result", ["done", "canceled", ""])
+def test_a_vm_that_an_operator_stopped_stays_so_though_the_agent_ended(tmp_path: Path, result: str) -> None:
+    """So does one of which systemd's records tell nothing."""
+    loop = Loop(tmp_path, VM)
+    loop.publish(x="one")
+    with loop.running():
+        in_step(loop)
+        ended_unseen(loop, result, 0)
+    asked = len(loop.units.restarts)
+    with loop.running() as service:
+        loop.turn(lambda: service._store.attempt("a") is None)
+        loop.turn()
+        assert loop.decision("a").state is State.STOPPED
+        assert len(loop.units.restarts) == asked
+
+
 def test_what_a_vm_runs_is_kept_while_there_is_no_bus(loop: Loop) -> None:
     """However often secrets change while systemd cannot be asked, a failed VM can go back to what it ran."""
     connection = loop.service._connection
