@@ -37,7 +37,7 @@ MODULES: Final = {
     "agent/keys.py": _near(_AGENT, "keys", "sealing"),
     "agent/pace.py": _near(_AGENT, "pace"),
     "agent/reconcile.py": _near(_AGENT, "reconcile"),
-    "agent/rollout.py": _near(_AGENT, "service", "verdict", "rollout"),
+    "agent/rollout.py": _near(_AGENT, "rollout", "verdict"),
     "agent/sealer.py": _near(_AGENT, "sealer"),
     "agent/sealing.py": _near(_AGENT, "sealing"),
     "agent/store.py": _near(_AGENT, "store"),
