@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import pytest
 
+from agent.desired import Desired
 from agent.errors import BusError, OrderError
 from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
@@ -738,3 +739,125 @@ def test_the_generation_to_go_back_to_is_what_the_vm_last_ran_well(host: Host) -
     for attempt, is_known, previous in cases:
         seen = replace(now, attempt=attempt, evidence=now.evidence if is_known else None)
         assert host.rollout._previous(seen) == previous, attempt
+
+
+def test_a_vm_is_worked_on_by_one_at_a_time(host: Host) -> None:
+    """Its own lock is held from before it is looked at until the end, by rotations and by orders."""
+    held: list[bool] = []
+
+    def look(_: str = "") -> bool:
+        with host.store.lock(rollout_lock("a"), wait=False) as had:
+            held.append(not had)
+        return True
+
+    def job(unit: str) -> str:
+        look()
+        return host.loop._restart(unit)
+
+    host.units.job = job
+    host.rollout.restart("a", host.units)
+    host.rollout.rotate("a", host.units, 0.0, ORDER, look)
+    host.rollout.go_back("a", host.units, ORDER, look)
+    assert held == [True] * len(held)
+    assert len(held) >= 4
+
+
+def test_an_order_stands_for_what_was_published_when_it_was_done(host: Host) -> None:
+    """Where something newer was never sealed in time, the VM stays back until yet another change."""
+    host.loop.publish(x="three")
+    for _ in range(3):
+        assert host.rollout.go_back("a", host.units, ORDER) is None
+    assert host.rollout.go_back("a", host.units, ORDER) is State.HELD
+    attempt, desired = host.store.attempt("a"), host.look("a").observed[0].desired
+    assert attempt is not None
+    assert isinstance(desired, Desired)
+    assert attempt.digest == desired.digest
+
+
+def test_restarts_are_let_go_of_one_by_one(host: Host) -> None:
+    """A VM that has nothing to let go of, or has changed meanwhile, keeps no other from it."""
+    for changed in (False, True):
+        for vm in "ab":
+            host.loop.start_vm(vm)
+            host.note(vm, before="f" * 32)
+        if not changed:
+            host.store.record_attempt("a", None)
+        look = host.look()
+        assert [each.forget for each in look.decisions] == [changed, True]
+        if changed:
+            host.note("a", before="e" * 32)
+        host.rollout.forget_ended(look)
+        assert host.store.attempt("b") is None
+
+
+def test_a_vm_that_its_restart_has_stopped_is_started_on_the_way_back(host: Host) -> None:
+    """It looks as if an operator had stopped it; systemd's word for the job tells that none has."""
+
+    def job(unit: str) -> str:
+        if host.current().generation == 1:
+            return host.loop._restart(unit)
+        host.loop.stop_vm("a")
+        return "dependency"
+
+    host.units.job = job
+    assert host.rollout.restart("a", host.units) is State.FAILED
+    assert host.units.unit(A).is_active
+    assert host.current().generation == 1
+
+
+def test_the_way_back_waits_where_the_vm_would_not_start_again(checked: Host) -> None:
+    """It is up, though it is not healthy: it is not taken down for nothing."""
+
+    def health(_: str) -> str:
+        checked.loop.key.chmod(0o600)
+        return "failed"
+
+    checked.units.health = health
+    assert checked.rollout.restart("a", checked.units) is State.REFUSED
+    assert checked.units.restarts == [A]
+    attempt = checked.store.attempt("a")
+    assert attempt is not None
+    assert attempt.outcome is Outcome.FAILED
+
+
+def test_an_agent_that_stops_on_the_way_back_leaves_it_to_the_next(host: Host) -> None:
+    """What has failed stays noted, so that the next agent goes on from there."""
+
+    def job(unit: str) -> str:
+        if host.current().generation == 1:
+            host.rollout.stop.set()
+            return host.loop._restart(unit)
+        return host.fail(unit)
+
+    host.units.job = job
+    assert host.rollout.restart("a", host.units) is State.CHANGING
+    attempt = host.store.attempt("a")
+    assert attempt is not None
+    assert attempt.outcome is Outcome.FAILED
+    assert Event.ROLLED_BACK not in {event for event, *_ in host.records()}
+
+
+def test_what_the_vm_was_started_on_is_what_is_recorded(host: Host) -> None:
+    """Something newer may have been sealed while it was down."""
+
+    def job(unit: str) -> str:
+        host.change("three")
+        return host.loop._restart(unit)
+
+    host.units.job = job
+    assert host.rollout.restart("a", host.units) is State.IN_STEP
+    of_restarts = [each for each in host.records() if each[0] in {Event.RESTART_ASKED, Event.RESTARTED}]
+    assert [each[3] for each in of_restarts] == ["2", "3"]
+
+
+def test_a_health_check_that_systemd_refuses_is_not_passed(checked: Host) -> None:
+    """Its reason is what systemd says."""
+
+    def refuse(_: str) -> str:
+        raise BusError("the check is masked", hint="unmask it")
+
+    checked.units.health = refuse
+    assert checked.rollout.restart("a", checked.units) is State.FAILED
+    attempt = checked.store.attempt("a")
+    assert attempt is not None
+    assert "the check is masked" in attempt.reason

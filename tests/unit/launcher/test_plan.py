@@ -207,7 +207,11 @@ def test_without_sealed_values_the_initramfs_stays_as_it_is() -> None:
     made = plan(TEXT, argv=argv, initrd=True, channel=Channel.COMMAND)
     assert (made.initrd, made.start.words[:4]) == (None, argv)
     assert plan(SEALED, argv=argv, channel=Channel.COMMAND).initrd is None
-    for without in (KERNEL, ("--firmware", "/f", "--initramfs", "/own")):
+    for without in (
+        KERNEL,
+        ("--firmware", "/f", "--initramfs", "/own"),
+        ("--igvm", "/i", "--initramfs", "/own"),
+    ):
         error = refused(SEALED, argv=without, initrd=True)
         assert (error.status, "credential TOKEN could travel in" in str(error)) == (Exit.USAGE, True)
 
