@@ -46,7 +46,7 @@ MODULES: Final = {
     "launcher/credentials.py": _near(_LAUNCHER, "credentials", "main"),
     "launcher/handoff.py": _near(_LAUNCHER, "handoff", "credentials"),
     "launcher/oem.py": _near(_LAUNCHER, "oem", "check", "plan"),
-    "launcher/plan.py": _near(_LAUNCHER, "plan", "main"),
+    "launcher/plan.py": _near(_LAUNCHER, "plan", "check", "main"),
     "launcher/trust.py": _near(_LAUNCHER, "trust"),
 }
 """Modules in which a mistake costs a secret, a rotation, or a VM, each with its fast tests.

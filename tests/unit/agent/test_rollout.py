@@ -21,7 +21,7 @@ from agent.events import Event
 from agent.notes import Assumed, Attempt, Outcome
 from agent.reconcile import NOT_REPORTED, State
 from agent.store import rollout_lock
-from launcher.handoff import stamp_path
+from launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
@@ -861,3 +861,31 @@ def test_a_health_check_that_systemd_refuses_is_not_passed(checked: Host) -> Non
     attempt = checked.store.attempt("a")
     assert attempt is not None
     assert "the check is masked" in attempt.reason
+
+
+@pytest.mark.parametrize(("kept", "state"), [("none", State.IN_STEP), ("an older one's", State.FAILED)])
+def test_a_restart_is_judged_by_its_evidence(host: Host, kept: str, state: State) -> None:
+    """Evidence of an older generation is a failure. Without any, what is current is written down."""
+    manifest, old = host.current(), host.store.generation("a", 1)
+    assert old is not None
+
+    def job(unit: str) -> str:
+        host.loop._restart(unit)
+        if host.current().generation == manifest.generation:
+            name = evidence_name("a", host.units.unit(unit).invocation_id)
+            path = host.loop.top / "run" / EVIDENCE_PARENT / name
+            path.unlink() if kept == "none" else path.write_bytes(old.to_bytes())
+        return "done"
+
+    host.units.job = job
+    assert host.hasty().restart("a", host.units) is state
+    if kept == "none":
+        invocation = host.units.unit(A).invocation_id
+        assert host.store.assumed("a") == Assumed(invocation, manifest.digest, manifest.generation)
+
+
+def test_a_job_that_is_done_without_a_start_is_a_failure(host: Host) -> None:
+    """The invocation is the one from before: nothing has been restarted."""
+    host.units.job = lambda _: "done"
+    assert host.hasty().restart("a", host.units) is State.FAILED
+    assert [event for event, *_ in host.records()][:2] == [Event.RESTART_ASKED, Event.RESTART_FAILED]

@@ -206,7 +206,9 @@ def test_without_sealed_values_the_initramfs_stays_as_it_is() -> None:
     argv = (*KERNEL, "--initramfs", "/own")
     made = plan(TEXT, argv=argv, initrd=True, channel=Channel.COMMAND)
     assert (made.initrd, made.start.words[:4]) == (None, argv)
-    assert plan(SEALED, argv=argv, channel=Channel.COMMAND).initrd is None
+    sent = plan(SEALED, argv=argv, channel=Channel.COMMAND)
+    assert sent.initrd is None
+    assert sent.delivered is not None
     for without in (
         KERNEL,
         ("--firmware", "/f", "--initramfs", "/own"),
