@@ -267,6 +267,25 @@ ON_HOSTS: Final = (
         (f"{_HELPERS}::test_shares_are_served_from_a_directory_of_roots",),
     ),
     Protection(
+        "a forger's reports decide neither what runs nor what to go back to",
+        (
+            Edit(
+                "agent/reconcile.py",
+                "known = (now.evidence, now.assumed)",
+                "known = (now.hint, now.assumed)",
+            ),
+            Edit(
+                "agent/reconcile.py",
+                "for each in (self.evidence, self.assumed) if each]",
+                "for each in (self.hint, self.assumed) if each]",
+            ),
+        ),
+        (
+            f"{_HOST}/test_forger.py::test_a_rollback_goes_by_evidence",
+            f"{_HOST}/test_forger.py::test_rotations_go_on_under_a_forger",
+        ),
+    ),
+    Protection(
         "a VM is not restarted into the absence of a secret",
         (
             Edit(

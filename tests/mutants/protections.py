@@ -174,8 +174,6 @@ PROTECTIONS: Final = (
         (
             "tests/unit/agent/test_reconcile.py::test_a_report_does_not_say_what_runs",
             "tests/host/test_forger.py::test_a_forged_stamp_changes_nothing",
-            "tests/host/test_forger.py::test_a_rollback_goes_by_evidence",
-            "tests/host/test_forger.py::test_rotations_go_on_under_a_forger",
         ),
     ),
     Protection(
