@@ -13,12 +13,14 @@ import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import structlog
 
+from agent import nixos
 from agent.errors import BusError, CredferryError, KeyFileError, SealError, StoreError
 from agent.events import Event, Order
 from agent.keys import create_key, read_host_key
@@ -122,11 +124,14 @@ class Machine:
         (self.top / "key").mkdir()
         (self.top / "machine-id").write_text(MACHINE_ID)
         (self.top / "switch").touch()
+        self._list_locks()
         create_key(self._key_file, machine_id=MACHINE_ID)
         self.configure(self.settings)
         self._patches = [
             patch("os.fsync", self._fsync),
             patch("time.sleep", self.clock.pass_time),
+            # As the kernel's own list was when it last changed: to read that takes a millisecond each time.
+            patch("agent.nixos.holder", partial(nixos.holder, lists=(self.top / "locks",))),
         ]
         for each in self._patches:
             each.start()
@@ -382,12 +387,20 @@ class Machine:
         if self._switch is None:
             self._switch = os.open(self.top / "switch", os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(self._switch, fcntl.LOCK_EX)
+            self._list_locks()
 
     def end_switch(self) -> None:
         """It is done."""
         if self._switch is not None:
             os.close(self._switch)
             self._switch = None
+            self._list_locks()
+
+    def _list_locks(self) -> None:
+        """Have the kernel's list of locks, as it is now, where the agent looks for it."""
+        switch = f":{(self.top / 'switch').stat().st_ino} "
+        lines = [line for line in nixos.LOCKS[-1].read_text().splitlines(keepends=True) if switch in line]
+        (self.top / "locks").write_text("".join(["0: FLOCK\n", *lines]))
 
     def forge(self, vm: str, how: str) -> None:
         """A VM's user writes what it can: its runtime directory, where the VM runs."""
