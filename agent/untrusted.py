@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Container
 
+_PART = 1 << 16
+"""Bytes that are read at a time."""
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -73,8 +75,14 @@ def read_untrusted(
 
     A larger file raises `UntrustedFileError`.
     """
-    with os.fdopen(open_untrusted(path, owners=owners, below=below), "rb") as file:
-        content = file.read(limit + 1)
+    descriptor = open_untrusted(path, owners=owners, below=below)
+    content = b""
+    try:
+        # A file object takes longer to make than most files take to read.
+        while len(content) <= limit and (part := os.read(descriptor, min(limit + 1 - len(content), _PART))):
+            content += part
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise _refuse(path, errno.EFBIG, f"it is larger than {limit} bytes")
     return content

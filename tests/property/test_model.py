@@ -96,9 +96,13 @@ class World(RuleBasedStateMachine):
         """The agent dies at its n-th effect: a write made durable, a record, a call of systemd."""
         self.host.interrupted_turn(effects, self.host.die)
 
-    @rule(effects=EFFECTS, secrets=SECRETS)
-    def publish_and_crash(self, effects: int, secrets: dict[str, str]) -> None:
-        """Something is published, and the agent dies on the way to rolling it out, or back."""
+    @rule(effects=EFFECTS, secrets=SECRETS, vm=NAMES, result=st.sampled_from(("done", *RESULTS)))
+    def publish_and_crash(self, effects: int, secrets: dict[str, str], vm: str, result: str) -> None:
+        """Something is published, and the agent dies on the way to rolling it out, or back.
+
+        A restart of one VM ends in any way before or after that.
+        """
+        self.host.systemd.vms[vm].next_result = result
         self.host.publish(secrets)
         self.host.interrupted_turn(effects, self.host.die)
 
@@ -163,13 +167,6 @@ class World(RuleBasedStateMachine):
             self.host.die()
 
         self.host.interrupted_turn(effects, stop_and_die)
-
-    @rule(effects=EFFECTS, vm=NAMES, result=st.sampled_from(RESULTS), secrets=SECRETS)
-    def end_a_job_and_crash(self, effects: int, vm: str, result: str, secrets: dict[str, str]) -> None:
-        """A restart for something new ends like this, and the agent dies before or after it sees so."""
-        self.host.systemd.vms[vm].next_result = result
-        self.host.publish(secrets)
-        self.host.interrupted_turn(effects, self.host.die)
 
     @rule(vm=NAMES, result=st.sampled_from(RESULTS))
     def end_the_next_job(self, vm: str, result: str) -> None:
