@@ -180,6 +180,7 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
     found = desired(config, Snapshot(Generation(1, 1, committed=True), published()), remembered, None)
     assert isinstance(found, Refused)
     assert "guest-key create web" in found.reasons[0]
+    assert found.passing is False
 
 
 @pytest.mark.parametrize("other", [0, 91])

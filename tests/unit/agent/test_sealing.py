@@ -301,3 +301,9 @@ def test_foreign_characters_are_refused() -> None:
     blob = one_line(seal(b"v", name="n", key=KEY))
     with pytest.raises(SealError, match="is not Base64"):
         unseal(blob[:40] + b"!" + blob[40:], name="n", key=KEY)
+
+
+@pytest.mark.parametrize("name", ["X", "Xen", "a.X"])
+def test_no_letter_is_refused_in_a_name(name: str) -> None:
+    """What a credential's name may not have is a slash, a colon, and what is not printable."""
+    assert is_valid_name(name)
