@@ -249,9 +249,11 @@ class Observer:
 
     def _left(self, vm: VmConfig, unit: UnitState | None, manager: SystemManager | None) -> UnitState | None:
         """A VM's unit, and whether a restart that was noted has left it down. Raises `BusError`."""
-        if manager is None or unit is None or not unit.is_stopped or self.store.attempt(vm.name) is None:
+        if manager is None or unit is None or not unit.is_stopped:
             return unit
-        return as_left(unit, manager)
+        attempt = self.store.attempt(vm.name)
+        is_noted = attempt is not None and attempt.outcome is not Outcome.HALTED
+        return as_left(unit, manager) if is_noted else unit
 
     def _observe(
         self,
