@@ -291,3 +291,12 @@ def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Rec
     for fields, kept in cases:
         found = sealer._to_keep(host.store, dataclasses.replace(now, unit=unit, **fields))
         assert {number for number in range(1, 9) if number in found} == kept
+
+
+def test_a_sealing_keeps_what_a_rollback_may_need(recorded: tuple[Host, Recorded]) -> None:
+    """While systemd cannot be asked, no sealing removes a generation, however many there are."""
+    host, _ = recorded
+    for number in range(1, 8):
+        host.rotate(f"value {number}")
+        host.sealer.seal_due(look_at(host, "web"))
+    assert all(host.store.generation("web", number) is not None for number in range(1, 8))
