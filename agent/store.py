@@ -92,6 +92,8 @@ class Store:
     """The invocation whose report is noted, by VM."""
     _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
     """See `renewed`, by VM."""
+    _whole: dict[str, set[int]] = field(default_factory=dict)
+    """Generations that are known to be whole, by VM: to open each at each sealing would be costly."""
     _made: set[Path] = field(default_factory=set)
     """Directories that are known to last."""
 
@@ -214,6 +216,7 @@ class Store:
             if isinstance(error, SealError):
                 raise
             raise _failed(generation, error) from None
+        self._whole.setdefault(manifest.vm, set()).add(manifest.generation)
         self._prune(manifest.vm, manifest.generation, keep)
 
     def revert(self, vm: str, number: int) -> Manifest | None:
@@ -415,7 +418,11 @@ class Store:
         numbers = sorted(self.numbers(vm), reverse=True)
         older = (number for number in numbers if number <= current)
         # What a crash left half-written takes the place of none that could be gone back to.
-        kept = list(islice((number for number in older if not self._is_half_written(vm, number)), KEEP))
+        whole = self._whole.get(vm, set())
+        kept = list(
+            islice((each for each in older if each in whole or not self._is_half_written(vm, each)), KEEP)
+        )
+        self._whole[vm] = set(kept)
         for number in {number for number in numbers if number not in keep} - set(kept):
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
 
