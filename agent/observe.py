@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from agent.units import SystemManager, UnitState
 
 _STAMP_SIZE_MAX = 4096
+_FILES_LEAST, _ROOM_LEAST = 64, 1 << 20
+"""What must be free in the runtime directory for a restart. A start makes some files there, one of them a
+copy of the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +339,20 @@ class _HostGround:
     def place(self, vm: str) -> str:
         """See `Ground`."""
         return f"{self.store.vm_directory(vm)}/current"
+
+    def lacks_room(self) -> str:
+        """See `Ground`. Any user with a directory there can use up what is free."""
+        runtime = self.config.runtime_directory
+        try:
+            found = os.statvfs(runtime)
+        except OSError:
+            return ""
+        # A file system without a fixed number of files tells none.
+        if found.f_files and found.f_favail < _FILES_LEAST:
+            return f"{runtime} has no room for more files: see what fills it: du --inodes {runtime}"
+        if found.f_bavail * found.f_frsize < _ROOM_LEAST:
+            return f"{runtime} is full: see what fills it: du {runtime}"
+        return ""
 
 
 def _written(status: os.stat_result) -> tuple[int, int, int]:

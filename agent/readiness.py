@@ -43,6 +43,9 @@ class Ground(Protocol):
     def place(self, vm: str) -> str:
         """The path of the current generation, as a unit has to name it."""
 
+    def lacks_room(self) -> str:
+        """Why systemd could not make what a start needs in the runtime directory; empty where it could."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -104,6 +107,8 @@ def judge(vm: VmConfig, unit: UnitState, ground: Ground) -> Readiness:
     """Whether a start of a VM could work."""
     place = ground.place(vm.name)
     reasons = [reason for condition in CONDITIONS if (reason := condition(unit, place))]
+    if reason := ground.lacks_room():
+        reasons.append(reason)
     try:
         key = ground.key()
     except KeyFileError as error:

@@ -175,16 +175,20 @@ def test_an_upgrade_from_the_first_form(bare: Host, tmp_path: Path) -> None:
     install(host, older)
     _runs_on_the_first_form(host, deployment, sops)
     before = {name: deployment.unit(name)["InvocationID"] for name in VALUES}
+    host.run("mkdir", "/srv/roots")
+    host.run("ln", "-s", "/srv/roots", "/var/lib/microvms/plain/work", user="microvm")
     shown = {name: _shown(row) for name, row in deployment.status().items()}
     assert shown["behind"]["running"] != shown["behind"]["sealed"]
     assert "renewed /etc/systemd/system/microvm@plain.service.d" in install(host, package)
     for name in VALUES:  # their files are root's now, before anything of theirs is started again
         home = f"/var/lib/microvms/{name}"
-        assert host.run("stat", "-c", "%U", home, f"{home}/work").stdout.split() == ["root", "microvm"]
+        owners = host.run("stat", "-c", "%U %F", home, f"{home}/work").stdout.splitlines()
+        assert owners == ["root directory", "microvm directory"], "a link of the VM's user is not kept"
     host.wait(lambda: deployment.status()["plain"]["running"] is not None, 20, "the new agent's look")
     assert {name: _shown(row) for name, row in deployment.status().items()} == shown
     assert {name: deployment.unit(name)["InvocationID"] for name in VALUES} == before
     _rotates_after_it(host, deployment, sops)
+    assert host.run("stat", "-c", "%U", "/srv/roots").stdout == "root\n"
     _is_not_downgraded(host, deployment, sops, older, package)
     host.run("dpkg", "--purge", "credferry")
     deployment.close()

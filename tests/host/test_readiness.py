@@ -16,7 +16,7 @@ from agent.events import Event
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
 from tests.support.host import Host
-from tests.support.installation import install
+from tests.support.installation import VM_USER, install
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -131,6 +131,52 @@ def test_a_drop_in_that_is_gone_and_one_that_is_not_read(site: Site) -> None:
             site.host.run("sed", "-i", "/^#LoadCredentialEncrypted=/s/^#//", path)
         site.wait_refused("daemon-reload", began)
         site.host.run("systemctl", "daemon-reload")
+
+
+_FILL = """
+import os, sys
+made = []
+try:
+    while True:
+        os.mkdir(f"{sys.argv[1]}/{len(made)}")
+        made.append(f"{sys.argv[1]}/{len(made)}")
+except OSError:
+    print("full", flush=True)
+sys.stdin.read()
+for each in made:
+    os.rmdir(each)
+"""
+
+
+def test_a_runtime_directory_that_a_vms_user_has_filled(site: Site) -> None:
+    """A start could make no directory: neither VM is restarted until there is room again."""
+    host = site.host
+    used = int(host.run("df", "--output=iused", "/run").stdout.split()[-1])
+    # The host has 800,000, which would take longer.
+    host.run("mount", "-o", f"remount,nr_inodes={used + 200}", "/run")
+    site.deployment.credferry("hold", "web", "db")
+    before, began = site.starts(), time.time() * 1e6
+    site.publish()  # the producer needs room as well
+    for vm in VMS:
+        host.wait_journal(
+            lambda entry: int(entry["__REALTIME_TIMESTAMP"]) >= began,
+            MESSAGE_ID=Event.SEALED.value,
+            CREDFERRY_VM=vm,
+        )
+    filling = host.spawn("/usr/bin/python3", "-I", "-c", _FILL, "/run/credferry-vms/web", user=VM_USER)
+    assert filling.stdin
+    assert filling.stdout
+    assert filling.stdout.readline() == "full\n"
+    host.run("credferry", "release", "web", "db", check=False)
+    site.wait_refused("more files", began)
+    assert site.starts() == before
+    assert all(site.deployment.unit(vm)["ActiveState"] == "active" for vm in VMS)
+    filling.stdin.close()
+    filling.wait()
+    site.wait_arrived()
+    assert site.starts() == [number + 1 for number in before]
+    for vm in VMS:
+        site.deployment.wait_noted(vm)
 
 
 def test_an_order_says_what_is_in_the_way(site: Site) -> None:

@@ -121,6 +121,27 @@ def test_the_remedy_mends_it(deployment: Deployment) -> None:
     assert host.run("stat", "-c", "%U", HOME, f"{HOME}/work").stdout.split() == ["root", VM_USER]
 
 
+def test_a_link_in_the_place_of_the_working_directory_is_refused(deployment: Deployment) -> None:
+    """A link that the VM's user left while the directory was its own gives it nothing of root's.
+
+    The VM's start is refused before systemd makes the working directory: newer versions than this host's
+    would give the user all that the link leads to.
+    """
+    host = deployment.host
+    from_spec(deployment)
+    host.run("mkdir", "-p", "/srv/files/deep")
+    host.run("rm", "-rf", f"{HOME}/work")
+    host.run("chown", VM_USER, HOME)
+    assert as_the_user(host, f"ln -s /srv/files {HOME}/work") == 0
+    host.run("chown", "root:root", HOME)
+    assert "Assertion failed" in host.run("systemctl", "start", UNIT, check=False).stderr
+    assert host.unit(UNIT)["ActiveState"] == "inactive"
+    owners = host.run("stat", "-c", "%U %a", "/srv/files", "/srv/files/deep").stdout.splitlines()
+    assert owners == ["root 755", "root 755"]
+    host.run("rm", f"{HOME}/work")
+    deployment.start_vm("web")
+
+
 def test_shares_are_served_from_a_directory_of_roots(deployment: Deployment) -> None:
     """The VM's user cannot replace the sockets that root makes and gives to a group; it can connect."""
     host = deployment.host

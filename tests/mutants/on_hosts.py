@@ -64,6 +64,22 @@ ON_HOSTS: Final = (
         (f"{_HOST}/test_readiness.py::test_a_key_of_another_user",),
     ),
     Protection(
+        "no VM that is up is restarted where a start could make no files",
+        (Edit("agent/observe.py", "if found.f_files and found.f_favail < _FILES_LEAST:", "if False:"),),
+        (f"{_HOST}/test_readiness.py::test_a_runtime_directory_that_a_vms_user_has_filled",),
+    ),
+    Protection(
+        "a VM's working directory is no link",
+        (
+            Edit(
+                "contrib/systemd/microvm@.service",
+                "AssertPathIsSymbolicLink=!",
+                "#AssertPathIsSymbolicLink=!",
+            ),
+        ),
+        (f"{_HELPERS}::test_a_link_in_the_place_of_the_working_directory_is_refused",),
+    ),
+    Protection(
         "the bus lets the group call nothing but Plan",
         (Edit(_POLICY, ' send_member="Plan"', ""),),
         (f"{_CONTROL}::test_a_group_reads_and_root_rules",),
