@@ -86,9 +86,10 @@ class _Renewal:
         """All of it; digests first, as nothing tells them once the generations are sealed anew."""
         renewed = list(self._generations())
         digests = {old.digest: new.digest for old, new, _ in renewed}
-        for digest in self._noted_digests():
-            digests.setdefault(digest, _digest_of_other(digest, self.after.key))
         known = self.after.renewed(self.name)
+        for digest in self._noted_digests():
+            if digest not in known:  # by a try that was interrupted, and had sealed what it is of
+                digests.setdefault(digest, _digest_of_other(digest, self.after.key))
         told = {old: digests.get(new, new) for old, new in known.items()} | digests
         told = {old: new for old, new in told.items() if self._is_of_after(new) and old != new}
         if told != known:

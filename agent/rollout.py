@@ -113,7 +113,9 @@ class Rollout:
             if self._is_overtaken(vm, decision):
                 return None
             up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
-            if self.monotonic() - up_for > since and decision.state is State.IN_STEP:
+            # Whatever is published, or cannot be read: nothing else is sealed.
+            is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
+            if self.monotonic() - up_for > since and is_on_it:
                 return State.IN_STEP
             self._require_ready(vm, manager)
             previous = self._previous(observed)

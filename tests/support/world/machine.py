@@ -506,8 +506,10 @@ class Machine:
     def _after_restart(self, vm: ModelVm, result: str) -> None:
         if result != "done":
             self.allowed[vm.name] += 1
-        if result not in {"done", "canceled"}:
-            self.blamed[vm.name] = self.wanted(vm.name)
+        # The start of a VM that was down, and was canceled, has left it down: so has one that has failed.
+        wanted = self.wanted(vm.name)
+        if wanted is not None and result != "done" and (result != "canceled" or not vm.is_up):
+            self.blamed[vm.name] = wanted
 
     def _told(self, record: dict[str, str]) -> None:
         """Called with each record of the audit that the journal takes."""

@@ -136,6 +136,8 @@ class ModelSystemd:
                 vm.active, vm.sub, vm.result = "failed", "failed", "timeout"
             case "dependency":  # the stop was done, and the start waits for another unit, which fails
                 self._down(vm)
+        if result == "canceled" and not vm.is_up:
+            vm.is_down_by_agent = False  # an operator wants no start of what is down
         vm.last_result = result
         if result in {"timeout", "failed", "dependency"} or (result == "done" and not vm.is_up):
             vm.is_down_by_agent = True

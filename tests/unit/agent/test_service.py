@@ -311,7 +311,7 @@ def test_a_generation_is_not_to_blame_where_the_key_changes_while_its_vm_is_rest
     assert not {Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
 
 
-@pytest.mark.parametrize("calls", range(1, 8))
+@pytest.mark.parametrize("calls", range(1, 13))
 def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
