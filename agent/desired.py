@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent.keys import KEY_DIGITS
 from agent.sealing import sealed_size
 from agent.source import Problem, Snapshot
 from launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, ManifestEntry, Secret, oem_string
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 API_STRINGS_MAX = 48 << 10
 """Bytes of OEM strings over the API: cloud-hypervisor up to v53 takes a document of 51,200 bytes, of which
 the rest of a VM's description needs some."""
-
-
-KEY_DIGITS = 8
-"""The last hex digits of a digest say which key of the host made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ def identity_of(
 
 def of_key(digest: str, key: CredentialKey) -> str:
     """A digest that a key has made, with what says so."""
-    return digest[:-KEY_DIGITS] + key.derive("digest key id").hex()[:KEY_DIGITS]
+    return digest[:-KEY_DIGITS] + key.digest_id
 
 
 def are_of_one_key(one: str, other: str) -> bool:

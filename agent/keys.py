@@ -27,6 +27,8 @@ _HEADER_SIZE = 16
 _DATA_MAX = 4096
 """systemd 252 and 257 abort on more, though they bound the file at 16 MiB."""
 _MODE = 0o400
+KEY_DIGITS = 8
+"""The last hex digits of a digest say which key of the host made it."""
 
 
 @final
@@ -58,6 +60,11 @@ class CredentialKey:
             known = hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
             self._derived[purpose] = known
         return known
+
+    @property
+    def digest_id(self) -> str:
+        """What the digests that this key makes end with."""
+        return self.derive("digest key id").hex()[:KEY_DIGITS]
 
     def __repr__(self) -> str:
         return "CredentialKey(…)"

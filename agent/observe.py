@@ -190,10 +190,10 @@ class Observer:
 
     def _known_now(self, vm: VmConfig, evidence: Evidence | None) -> Evidence | None:
         """The same in terms of the host's present key."""
-        digests = self.store.renewed(vm.name)
-        if evidence is None or evidence.digest not in digests:
-            return evidence
-        return replace(evidence, digest=digests[evidence.digest])
+        if evidence is None:
+            return None
+        digest = self.store.in_present_terms(vm.name, evidence.digest)
+        return evidence if digest == evidence.digest else replace(evidence, digest=digest)
 
     def has_other_key(self) -> bool:
         """Whether the host has another key than the store is sealed with, so that PID 1 opens nothing."""

@@ -307,8 +307,13 @@ class Store:
             raise _failed(path, error) from None
 
     def in_present_terms(self, vm: str, digest: str) -> str:
-        """What a digest of an earlier key of the host is with the present key; any other, as it is."""
-        return self.renewed(vm).get(digest, digest)
+        """What a digest of an earlier key of the host is with the present key; any other, as it is.
+
+        The host may have an earlier key again, such as one from a backup: what was noted for the key in
+        between says nothing then.
+        """
+        told = self.renewed(vm).get(digest)
+        return told if told is not None and told.endswith(self.key.digest_id) else digest
 
     def renewed(self, vm: str) -> Mapping[str, str]:
         """What digests of earlier keys of the host are with the present one, as far as that is known."""

@@ -10,6 +10,7 @@ import shlex
 import socket
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,20 +133,16 @@ class Deployment:
         }
 
     def vm_info(self, name: str) -> dict[str, Any]:
-        """The hypervisor's ``vm.info``. A hypervisor that has just been started is given time to listen."""
+        """The hypervisor's ``vm.info``. A VM that has just been started is given time to be created."""
         path = self.host.path(f"/var/lib/microvms/{name}/work/{name}.sock")
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
-            self.host.wait(lambda: _connect(client, path), 10, f"{name}: its hypervisor listens")
-            client.sendall(b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = b""
-            while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < _length(answer):
-                chunk = client.recv(65536)
-                if not chunk:
-                    raise HostError(f"{name}: the hypervisor hung up")
-                answer += chunk
-        information: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
-        return information
+        found: list[dict[str, Any]] = []
+
+        def ask() -> bool:
+            found[:] = _vm_info(path)
+            return bool(found)
+
+        self.host.wait(ask, 10, f"{name}: its vm.info")
+        return found[0]
 
     def starts(self, name: str) -> int:
         """How often the VM's unit was started since it was added, by PID 1's own account."""
@@ -230,18 +227,27 @@ def guest_files(
     return VmFiles(arguments, {}, f"boot={cpus}")
 
 
-def _connect(client: socket.socket, path: Path) -> bool:
-    """Whether the client could be connected: something listens at this path."""
-    try:
-        # Through a descriptor of its directory: the whole path is longer than a socket's may be.
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+def _vm_info(path: Path) -> list[dict[str, Any]]:
+    """One hypervisor's ``vm.info``, by its socket; none while it does not listen or has no VM yet."""
+    request = b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ExitStack() as stack:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.settimeout(10)
         try:
+            # Through a descriptor of its directory: the whole path is longer than a socket's may be.
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, directory)
             client.connect(f"/proc/self/fd/{directory}/{path.name}")
-        finally:
-            os.close(directory)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return False
-    return True
+            client.sendall(request)
+            answer = b""
+            while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < _length(answer):
+                if not (chunk := client.recv(65536)):
+                    return []
+                answer += chunk
+        except (FileNotFoundError, ConnectionError):
+            return []
+    status, body = answer.split()[1], answer.partition(b"\r\n\r\n")[2]
+    return [json.loads(body)] if status == b"200" else []
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

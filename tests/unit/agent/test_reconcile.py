@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
-from agent.desired import KEY_DIGITS, Desired, Fingerprints, Refused, desired
+from agent.desired import Desired, Fingerprints, Refused, desired
 from agent.evidence import Evidence
-from agent.keys import CredentialKey
+from agent.keys import KEY_DIGITS, CredentialKey
 from agent.notes import Assumed, Attempt, Outcome
 from agent.policy import Policy
 from agent.reconcile import NOT_REPORTED, Decision, Observed, State, decide
@@ -25,7 +25,7 @@ from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
 KEY = CredentialKey(bytes(4096))
 GUEST = CredentialKey(b"\1" * 4096)
 VM = VmConfig(name="web", unit="microvm@web.service", credentials={"K": CredentialConfig(secret="k")})
-KEY_ID = KEY.derive("digest key id").hex()[:KEY_DIGITS]
+KEY_ID = KEY.digest_id
 NEW, OLD = "e" * 56 + KEY_ID, "0" * 56 + KEY_ID
 OF_ANOTHER_KEY = "e" * 64
 INVOCATION, OTHER = "a" * 32, "b" * 32

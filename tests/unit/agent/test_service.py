@@ -426,6 +426,27 @@ def test_a_key_that_changed_while_no_agent_ran_is_no_tampering(tmp_path: Path) -
     assert loop.verify() == ()
 
 
+def test_an_earlier_key_that_comes_back_is_compared_with_as_ever(tmp_path: Path) -> None:
+    """A key that is restored from a backup, while no agent runs: the VM is behind, and is restarted.
+
+    What was noted for the key in between says nothing then.
+    """
+    loop = Loop(tmp_path, VM)
+    loop.publish(x="one")
+    with loop.running():
+        in_step(loop)
+        loop.key.with_name("backup").hardlink_to(loop.key)
+        loop.new_key()
+        loop.turn()
+    loop.key.with_name("backup").rename(loop.key)
+    with loop.running():
+        loop.turn()
+        assert loop.decision("a").state is State.IN_STEP
+        loop.publish(x="two")
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.units.restarts == [UNIT]
+
+
 def test_an_edited_head_is_taken_for_no_new_key(loop: Loop) -> None:
     """Only another key of the host is told as one."""
     path = loop.service._store.state / journal.HEAD_FILE
