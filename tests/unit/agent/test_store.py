@@ -713,3 +713,66 @@ def test_a_lock_that_is_a_fifo_or_a_link_is_no_trap(store: Store) -> None:
     (store.state / "other.lock").symlink_to("/etc/hostname")
     with pytest.raises(StoreError), store.lock("other.lock"):
         pass
+
+
+@pytest.mark.parametrize("key", [KEY, CredentialKey(b"the next")], ids=["the same key", "another key"])
+def test_whole_generations_stay_after_the_agent_starts_anew(store: Store, key: CredentialKey) -> None:
+    """A new process keeps the whole generations that are there, also those of an earlier key."""
+    for number in range(1, 4):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")})
+    Store(store.state, key).write(manifest(4, "A"), {"A": Secret(b"a")})
+    assert numbers(store) == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("digest", "asked", "found"),
+    [("a", 1, 1), ("a", 3, 3), ("a", 2, 3), ("a", 0, 3), ("b", 9, 2), ("c", 1, 0)],
+    ids=["the number asked", "it is the newest", "it differs", "no number", "it is gone", "no such digest"],
+)
+def test_a_generation_is_found_by_its_digest(store: Store, digest: str, asked: int, found: int) -> None:
+    """The number that was asked for comes first, then the newest of the same digest; 0 means none."""
+    for number, each in enumerate("aba", start=1):
+        store.write(manifest(number).but(digest=each * 64), {})
+    store.write(manifest(4, vm="db").but(digest="c" * 64), {})
+    assert store.find("web", digest * 64, asked) == found
+
+
+@pytest.mark.parametrize(
+    ("target", "number"),
+    [(None, 0), ("generations/12", 12), ("generations/x", 0), ("generations/\N{SUPERSCRIPT TWO}", 0)],
+)
+def test_the_current_number_is_what_the_link_names(store: Store, target: str | None, number: int) -> None:
+    """It is known without opening the generation, and is 0 where the link names no number."""
+    store.vm_directory("web").mkdir(parents=True)
+    if target is not None:
+        (store.vm_directory("web") / "current").symlink_to(target)
+    assert store.current_number("web") == number
+
+
+def test_values_are_of_the_generation_that_is_asked_for(store: Store) -> None:
+    """An older generation's values can be read beside the current ones."""
+    for number, value in enumerate((b"old", b"new"), start=1):
+        store.write(manifest(number, "A"), {"A": Secret(value)})
+    assert store.values("web", 1) == {"A": Secret(b"old")}
+    assert store.values("web") == {"A": Secret(b"new")}
+
+
+def test_records_are_read_in_terms_of_the_present_key(store: Store) -> None:
+    """Renewed digests replace earlier ones of the same VM, at once and after the agent starts anew."""
+    old, new = "1" * 64, "2" * (64 - len(KEY.digest_id)) + KEY.digest_id
+    for vm in ("web", "db"):
+        store.assume(vm, Assumed("a" * 32, old))
+        store.record_attempt(vm, Attempt(old, Outcome.FAILED))
+        assert store.renewed(vm) == {}
+    store.record_renewed("web", {old: new})
+    for each in (store, Store(store.state, KEY)):
+        assert each.renewed("web") == {old: new}
+        assert each.in_present_terms("web", "3" * 64) == "3" * 64
+        assert each.assumed("web") == Assumed("a" * 32, new)
+        assert each.attempt("web") == Attempt(new, Outcome.FAILED)
+        assert each.assumed("db") == Assumed("a" * 32, old)
+        assert each.attempt("db") == Attempt(old, Outcome.FAILED)
+    other = Store(store.state, CredentialKey(b"the next"))
+    assert other.in_present_terms("web", old) == old, "that was noted for another key"
+    (store.vm_directory("web") / "renewed.json").unlink()
+    assert store.renewed("web") == {old: new}, "the file is read once"
