@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from agent import sealer
 from agent.config import parse
-from agent.errors import StoreError
+from agent.errors import StoreError, UnsyncedStoreError
 from agent.events import Event
 from agent.evidence import Evidence
 from agent.keys import CredentialKey, create_key, read_key
@@ -300,3 +300,22 @@ def test_a_sealing_keeps_what_a_rollback_may_need(recorded: tuple[Host, Recorded
         host.rotate(f"value {number}")
         host.sealer.seal_due(look_at(host, "web"))
     assert all(host.store.generation("web", number) is not None for number in range(1, 8))
+
+
+def test_a_generation_sealed_again_is_news_again(
+    recorded: tuple[Host, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values whose generation is gone are published anew, and the error of a sync is raised each time."""
+    host, audit = recorded
+    real = Store.write
+
+    def unsynced(*arguments: Any) -> None:  # noqa: ANN401 (as it was called)
+        real(*arguments)
+        raise UnsyncedStoreError("it is written", hint="see the file system")
+
+    monkeypatch.setattr(Store, "write", unsynced)
+    for _ in range(2):
+        with pytest.raises(UnsyncedStoreError, match="it is written"):
+            host.sealer.seal_due(look_at(host, "web"))
+        (host.store.vm_directory("web") / "current").unlink()
+    assert [event for event, *_ in audit.records] == [Event.PUBLISHED, Event.SEALED] * 2
