@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 DONE, CANCELED, DEPENDENCY = "done", "canceled", "dependency"
 """systemd's words for the ends of jobs: the second says that another job took its place, the third that the
 unit was stopped and could not be started, since a unit that it requires failed."""
+_NO_STOPS = frozenset({DEPENDENCY, "skipped"})
+"""How no stop ends that somebody has asked for: a start that did not come to be has left the unit down."""
 _RESTART_UNIT = "credferry-restart@{unit}.service"
 HEALTH_UNIT = "credferry-health@{vm}.service"
 """What checks a VM's health, where it has a check; made by its name."""
@@ -128,4 +130,4 @@ def as_left(unit: UnitState, manager: SystemManager) -> UnitState:
     """
     if not unit.is_stopped or unit.has_job:
         return unit
-    return replace(unit, is_left_down=True) if manager.ended(unit.name) == DEPENDENCY else unit
+    return replace(unit, is_left_down=True) if manager.ended(unit.name) in _NO_STOPS else unit

@@ -76,9 +76,11 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
 
 
 def _is_way_back_closed(host: Machine, vm: ModelVm) -> bool:
-    """Whether systemd did not start the VM on what it ran before, which is tried once."""
+    """Whether systemd did not start the VM on what it ran before, or an operator chose what fails."""
     attempt = host.store.attempt(vm.name)
-    return attempt is not None and attempt.outcome is Outcome.ROLLED_BACK and vm.last_result != "done"
+    if attempt is None or attempt.outcome is not Outcome.ROLLED_BACK:
+        return False
+    return vm.last_result != "done" or attempt.by_operator
 
 
 def _is_spared(host: Machine, vm: ModelVm) -> bool:

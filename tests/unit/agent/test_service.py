@@ -131,14 +131,17 @@ def ended_unseen(loop: Loop, result: str, seen: int) -> None:
     loop.units.job = loop._restart
 
 
+@pytest.mark.parametrize("result", ["dependency", "skipped"])
 @pytest.mark.parametrize("seen", [0, 1, 2], ids=["at first", "again", "on the way back"])
-def test_a_vm_that_a_restart_left_down_is_started_though_the_agent_ended(tmp_path: Path, seen: int) -> None:
+def test_a_vm_that_a_restart_left_down_is_started_though_the_agent_ended(
+    tmp_path: Path, seen: int, result: str
+) -> None:
     """Systemd's own records tell that no operator has stopped the VM."""
     loop = Loop(tmp_path, VM)
     loop.publish(x="one")
     with loop.running():
         in_step(loop)
-        ended_unseen(loop, "dependency", seen)
+        ended_unseen(loop, result, seen)
     with loop.running() as service:
         loop.turn(lambda: loop.units.unit(UNIT).is_active)
         current = service._store.current("a")
