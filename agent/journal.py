@@ -87,6 +87,8 @@ class Audit:
     sender: Sender = field(default_factory=Sender)
     listeners: Sequence[Callable[[Fact], None]] = ()
     present_key: Callable[[], CredentialKey] | None = None
+    keys: dict[str, CredentialKey] = field(default_factory=dict)
+    """Keys that have written records, by `_id`; to be shared by all that write in one process."""
 
     def record(
         self,
@@ -130,11 +132,17 @@ class Audit:
                 listener(fact)
 
     def _key_after(self, head: Head) -> CredentialKey:
-        """The key for the record after a head: where ours has not written that, the host's of now."""
-        if not _is_with(head, self.store.key) and self.present_key is not None:
-            with suppress(KeyFileError, FileNotFoundError):
-                return self.present_key()
-        return self.store.key
+        """The key for the record after a head: where the store's has not written that, the host's of now.
+
+        Where the host's cannot be read, the chain stays with the key that has written the head: it does not
+        go back to one that the host had before.
+        """
+        if _is_with(head, self.store.key) or self.present_key is None:
+            return self.store.key
+        try:
+            return self.present_key()
+        except (KeyFileError, FileNotFoundError):
+            return self.keys.get(head.key, self.store.key)
 
     def _append(self, head: Head, key: CredentialKey, fields: Iterable[str]) -> Head:
         """Keep one more record in the chain, and send it; the head from then on. Under the lock."""
@@ -142,6 +150,7 @@ class Audit:
         digest = chain_hash(key.derive("audit"), fields)
         fields.append(f"CREDFERRY_HASH={digest}")
         kept = Head(head.sequence + 1, digest, fields, _id(key))
+        self.keys[kept.key] = key
         self._keep(kept)
         self._send(kept)
         return kept

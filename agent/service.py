@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from agent.config import Config, VmConfig
+    from agent.keys import CredentialKey
     from agent.source import Snapshot
     from agent.store import Store
 
@@ -113,6 +114,7 @@ class Service:
         self._is_taken_over = False
         self._sourceless: SourceError | None = None
         self._sender = self._parts.sender()
+        self._audit_keys: dict[str, CredentialKey] = {}
         config = configuration.load(path)
         self._restarts = Restarts(
             config,
@@ -160,7 +162,7 @@ class Service:
     def _audit_of(self, config: Config, store: Store) -> Audit:
         listeners = (self._metrics.hear, self._front.hear)
         # One sender for the whole run: what it could not send yet outlives a reload.
-        return Audit(store, self._sender, listeners, partial(present_key, config))
+        return Audit(store, self._sender, listeners, partial(present_key, config), self._audit_keys)
 
     def _use(self, config: Config, store: Store, audit: Audit) -> None:
         self._config = config

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.errors import KeyFileError
 from agent.events import Event
 from agent.journal import LOST, Audit, chain_hash, kept_head, sent
 from agent.journald import Sender
@@ -137,3 +138,31 @@ def test_a_message_that_is_no_text(store: Store, journal: Journal) -> None:
     own = [line for line in lines if not line.startswith(("SYSLOG_", "CREDFERRY_HASH="))]
     assert "MESSAGE=/run/\\udcff" in own
     assert chain_hash(KEY.derive("audit"), own) == head.hash
+
+
+def test_the_chain_goes_back_to_no_key_that_the_host_had_before(store: Store, journal: Journal) -> None:
+    """A writer notices the host's newest key, which then cannot be read: records go on with that key.
+
+    Otherwise the chain would change its key twice, and `credferry audit --verify` would call what stands
+    between the two changes edited.
+    """
+    newest, readable = CredentialKey(b"the newest"), True
+
+    def present_key() -> CredentialKey:
+        if not readable:
+            raise KeyFileError("mode is 0644", hint="chmod 0400")
+        return newest
+
+    keys: dict[str, CredentialKey] = {}
+    sender = Sender(str(journal.path))
+    Audit(store, sender, (), present_key, keys).record(Event.HELD, "held", vm="web")
+    between = Store(store.state, CredentialKey(b"another"))
+    Audit(between, sender, (), present_key, keys).record(Event.RELEASED, "released", vm="web")
+    head = kept_head(store.state)
+    assert head is not None
+    readable = False
+    for same in (store, between):
+        Audit(same, sender, (), present_key, keys).record(Event.HELD, "held", vm="web")
+    last = kept_head(store.state)
+    assert last is not None
+    assert (last.key, last.sequence) == (head.key, head.sequence + 2)
