@@ -251,13 +251,26 @@ def test_what_polkit_cannot_narrow(unprivileged: Deployment) -> None:
     host.write(waiting, f"[Unit]\nAfter={WEB}\n[Service]\nExecStart=/bin/sleep infinity\n")
     host.run("systemctl", "daemon-reload")
     unprivileged.start_vm("web")
+
+    def at_the_gate() -> bool:
+        """Whether a new start has come so far: between a stop and a start nothing is restarted."""
+        unit = unprivileged.unit("web")
+        if unit["SubState"] != "start-pre" or unit["InvocationID"] in seen:
+            return False
+        seen.add(unit["InvocationID"])
+        return True
+
+    seen: set[str] = set()
+
     try:
         with gate.shut():
             host.run("systemctl", "restart", "--no-block", WEB)
+            host.wait(at_the_gate, 20, "the restart")
             host.run("systemctl", "start", "--no-block", "waiting.service")
             assert "Job" in host.unit("waiting.service")
             assert call(host, USER, "TryRestartUnit", "ss", WEB, "flush") == ""
             assert "Job" not in host.unit("waiting.service"), "an unrelated unit's job is cancelled"
+            host.wait(at_the_gate, 20, "the restart that flushed")
             assert call(host, USER, "TryRestartUnit", "ss", WEB, "replace-irreversibly") == ""
             stop = host.run("systemctl", "stop", WEB, check=False)
             assert "destructive" in stop.stderr, "the VM cannot be stopped until its restart is done"

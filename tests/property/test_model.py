@@ -281,6 +281,8 @@ class TestWorld(World.TestCase):  # type: ignore[misc,valid-type]  # made by Hyp
         max_examples=RUNS,
         stateful_step_count=25,
         deadline=None,
+        derandomize="CREDFERRY_MODEL_RUNS"
+        not in os.environ,  # one verdict on the same code; nightly explores
         suppress_health_check=[HealthCheck.too_slow],  # making a host takes most of a short history
     )
 
