@@ -282,7 +282,7 @@ class TestWorld(World.TestCase):  # type: ignore[misc,valid-type]  # made by Hyp
         stateful_step_count=25,
         deadline=None,
         derandomize="CREDFERRY_MODEL_RUNS"
-        not in os.environ,  # one verdict on the same code; nightly explores
+        not in os.environ,  # one verdict on the same code
         suppress_health_check=[HealthCheck.too_slow],  # making a host takes most of a short history
     )
 
