@@ -38,7 +38,7 @@ test-unit:
 check:
 	@exec $(BOOTSTRAP) unit ruff check
 	@exec $(BOOTSTRAP) unit ruff format --check
-	@exec $(BOOTSTRAP) unit mypy agent launcher tests benchmarks docs/generate
+	@exec $(BOOTSTRAP) unit mypy
 
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py

@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The daemon that ferries rotated secrets into microVMs, and the operator's command `credferry`."""
+"""The agent: the daemon that ferries rotated secrets into VMs, and the operator's command.
+
+May import: of the launcher, `launcher.handoff` alone.
+Never: code that the launcher needs.
+"""
 
 __version__ = "0.1.0"

@@ -8,6 +8,12 @@ import traceback
 from typing import ClassVar
 
 
+def describe(error: Exception) -> str:
+    """An error in one line, with its remedy."""
+    hint = getattr(error, "hint", "")
+    return f"{error}: {hint}" if hint else str(error)
+
+
 class ExitStatus(enum.IntEnum):
     """Exit statuses of the command `credferry`, where there is one after sysexits.h."""
 

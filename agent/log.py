@@ -10,14 +10,50 @@ import sys
 import syslog
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agent.journald import reconnect_standard_error
+from credferry.agent.journald import reconnect_standard_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
-    from agent.hardening import Hardening
+    from credferry.agent.hardening import Hardening
+
+
+@dataclass(slots=True)
+class _Condition:
+    text: str
+    began: float
+    times: int = 1
+
+
+@dataclass(slots=True)
+class Conditions:
+    """What is the matter at present, by key. ``now`` is given by the caller: monotonic, in seconds."""
+
+    _known: dict[str, _Condition] = field(default_factory=dict)
+
+    def met(self, key: str, text: str, now: float) -> bool:
+        """Take note that a condition is met. Whether that is new, or its text is, and so is to be told."""
+        condition = self._known.get(key)
+        if condition is not None and condition.text == text:
+            condition.times += 1
+            return False
+        self._known[key] = _Condition(text, condition.began if condition else now)
+        return True
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """What is the matter at present."""
+        return frozenset(self._known)
+
+    def over(self, key: str, now: float) -> str:
+        """Take note that it is met no more: how often it was, and for how long; empty where it was not."""
+        condition = self._known.pop(key, None)
+        if condition is None:
+            return ""
+        return f"seen {condition.times} times in {now - condition.began:.0f} s"
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from launcher.handoff import (
+from benchmarks.bed import INSIDE
+from benchmarks.results import CREDFERRY, Row, row
+from credferry.launcher.handoff import (
     MANIFEST_FILE,
     Channel,
     Delivery,
@@ -22,9 +24,6 @@ from launcher.handoff import (
     unit_credential,
     value_file,
 )
-
-from benchmarks.bed import INSIDE
-from benchmarks.results import CREDFERRY, Row, row
 
 if TYPE_CHECKING:
     from benchmarks.bed import Bed

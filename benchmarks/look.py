@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.config import parse
-from agent.keys import CredentialKey, hashed_machine_id
-from agent.observe import Observer
-from agent.pace import Pacer
-from agent.sealer import Sealer
-from agent.store import Store
-from agent.units import UnitState
-from launcher.handoff import (
+from credferry.agent.config.loading import parse
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.sealer import Sealer
+from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.sealing.keys import CredentialKey, hashed_machine_id
+from credferry.agent.store.generations import Store
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import (
     EVIDENCE_PARENT,
     Channel,
     Stamp,
@@ -37,7 +37,7 @@ from launcher.handoff import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from agent.config import Config
+    from credferry.agent.config.model import Config
 
 _INVOCATION = "1" * 32
 
@@ -50,7 +50,7 @@ class Silent:
 
 
 class Units:
-    """A systemd whose units all run, as `agent.units.SystemManager`."""
+    """A systemd whose units all run, as `credferry.agent.systemd.units.SystemManager`."""
 
     def unit(self, name: str) -> UnitState:
         """An active unit."""

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.handoff import Channel
-
 from benchmarks import accepted, growth, launch
 from benchmarks.plot import Point, chart
 from benchmarks.targets import targets
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,14 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.keys import CredentialKey
-from agent.sealing import seal
-from agent.store import Store
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
-from tests.support.cache import cache_directory
 
 from benchmarks.results import CREDFERRY, Row, row
+from credferry.agent.sealing.credential import seal
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
+from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
+from tests.support.cache import cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

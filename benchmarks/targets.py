@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher.handoff import Channel
-
 from benchmarks import accepted, growth, idle, launch, sealing
 from benchmarks.results import CREDFERRY, LIMIT, SHELL
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

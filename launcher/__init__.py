@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What stands in for cloud-hypervisor's command: standard library only, as it is on a VM's boot path.
+"""The launcher: it stands where cloud-hypervisor's binary stands and adds the credentials.
 
-And little of that: `dataclasses`, `typing` and `pathlib` would double what a start takes. Types are for type
-checkers alone (hence ``TYPE_CHECKING = False``); what one way alone needs is imported there.
-tests/host/test_counts.py counts.
+May import: Python's standard library alone.
+Never: anything of the agent; it is on each VM's boot path.
 """

@@ -6,20 +6,21 @@ from __future__ import annotations
 import os
 import sys
 
-from launcher import arguments, cmdline, credentials, hardening, journal, plan, version
-from launcher.errors import Exit, LaunchError, failed
-from launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
-from launcher.options import Grammar
+from credferry.launcher import arguments, credentials, hardening, journal, plan
+from credferry.launcher.errors import Exit, LaunchError, failed, usage
+from credferry.launcher.handoff import MESSAGE_ID_LAUNCH_REFUSED, RUNTIME_PARENT
+from credferry.launcher.hypervisor import version
+from credferry.launcher.hypervisor.options import Grammar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final, NoReturn
 
-    from launcher.arguments import Arguments
-    from launcher.credentials import Delivered
-    from launcher.handoff import Manifest
-    from launcher.spec import Spec
+    from credferry.launcher.arguments import Arguments
+    from credferry.launcher.credentials import Delivered
+    from credferry.launcher.handoff import Manifest
+    from credferry.launcher.spec.model import Spec
 
 _INTERNAL: Final = 70
 _QUESTIONS: Final = frozenset({"--version", "-V", "--help", "-h"})
@@ -61,11 +62,13 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
     if asked.spec is not None:
         from pathlib import Path  # noqa: PLC0415 (likewise)
 
-        from launcher import spec  # noqa: PLC0415 (microvm.nix's way does without it)
+        from credferry.launcher.spec import (  # noqa: PLC0415 (microvm.nix's way does without it)
+            model as spec,
+        )
 
         vm = spec.load(Path(asked.spec))
         if asked.vm not in {None, vm.name}:
-            raise cmdline.usage(f"the spec is that of VM {vm.name}, not of {asked.vm}", "correct --vm")
+            raise usage(f"the spec is that of VM {vm.name}, not of {asked.vm}", "correct --vm")
         if asked.verb is not None:
             _on_host(asked.verb, vm)
             return
@@ -79,20 +82,20 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
 
 def _root_program(words: Sequence[str]) -> NoReturn:
     """Become a program, where nobody but root can have put it there. Raises `LaunchError`."""
-    from launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
+    from credferry.launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
 
     if len(words) != 1:
-        raise cmdline.usage(f"{arguments.ROOT_PROGRAM} takes one path", "see credferry-launch --help")
+        raise usage(f"{arguments.ROOT_PROGRAM} takes one path", "see credferry-launch --help")
     (path,) = words
     try:
         os.close(trust.open_file(path))
         os.execv(path, [path])  # noqa: S606 (no shell is wanted)
     except OSError as error:
-        raise cmdline.usage(f"{path} cannot be run: {error.strerror}", "correct the VM's files") from None
+        raise usage(f"{path} cannot be run: {error.strerror}", "correct the VM's files") from None
 
 
 def _on_host(verb: str, vm: Spec) -> None:
-    from launcher import host  # noqa: PLC0415 (not for a VM's start itself)
+    from credferry.launcher.spec import host  # noqa: PLC0415 (not for a VM's start itself)
 
     match verb:
         case "--tap-up":
@@ -104,14 +107,14 @@ def _on_host(verb: str, vm: Spec) -> None:
         case _:
             pid = os.environ.get("MAINPID", "")
             if not pid.isdecimal():
-                raise cmdline.usage("$MAINPID is not set", "--shutdown is for ExecStop= of the VM's unit")
+                raise usage("$MAINPID is not set", "--shutdown is for ExecStop= of the VM's unit")
             host.shutdown(vm, int(pid))
 
 
 def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None:
     hardening.forbid_core_dumps()
     if asked.check is not None:
-        from launcher import check  # noqa: PLC0415 (not on a VM's boot path)
+        from credferry.launcher import check  # noqa: PLC0415 (not on a VM's boot path)
 
         delivered: Delivered | None = check.delivered(asked.check, asked.vm)
     else:
@@ -133,10 +136,10 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
     made = plan.make(_of_spec(request, vm) if vm is not None else request, delivered)
     if asked.check is not None:
         return
-    from launcher import start  # noqa: PLC0415 (after all that can be refused without it)
+    from credferry.launcher import start  # noqa: PLC0415 (after all that can be refused without it)
 
     if asked.explain:
-        from launcher import explain  # noqa: PLC0415 (not on a VM's boot path)
+        from credferry.launcher import explain  # noqa: PLC0415 (not on a VM's boot path)
 
         events = start.events_fd_number()
         sys.stdout.write(explain.render(made, real=real, version=text, events_fd=events) + "\n")
@@ -161,7 +164,9 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
 
 
 def _of_spec(request: plan.Request, vm: Spec) -> plan.Request:
-    from launcher import speccommand  # noqa: PLC0415 (microvm.nix's way does without it)
+    from credferry.launcher.spec import (  # noqa: PLC0415 (microvm.nix's way does without it)
+        command as speccommand,
+    )
 
     argv = speccommand.arguments(vm, Grammar.of(request.major))
     return request.but(argv=tuple(argv), notify=vm.notify_socket, sockets=vm.sockets)
@@ -186,7 +191,7 @@ def _version(asked: str | None, real: str) -> tuple[str, int]:
         return version.ask(real, cache or None)
     given = version.parse(asked)
     if given is None:
-        raise cmdline.usage("--hypervisor-version is not a version", "give it as 53.0")
+        raise usage("--hypervisor-version is not a version", "give it as 53.0")
     return given
 
 

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from launcher import cmdline
-from launcher.handoff import is_vm_name
-from launcher.record import Record, field
+from credferry.launcher.errors import usage
+from credferry.launcher.handoff import is_vm_name
+from credferry.launcher.record import Record, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Final
 
-    from launcher.check import Assumed
+    from credferry.launcher.check import Assumed
 
 USAGE: Final = (
     "usage: credferry-launch --real PATH [--explain] [--hypervisor-version V] [--vm NAME] -- ARGV…\n"
@@ -74,22 +74,22 @@ def parse(words: Sequence[str]) -> Arguments:
         elif name in _WITH_VALUE | _CHECK_WITH_VALUE and (equals or own):
             values[name] = value if equals else own.pop(0)
         else:
-            raise cmdline.usage("an argument before -- is not known, or has no value", _HELP)
+            raise usage("an argument before -- is not known, or has no value", _HELP)
     verbs = flags & _HOST_VERBS
     check = _check(flags, values)
     version = values.get("--major", values.get("--hypervisor-version"))
     spec, real, vm = values.get("--spec"), values.get("--real"), values.get("--vm")
     if spec is None:
         if not dashes:
-            raise cmdline.usage("-- is missing before cloud-hypervisor's arguments", _HELP)
+            raise usage("-- is missing before cloud-hypervisor's arguments", _HELP)
         if not real and not (check and version):
-            raise cmdline.usage("--real is missing", "give the path of cloud-hypervisor's binary")
+            raise usage("--real is missing", "give the path of cloud-hypervisor's binary")
     elif argv:
-        raise cmdline.usage("--spec and arguments after -- are both given", "write them into its options")
+        raise usage("--spec and arguments after -- are both given", "write them into its options")
     if len(verbs) > 1 or (verbs and (spec is None or flags - verbs)):
-        raise cmdline.usage(f"{min(verbs)} stands alone, with --spec", _HELP)
+        raise usage(f"{min(verbs)} stands alone, with --spec", _HELP)
     if vm is not None and not is_vm_name(vm):
-        raise cmdline.usage("--vm is not a valid name", "give the instance name of the VM's unit")
+        raise usage("--vm is not a valid name", "give the instance name of the VM's unit")
     return Arguments(
         real,
         tuple(argv),
@@ -111,11 +111,11 @@ def _check(flags: set[str], values: Mapping[str, str]) -> Assumed | None:
     stray = min((flags & _CHECK_SWITCHES) | (values.keys() & _CHECK_WITH_VALUE), default=None)
     if _CHECK not in flags:
         if stray is not None:
-            raise cmdline.usage(f"{stray} goes with --check only", _HELP)
+            raise usage(f"{stray} goes with --check only", _HELP)
         return None
     if "--explain" in flags:
-        raise cmdline.usage("--explain and --check are both given", "give one of them")
-    from launcher import check  # noqa: PLC0415 (not on a VM's boot path)
+        raise usage("--explain and --check are both given", "give one of them")
+    from credferry.launcher import check  # noqa: PLC0415 (not on a VM's boot path)
 
     return check.assume(flags, values)
 

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import binascii
 
-from launcher import oem
-from launcher.cmdline import usage
-from launcher.credentials import Credential, Delivered
-from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret, is_credential_name
-from launcher.record import Record
+from credferry.launcher import oem
+from credferry.launcher.credentials import Credential, Delivered
+from credferry.launcher.errors import usage
+from credferry.launcher.handoff import (
+    Channel,
+    Delivery,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    is_credential_name,
+)
+from credferry.launcher.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
-from launcher.errors import Exit, LaunchError, failed
-from launcher.handoff import (
+from credferry.launcher.errors import Exit, LaunchError, failed
+from credferry.launcher.handoff import (
     CREDENTIAL_PREFIX,
     MANIFEST_FILE,
     EarlierFormError,
@@ -19,7 +19,7 @@ from launcher.handoff import (
     unit_credential,
     value_file,
 )
-from launcher.record import Record
+from credferry.launcher.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

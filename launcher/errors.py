@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from typing import Final
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+
+def usage(message: str, hint: str) -> LaunchError:
+    """A refusal of the command line."""
+    return LaunchError(message, hint=hint, status=Exit.USAGE)
+
+
 class Exit(enum.IntEnum):
     """Exit statuses. ``RestartPreventExitStatus=`` names all but `LATER`: another start cannot help."""
 

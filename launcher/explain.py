@@ -7,7 +7,7 @@ import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from launcher.plan import Plan
+    from credferry.launcher.plan import Plan
 
 
 def render(plan: Plan, *, real: str, version: str, events_fd: int) -> str:

@@ -14,8 +14,8 @@ import enum
 import json
 import os
 
-from launcher import keyed
-from launcher.record import Record, asdict, field
+from credferry.launcher import keyed
+from credferry.launcher.record import Record, asdict, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def is_powerful_name(name: str) -> bool:
     """Whether the guest's systemd would let a credential of this name change the guest itself."""
     if "." not in name:
         return False
-    from launcher import power  # noqa: PLC0415 (names without a dot do without it)
+    from credferry.launcher import power  # noqa: PLC0415 (names without a dot do without it)
 
     return power.is_powerful(name)
 

@@ -13,15 +13,15 @@ import contextlib
 import os
 import stat
 
-from launcher.errors import Exit, LaunchError, failed
-from launcher.handoff import INITRD_TOTAL_MAX
+from credferry.launcher.errors import Exit, LaunchError, failed
+from credferry.launcher.handoff import INITRD_TOTAL_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Final
 
-    from launcher.credentials import Credential
+    from credferry.launcher.credentials import Credential
 
 DESCRIPTOR: Final = 99
 """Number under which cloud-hypervisor has the copy: below the event pipe's, above those of command lines."""

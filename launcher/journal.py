@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED
+from credferry.launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from launcher.handoff import Manifest
+    from credferry.launcher.handoff import Manifest
 
 SOCKET: Final = "/run/systemd/journal/socket"
 IDENTIFIER: Final = "credferry-launch"

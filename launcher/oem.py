@@ -9,8 +9,8 @@ from __future__ import annotations
 import binascii
 import os
 
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import (
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import (
     NAME_MAX,
     OEM_COUNT_MAX,
     SYSTEMD_READS_ALL_OEM_STRINGS,
@@ -19,16 +19,16 @@ from launcher.handoff import (
     is_powerful_name,
     oem_size,
 )
-from launcher.options import WHITESPACE, OptionError, plain, words
+from credferry.launcher.hypervisor.options import WHITESPACE, OptionError, plain, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Final
 
-    from launcher.credentials import Credential
-    from launcher.handoff import Delivery
-    from launcher.options import Grammar
+    from credferry.launcher.credentials import Credential
+    from credferry.launcher.handoff import Delivery
+    from credferry.launcher.hypervisor.options import Grammar
 
 BODY_MAX: Final = 51_200
 """Bytes of an API request's body up to v53 (micro_http's MAX_PAYLOAD_SIZE, src/server.rs)."""

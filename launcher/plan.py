@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import os
 
-from launcher import cmdline, initrd, oem
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import (
+from credferry.launcher import initrd, oem
+from credferry.launcher.errors import Exit, LaunchError, usage
+from credferry.launcher.handoff import (
     RUNTIME_PARENT,
     SYSTEMD_READS_ALL_OEM_STRINGS,
     Channel,
@@ -17,17 +17,25 @@ from launcher.handoff import (
     Secret,
     oem_size,
 )
-from launcher.options import Grammar, OptionError, merge_oem_strings, oem_strings, parse, plain
-from launcher.record import Record, field
+from credferry.launcher.hypervisor import cmdline
+from credferry.launcher.hypervisor.options import (
+    Grammar,
+    OptionError,
+    merge_oem_strings,
+    oem_strings,
+    parse,
+    plain,
+)
+from credferry.launcher.record import Record, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final
 
-    from launcher.cmdline import Option
-    from launcher.credentials import Credential, Delivered
-    from launcher.vmconfig import AddNet, VmConfig
+    from credferry.launcher.credentials import Credential, Delivered
+    from credferry.launcher.hypervisor.cmdline import Option
+    from credferry.launcher.hypervisor.vmconfig import AddNet, VmConfig
 
 PROCESS_PREFIX: Final = "microvm@"
 _API_SOCKET: Final = "api.sock"
@@ -157,7 +165,7 @@ def _initrd(
     initramfs = _value(options, "initramfs")
     # With firmware or an IGVM file, cloud-hypervisor loads no initramfs.
     if initramfs is None or any(option.name in {"firmware", "igvm"} for option in options):
-        raise cmdline.usage(
+        raise usage(
             f"there is no --initramfs that credential {sealed[0].name} could travel in",
             "boot the guest with --kernel and an initrd that runs systemd, or say initrd = false",
         )
@@ -179,7 +187,9 @@ def _by_command(options: Sequence[Option], credentials: Sequence[Credential], gr
 def _by_api(
     options: Sequence[Option], credentials: Sequence[Credential], request: Request, vm: str | None
 ) -> Start:
-    from launcher import vmconfig  # noqa: PLC0415 (the command channel does without it)
+    from credferry.launcher.hypervisor import (  # noqa: PLC0415 (the command channel does without it)
+        vmconfig,
+    )
 
     config = vmconfig.convert(options, request.major)
     strings = [credential.string.reveal().decode() for credential in credentials]
@@ -232,16 +242,14 @@ def _merge(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
     try:
         return merge_oem_strings(platform, strings, grammar)
     except OptionError as error:
-        raise cmdline.usage(f"--platform cannot take credentials: {error}", "use the api channel") from None
+        raise usage(f"--platform cannot take credentials: {error}", "use the api channel") from None
 
 
 def _existing(platform: str, grammar: Grammar) -> list[str]:
     try:
         return oem_strings(platform, grammar)
     except OptionError as error:
-        raise cmdline.usage(
-            f"--platform cannot be read: {error}", "write it as cloud-hypervisor wants it"
-        ) from None
+        raise usage(f"--platform cannot be read: {error}", "write it as cloud-hypervisor wants it") from None
 
 
 def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
@@ -257,13 +265,13 @@ def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
             status=Exit.CREDENTIALS,
         )
     if any(option.is_verbose for option in options):
-        raise cmdline.usage(
+        raise usage(
             f"-v would make cloud-hypervisor log credential {secret}",
             "drop -v, or seal the credential for the guest",
         )
     bus = next((option for option in options if option.name.startswith("dbus-")), None)
     if bus is not None:
-        raise cmdline.usage(
+        raise usage(
             f"{bus.shown} would show credential {secret} to whoever may call cloud-hypervisor on D-Bus",
             "drop it, or seal the credential for the guest",
         )
@@ -274,7 +282,7 @@ def _check_text(argv: Sequence[str]) -> None:
         for word in argv:
             word.encode()
     except UnicodeEncodeError:
-        raise cmdline.usage(
+        raise usage(
             "a word of cloud-hypervisor's command line is not UTF-8", "it takes nothing else"
         ) from None
 
@@ -317,7 +325,7 @@ def _endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | No
             return Endpoint(plain(found["path"], grammar), None)
     except ValueError:
         pass
-    raise cmdline.usage(f"{option} has neither path= nor fd=", "give it one")
+    raise usage(f"{option} has neither path= nor fd=", "give it one")
 
 
 def _descriptor(digits: str) -> int:

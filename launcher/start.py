@@ -12,18 +12,18 @@ import fcntl
 import os
 import signal
 
-from launcher import cmdline, hardening, initrd, journal
-from launcher.errors import Exit, failed
-from launcher.handoff import STAMP_FILE, Channel, Stamp
-from launcher.task import FAILED_SIGNAL, Boot, Socket, Task
+from credferry.launcher import hardening, initrd, journal
+from credferry.launcher.errors import Exit, failed, usage
+from credferry.launcher.handoff import STAMP_FILE, Channel, Stamp
+from credferry.launcher.task import FAILED_SIGNAL, Boot, Socket, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-    from launcher.credentials import Delivered
-    from launcher.notify import Bridge
-    from launcher.plan import Endpoint, Initrd, Plan
+    from credferry.launcher.credentials import Delivered
+    from credferry.launcher.plan import Endpoint, Initrd, Plan
+    from credferry.launcher.spec.notify import Bridge
 
 _EVENTS_FROM: Final = 100
 """Lowest number for the event pipe: below are those that a command line may name."""
@@ -121,7 +121,9 @@ def _be_child(task: Task) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         _keep_only(task)
         hardening.hide()
-        from launcher import supervise  # noqa: PLC0415 (while cloud-hypervisor starts, and not before)
+        from credferry.launcher import (  # noqa: PLC0415 (while cloud-hypervisor starts, and not before)
+            supervise,
+        )
 
         supervise.run(task)
     except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
@@ -155,7 +157,7 @@ def _open_initrd(extended: Initrd, runtime: str) -> None:
     """Have the extended initramfs under the number by which the command names it."""
     with contextlib.suppress(OSError):
         os.fstat(initrd.DESCRIPTOR)
-        raise cmdline.usage(
+        raise usage(
             f"descriptor {initrd.DESCRIPTOR} is open, and wanted for the initrd",
             "open it under a lower number",
         )
@@ -169,7 +171,7 @@ def _open_bridge(path: str | None) -> Bridge | None:
     target = os.environ.get("NOTIFY_SOCKET")
     if path is None or not target:
         return None
-    from launcher import notify  # noqa: PLC0415 (VMs from a spec only)
+    from credferry.launcher.spec import notify  # noqa: PLC0415 (VMs from a spec only)
 
     try:
         return notify.Bridge(notify.listen(path), target)
@@ -196,9 +198,7 @@ def _check_descriptor(descriptor: int, option: str) -> None:
     except (OSError, OverflowError):  # a command line may name any number
         descriptor = -1
     if descriptor <= 2:  # noqa: PLR2004 (standard error)
-        raise cmdline.usage(
-            f"{option}: a descriptor is not open", "open it before cloud-hypervisor is started"
-        )
+        raise usage(f"{option}: a descriptor is not open", "open it before cloud-hypervisor is started")
 
 
 def _open_sink(events: Endpoint | None) -> int | None:

@@ -18,18 +18,19 @@ import signal
 import sys
 import time
 
-from launcher import api, journal
-from launcher.events import Event, EventParser
-from launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED
-from launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
+from credferry.launcher import journal
+from credferry.launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED
+from credferry.launcher.hypervisor import api
+from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket
     from typing import Final
 
-    from launcher.task import Boot, Task
-    from launcher.vmconfig import AddNet
+    from credferry.launcher.hypervisor.vmconfig import AddNet
+    from credferry.launcher.task import Boot, Task
 
 _BOOT: Final = "vm.boot"
 _SOCKET_SECONDS: Final = 30.0

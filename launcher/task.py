@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import signal
 
-from launcher import journal
-from launcher.handoff import write_stamp
-from launcher.record import Record
+from credferry.launcher import journal
+from credferry.launcher.handoff import write_stamp
+from credferry.launcher.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from launcher.handoff import Manifest, Secret, Stamp
-    from launcher.notify import Bridge
-    from launcher.vmconfig import AddNet
+    from credferry.launcher.handoff import Manifest, Secret, Stamp
+    from credferry.launcher.hypervisor.vmconfig import AddNet
+    from credferry.launcher.spec.notify import Bridge
 
 REFUSED_SIGNAL: Final = signal.SIGUSR2
 """Ends the VMM where starting it again cannot help, so that ``RestartPreventExitStatus=SIGUSR2`` can name

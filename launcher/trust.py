@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 
-from launcher.errors import Exit, LaunchError
+from credferry.launcher.errors import Exit, LaunchError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

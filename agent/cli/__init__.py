@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The command `credferry`: one file a verb."""
+"""The operator's command: one file a verb, and the documents that --json prints.
+
+May import: every room below it.
+Never: a decision: a verb asks the agent, or reads and prints.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from agent import hardening
-from agent.config import DEFAULT_PATH, PATH_VARIABLE
-from agent.errors import CredferryError, ExitStatus, place
-from agent.printable import printable
+from credferry.agent import hardening
+from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE
+from credferry.agent.errors import CredferryError, ExitStatus, place
+from credferry.agent.printable import printable
 
 
 def main() -> None:
@@ -35,13 +39,15 @@ def _run(words: list[str]) -> None:
         case ["agent", "--config" | "-c", file] if not file.startswith("-"):
             _be_daemon(Path(file))
         case _:
-            from agent.cli.application import application  # noqa: PLC0415 (see above)
+            from credferry.agent.cli.application import application  # noqa: PLC0415 (see above)
 
             application(words[0] if words else None)()
 
 
 def _be_daemon(config: Path) -> None:
-    from agent import daemon  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
+    from credferry.agent.daemon import (  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
+        main as daemon,
+    )
 
     daemon.run(config)
 

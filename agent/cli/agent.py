@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +14,8 @@ def register(app: typer.Typer) -> None:
     @app.command("agent")
     def agent(config: ConfigOption = DEFAULT_CONFIG) -> None:
         """Watch the source, seal what changes, restart the VMs concerned. Runs until SIGTERM."""
-        from agent import daemon  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
+        from credferry.agent.daemon import (  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
+            main as daemon,
+        )
 
         daemon.run(config)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agent import __version__
-from agent.config import load
-from agent.ownership import as_owner_of
+from credferry.agent import __version__
+from credferry.agent.config.loading import load
+from credferry.agent.store.ownership import as_owner_of
 
 VERBS = {
     "agent": "agent",
@@ -58,7 +58,7 @@ def application(verb: str | None = None) -> typer.Typer:
         """Keep a verb a verb where it is the only one that is loaded."""
 
     for module in dict.fromkeys([VERBS[verb]] if verb in VERBS else VERBS.values()):
-        import_module(f"agent.cli.{module}").register(app)
+        import_module(f"credferry.agent.cli.{module}").register(app)
     for command in app.registered_commands:
         if command.name in _WRITING and command.callback is not None:
             command.callback = _as_owner(command.callback)

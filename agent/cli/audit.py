@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,9 @@ def register(app: typer.Typer) -> None:
         csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     ) -> None:
         """Tell what happened, from the journal alone: published, sealed, restarted, launched."""
-        from agent.cli import audit_views  # noqa: PLC0415 (libsystemd is of no use to other verbs)
+        from credferry.agent.cli import (  # noqa: PLC0415 (libsystemd is of no use to other verbs)
+            audit_views,
+        )
 
         kinds = {"--records": records, "--periods": periods, "--follow": follow, "--verify": verify}
         kind = _only({**kinds, "--html": html is not None})

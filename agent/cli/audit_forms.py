@@ -10,11 +10,11 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from agent.events import Event
-from agent.journal import Record
-from agent.periods import Period
-from agent.printable import cell
-from agent.story import Ordered, Rotation, Story, describe_revert
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.periods import Period
+from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import Ordered, Rotation, Story, describe_revert
+from credferry.agent.printable import cell
 
 SHORT = 12
 """Digits of a fingerprint that people are shown; 48 bits tell a host's values apart."""

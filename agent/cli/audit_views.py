@@ -11,18 +11,20 @@ from pathlib import Path
 
 import typer
 
-from agent import chain, history, journal, timeline
-from agent.calendar import analyze
-from agent.cli import audit_forms as forms
-from agent.cli.common import print_json, print_table
-from agent.cli.terminal import say
-from agent.config import load
-from agent.errors import ExitStatus, KeyFileError, StoreError
-from agent.journal import Record
-from agent.keys import read_key, read_machine_id
-from agent.periods import Period, periods
-from agent.printable import json_text
-from agent.story import Rotation, Story, of_credential, tell, within
+from credferry.agent.audit import chain, history, records
+from credferry.agent.audit import html as timeline
+from credferry.agent.audit import writer as journal
+from credferry.agent.audit.periods import Period, periods
+from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import Rotation, Story, of_credential, tell, within
+from credferry.agent.cli import audit_forms as forms
+from credferry.agent.cli.common import print_json, print_table
+from credferry.agent.cli.terminal import say
+from credferry.agent.config.calendar import analyze
+from credferry.agent.config.loading import load
+from credferry.agent.errors import ExitStatus, KeyFileError, StoreError
+from credferry.agent.printable import json_text
+from credferry.agent.sealing.keys import read_key, read_machine_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class Views:
             ) from None
         state = Path(config.state_directory)
         # In this order, as the agent may go on meanwhile: what was sent was kept before, and is there.
-        sent, _ = journal.sent(state)
+        sent, _ = records.sent(state)
         head = journal.kept_head(state)
         links = list(history.links(self.directory))
         after = journal.kept_head(state)

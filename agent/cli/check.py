@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
-from agent.config import Config, load
-from agent.errors import ConfigurationError, ExitStatus
-from agent.printable import printable
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config
+from credferry.agent.errors import ConfigurationError, ExitStatus
+from credferry.agent.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from agent.config import VmConfig
-    from agent.doctor.arguments import Verdict
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.arguments import Verdict
 
 RunnerOption = Annotated[
     list[str] | None,
@@ -71,7 +72,7 @@ def _check_seen(config: Config) -> None:
 
     Where systemd does not answer, or has no such unit, the unit that is shipped is what counts.
     """
-    from agent.doctor.source import hidden  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.source import hidden  # noqa: PLC0415 (not for --help)
 
     for _, found in hidden(config):
         raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)
@@ -90,7 +91,7 @@ def _scripts(config: Config, words: Iterable[str]) -> Mapping[str, Path]:
 
 def _is_refused(vm: VmConfig, scripts: Mapping[str, Path]) -> bool:
     """Whether the launcher would refuse the arguments of a VM; says so, and why."""
-    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.finding import UnseenError  # noqa: PLC0415 (not for --help)
 
     try:
         verdict = _verdict(vm, scripts.get(vm.name))
@@ -105,8 +106,8 @@ def _is_refused(vm: VmConfig, scripts: Mapping[str, Path]) -> bool:
 
 def _verdict(vm: VmConfig, script: Path | None) -> Verdict | None:
     """The launcher's verdict; None where there is nothing to judge. Raises `UnseenError`."""
-    from agent.doctor import arguments, probe  # noqa: PLC0415 (not for --help)
-    from agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
+    from credferry.agent.doctor import arguments, probe  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
 
     if script is not None:
         return arguments.judge_script(vm, script)

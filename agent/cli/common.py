@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from agent.cli.terminal import console
-from agent.config import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig, load
-from agent.errors import ConfigurationError, UsageError, VmError
-from agent.observe import Look, Observer, open_store_untouched
-from agent.pace import Pacer
-from agent.printable import json_text, printable
-from agent.reconcile import State
-from agent.units import SystemManager
+from credferry.agent.cli.terminal import console
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig
+from credferry.agent.errors import ConfigurationError, UsageError, VmError
+from credferry.agent.printable import json_text, printable
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observer import Look, Observer
+from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.store.opening import open_store_untouched
+from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from agent.cli.remote import RemoteAgent
+    from credferry.agent.control.client import RemoteAgent
 
 ConfigOption = Annotated[
     Path,
@@ -56,14 +58,16 @@ _PATTERN = re.compile(r"[*?\[]")
 def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
     """Systemd on the system bus. Raises `BusError`."""
     # Imported late: GObject's introspection takes most of a short verb's time.
-    from agent.systemd import SystemBus  # noqa: PLC0415 (see above)
+    from credferry.agent.systemd.manager import SystemBus  # noqa: PLC0415 (see above)
 
     return SystemBus(on_job)
 
 
 def running_agent(config: Config | None) -> RemoteAgent | None:
     """The agent of a configuration, or with None any, where it is on the bus, answers, and lets us ask."""
-    from agent.cli import remote  # noqa: PLC0415 (loads GObject's introspection, see above)
+    from credferry.agent.control import (  # noqa: PLC0415 (loads GObject's introspection, see above)
+        client as remote,
+    )
 
     return remote.running_agent(config)
 
@@ -115,7 +119,7 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
         manager.close()
 
 
-def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and records of `agent.documents`)
+def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and records of `credferry.agent.cli.documents`)
     """Print a JSON document on standard output."""
     sys.stdout.write(f"{json_text(msgspec.to_builtins(document), indent=2)}\n")
 

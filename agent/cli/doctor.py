@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmOption, cells, print_json
-from agent.cli.terminal import console
-from agent.errors import ExitStatus
-from agent.printable import printable
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, VmOption, cells, print_json
+from credferry.agent.cli.terminal import console
+from credferry.agent.errors import ExitStatus
+from credferry.agent.printable import printable
 
 SCHEMA_VERSION = 1
 _STYLES = {"ok": "green", "hint": "yellow", "problem": "bold red"}
@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
 
         Ends with status 1 where there is a problem.
         """
-        from agent.doctor.examination import examine  # noqa: PLC0415 (not for --help)
-        from agent.doctor.finding import Severity  # noqa: PLC0415 (see above)
+        from credferry.agent.doctor.examination import examine  # noqa: PLC0415 (not for --help)
+        from credferry.agent.doctor.finding import Severity  # noqa: PLC0415 (see above)
 
         findings = list(examine(config, vm or ()))
         counts = Counter(finding.severity for finding in findings)

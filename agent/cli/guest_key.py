@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption
-from agent.cli.terminal import say
-from agent.config import load
-from agent.errors import KeyFileError
-from agent.keys import create_key, hashed_machine_id, read_key
-from agent.observe import guest_key_path
-from agent.ownership import as_owner_of
-from agent.untrusted import open_untrusted
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from credferry.agent.cli.terminal import say
+from credferry.agent.config.loading import load
+from credferry.agent.errors import KeyFileError
+from credferry.agent.sealing.keys import create_key, hashed_machine_id, read_key
+from credferry.agent.store.opening import guest_key_path
+from credferry.agent.store.ownership import as_owner_of
+from credferry.agent.untrusted import open_untrusted
 
 
 def register(app: typer.Typer) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption
-from agent.config import load
-from agent.errors import ConfigurationError
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from credferry.agent.config.loading import load
+from credferry.agent.errors import ConfigurationError
 
 
 def register(app: typer.Typer) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import typer
 
-from agent import orders
-from agent.cli.common import (
+from credferry.agent.audit.events import Order
+from credferry.agent.audit.writer import Audit
+from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     AllOption,
     ConfigOption,
@@ -16,12 +17,12 @@ from agent.cli.common import (
     chosen_or_all,
     running_agent,
 )
-from agent.cli.sync import sync_by_agent, sync_once
-from agent.config import Config, VmConfig, load
-from agent.events import Order
-from agent.journal import Audit
-from agent.observe import open_store
-from agent.operators import Operator, record
+from credferry.agent.cli.sync import sync_by_agent, sync_once
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config, VmConfig
+from credferry.agent.rollout import orders
+from credferry.agent.rollout.operators import Operator, record
+from credferry.agent.store.opening import open_store
 
 
 def register(app: typer.Typer) -> None:

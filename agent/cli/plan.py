@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from agent.cli.common import (
+from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
@@ -19,10 +19,11 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
-from agent.config import Config, load
-from agent.documents import PlanRow
-from agent.reconcile import State
-from agent.standing import steps
+from credferry.agent.cli.documents import PlanRow
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import steps
 
 
 def register(app: typer.Typer) -> None:

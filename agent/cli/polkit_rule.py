@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.common import DEFAULT_CONFIG, ConfigOption
-from agent.config import load
-from agent.polkit import rule
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from credferry.agent.config.loading import load
+from credferry.agent.systemd.polkit import rule
 
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agent.cli.common import (
+from credferry.agent.audit.events import Order
+from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
@@ -24,19 +25,19 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
-from agent.cli.single_pass import SinglePass
-from agent.cli.sync import settled_look
-from agent.config import Config, VmConfig, load
-from agent.documents import OrderRow
-from agent.errors import CredferryError, OrderError, SourceError, VmError
-from agent.events import Order
-from agent.operators import Operator, record
-from agent.orders import PERMITS
-from agent.reconcile import State
-from agent.units import SystemManager
+from credferry.agent.cli.documents import OrderRow
+from credferry.agent.cli.sync import settled_look
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config, VmConfig
+from credferry.agent.errors import CredferryError, OrderError, SourceError, VmError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.operators import Operator, record
+from credferry.agent.rollout.orders import PERMITS
+from credferry.agent.rollout.session import Session
+from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
-    from agent.cli.remote import RemoteAgent
+    from credferry.agent.control.client import RemoteAgent
 
 
 def register(app: typer.Typer) -> None:
@@ -121,8 +122,8 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> Or
 def _by_ourselves(
     config: Config, manager: SystemManager, order: Order, operator: Operator
 ) -> Callable[[VmConfig], OrderRow]:
-    ours = SinglePass.of(config)
-    ours.take_over(config, manager)
+    ours = Session.for_one_pass(config)
+    ours.take_over(manager)
 
     def carry_out(vm: VmConfig) -> OrderRow:
         given = time.monotonic()

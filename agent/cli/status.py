@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from agent.cli.common import (
+from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     REMEDIES,
     ConfigOption,
@@ -28,18 +28,39 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
-from agent.config import Config, load
-from agent.desired import Desired, Refused
-from agent.documents import Generation, Published, StatusRow, moment
-from agent.errors import CredferryError, KeyFileError, UsageError, VmError
-from agent.keys import CredentialKey
-from agent.observe import Observer, open_store_untouched
-from agent.reconcile import Decision, Observed, State
-from agent.standing import standing
-from agent.store import Store
+from credferry.agent.cli.documents import Generation, Published, StatusRow, moment
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config
+from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError
+from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.desired import Desired, Refused
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.status import standing
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
+from credferry.agent.store.opening import open_store_untouched
 
 if TYPE_CHECKING:
-    from agent.cli.remote import RemoteAgent
+    from credferry.agent.control.client import RemoteAgent
+
+
+def status_row(vm: dict[str, Any]) -> StatusRow:
+    """A VM's properties as ``credferry status`` tells them; what is published, the agent shows nobody."""
+    return StatusRow(
+        vm=vm["Name"],
+        unit=vm["Unit"],
+        unit_state=vm["UnitState"],
+        state=State(vm["State"]),
+        since=moment(vm["Since"]),
+        published=Published(digest=None, credentials={}),
+        sealed=Generation(generation=vm["Sealed"], digest=None) if vm["Sealed"] else None,
+        running=Generation(generation=vm["Running"], digest=None) if vm["Running"] else None,
+        held=vm["Held"],
+        last_result=vm["LastResult"],
+        system=vm["System"] or None,
+        reasons=vm["Reasons"],
+    )
+
 
 _HEADINGS = (
     *("VM", "UNIT", "STATE", "SINCE", "PUBLISHED", "SEALED", "RUNNING", "SYSTEM"),
@@ -151,7 +172,6 @@ def _by_any_agent(names: list[str] | None, error: CredferryError) -> list[Status
 
 
 def _by_agent(agent: RemoteAgent, names: list[str] | None) -> list[StatusRow]:
-    from agent.cli.remote import status_row  # noqa: PLC0415 (loads GObject's introspection)
 
     rows = [status_row(each) for each in agent.vms()]
     unknown = set(names or ()) - {row.vm for row in rows}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.common import (
+from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
@@ -20,18 +20,19 @@ from agent.cli.common import (
     print_table,
     running_agent,
 )
-from agent.cli.single_pass import SinglePass
-from agent.config import Config, VmConfig, load
-from agent.documents import SyncRow
-from agent.errors import HiddenSourceError, SourceError
-from agent.observe import Look, Observer
-from agent.reconcile import State
-from agent.report import Reporter
-from agent.settle import Settler
-from agent.units import SystemManager
+from credferry.agent.cli.documents import SyncRow
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config, VmConfig
+from credferry.agent.daemon.reporter import Reporter
+from credferry.agent.errors import HiddenSourceError, SourceError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observer import Look, Observer
+from credferry.agent.rollout.session import Session
+from credferry.agent.source.settling import Settler
+from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
-    from agent.cli.remote import RemoteAgent
+    from credferry.agent.control.client import RemoteAgent
 
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -87,8 +88,8 @@ def sync_once(
     Without ``connect_first`` systemd is not asked, and nothing is restarted.
     """
     manager = connect() if connect_first else None
-    ours = SinglePass.of(config)
-    ours.take_over(config, manager)
+    ours = Session.for_one_pass(config)
+    ours.take_over(manager)
     settled = settled_look(config, ours.observer, vms, manager, time.monotonic() + wait)
     look = ours.pacer.hold_back(settled)
     ours.rollout.forget_ended(look)

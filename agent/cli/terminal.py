@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from agent.printable import printable
+from credferry.agent.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

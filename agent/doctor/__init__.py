@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What `credferry doctor` looks at: one module a link of the chain, walked by `examination`."""
+"""What `credferry doctor` examines: one file for each link from the source to the guest.
+
+May import: rooms that read: `reconcile`, `store`, `systemd`, `audit`, `config`.
+Never: a change to the host: the doctor prints commands and runs none.
+"""

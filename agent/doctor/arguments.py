@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.doctor import launcher, probe, shell
-from agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor import launcher, probe, shell
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
     _Trust = Callable[[Path], Path]
     """Where a path leads; raises `UnseenError` where that is not to be read or run."""

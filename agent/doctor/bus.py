@@ -7,18 +7,19 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe
-from agent.doctor.chain import AGENT
-from agent.doctor.finding import UnseenError, hint, ok, problem
-from agent.errors import BusError
-from agent.interface import BUS, NAME
-from agent.polkit import rule
+from credferry.agent.bus.names import BUS
+from credferry.agent.control.interface import NAME
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.chain import AGENT
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.errors import BusError
+from credferry.agent.systemd.polkit import rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 RULE: Final = "/etc/polkit-1/rules.d/50-credferry.rules"
 _POLICIES: Final = ("/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d")
@@ -27,7 +28,9 @@ _RULES: Final = ("/etc/polkit-1/rules.d", "/run/polkit-1/rules.d", "/usr/share/p
 
 def check(_chain: Chain) -> Iterator[Finding]:
     """Whether systemd answers."""
-    from agent.systemd import SystemBus  # noqa: PLC0415 (GObject's introspection takes long to load)
+    from credferry.agent.systemd.manager import (  # noqa: PLC0415 (GObject's introspection takes long to load)
+        SystemBus,
+    )
 
     try:
         SystemBus().close()

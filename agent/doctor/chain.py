@@ -7,18 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.config import Config, load
-from agent.doctor import probe
-from agent.doctor.finding import UnseenError
-from agent.errors import BusError, ConfigurationError, KeyFileError, SourceError
-from agent.observe import Observer, open_store_untouched
+from credferry.agent.config.loading import load
+from credferry.agent.config.model import Config
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import UnseenError
+from credferry.agent.errors import BusError, ConfigurationError, KeyFileError, SourceError
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.store.opening import open_store_untouched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agent.config import VmConfig
-    from agent.reconcile import Decision, Observed
-    from agent.store import Store
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.reconcile.decision import Decision, Observed
+    from credferry.agent.store.generations import Store
 
 AGENT: Final = "credferry.service"
 SEAL: Final = "credferry-seal.service"
@@ -59,7 +61,9 @@ class Chain:
         """
         if not probe.is_root():
             raise UnseenError("what is published and sealed")
-        from agent.systemd import SystemBus  # noqa: PLC0415 (GObject's introspection takes long to load)
+        from credferry.agent.systemd.manager import (  # noqa: PLC0415 (GObject's introspection takes long to load)
+            SystemBus,
+        )
 
         manager = SystemBus()
         try:

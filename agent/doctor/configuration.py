@@ -7,14 +7,14 @@ import shlex
 import stat
 from typing import TYPE_CHECKING
 
-from agent.doctor import probe
-from agent.doctor.finding import ok, problem, unseen
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import ok, problem, unseen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from agent.doctor import (
+from credferry.agent.doctor import (
     arguments,
     bus,
     configuration,
@@ -26,15 +26,15 @@ from agent.doctor import (
     vm_state,
     vm_unit,
 )
-from agent.doctor.chain import Chain
-from agent.doctor.finding import Finding, UnseenError, hint, unseen
-from agent.errors import CredferryError, place
+from credferry.agent.doctor.chain import Chain
+from credferry.agent.doctor.finding import Finding, UnseenError, hint, unseen
+from credferry.agent.errors import CredferryError, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from agent.config import VmConfig
+    from credferry.agent.config.model import VmConfig
 
 Check = tuple[str, "Callable[[Chain], Iterable[Finding]]"]
 VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
@@ -54,7 +54,7 @@ HOST_CHECKS: tuple[Check, ...] = (
     ("agent", units.check_agent),
     ("agent.configuration", units.check_configuration_in_force),
     ("agent.process", units.check_process),
-    ("agent.journal", units.check_journal),
+    ("credferry.agent.audit.writer", units.check_journal),
     ("seal", units.check_seal),
     ("host", host.check),
     ("host.journal", host.check_journal),

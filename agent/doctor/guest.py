@@ -9,19 +9,19 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.desired import Desired, over_limit
-from agent.doctor import probe
-from agent.doctor.finding import UnseenError, hint, ok, problem
-from agent.doctor.launcher import wiring
-from agent.observe import guest_key_path
-from launcher.handoff import OEM_COUNT_MAX, Kind
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor.launcher import wiring
+from credferry.agent.reconcile.desired import Desired, over_limit
+from credferry.agent.store.opening import guest_key_path
+from credferry.launcher.handoff import OEM_COUNT_MAX, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _OPTIONS: Final = ("CONFIG_DMI", "CONFIG_DMI_SYSFS")
 _IN_GUEST: Final = "test -r /sys/firmware/dmi/entries/11-0/raw"

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe, unit_files
-from agent.doctor.chain import AGENT
-from agent.doctor.finding import hint, ok, problem
+from credferry.agent.doctor import probe, unit_files
+from credferry.agent.doctor.chain import AGENT
+from credferry.agent.doctor.finding import hint, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _JOURNALD: Final = "/etc/systemd/journald.conf.d/zz-credferry.conf"
 

@@ -8,16 +8,16 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.doctor.chain import AGENT, HOST_KEY
-from agent.doctor.finding import UnseenError, hint, ok, problem
-from agent.errors import KeyFileError
-from agent.keys import hashed_machine_id, read_key, read_machine_id
+from credferry.agent.doctor.chain import AGENT, HOST_KEY
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.errors import KeyFileError
+from credferry.agent.sealing.keys import hashed_machine_id, read_key, read_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _MODE = 0o400
 _HEADER_SIZE = 16

@@ -6,16 +6,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import launcher
-from agent.doctor.finding import hint
-from launcher.handoff import Channel
+from credferry.agent.doctor import launcher
+from credferry.agent.doctor.finding import hint
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _OPTION: Final = re.compile(r"(?:^|(?<=[\s\"',\[]))--landlock(?=$|[\s\"',\]])", re.MULTILINE)
 

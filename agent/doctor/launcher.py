@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.doctor import probe
-from agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _LAUNCHER: Final = "credferry-launch"
 _SCRIPT: Final = "microvm-run"

@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.doctor.finding import UnseenError
-from agent.interface import PROPERTIES_INTERFACE, label
+from credferry.agent.bus.names import PROPERTIES_INTERFACE, label
+from credferry.agent.doctor.finding import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,16 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.doctor import probe
-from agent.doctor.finding import ok, problem
-from agent.doctor.source import PRODUCERS
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import ok, problem
+from credferry.agent.doctor.source import PRODUCERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _WHY = "each rotation restarts the VM twice, once without order, limits and rollback"
 

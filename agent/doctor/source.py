@@ -12,18 +12,18 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent import sandbox
-from agent.doctor import probe, unit_files
-from agent.doctor.chain import AGENT, SEAL
-from agent.doctor.finding import UnseenError, hint, ok, problem, unseen
-from agent.sealing import PLAINTEXT_MAX
+from credferry.agent.doctor import probe, unit_files
+from credferry.agent.doctor.chain import AGENT, SEAL
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem, unseen
+from credferry.agent.sealing.credential import PLAINTEXT_MAX
+from credferry.agent.source import sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import Config
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import Config
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 PRODUCERS: Final = ("sops-install-secrets.service", "agenix.service", "agenix-install-secrets.service")
 """Units that publish, where it is not an activation script that does."""

@@ -10,18 +10,18 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe
-from agent.doctor.chain import AGENT, HOST_KEY
-from agent.doctor.finding import UnseenError, hint, ok, problem
-from agent.errors import SealError, StoreError
-from launcher.handoff import MANIFEST_FILE, unit_credential
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.chain import AGENT, HOST_KEY
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.errors import SealError, StoreError
+from credferry.launcher.handoff import MANIFEST_FILE, unit_credential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _ROOM_MIN: Final = 16 << 20
 _FILES_MIN: Final = 256

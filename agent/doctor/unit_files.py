@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe
+from credferry.agent.doctor import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.doctor import probe, unit_files
-from agent.doctor.chain import AGENT, SEAL
-from agent.doctor.finding import UnseenError, hint, ok, problem
-from agent.events import Event
+from credferry.agent.audit.events import Event
+from credferry.agent.doctor import probe, unit_files
+from credferry.agent.doctor.chain import AGENT, SEAL
+from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _MEMORY_MAX: Final = 512 << 10
 """KiB."""
@@ -134,7 +134,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
     unit = probe.unit(AGENT)
     if unit.get("NRestarts", 0):
         yield hint(
-            "agent.restarts",
+            "credferry.agent.rollout.workers",
             f"systemd has restarted the agent {unit['NRestarts']} time(s)",
             why="it ended, or hung, by itself",
             remedy=f"see journalctl -u {AGENT}",
@@ -150,13 +150,13 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
     lines = probe.quiet_lines(*asked)
     if lines:
         yield hint(
-            "agent.journal",
+            "credferry.agent.audit.writer",
             f"{len(lines)} error(s) in the last hour; the last: {json.loads(lines[-1]).get('MESSAGE')}",
             why="it may be over, or it may be a finding below",
             remedy=f"see journalctl -u {AGENT} -p err",
         )
     else:
-        yield ok("agent.journal", "no errors in the last hour")
+        yield ok("credferry.agent.audit.writer", "no errors in the last hour")
 
 
 def _loaded(name: str, unit: Mapping[str, Any], check: str) -> Iterator[Finding]:

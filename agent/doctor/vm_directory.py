@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor import probe
-from agent.doctor.finding import hint, ok, problem
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import hint, ok, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _CHECK: Final = "vm.directory"
 _PARENT: Final = Path("/var/lib/microvms")

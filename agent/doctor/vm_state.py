@@ -6,15 +6,15 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from agent.doctor.finding import hint, ok, problem
-from agent.reconcile import State
+from credferry.agent.doctor.finding import hint, ok, problem
+from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
-    from agent.doctor.finding import Finding
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+    from credferry.agent.doctor.finding import Finding
 
 _LOOP_MIN: Final = 3
 _SETTLED_SECONDS: Final = 60.0

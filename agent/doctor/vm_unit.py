@@ -8,11 +8,11 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.doctor import probe, unit_files
-from agent.doctor.chain import SEAL
-from agent.doctor.finding import Finding, Severity, hint, ok, problem
-from agent.units import HEALTH_UNIT
-from launcher.handoff import (
+from credferry.agent.doctor import probe, unit_files
+from credferry.agent.doctor.chain import SEAL
+from credferry.agent.doctor.finding import Finding, Severity, hint, ok, problem
+from credferry.agent.systemd.units import HEALTH_UNIT
+from credferry.launcher.handoff import (
     CREDENTIAL_PREFIX,
     EVIDENCE_PARENT,
     MANIFEST_FILE,
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from agent.config import VmConfig
-    from agent.doctor.chain import Chain
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
 
 _REFUSALS: Final = (64, 65, 69)
 """The launcher's exit statuses for what starting again cannot help."""

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PLACES = (
-    ("agent.watch", "_Handler.on_any_event", "the event"),
-    ("agent.service", "Service._turn", "a turn of the loop"),
-    ("agent.observe", "Observer.look_at", "a look"),
-    ("agent.source", "take", "reading the source"),
-    ("agent.sealer", "Sealer.seal_due", "sealing"),
-    ("agent.store", "Store.write", "writing the generation"),
-    ("agent.store", "Store.record_attempt", "noting the restart"),
-    ("agent.journal", "Audit.record", "an audit record"),
-    ("agent.rollout", "Rollout.restart", "the restart's thread"),
-    ("agent.systemd", "SystemBus.unit", "asking for a unit"),
-    ("agent.systemd", "SystemBus.units", "asking for all units"),
-    ("agent.systemd", "SystemBus.try_restart", "the restart's call"),
+    ("credferry.agent.source.watch", "_Handler.on_any_event", "the event"),
+    ("credferry.agent.daemon.service", "Service._turn", "a turn of the loop"),
+    ("credferry.agent.reconcile.observer", "Observer.look_at", "a look"),
+    ("credferry.agent.source.snapshot", "take", "reading the source"),
+    ("credferry.agent.reconcile.sealer", "Sealer.seal_due", "sealing"),
+    ("credferry.agent.store.generations", "Store.write", "writing the generation"),
+    ("credferry.agent.store.generations", "Store.record_attempt", "noting the restart"),
+    ("credferry.agent.audit.writer", "Audit.record", "an audit record"),
+    ("credferry.agent.rollout.rollout", "Rollout.restart", "the restart's thread"),
+    ("credferry.agent.systemd.manager", "SystemBus.unit", "asking for a unit"),
+    ("credferry.agent.systemd.manager", "SystemBus.units", "asking for all units"),
+    ("credferry.agent.systemd.manager", "SystemBus.try_restart", "the restart's call"),
 )
 _lines: list[str] = []
 
@@ -69,7 +69,7 @@ def main() -> None:
             holder = getattr(holder, each)
         setattr(holder, last, _noted(getattr(holder, last), place))
     signal.signal(signal.SIGUSR1, _write)
-    from agent.cli import main as agent  # noqa: PLC0415 (with the notes in place)
+    from credferry.agent.cli import main as agent  # noqa: PLC0415 (with the notes in place)
 
     sys.argv[:] = ["credferry", "agent"]
     agent()

@@ -12,9 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, "/usr/lib/credferry")
 
-from agent import config as configuration
-from agent.observe import open_store
-from launcher.handoff import (
+from credferry.agent.config import loading as configuration
+from credferry.agent.config import model
+from credferry.agent.store.opening import open_store
+from credferry.launcher.handoff import (
     EVIDENCE_PARENT,
     Channel,
     Stamp,
@@ -27,7 +28,7 @@ from launcher.handoff import (
 def main() -> None:
     """Entry point."""
     units = dict(line.split() for line in sys.stdin)
-    store = open_store(configuration.load(configuration.DEFAULT_PATH))
+    store = open_store(configuration.load(model.DEFAULT_PATH))
     show = ["systemctl", "show", "--property=InvocationID", "--value", "--", *units.values()]
     shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout if units else ""
     for vm, invocation in zip(units, shown.split(), strict=True):

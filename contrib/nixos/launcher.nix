@@ -27,15 +27,15 @@ stdenvNoCC.mkDerivation {
   # take bytecode with a time stamp for outdated and compile the launcher anew at each start of a VM.
   installPhase = ''
     runHook preInstall
-    mkdir -p $out/bin $out/lib/credferry
-    cp -r launcher $out/lib/credferry/
+    mkdir -p $out/bin $out/lib/credferry/credferry
+    cp -r launcher $out/lib/credferry/credferry/
     python3 -m compileall -q --invalidation-mode unchecked-hash $out/lib/credferry
     cat >$out/bin/credferry-launch <<EOF
     #!${python3.interpreter} -IS
     import sys
 
     sys.path.insert(0, "$out/lib/credferry")
-    from launcher.__main__ import main
+    from credferry.launcher.__main__ import main
 
     sys.exit(main())
     EOF

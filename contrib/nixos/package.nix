@@ -69,8 +69,8 @@ python3Packages.buildPythonApplication {
   '';
 
   pythonImportsCheck = [
-    "agent.cli"
-    "launcher.handoff"
+    "credferry.agent.cli"
+    "credferry.launcher.handoff"
   ];
 
   passthru = { inherit launcher; };

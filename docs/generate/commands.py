@@ -10,7 +10,7 @@ from typing import Any
 
 import typer.main
 
-from agent.cli.application import application
+from credferry.agent.cli.application import application
 
 
 class Value(enum.Enum):

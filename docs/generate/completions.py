@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.config import DEFAULT_PATH
+from credferry.agent.config.model import DEFAULT_PATH
 from docs.generate.commands import Value
 
 if TYPE_CHECKING:

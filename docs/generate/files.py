@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import completions, man, pages, schemas
+from docs.generate import architecture, completions, man, pages, schemas
 from docs.generate.commands import commands
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,7 @@ def generated() -> dict[str, str]:
         "docs/man/credferry.toml.5": man.configuration(
             (sources / "credferry.toml.5.md").read_text(), (ROOT / "docs/configuration.md").read_text()
         ),
+        "docs/architecture.md": architecture.page(),
         **pages.pages(top, (ROOT / "contrib/catalog/credferry.catalog").read_text()),
         **schemas.schemas(),
     }

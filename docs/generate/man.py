@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from agent import __version__
-from agent.errors import ExitStatus
+from credferry.agent import __version__
+from credferry.agent.errors import ExitStatus
 from docs.generate.commands import HELP
 
 if TYPE_CHECKING:

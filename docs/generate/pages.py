@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.errors import ExitStatus
-from agent.events import Event
-from agent.reconcile import State
+from credferry.agent.audit.events import Event
+from credferry.agent.errors import ExitStatus
+from credferry.agent.reconcile.decision import State
+from credferry.launcher.errors import Exit
 from docs.generate.man import MEANINGS
-from launcher.errors import Exit
 
 if TYPE_CHECKING:
     from docs.generate.commands import Command

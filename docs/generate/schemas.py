@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from agent.documents import DOCUMENTS, schema
+from credferry.agent.cli.documents import DOCUMENTS, schema
 
 
 def schemas() -> dict[str, str]:

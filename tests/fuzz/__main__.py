@@ -17,7 +17,7 @@ except ImportError:
 from tests.fuzz.command import main
 
 # What atheris says of each module that it instruments is of no use to anybody.
-with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["agent", "launcher"]):
+with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["credferry"]):
     from tests.fuzz.targets import TARGETS
 
 sys.exit(main(TARGETS, sys.argv[1:]))

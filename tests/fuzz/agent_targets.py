@@ -17,14 +17,17 @@ from uuid import UUID
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from agent import journal, nixos
-from agent.config import parse, restart_order
-from agent.errors import ConfigurationError, KeyFileError, SealError
-from agent.events import Event
-from agent.keys import CredentialKey, hashed_machine_id
-from agent.sealing import is_valid_name, seal, unseal
-from agent.store import Store
-from launcher.handoff import is_credential_name, is_vm_name
+from credferry.agent.audit import records
+from credferry.agent.audit import writer as journal
+from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import ConfigurationError, KeyFileError, SealError
+from credferry.agent.rollout import nixos
+from credferry.agent.rollout.pacing import restart_order
+from credferry.agent.sealing.credential import is_valid_name, seal, unseal
+from credferry.agent.sealing.keys import CredentialKey, hashed_machine_id
+from credferry.agent.store.generations import Store
+from credferry.launcher.handoff import is_credential_name, is_vm_name
 from tests.fuzz.target import MARKER, Target, check, check_silent, directory
 
 if TYPE_CHECKING:
@@ -127,11 +130,11 @@ def journal_records(data: bytes) -> None:
     for number, entry in enumerate(entries):
         entry["CREDFERRY_RUN"] = str(number)  # tells which entry a record is made of
     by_agent = [entry for entry in entries if _is_agents(entry)]
-    for record in journal.trusted(entries):
+    for record in records.trusted(entries):
         sender = entries[int(record.run)]
         assert sender["MESSAGE_ID"] == UUID(record.event.value)
         assert record.time.utcoffset() is not None
-        if record.event not in journal.FROM_LAUNCHER:
+        if record.event not in records.FROM_LAUNCHER:
             assert _is_agents(sender), "somebody else spoke for the agent"
             continue
         units = {f"microvm@{record.vm}.service"}
@@ -206,7 +209,7 @@ def audit_head(data: bytes) -> None:
 
 @functools.cache
 def _reader() -> Reader:
-    return journal.reader(directory("journal"))
+    return records.reader(directory("journal"))
 
 
 _EVENT_WORDS: Final = tuple(f"MESSAGE_ID={event.value}" for event in Event)

@@ -9,10 +9,10 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Final
 
-from launcher import arguments, explain, oem, plan, schema, spec, speccommand, version
-from launcher.credentials import Credential, Delivered
-from launcher.errors import LaunchError
-from launcher.handoff import (
+from credferry.launcher import arguments, explain, oem, plan
+from credferry.launcher.credentials import Credential, Delivered
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.handoff import (
     Channel,
     Delivery,
     HandoffError,
@@ -24,7 +24,8 @@ from launcher.handoff import (
     is_credential_name,
     is_vm_name,
 )
-from launcher.options import (
+from credferry.launcher.hypervisor import schema, version
+from credferry.launcher.hypervisor.options import (
     Grammar,
     OptionError,
     merge_oem_strings,
@@ -35,6 +36,8 @@ from launcher.options import (
     string_list,
     words,
 )
+from credferry.launcher.spec import command as speccommand
+from credferry.launcher.spec import model as spec
 from tests.fuzz.target import MARKER, Target, check_silent, directory, keys, leaves, parsed, shows_value
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from launcher import cmdline, vmconfig
-from launcher.errors import LaunchError
-from launcher.options import Grammar, parse, plain, split_commas, string_list, words
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.hypervisor import cmdline, vmconfig
+from credferry.launcher.hypervisor.options import Grammar, parse, plain, split_commas, string_list, words
 from tests.fuzz.launcher_targets import COMMAND_WORDS, GRAMMAR_WORDS
 from tests.fuzz.target import Target
 from tests.support.hypervisor import clap

@@ -13,9 +13,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from launcher import notify
-from launcher.api import ApiError, put
-from launcher.events import Event, EventParser
+from credferry.launcher.hypervisor.api import ApiError, put
+from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.spec import notify
 from tests.fuzz.target import Target, check, check_silent, directory, shows_value
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import SealError
-from agent.keys import CredentialKey, create_key, read_key
-from agent.sealing import seal, unseal
+from credferry.agent.errors import SealError
+from credferry.agent.sealing.credential import seal, unseal
+from credferry.agent.sealing.keys import CredentialKey, create_key, read_key
 from tests.support.guest import Variant, chroot_run
 
 if TYPE_CHECKING:

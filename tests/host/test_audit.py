@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from agent.documents import DOCUMENTS
-from agent.errors import ExitStatus
-from agent.events import Event
-from agent.history import UnitEvent
-from agent.journal import chain_hash
-from agent.keys import CredentialKey
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.history import UnitEvent
+from credferry.agent.audit.records import chain_hash
+from credferry.agent.cli.documents import DOCUMENTS
+from credferry.agent.errors import ExitStatus
+from credferry.agent.sealing.keys import CredentialKey
 from tests.support.cache import cache_directory
 from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles, broken_by_bad
 from tests.support.host import Host

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import ExitStatus
+from credferry.agent.errors import ExitStatus
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, Deployment
 from tests.support.host import CommandError, Host

@@ -292,7 +292,7 @@ def without_a_value(site: Site) -> None:
 
 def raises_in_the_agent(site: Site) -> None:
     """An exception that quotes the value, in a command, on a terminal, and in the daemon."""
-    with site.spoiled("agent/sealing.py", RAISES_FOR_VALUES):
+    with site.spoiled("agent/sealing/credential.py", RAISES_FOR_VALUES):
         site.host.run("systemctl", "restart", AGENT)
         site.publish(plain=site.fresh())
         site.told("internal error: ValueError", _SYSTEMD_UNIT=AGENT)
@@ -317,7 +317,9 @@ def raises_in_the_child(site: Site) -> None:
     """The same in the launcher's child, with the whole request in hand."""
     unit = "microvm@rude.service"
     site.host.run("systemctl", "stop", unit)
-    with site.spoiled("launcher/api.py", "def put(*_, body=b'', **__):\n    raise ValueError(body)"):
+    with site.spoiled(
+        "launcher/hypervisor/api.py", "def put(*_, body=b'', **__):\n    raise ValueError(body)"
+    ):
         site.host.run("systemctl", "start", unit)
         site.told("internal error: ValueError", _SYSTEMD_UNIT=unit)
     site.deployment.start_vm("rude")

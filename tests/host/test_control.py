@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from agent.documents import DOCUMENTS
-from agent.events import Event
-from agent.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
-from agent.store import rollout_lock
-from launcher.handoff import MANIFEST_FILE, unit_credential
+from credferry.agent.audit.events import Event
+from credferry.agent.cli.documents import DOCUMENTS
+from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
+from credferry.agent.store.generations import rollout_lock
+from credferry.launcher.handoff import MANIFEST_FILE, unit_credential
 from tests.support import readable
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment

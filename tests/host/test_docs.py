@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.events import Event
+from credferry.agent.audit.events import Event
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
 from tests.support.documents import Command, Step, WrittenFile, snippets, steps

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.interface import NAME
+from credferry.agent.control.interface import NAME
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, LIGHT_KERNEL, Deployment

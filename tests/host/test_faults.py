@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from agent.events import Event
-from agent.keys import read_key
-from agent.sealing import one_line
+from credferry.agent.audit.events import Event
+from credferry.agent.sealing.credential import one_line
+from credferry.agent.sealing.keys import read_key
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.events import Event
-from agent.reconcile import NOT_REPORTED
-from launcher.handoff import OEM_TOTAL_MAX, Channel, Manifest, Stamp
+from credferry.agent.audit.events import Event
+from credferry.agent.reconcile.decision import NOT_REPORTED
+from credferry.launcher.handoff import OEM_TOTAL_MAX, Channel, Manifest, Stamp
 from tests.support.deployment import Deployment, broken_by_bad
 from tests.support.installation import VM_USER
 from tests.support.producer import SopsNix

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.cache import cache_directory
 from tests.support.host import CommandError, Host, wait_until
+from tests.support.modules import MODULES
 from tests.support.producer import Agenix, MountedSource, SopsNix
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def test_nothing_is_left(end: str) -> None:
             stdout=subprocess.PIPE,
             text=True,
             cwd=_CHECKOUT,
-            env={**os.environ, "PYTHONPATH": str(_CHECKOUT)},
+            env={**os.environ, "PYTHONPATH": f"{_CHECKOUT}:{MODULES}"},
         )
         assert owner.stdin
         assert owner.stdout

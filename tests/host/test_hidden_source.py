@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.events import Event
+from credferry.agent.audit.events import Event
 from tests.support.boot import HostError
 from tests.support.deployment import Deployment
 from tests.support.host import CommandError

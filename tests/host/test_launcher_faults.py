@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.events import Event
-from launcher.errors import Exit
-from launcher.handoff import Channel, Delivery, Kind
+from credferry.agent.audit.events import Event
+from credferry.launcher.errors import Exit
+from credferry.launcher.handoff import Channel, Delivery, Kind
 from tests.support.deployment import Deployment, VmFiles
 from tests.support.installation import install
 from tests.unit.launcher.conftest import CANARY, VM, Vm, credentials, light_vm, sealed, tmp_path

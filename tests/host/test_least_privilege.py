@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.config import parse
-from agent.events import Event
-from agent.polkit import rule
-from agent.units import restart_unit
+from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import parse
+from credferry.agent.systemd.polkit import rule
+from credferry.agent.systemd.units import restart_unit
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment, broken_by_bad
 from tests.support.gate import Gate

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.events import Event
-from agent.journal import Fact
-from agent.metrics import Metrics
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.writer import Fact
+from credferry.agent.daemon.metrics import Metrics
 from tests.support.deployment import Deployment
 from tests.support.installation import CHECKOUT
 

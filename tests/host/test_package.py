@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent import __version__
-from agent.events import Event
+from credferry.agent import __version__
+from credferry.agent.audit.events import Event
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, Deployment
 from tests.support.host import Host

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.events import Event
-from agent.interface import NAME
+from credferry.agent.audit.events import Event
+from credferry.agent.control.interface import NAME
 from tests.support.boot import HostError
 from tests.support.deployment import CONFIG, Deployment
 from tests.support.gate import Gate, Holder

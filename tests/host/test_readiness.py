@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import ExitStatus
-from agent.events import Event
+from credferry.agent.audit.events import Event
+from credferry.agent.errors import ExitStatus
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
 from tests.support.host import Host

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.events import Event
+from credferry.agent.audit.events import Event
 from tests.support.deployment import Deployment, broken_by_bad
 
 if TYPE_CHECKING:

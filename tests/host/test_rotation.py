@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.events import Event
+from credferry.agent.audit.events import Event
 from tests.support.deployment import Deployment
 from tests.support.producer import Agenix, MountedSource, SopsNix
 

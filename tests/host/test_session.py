@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.host import wait_until
+from tests.support.modules import MODULES
 
 CHECKOUT = Path(__file__).parents[2]
 WORKERS = ("gw0", "gw1")
@@ -48,7 +49,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, how: str) -> None:
     run = subprocess.Popen(
         [*command, *map(str, files)],
         cwd=CHECKOUT,
-        env={**environment, "PYTHONPATH": str(CHECKOUT)},
+        env={**environment, "PYTHONPATH": f"{CHECKOUT}:{MODULES}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher.errors import Exit
+from credferry.launcher.errors import Exit
 from tests.support.deployment import Deployment
 from tests.support.producer import SopsNix
 

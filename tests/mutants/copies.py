@@ -25,7 +25,9 @@ def make(target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for part in _PARTS:
-        shutil.copytree(CHECKOUT / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            CHECKOUT / part, target / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for file in _FILES:
         shutil.copy2(CHECKOUT / file, target / file)
     return target

@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -32,17 +33,17 @@ def _near(where: str, *names: str) -> tuple[str, ...]:
 
 
 MODULES: Final = {
-    "agent/desired.py": _near(_AGENT, "desired", "reconcile"),
-    "agent/evidence.py": _near(_AGENT, "evidence"),
-    "agent/keys.py": _near(_AGENT, "keys", "sealing"),
-    "agent/pace.py": _near(_AGENT, "pace"),
-    "agent/reconcile.py": _near(_AGENT, "reconcile"),
-    "agent/rollout.py": _near(_AGENT, "rollout", "verdict"),
-    "agent/sealer.py": _near(_AGENT, "sealer"),
-    "agent/sealing.py": _near(_AGENT, "sealing"),
-    "agent/store.py": _near(_AGENT, "store"),
+    "agent/reconcile/desired.py": _near(_AGENT, "desired", "reconcile"),
+    "agent/store/evidence.py": _near(_AGENT, "evidence"),
+    "agent/sealing/keys.py": _near(_AGENT, "keys", "sealing"),
+    "agent/rollout/pacing.py": _near(_AGENT, "pace"),
+    "agent/reconcile/decision.py": _near(_AGENT, "reconcile"),
+    "agent/rollout/rollout.py": _near(_AGENT, "rollout", "verdict"),
+    "agent/reconcile/sealer.py": _near(_AGENT, "sealer"),
+    "agent/sealing/credential.py": _near(_AGENT, "sealing"),
+    "agent/store/generations.py": _near(_AGENT, "store"),
     "agent/untrusted.py": _near(_AGENT, "untrusted"),
-    "agent/verdict.py": _near(_AGENT, "verdict"),
+    "agent/rollout/verdict.py": _near(_AGENT, "verdict"),
     "launcher/credentials.py": _near(_LAUNCHER, "credentials", "main"),
     "launcher/handoff.py": _near(_LAUNCHER, "handoff", "credentials"),
     "launcher/oem.py": _near(_LAUNCHER, "oem", "check", "plan"),
@@ -79,9 +80,8 @@ _CODECS: Final = frozenset({"ascii", "utf-8", "sha256", "replace", "rb", "wb"})
 _SETTINGS: Final = """\
 [mutmut]
 source_paths=
-    agent
-    launcher
-only_mutate={module}
+    credferry
+only_mutate=credferry/{module}
 pytest_add_cli_args_test_selection=
 {tests}
 also_copy=
@@ -148,17 +148,26 @@ def run(directory: Path, modules: Iterable[str] = MODULES) -> list[Mutant]:
 
 def _run_one(directory: Path, module: str) -> list[Mutant]:
     root = copies.make(directory / "core")
+    _as_imported(root)
     tests = "\n".join(f"    {each}" for each in MODULES[module] if (root / each).exists())
     (root / "setup.cfg").write_text(_SETTINGS.format(module=module, tests=tests), encoding="utf-8")
     children = str(len(os.sched_getaffinity(0)))
     subprocess.run(
         [sys.executable, "-m", "mutmut", "run", "--max-children", children],
         cwd=root,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    return read(root / "mutants", module)
+    return read(root / "mutants/credferry", module)
+
+
+def _as_imported(root: Path) -> None:
+    """Lay the packages out as they are imported: mutmut takes a module's path for its name."""
+    shutil.rmtree(root / "tests/support/path")
+    (root / "credferry").mkdir()
+    for package in ("agent", "launcher"):
+        (root / package).rename(root / "credferry" / package)
 
 
 def read(mutants: Path, module: str) -> list[Mutant]:

@@ -24,7 +24,7 @@ ON_HOSTS: Final = (
         "the audit believes a launcher by the VM's unit",
         (
             Edit(
-                "agent/journal.py",
+                "agent/audit/records.py",
                 'return text(entry.get("_SYSTEMD_UNIT", "")) == unit',
                 "return bool(unit)",
             ),
@@ -36,7 +36,7 @@ ON_HOSTS: Final = (
     ),
     Protection(
         "the audit believes root and the agent's unit alone",
-        (Edit("agent/journal.py", 'return entry.get("_UID") == 0 or', "return True or"),),
+        (Edit("agent/audit/records.py", 'return entry.get("_UID") == 0 or', "return True or"),),
         (
             f"{_AUDIT}::test_only_who_may_say_so_is_believed",
             f"{_LEAST}::test_the_unit_is_believed_and_not_its_user",
@@ -44,14 +44,14 @@ ON_HOSTS: Final = (
     ),
     Protection(
         "a key file has the mode that systemd takes",
-        (Edit("agent/keys.py", "if stat.S_IMODE(status.st_mode) != _MODE:", "if False:"),),
+        (Edit("agent/sealing/keys.py", "if stat.S_IMODE(status.st_mode) != _MODE:", "if False:"),),
         (f"{_BAD_INPUT}::test_a_key_that_others_can_read",),
     ),
     Protection(
         "a key file is this machine's",
         (
             Edit(
-                "agent/keys.py",
+                "agent/sealing/keys.py",
                 "if machine_id is not None and content[:_HEADER_SIZE] != hashed_machine_id(machine_id):",
                 "if False:",
             ),
@@ -60,12 +60,24 @@ ON_HOSTS: Final = (
     ),
     Protection(
         "a key file is root's",
-        (Edit("agent/keys.py", "if owners is not None and status.st_uid not in owners:", "if False:"),),
+        (
+            Edit(
+                "agent/sealing/keys.py",
+                "if owners is not None and status.st_uid not in owners:",
+                "if False:",
+            ),
+        ),
         (f"{_HOST}/test_readiness.py::test_a_key_of_another_user",),
     ),
     Protection(
         "no VM that is up is restarted where a start could make no files",
-        (Edit("agent/observe.py", "if found.f_files and found.f_favail < _FILES_LEAST:", "if False:"),),
+        (
+            Edit(
+                "agent/reconcile/observer.py",
+                "if found.f_files and found.f_favail < _FILES_LEAST:",
+                "if False:",
+            ),
+        ),
         (f"{_HOST}/test_readiness.py::test_a_runtime_directory_that_a_vms_user_has_filled",),
     ),
     Protection(
@@ -108,7 +120,7 @@ ON_HOSTS: Final = (
         "the agent works without its name",
         (
             Edit(
-                "agent/control.py",
+                "agent/control/server.py",
                 'self._tell_lack(f"{NAME} belongs to another process: is a second agent running?")',
                 '__import__("os")._exit(1)',
             ),
@@ -119,7 +131,7 @@ ON_HOSTS: Final = (
         "objects on the bus have no fingerprint",
         (
             Edit(
-                "agent/standing.py",
+                "agent/reconcile/status.py",
                 'return f"started on generation {evidence.generation}" if evidence',
                 'return f"started on generation {evidence.generation} ({evidence.digest})" if evidence',
             ),
@@ -162,7 +174,7 @@ ON_HOSTS: Final = (
         "files of the store are opened as another user's",
         (
             Edit(
-                "agent/store.py",
+                "agent/store/generations.py",
                 "return read_untrusted(path, limit=limit, below=self.state)",
                 "return path.read_bytes()",
             ),
@@ -224,7 +236,7 @@ ON_HOSTS: Final = (
         "root works in the store as its owner",
         (
             Edit(
-                "agent/ownership.py",
+                "agent/store/ownership.py",
                 "if os.geteuid() != 0 or status.st_uid == 0:",
                 "if True:",
             ),
@@ -267,7 +279,7 @@ ON_HOSTS: Final = (
     ),
     Protection(
         "root makes no socket in a directory of the VM's user",
-        (Edit("launcher/host.py", "        trust.check_directory(directory)\n", "        pass\n"),),
+        (Edit("launcher/spec/host.py", "        trust.check_directory(directory)\n", "        pass\n"),),
         (f"{_HELPERS}::test_a_socket_elsewhere_is_refused",),
     ),
     Protection(
@@ -278,7 +290,7 @@ ON_HOSTS: Final = (
                 "RuntimeDirectoryMode=0755",
                 "RuntimeDirectoryMode=0777",
             ),
-            Edit("launcher/host.py", "        trust.check_directory(directory)\n", "        pass\n"),
+            Edit("launcher/spec/host.py", "        trust.check_directory(directory)\n", "        pass\n"),
         ),
         (f"{_HELPERS}::test_shares_are_served_from_a_directory_of_roots",),
     ),
@@ -286,12 +298,12 @@ ON_HOSTS: Final = (
         "a forger's reports decide neither what runs nor what to go back to",
         (
             Edit(
-                "agent/reconcile.py",
+                "agent/reconcile/decision.py",
                 "known = (now.evidence, now.assumed)",
                 "known = (now.hint, now.assumed)",
             ),
             Edit(
-                "agent/reconcile.py",
+                "agent/reconcile/decision.py",
                 "for each in (self.evidence, self.assumed) if each]",
                 "for each in (self.hint, self.assumed) if each]",
             ),
@@ -305,7 +317,7 @@ ON_HOSTS: Final = (
         "a VM is not restarted into the absence of a secret",
         (
             Edit(
-                "agent/desired.py",
+                "agent/reconcile/desired.py",
                 "case Problem.ABSENT | Problem.EMPTY if not credential.required:",
                 "case Problem.ABSENT | Problem.EMPTY:",
             ),
@@ -338,7 +350,7 @@ ON_HOSTS: Final = (
         "values are sealed for the guest",
         (
             Edit(
-                "agent/sealer.py",
+                "agent/reconcile/sealer.py",
                 "return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))",
                 "return value",
             ),

@@ -50,7 +50,7 @@ PROTECTIONS: Final = (
         "each user of the bus has a limit of calls, and root has none",
         (
             Edit(
-                "agent/admission.py",
+                "agent/control/admission.py",
                 "if uid != _ROOT and (self._under_way[uid] >= PER_USER or others >= OF_ALL):",
                 "if self._under_way.total() >= OF_ALL:",
             ),
@@ -62,7 +62,13 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the audit has the user that the bus tells",
-        (Edit("agent/control.py", "Operator.of_user(caller.uid, reason)", "Operator.of_user(0, reason)"),),
+        (
+            Edit(
+                "agent/control/objects.py",
+                "Operator.of_user(caller.uid, reason)",
+                "Operator.of_user(0, reason)",
+            ),
+        ),
         ("tests/host/test_control.py::test_the_bus_says_who_orders",),
     ),
     Protection(
@@ -91,7 +97,7 @@ PROTECTIONS: Final = (
         "the page has no control characters",
         (
             Edit(
-                "agent/timeline.py",
+                "agent/audit/html.py",
                 'return printable_lines("\\n".join(lines)) + "\\n"',
                 'return "\\n".join(lines) + "\\n"',
             ),
@@ -103,7 +109,13 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "polkit grants no verb that starts a stopped VM",
-        (Edit("agent/polkit.py", '_RESTARTS = ("try-restart",)', '_RESTARTS = ("try-restart", "restart")'),),
+        (
+            Edit(
+                "agent/systemd/polkit.py",
+                '_RESTARTS = ("try-restart",)',
+                '_RESTARTS = ("try-restart", "restart")',
+            ),
+        ),
         (
             "tests/host/test_least_privilege.py::test_polkit_grants_no_more",
             "tests/host/test_least_privilege.py::test_a_stopped_vm_stays_stopped",
@@ -124,7 +136,7 @@ PROTECTIONS: Final = (
         "polkit lets root's unit start what has failed",
         (
             Edit(
-                "agent/polkit.py",
+                "agent/systemd/polkit.py",
                 "granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}",
                 "pass",
             ),
@@ -133,14 +145,14 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "polkit lets the agent's user restart what runs",
-        (Edit("agent/polkit.py", '_RESTARTS = ("try-restart",)', "_RESTARTS = ()"),),
+        (Edit("agent/systemd/polkit.py", '_RESTARTS = ("try-restart",)', "_RESTARTS = ()"),),
         ("tests/host/test_least_privilege.py::test_what_polkit_cannot_narrow",),
     ),
     Protection(
         "a health check may be started where there is one",
         (
             Edit(
-                "agent/polkit.py",
+                "agent/systemd/polkit.py",
                 " for vm in config.vms.values() if vm.health}",
                 " for vm in config.vms.values()}",
             ),
@@ -154,19 +166,19 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the agent takes no value that is not its manifest's",
-        (Edit("agent/store.py", "if not manifest.holds(entry, value):", "if False:"),),
+        (Edit("agent/store/generations.py", "if not manifest.holds(entry, value):", "if False:"),),
         ("tests/unit/agent/test_store.py::test_a_single_file_of_somewhere_else_is_refused",),
     ),
     Protection(
         "evidence of starts is root's",
-        (Edit("agent/evidence.py", "owners=_trusted(), ", ""),),
+        (Edit("agent/store/evidence.py", "owners=_trusted(), ", ""),),
         ("tests/unit/agent/test_evidence.py::test_files_and_directories_of_others_count_as_none",),
     ),
     Protection(
         "evidence alone says what a VM runs",
         (
             Edit(
-                "agent/reconcile.py",
+                "agent/reconcile/decision.py",
                 "known = (now.evidence, now.assumed)",
                 "known = (now.hint, now.assumed)",
             ),
@@ -180,7 +192,7 @@ PROTECTIONS: Final = (
         "a launcher's report that is gone is no failed start",
         (
             Edit(
-                "agent/reconcile.py",
+                "agent/reconcile/decision.py",
                 "if now.unit.is_flapping and now.hint is None and not grace_over:",
                 "if now.unit.is_flapping and now.hint is None:",
             ),
@@ -191,7 +203,7 @@ PROTECTIONS: Final = (
         "a launcher's report is opened as a file of somebody else's",
         (
             Edit(
-                "agent/observe.py",
+                "agent/reconcile/observer.py",
                 "read_untrusted(known.stamp_path, limit=_STAMP_SIZE_MAX, below=runtime)",
                 "known.stamp_path.read_bytes()",
             ),
@@ -207,7 +219,7 @@ PROTECTIONS: Final = (
         "the agent refuses a powerful name that is not allowed",
         (
             Edit(
-                "agent/config_checks.py",
+                "agent/config/checks.py",
                 "if is_powerful_name(name) and name not in vm.allow_names:",
                 "if False:",
             ),
@@ -273,7 +285,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a guest key is the one that the look saw",
-        (Edit("agent/sealer.py", "if guest_id(guest) != wanted.guest:", "if False:"),),
+        (Edit("agent/reconcile/sealer.py", "if guest_id(guest) != wanted.guest:", "if False:"),),
         (
             "tests/unit/agent/test_sealer.py::test_a_guest_key_that_changes_before_the_sealing_lets_nothing_through",
         ),
@@ -292,8 +304,8 @@ PROTECTIONS: Final = (
     Protection(
         "the store is sealed with the host's key",
         (
-            Edit("agent/sealing.py", "AESGCM(key.aes_key).encrypt", "AESGCM(bytes(32)).encrypt"),
-            Edit("agent/sealing.py", "AESGCM(key.aes_key).decrypt", "AESGCM(bytes(32)).decrypt"),
+            Edit("agent/sealing/credential.py", "AESGCM(key.aes_key).encrypt", "AESGCM(bytes(32)).encrypt"),
+            Edit("agent/sealing/credential.py", "AESGCM(key.aes_key).decrypt", "AESGCM(bytes(32)).decrypt"),
         ),
         ("tests/unit/agent/test_store.py::test_another_keys_generation_counts_as_none",),
     ),
@@ -301,7 +313,7 @@ PROTECTIONS: Final = (
         "sealed values are authenticated",
         (
             Edit(
-                "agent/sealing.py",
+                "agent/sealing/credential.py",
                 "AESGCM(key.aes_key).decrypt(iv, data[_AAD_SIZE:], data[:_AAD_SIZE])",
                 "AESGCM(key.aes_key).encrypt(iv, data[_AAD_SIZE:-_TAG_SIZE], None)[:-_TAG_SIZE]",
             ),
@@ -310,12 +322,18 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a generation is its own VM's",
-        (Edit("agent/store.py", "is_own = manifest.vm == vm and", "is_own ="),),
+        (Edit("agent/store/generations.py", "is_own = manifest.vm == vm and", "is_own ="),),
         ("tests/unit/agent/test_store.py::test_another_vms_generation_counts_as_none",),
     ),
     Protection(
         "a sealed value keeps its name",
-        (Edit("agent/sealing.py", "if embedded and name is not None and embedded != name:", "if False:"),),
+        (
+            Edit(
+                "agent/sealing/credential.py",
+                "if embedded and name is not None and embedded != name:",
+                "if False:",
+            ),
+        ),
         ("tests/unit/agent/test_sealing.py::test_refuses_what_must_be_refused",),
     ),
     Protection(
@@ -335,7 +353,7 @@ PROTECTIONS: Final = (
         "no link leads out of the source",
         (
             Edit(
-                "agent/source.py",
+                "agent/source/snapshot.py",
                 "_open_following(top, name) if follow_links else _open_beneath(top, name)",
                 "_open_following(top, name)",
             ),
@@ -344,14 +362,14 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the source's devices are not read",
-        (Edit("agent/source.py", "if not stat.S_ISREG(before.st_mode):", "if False:"),),
+        (Edit("agent/source/snapshot.py", "if not stat.S_ISREG(before.st_mode):", "if False:"),),
         ("tests/unit/agent/test_source.py::test_devices_are_refused_where_links_are_followed",),
     ),
     Protection(
         "a source that moved is read again",
         (
             Edit(
-                "agent/source.py",
+                "agent/source/snapshot.py",
                 "!= (generation.device, generation.inode) or trail.has_moved():",
                 "== (0, 0):",
             ),
@@ -360,7 +378,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "fingerprints have the host's key",
-        (Edit("agent/desired.py", 'self.key.derive("fingerprint")', 'b""'),),
+        (Edit("agent/reconcile/desired.py", 'self.key.derive("fingerprint")', 'b""'),),
         (
             "tests/unit/agent/test_desired.py::test_no_guess_is_confirmed",
             "tests/unit/agent/test_desired.py::test_another_key_tells_another_story",

@@ -57,7 +57,12 @@ def run(protection: Protection, directory: Path) -> list[Outcome]:
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", test],
             cwd=root,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CI": "true"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(root / "tests/support/path"),
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "CI": "true",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

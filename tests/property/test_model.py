@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.events import Order
+from credferry.agent.audit.events import Order
 from tests.support.numbers import Number, note
 from tests.support.world.invariants import check_settled, check_steady
 from tests.support.world.machine import VMS, Machine, Settings
@@ -281,8 +281,7 @@ class TestWorld(World.TestCase):  # type: ignore[misc,valid-type]  # made by Hyp
         max_examples=RUNS,
         stateful_step_count=25,
         deadline=None,
-        derandomize="CREDFERRY_MODEL_RUNS"
-        not in os.environ,  # one verdict on the same code
+        derandomize="CREDFERRY_MODEL_RUNS" not in os.environ,  # one verdict on the same code
         suppress_health_check=[HealthCheck.too_slow],  # making a host takes most of a short history
     )
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.cli import audit_forms as forms
-from agent.cli.common import print_json, print_table
-from agent.cli.terminal import say
-from agent.events import Event
-from agent.history import History
-from agent.journal import Record
-from agent.periods import periods
-from agent.printable import cell, json_text, printable
-from agent.story import Story, tell
-from agent.timeline import page
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.history import History
+from credferry.agent.audit.html import page
+from credferry.agent.audit.periods import periods
+from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import Story, tell
+from credferry.agent.cli import audit_forms as forms
+from credferry.agent.cli.common import print_json, print_table
+from credferry.agent.cli.terminal import say
+from credferry.agent.printable import cell, json_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -172,7 +172,7 @@ class Site:
     @contextmanager
     def spoiled(self, module: str, lines: str) -> Iterator[None]:
         """For a while, a module of the installation ends with some more lines."""
-        path = f"/usr/lib/credferry/{module}"
+        path = f"/usr/lib/credferry/credferry/{module}"
         before = self.host.path(path).read_text()
         self.host.write(path, f"{before}\n\n{lines}\n")
         try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.handoff import Stamp
+from credferry.launcher.handoff import Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
 from tests.support.host import POLL_SECONDS, patience

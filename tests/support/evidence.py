@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launcher.handoff import (
+from credferry.launcher.handoff import (
     EVIDENCE_PARENT,
     Channel,
     Manifest,

@@ -25,7 +25,7 @@ _AGENT = """#!{python} -I
 import sys
 
 sys.path.insert(0, "{modules}")
-from agent.cli import main
+from credferry.agent.cli import main
 
 sys.exit(main())
 """
@@ -33,7 +33,7 @@ _LAUNCHER = """#!/usr/bin/python3 -IS
 import sys
 
 sys.path.insert(0, "{modules}")
-from launcher.__main__ import main
+from credferry.launcher.__main__ import main
 
 sys.exit(main())
 """
@@ -56,7 +56,7 @@ def install(host: Host, *, hypervisor: Path | None = None) -> None:
     May be called again: files are written anew, and systemd reads its units again.
     """
     for package in ("agent", "launcher"):
-        _copy(host, CHECKOUT / package, f"{_MODULES}/{package}")
+        _copy(host, CHECKOUT / package, f"{_MODULES}/credferry/{package}")
     host.write("/usr/bin/credferry", _AGENT.format(python=sys.executable, modules=_MODULES), 0o755)
     host.write("/usr/bin/credferry-launch", _LAUNCHER.format(modules=_MODULES), 0o755)
     install_hypervisor(host, hypervisor)

@@ -13,22 +13,30 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from agent import chain, journal
-from agent.config import load
-from agent.events import Event
-from agent.journald import Sender
-from agent.keys import create_key
-from agent.observe import open_store
-from agent.service import Service
-from agent.units import UnitState
-from launcher.handoff import EVIDENCE_PARENT, Channel, Stamp, evidence_name, stamp_path, write_stamp
+from credferry.agent.audit import chain
+from credferry.agent.audit import writer as journal
+from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import load
+from credferry.agent.daemon.service import Service, Turn
+from credferry.agent.journald import Sender
+from credferry.agent.sealing.keys import create_key
+from credferry.agent.store.opening import open_store
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import (
+    EVIDENCE_PARENT,
+    Channel,
+    Stamp,
+    evidence_name,
+    stamp_path,
+    write_stamp,
+)
 from tests.support.world.journald import link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from agent.reconcile import Decision
+    from credferry.agent.reconcile.decision import Decision
 
 MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 _SECONDS = 20.0
@@ -108,6 +116,7 @@ class Loop:
         """The service, of which nothing runs yet."""
         with patch.object(Sender, "send", self._take):
             self.service = Service(self.file, lambda _on_job: self.units)
+            self.turned = Turn()
             yield self.service
 
     @contextmanager
@@ -181,7 +190,7 @@ class Loop:
         """Make a turn of the loop; or, with a condition, turns until it holds and nothing is under way."""
         end = time.monotonic() + _SECONDS
         while True:
-            self.service._turn()
+            self.turned = self.service._turn(self.turned)
             if until is None or (until() and self._is_idle()):
                 return
             assert time.monotonic() < end, "what was waited for did not come"

@@ -69,9 +69,12 @@ def of_form_1(package: Path, directory: Path) -> Path:
     )
     history.mkdir()
     _run("tar", "--extract", f"--file={directory}/1.tar", f"--directory={history}")
+    # At that time the packages were called `agent` and `launcher`, and lay where `credferry` lies now.
+    shutil.rmtree(tree / "usr/lib/credferry/credferry")
     for name in ("agent", "launcher"):
-        shutil.rmtree(tree / "usr/lib/credferry" / name)
         shutil.copytree(history / name, tree / "usr/lib/credferry" / name)
+    for path in (history / "contrib/debian/bin").iterdir():
+        shutil.copy(path, tree / "usr/bin" / path.name)
     for path in (history / "contrib/systemd").glob("*.service"):
         shutil.copy(path, tree / "usr/lib/systemd/system" / path.name)
     for name, place in (("catalog", "usr/lib/systemd/catalog"), ("dbus", "usr/share/dbus-1/system.d")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from agent.interface import AGENT_INTERFACE, NAME, PATH, vm_path
+from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, vm_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

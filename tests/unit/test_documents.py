@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.reconcile import State
+from credferry.agent.reconcile.decision import State
 from docs.generate.files import ROOT
 from docs.generate.pages import FIELDS, STATES
 from tests.support.documents import Command, DocumentError, WrittenFile, steps
@@ -66,7 +66,7 @@ def test_files_are_named_where_they_are_written(page: Path) -> None:
 
 def test_fields_of_records() -> None:
     """The page about the journal has each field that the agent and the launcher send, and no other."""
-    sources = [*(ROOT / "agent").glob("*.py"), *(ROOT / "launcher").glob("*.py")]
+    sources = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")]
     code = "\n".join(path.read_text() for path in sources)
     sent = set(re.findall(r"[\"'](CREDFERRY_[A-Z_]+)(?=[\"'=])", code)) - {"CREDFERRY_CONFIG"}
     assert set(FIELDS) - {"OBJECT_SYSTEMD_UNIT"} == sent

@@ -16,6 +16,7 @@ import pytest
 from tests.fuzz import corpus
 from tests.fuzz.target import MARKER, check_silent
 from tests.fuzz.targets import TARGETS
+from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
@@ -104,7 +105,7 @@ def fuzz(*words: str, cache: Path | None = None) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **kept},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{MODULES}", **kept},
         capture_output=True,
         text=True,
         check=False,

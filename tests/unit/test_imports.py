@@ -1,137 +1,79 @@
 # SPDX-License-Identifier: MIT
-"""Which module may import which: the arrows point one way, and what is foreign comes in at one place."""
+"""Imports between rooms point down, in no circle, and foreign libraries come in at one place each."""
 
 from __future__ import annotations
 
 import ast
-from graphlib import TopologicalSorter
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support import rooms
+from tests.support.rooms import ARROWS, Import
 
-ROOT = Path(__file__).resolve().parents[2]
-LAYERS = (
-    "agent.cli",
-    "agent.doctor",
-    "agent.daemon",
-    "agent.service",
-    "agent.rollout",
-    ("agent.store", "agent.reconcile"),
-)
-"""From the top. Whatever else there is may be anywhere, as long as no way leads up."""
+MODULES = rooms.modules()
+ALL = [each for name, path in MODULES.items() for each in rooms.imports(name, path, MODULES)]
+RUNTIME = [
+    each for name, path in MODULES.items() for each in rooms.imports(name, path, MODULES, types=False)
+]
 ONE_IMPORTER = {
-    "gi": "agent.bus",
-    "pydbus": "agent.bus",
-    "prometheus_client": "agent.metrics",
-    "systemd.journal": "agent.journal",
-    "watchdog": "agent.watch",
+    "gi": "credferry.agent.bus.connection",
+    "prometheus_client": "credferry.agent.daemon.metrics",
+    "pydbus": "credferry.agent.bus.connection",
+    "systemd.journal": "credferry.agent.audit.records",
+    "watchdog": "credferry.agent.source.watch",
 }
+"""A foreign module, and the one module that imports it."""
 
 
-def name_of(path: Path) -> str:
-    """A module's name."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def is_for_types(node: ast.AST) -> bool:
-    """Whether this is ``if TYPE_CHECKING:``, which runs nowhere."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def statements(node: ast.AST, *, types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """A module's imports, those within functions, too."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
-        elif types or not is_for_types(child):
-            yield from statements(child, types=types)
-
-
-def imports(path: Path, *, types: bool = False) -> set[str]:
-    """What a module imports, as far as that are modules; of foreign ones, whatever is named."""
-    found = set()
-    for statement in statements(ast.parse(path.read_text(encoding="utf-8")), types=types):
-        if isinstance(statement, ast.Import):
-            found |= {each.name for each in statement.names}
-            continue
-        assert statement.module, f"{path}: a relative import"
-        assert not statement.level, f"{path}: a relative import"
-        for each in statement.names:
-            whole = f"{statement.module}.{each.name}"
-            is_ours = statement.module.partition(".")[0] in {"agent", "launcher"}
-            found.add(statement.module if is_ours and whole not in MODULES else whole)
-    return found
-
-
-MODULES = {
-    name_of(path): path for package in ("agent", "launcher") for path in (ROOT / package).rglob("*.py")
-}
-GRAPH = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
-
-
-def is_within(module: str, packages: str | tuple[str, ...]) -> bool:
-    """Whether a module is one of these, or in one of them."""
-    some = (packages,) if isinstance(packages, str) else packages
-    return any(module == each or module.startswith(f"{each}.") for each in some)
-
-
-def reached(module: str) -> set[str]:
-    """All that a module imports, by whatever way."""
-    found: set[str] = set()
-    left = [module]
-    while left:
-        new = GRAPH[left.pop()] - found
-        found |= new
-        left += new
-    return found
+def test_imports_keep_to_the_table() -> None:
+    """Each import between rooms is in the table, each arrow of the table points down, and each is used."""
+    assert rooms.faults(ALL) == []
 
 
 def test_there_is_no_circle() -> None:
-    """No module imports itself by way of others, not even late."""
-    TopologicalSorter(GRAPH).prepare()
+    """No module imports itself by way of others, within functions included."""
+    assert rooms.circle(RUNTIME) == []
 
 
-@pytest.mark.parametrize("at", range(1, len(LAYERS)), ids=str)
-def test_no_way_leads_up(at: int) -> None:
-    """No layer reaches one above it."""
-    for module in (each for each in MODULES if is_within(each, LAYERS[at])):
-        for above in LAYERS[:at]:
-            assert not [each for each in reached(module) if is_within(each, above)], module
+def test_a_planted_upward_import_is_found() -> None:
+    """An import from the ground to the top floor breaks the table, also where the table were to allow it."""
+    planted = Import("credferry.agent.errors", "credferry.agent.cli.status")
+    assert any("agent.errors to agent.cli" in each for each in rooms.faults([*ALL, planted]))
+    allowed = {**ARROWS, "agent.errors": (*ARROWS["agent.errors"], "agent.cli")}
+    assert "agent.errors points up to agent.cli" in rooms.faults([*ALL, planted], allowed)
 
 
-def test_every_layer_is_there() -> None:
-    """Each name of a layer is one of a module."""
-    names = [name for layer in LAYERS for name in ((layer,) if isinstance(layer, str) else layer)]
-    assert set(names) <= MODULES.keys()
+def test_a_planted_circle_is_found() -> None:
+    """Two modules of one room that import each other are a circle."""
+    first, second = "credferry.agent.store.files", "credferry.agent.store.generations"
+    assert {first, second} <= set(rooms.circle([*RUNTIME, Import(first, second)]))
 
 
-def test_only_verbs_know_the_doctor() -> None:
-    """The doctor is imported by verbs alone, and verbs by nobody, not even for types."""
-    for module, path in MODULES.items():
-        for each in imports(path, types=True):
-            assert not is_within(each, "agent.doctor") or is_within(module, ("agent.cli", "agent.doctor"))
-            assert not is_within(each, "agent.cli") or is_within(module, "agent.cli")
+def test_an_unused_arrow_is_found() -> None:
+    """The table says no more than there is."""
+    wider = {**ARROWS, "agent.cli": (*ARROWS["agent.cli"], "launcher.record")}
+    assert "agent.cli does not import launcher.record: drop the arrow" in rooms.faults(ALL, wider)
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    """A package's docstring says what belongs there, what it may import, and what must never be in it."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py" and name.count(".") > 1:
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert "May import:" in text, name
+            assert "Never:" in text, name
 
 
 def test_agent_and_launcher_share_the_handoff() -> None:
-    """It is all that the agent imports of the launcher, which imports nothing of the agent."""
-    for module, path in MODULES.items():
-        other = "launcher" if is_within(module, "agent") else "agent"
-        found = {each for each in imports(path, types=True) if is_within(each, other)}
-        assert found <= ({"launcher.handoff"} if other == "launcher" else set()), module
+    """The agent imports nothing else of the launcher, and the launcher nothing of the agent."""
+    for each in ALL:
+        ours, theirs = each.module.split(".")[1], each.of.split(".")[1:2]
+        if each.of.startswith("credferry.") and [ours] != theirs:
+            assert (ours, each.of) == ("agent", "credferry.launcher.handoff"), each
 
 
 @pytest.mark.parametrize(("foreign", "importer"), ONE_IMPORTER.items())
 def test_one_importer(foreign: str, importer: str) -> None:
-    """What is behind a boundary of ours comes in there alone."""
-    found = {
-        name
-        for name, path in MODULES.items()
-        if any(is_within(each, foreign) for each in imports(path, types=True))
-    }
+    """A library behind a boundary is imported by the module at that boundary alone."""
+    found = {each.module for each in ALL if each.of == foreign or each.of.startswith(f"{foreign}.")}
     assert found == {importer}

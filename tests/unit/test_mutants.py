@@ -60,7 +60,7 @@ def test_a_changed_message_does_not_count(tmp_path: Path, before: str, after: st
     text = f"def x_f__mutmut_orig(a):\n    {before}{body}\n\ndef x_f__mutmut_1(a):\n    {after}{body}\n"
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent/m.py").write_text(text)
-    (tmp_path / "agent/m.py.meta").write_text('{"exit_code_by_key": {"agent.m.x_f__mutmut_1": 0}}')
+    (tmp_path / "agent/m.py.meta").write_text('{"exit_code_by_key": {"credferry.agent.m.x_f__mutmut_1": 0}}')
     (mutant,) = core.read(tmp_path, "agent/m.py")
     assert mutant.is_message is not counts
     assert core.scores([mutant]) == ([core.Score("agent/m.py", 1, 0, 0)] if counts else [])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`agent.untrusted` alone opens files that another user can write. Every other open is listed here."""
+"""`agent/untrusted.py` alone opens files that another user can write. Every other open is listed here."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "agent/untrusted.py": "the function itself",
     "agent/cli/guest_key.py": "writes a new file where the operator says (O_EXCL)",
-    "agent/config.py": "the configuration, which root or the caller names",
+    "agent/config/loading.py": "the configuration, which root or the caller names",
     "agent/doctor/configuration.py": "the configuration, to see whether it can be read",
     "agent/doctor/key.py": "the host's key, in a directory of root's",
     "agent/doctor/probe.py": "never blocks, and reads nothing for a VM's user that it could not read",
     "agent/doctor/source.py": "a directory of the source (O_PATH)",
-    "agent/durable.py": "writes new files (O_EXCL), and opens directories to sync them",
-    "agent/form.py": "makes a file in a directory that it has just made (O_NOFOLLOW, O_NONBLOCK)",
-    "agent/journal.py": "writes in place (O_NOFOLLOW, O_NONBLOCK)",
-    "agent/keys.py": "key files: no link, never blocks, systemd's conditions; and /etc/machine-id",
-    "agent/metrics.py": "writes a new file (O_EXCL)",
-    "agent/mounts.py": "the kernel's table of mounts",
-    "agent/nixos.py": "the kernel's list of locks",
-    "agent/sandbox.py": "the kernel's account of this process",
-    "agent/source.py": "the source, by its own rules: no link out of it, never blocks, regular files",
-    "agent/store.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
+    "agent/store/files.py": "writes new files (O_EXCL), and opens directories to sync them",
+    "agent/store/form.py": "makes a file in a directory that it has just made (O_NOFOLLOW, O_NONBLOCK)",
+    "agent/audit/writer.py": "writes in place (O_NOFOLLOW, O_NONBLOCK)",
+    "agent/sealing/keys.py": "key files: no link, never blocks, systemd's conditions; and /etc/machine-id",
+    "agent/daemon/metrics.py": "writes a new file (O_EXCL)",
+    "agent/source/mounts.py": "the kernel's table of mounts",
+    "agent/rollout/nixos.py": "the kernel's list of locks",
+    "agent/source/sandbox.py": "the kernel's account of this process",
+    "agent/source/snapshot.py": "the source, by its rules: no link out of it, never blocks, regular files",
+    "agent/store/generations.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
 }
 """Modules that open files by themselves, and why they may."""
 _OPENERS = {"open", "fdopen", "read_text", "read_bytes"}

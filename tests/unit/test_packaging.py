@@ -8,12 +8,12 @@ import tomllib
 
 import pytest
 
-from agent import __version__
-from agent.cli.application import VERBS
+from credferry.agent import __version__
+from credferry.agent.cli.application import VERBS
+from credferry.launcher import arguments
 from docs.generate.commands import commands
 from docs.generate.files import ROOT, generated
 from docs.generate.man import page
-from launcher import arguments
 
 CHANGELOG = ROOT / "CHANGELOG.md"
 

@@ -64,8 +64,10 @@ def test_a_score_changes_its_own_row(page: str) -> None:
     assert [line for line in before.splitlines() if line.endswith("| 10 | 9 | 90 | 1 |")] == [
         f"| {module} | 10 | 9 | 90 | 1 |" for module in MODULES
     ]
-    after = render({}, before, [Score("agent/store.py", 1000, 999, 1)])
-    assert set(after.splitlines()) - set(before.splitlines()) == {"| agent/store.py | 1000 | 999 | 99 | 1 |"}
+    after = render({}, before, [Score("agent/store/generations.py", 1000, 999, 1)])
+    assert set(after.splitlines()) - set(before.splitlines()) == {
+        "| agent/store/generations.py | 1000 | 999 | 99 | 1 |"
+    }
     assert is_well_formed(after)
 
 

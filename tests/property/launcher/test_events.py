@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.events import Event, EventParser
+from credferry.launcher.hypervisor.events import Event, EventParser
 
 PROPERTIES = st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=8), max_size=3)
 EVENTS = st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6), PROPERTIES), max_size=5)

@@ -9,7 +9,13 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.options import Grammar, OptionError, merge_oem_strings, oem_strings, split_commas
+from credferry.launcher.hypervisor.options import (
+    Grammar,
+    OptionError,
+    merge_oem_strings,
+    oem_strings,
+    split_commas,
+)
 
 MESSY = st.text(alphabet=st.sampled_from('ab=,:[]" \n\té+/@\\'), max_size=14)
 SAFE = st.text(

@@ -14,13 +14,11 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import cmdline, releases, schema, speccommand, vmconfig
-from launcher import plan as plans
-from launcher import spec as specs
-from launcher.__main__ import main
-from launcher.credentials import Credential, Delivered
-from launcher.errors import LaunchError
-from launcher.handoff import (
+from credferry.launcher import plan as plans
+from credferry.launcher.__main__ import main
+from credferry.launcher.credentials import Credential, Delivered
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.handoff import (
     Channel,
     Delivery,
     Kind,
@@ -30,7 +28,10 @@ from launcher.handoff import (
     unit_credential,
     value_file,
 )
-from launcher.options import Grammar, OptionError, parse, plain, render
+from credferry.launcher.hypervisor import cmdline, releases, schema, vmconfig
+from credferry.launcher.hypervisor.options import Grammar, OptionError, parse, plain, render
+from credferry.launcher.spec import command as speccommand
+from credferry.launcher.spec import model as specs
 
 CANARY = b"canary-2b6e71"
 LEAKS = (CANARY.decode(), base64.b64encode(CANARY).decode(), base64.b64encode(CANARY).decode().rstrip("="))

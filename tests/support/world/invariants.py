@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.notes import Outcome
-from agent.policy import Policy
+from credferry.agent.config.model import Policy
+from credferry.agent.store.records import Outcome
 from tests.support.world.machine import VMS
 
 if TYPE_CHECKING:

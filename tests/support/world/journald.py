@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from agent import chain, journal
-from agent.events import Event
-from agent.journald import Sender
+from credferry.agent.audit import chain, records
+from credferry.agent.audit import writer as journal
+from credferry.agent.audit.events import Event
+from credferry.agent.journald import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from agent.keys import CredentialKey
+    from credferry.agent.sealing.keys import CredentialKey
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class ModelJournal:
         head = journal.kept_head(state)
         if head is None:
             return ()
-        number, _ = journal.sent(state)
+        number, _ = records.sent(state)
         kept = chain.Kept(head.sequence, head.hash, number, head.sequence)
         links = [link(fields, number) for number, fields in enumerate(self.records)]
         return chain.verify(links, key.derive("audit"), kept).findings
@@ -89,7 +90,7 @@ def link(fields: list[str], number: int) -> chain.Link:
     own = [
         each
         for each in fields
-        if (each.startswith("CREDFERRY_") or each.partition("=")[0] in journal._CHAINED)
+        if (each.startswith("CREDFERRY_") or each.partition("=")[0] in records._CHAINED)
         and not each.startswith("CREDFERRY_HASH=")
     ]
     return chain.Link(

@@ -20,16 +20,16 @@ from unittest.mock import patch
 
 import structlog
 
-from agent import nixos
-from agent.errors import BusError, CredferryError, KeyFileError, SealError, StoreError
-from agent.events import Event, Order
-from agent.keys import create_key, read_host_key
-from agent.notes import Outcome
-from agent.operators import Operator
-from agent.policy import Policy
-from agent.service import Parts, Service
-from agent.store import Store
-from launcher.handoff import OEM_TOTAL_MAX, Channel, Stamp, stamp_path
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.config.model import Policy
+from credferry.agent.daemon.service import Parts, Service, Turn
+from credferry.agent.errors import BusError, CredferryError, KeyFileError, SealError, StoreError
+from credferry.agent.rollout import nixos
+from credferry.agent.rollout.operators import Operator
+from credferry.agent.sealing.keys import create_key, read_host_key
+from credferry.agent.store.generations import Store
+from credferry.agent.store.records import Outcome
+from credferry.launcher.handoff import OEM_TOTAL_MAX, Channel, Stamp, stamp_path
 from tests.support.world.clock import ModelClock, ModelStop
 from tests.support.world.journald import ModelJournal, ModelSender
 from tests.support.world.process import CrashError, ModelDispatcher, ModelWatch
@@ -38,8 +38,8 @@ from tests.support.world.systemd import ModelSystemd, ModelVm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.keys import CredentialKey
-    from launcher.handoff import Manifest
+    from credferry.agent.sealing.keys import CredentialKey
+    from credferry.launcher.handoff import Manifest
 
 VMS = ("a", "b", "c")
 USES = {
@@ -81,6 +81,7 @@ class Machine:
     clock: ModelClock = field(default_factory=ModelClock)
     settings: Settings = field(default_factory=Settings)
     service: Service | None = None
+    _turned: Turn = field(default_factory=Turn)
     secrets: dict[str, str] | None = None
     full: str = ""
     """What the disk has no room for: ``files``, ``directories``, or both; empty for nothing."""
@@ -131,7 +132,9 @@ class Machine:
             patch("os.fsync", self._fsync),
             patch("time.sleep", self.clock.pass_time),
             # As the kernel's own list was when it last changed: to read that takes a millisecond each time.
-            patch("agent.nixos.holder", partial(nixos.holder, lists=(self.top / "locks",))),
+            patch(
+                "credferry.agent.rollout.nixos.holder", partial(nixos.holder, lists=(self.top / "locks",))
+            ),
         ]
         for each in self._patches:
             each.start()
@@ -164,7 +167,7 @@ class Machine:
             if self.service is None:
                 self._start()
             if self.service is not None:
-                self.service._turn()
+                self._turned = self.service._turn(self._turned)
                 while not self._is_dead and self._dispatcher.work_on_one():
                     pass
         except CrashError:
@@ -194,7 +197,7 @@ class Machine:
     def glance(self) -> None:
         """The loop makes a turn while a restart is under way."""
         if self.service is not None:
-            self.service._turn()
+            self._turned = self.service._turn(self._turned)
 
     def order(self, vm: str, order: Order) -> None:
         """An operator gives an order."""
@@ -258,6 +261,7 @@ class Machine:
         )
         try:
             self.service = Service(self.top / "config.toml", self._connect, parts=parts)
+            self._turned = Turn()
         except (KeyFileError, StoreError):
             assert self.full or self.key_mode != 0o400, "the agent does not start on a host that is well"
 

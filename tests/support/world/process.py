@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from agent.dispatch import Dispatcher
-from agent.watch import Watch
+from credferry.agent.rollout.workers import Dispatcher
+from credferry.agent.source.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

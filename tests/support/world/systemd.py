@@ -7,16 +7,16 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.errors import BusError
-from agent.units import FLAPS, UnitState
-from launcher.handoff import EVIDENCE_PARENT, stamp_path
+from credferry.agent.errors import BusError
+from credferry.agent.systemd.units import FLAPS, UnitState
+from credferry.launcher.handoff import EVIDENCE_PARENT, stamp_path
 from tests.support.evidence import leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from launcher.handoff import Manifest
+    from credferry.launcher.handoff import Manifest
     from tests.support.world.clock import ModelClock
 
 RESULTS = ("done", "canceled", "stopped", "timeout", "failed", "dependency", "skipped")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from agent.admission import OF_ALL, PER_USER, Admission
+from credferry.agent.control.admission import OF_ALL, PER_USER, Admission
 
 ROOT, MEMBER = 0, 1000
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.chain import KEY_CHANGED, Kept, Link, verify
-from agent.journal import LOST, chain_hash
+from credferry.agent.audit.chain import KEY_CHANGED, Kept, Link, verify
+from credferry.agent.audit.records import chain_hash
+from credferry.agent.audit.writer import LOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from agent.conditions import Conditions
+from credferry.agent.log import Conditions
 
 
 def test_told_once_and_counted() -> None:

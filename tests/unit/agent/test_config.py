@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config, load, parse
-from agent.config_checks import is_secret_name
-from agent.errors import ConfigurationError, ExitStatus
-from launcher.handoff import Channel, Kind
+from credferry.agent.config.checks import is_secret_name
+from credferry.agent.config.loading import load, parse
+from credferry.agent.errors import ConfigurationError, ExitStatus
+from credferry.launcher.handoff import Channel, Kind
+
+if TYPE_CHECKING:
+    from credferry.agent.config.model import Config
 
 FILE = Path("/etc/credferry/config.toml")
 VM = '[vms.web.credentials]\nK = { secret = "k" }\n'

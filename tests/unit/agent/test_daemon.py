@@ -7,17 +7,17 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+from tests.support.modules import MODULES
+
 DEFAULT, NAMED, OTHER = "/nonexistent/default.toml", "/nonexistent/named.toml", "/nonexistent/other.toml"
 AGENT = f"""
 from pathlib import Path
-from agent import config
-config.DEFAULT_PATH = Path("{DEFAULT}")  # this machine may have the real one
-from agent.cli import main
+from credferry.agent.config import model
+model.DEFAULT_PATH = Path("{DEFAULT}")  # this machine may have the real one
+from credferry.agent.cli import main
 main()
 """
 
@@ -25,7 +25,7 @@ main()
 def python(code: str, *words: str, **environment: str) -> list[str]:
     """A command line of Python's with the checkout's modules, and an environment."""
     assignments = [f"{name}={value}" for name, value in environment.items()]
-    code = f"import sys; sys.path[:0] = [{str(CHECKOUT)!r}]\n{code}"
+    code = f"import sys; sys.path[:0] = [{str(MODULES)!r}]\n{code}"
     return ["env", "--unset=CREDFERRY_CONFIG", *assignments, sys.executable, "-I", "-c", code, *words]
 
 
@@ -63,7 +63,9 @@ def test_what_makes_no_sense_is_told(words: tuple[str, ...]) -> None:
 
 def test_consoles_are_written_to_by_rich() -> None:
     """Rich is loaded where standard error is a terminal, and can be later where it is none."""
-    code = "from agent import log; loaded = 'rich' in sys.modules; import rich.table; print(loaded)"
+    code = (
+        "from credferry.agent import log; loaded = 'rich' in sys.modules; import rich.table; print(loaded)"
+    )
     main, side = pty.openpty()
     on_terminal = subprocess.run(python(code), stdout=subprocess.PIPE, stderr=side, text=True, check=True)
     for descriptor in (main, side):

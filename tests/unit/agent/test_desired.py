@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import CredentialConfig, VmConfig
-from agent.desired import API_STRINGS_MAX, Desired, Fingerprints, Refused, desired, guest_id, over_limit
-from agent.keys import CredentialKey
-from agent.sealing import sealed_size
-from agent.source import Generation, Problem, Snapshot
-from launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
+from credferry.agent.config.model import CredentialConfig, VmConfig
+from credferry.agent.reconcile.desired import (
+    API_STRINGS_MAX,
+    Desired,
+    Fingerprints,
+    Refused,
+    desired,
+    guest_id,
+    over_limit,
+)
+from credferry.agent.sealing.credential import sealed_size
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.source.snapshot import Generation, Problem, Snapshot
+from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
 from tests.support.dictionary import LIKELY, guesses, matches
 
 KEY, OTHER_KEY = CredentialKey(bytes(4096)), CredentialKey(b"\1" * 4096)
@@ -233,7 +241,7 @@ def test_the_limit_of_an_initrd_is_exact(monkeypatch: pytest.MonkeyPatch) -> Non
     what = wanted(config, {"a": Secret(b"v")}, guest=GUEST)
     passing = []
     for size in range(300):
-        monkeypatch.setattr("agent.desired.INITRD_TOTAL_MAX", size)
+        monkeypatch.setattr("credferry.agent.reconcile.desired.INITRD_TOTAL_MAX", size)
         passing += [size] if over_limit(config, what, 0) is None else []
     assert passing == list(range(sealed_size("A", b"v"), 300))
 

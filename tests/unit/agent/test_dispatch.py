@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from agent.dispatch import Dispatcher
+from credferry.agent.rollout.workers import Dispatcher
 
 WAIT = 20.0
 

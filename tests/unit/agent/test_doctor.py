@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.config import parse
-from agent.doctor import landlock, probe, unit_files
-from agent.doctor.examination import examine, isolated
-from agent.doctor.finding import Severity, UnseenError, ok
-from agent.doctor.launcher import check_hypervisor, wiring
-from agent.doctor.vm_unit import SETTINGS, drop_in
+from credferry.agent.config.loading import parse
+from credferry.agent.doctor import landlock, probe, unit_files
+from credferry.agent.doctor.examination import examine, isolated
+from credferry.agent.doctor.finding import Severity, UnseenError, ok
+from credferry.agent.doctor.launcher import check_hypervisor, wiring
+from credferry.agent.doctor.vm_unit import SETTINGS, drop_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.finding import Finding
 
 CHECKOUT = Path(__file__).parents[3]
 VM = parse(b'[vms.web.credentials]\nKEY = { secret = "key" }\n', Path("config.toml")).vms["web"]

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.cli.application import application
-from agent.config import parse
-from agent.doctor import arguments, probe, shell
-from agent.doctor.finding import Severity
+from credferry.agent.cli.application import application
+from credferry.agent.config.loading import parse
+from credferry.agent.doctor import arguments, probe, shell
+from credferry.agent.doctor.finding import Severity
+from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
-    from agent.doctor.finding import Finding
+    from credferry.agent.doctor.finding import Finding
 
 CHECKOUT = Path(__file__).parents[3]
 CASES = json.loads((CHECKOUT / "tests/data/microvm-nix-commands.json").read_text())["cases"]
@@ -50,10 +51,10 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.launcher = self.script("bin/credferry-launch", f"exec {sys.executable} -m launcher")
+        self.launcher = self.script("bin/credferry-launch", f"exec {sys.executable} -m credferry.launcher")
         self.launcher.write_text(
-            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(CHECKOUT)!r})\n"
-            "from launcher.__main__ import main\nsys.exit(main())\n"
+            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(MODULES)!r})\n"
+            "from credferry.launcher.__main__ import main\nsys.exit(main())\n"
         )
         self.real = self.script(
             "real/cloud-hypervisor", f"touch {directory}/ran; echo cloud-hypervisor v53.0"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.events import Event
+from credferry.agent.audit.events import Event
 
 CATALOG = (Path(__file__).parents[3] / "contrib/catalog/credferry.catalog").read_text()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.evidence import Evidence, EvidenceDirectory
-from launcher.handoff import EVIDENCE_PARENT, Delivery, Manifest
+from credferry.agent.store.evidence import Evidence, EvidenceDirectory
+from credferry.launcher.handoff import EVIDENCE_PARENT, Delivery, Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import KeyFileError
-from agent.events import Event
-from agent.journal import LOST, Audit, chain_hash, kept_head, sent
-from agent.journald import Sender
-from agent.keys import CredentialKey
-from agent.store import Store
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.records import chain_hash, sent
+from credferry.agent.audit.writer import LOST, Audit, kept_head
+from credferry.agent.errors import KeyFileError
+from credferry.agent.journald import Sender
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

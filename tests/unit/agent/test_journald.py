@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.journald import Sender
+from credferry.agent.journald import Sender
+from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +119,7 @@ def test_messages_do_not_wait_for_a_journald_that_hangs() -> None:
     """Standard error, where that is a stream to journald, is written to only while it has room."""
     script = """
 import os, socket, sys
-from agent import log
+from credferry.agent import log
 log.configure()
 ours, theirs = socket.socketpair()
 os.dup2(ours.fileno(), 2)
@@ -129,7 +130,7 @@ print("not waited for")
 """
     ended = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | {"JOURNAL_STREAM": "0:0", "PYTHONPATH": str(Path(__file__).parents[3])},
+        env=os.environ | {"JOURNAL_STREAM": "0:0", "PYTHONPATH": str(MODULES)},
         capture_output=True,
         text=True,
         timeout=120,

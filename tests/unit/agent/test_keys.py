@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import keys
-from agent.errors import KeyFileError
-from agent.keys import (
+from credferry.agent.errors import KeyFileError
+from credferry.agent.sealing import keys
+from credferry.agent.sealing.keys import (
     CredentialKey,
     create_key,
     hashed_machine_id,
@@ -203,7 +203,7 @@ def test_a_full_disk_while_a_key_is_made(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agent.keys.os.fsync", full)
+    monkeypatch.setattr("credferry.agent.sealing.keys.os.fsync", full)
     with pytest.raises(KeyFileError) as caught:
         create_key(tmp_path / "key", machine_id=MACHINE)
     assert str(caught.value) == f"{tmp_path / 'key'}: cannot be made: No space left on device"

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent import source
-from agent.config import parse
-from agent.desired import Desired, Refused
-from agent.events import Event
-from agent.evidence import Evidence
-from agent.journal import Fact
-from agent.keys import CredentialKey
-from agent.metrics import Metrics, replace
-from agent.observe import Look
-from agent.reconcile import Observed, State, decide
-from agent.store import Store
-from agent.units import UnitState
-from launcher.handoff import Channel, Manifest, Stamp
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.writer import Fact
+from credferry.agent.config.loading import parse
+from credferry.agent.daemon.metrics import Metrics, replace
+from credferry.agent.reconcile.decision import Observed, State, decide
+from credferry.agent.reconcile.desired import Desired, Refused
+from credferry.agent.reconcile.observer import Look
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.source import snapshot as source
+from credferry.agent.store.evidence import Evidence
+from credferry.agent.store.generations import Store
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import Channel, Manifest, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +240,6 @@ def test_the_file(tmp_path: Path) -> None:
 
 def test_its_library_is_loaded_when_it_is_needed() -> None:
     """An agent without metrics does without what renders them."""
-    code = "import sys, agent.service; sys.exit('prometheus_client' in sys.modules)"
+    code = "import sys, credferry.agent.daemon.service; sys.exit('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == 0

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent.config import Config, parse
-from agent.errors import SourceError
-from agent.keys import CredentialKey
-from agent.observe import Observer, guest_key_path
-from agent.reconcile import State
-from agent.store import Store
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import SourceError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
+from credferry.agent.store.opening import guest_key_path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from credferry.agent.config.model import Config
 
 CONFIG = b"""
 [vms.sealed]

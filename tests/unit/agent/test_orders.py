@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent.errors import OrderError, StoreError
-from agent.events import Event, Order
-from agent.notes import Outcome
-from agent.operators import Operator
-from agent.reconcile import State
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.errors import OrderError, StoreError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.operators import Operator
+from credferry.agent.store.records import Outcome
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def test_an_order_that_cannot_be_recorded_is_not_given(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("agent.journal.replace_durably", fail)
+    monkeypatch.setattr("credferry.agent.audit.writer.replace_durably", fail)
     with pytest.raises(StoreError, match="cannot be kept"):
         loop.service._orders.give("a", order, ROOT)
     monkeypatch.undo()

@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import calendar, nixos, source
-from agent.calendar import next_elapse
-from agent.config import Config, parse
-from agent.desired import Desired
-from agent.errors import ConfigurationError
-from agent.keys import CredentialKey
-from agent.notes import Attempt, Outcome
-from agent.observe import Look
-from agent.pace import HOUR, Clock, Pacer
-from agent.reconcile import Decision, Observed, State
-from agent.store import Store
-from agent.units import UnitState
-from launcher.handoff import Channel, Delivery, Manifest
+from credferry.agent.config import calendar
+from credferry.agent.config.calendar import next_elapse
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import ConfigurationError
+from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.observer import Look
+from credferry.agent.rollout import nixos
+from credferry.agent.rollout.pacing import HOUR, Clock, Pacer
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.source import snapshot as source
+from credferry.agent.store.generations import Store
+from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import Channel, Delivery, Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from credferry.agent.config.model import Config
 
 DELIVERY = Delivery(Channel.API, 252)
 VMS = "".join(f'[vms.{vm}.credentials]\nK = {{ text = "k" }}\n' for vm in "abc")

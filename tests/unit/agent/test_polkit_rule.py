@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agent.cli.application import application
-from agent.config import parse
-from agent.polkit import rule
+from credferry.agent.cli.application import application
+from credferry.agent.config.loading import parse
+from credferry.agent.systemd.polkit import rule
 
 CONFIG = rb"""
 [vms.web]

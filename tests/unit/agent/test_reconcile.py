@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import DEFAULT_PATH, Config, CredentialConfig, VmConfig, parse
-from agent.desired import Desired, Fingerprints, Refused, desired
-from agent.evidence import Evidence
-from agent.keys import KEY_DIGITS, CredentialKey
-from agent.notes import Assumed, Attempt, Outcome
-from agent.policy import Policy
-from agent.reconcile import NOT_REPORTED, Decision, Observed, State, decide
-from agent.source import Generation, Problem, Snapshot
-from agent.units import UnitState
-from launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
+from credferry.agent.config.loading import parse
+from credferry.agent.config.model import DEFAULT_PATH, Config, CredentialConfig, Policy, VmConfig
+from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, Observed, State, decide
+from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
+from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
+from credferry.agent.source.snapshot import Generation, Problem, Snapshot
+from credferry.agent.store.evidence import Evidence
+from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
 
 KEY = CredentialKey(bytes(4096))
 GUEST = CredentialKey(b"\1" * 4096)

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import pytest
 
-from agent.desired import Desired
-from agent.errors import BusError, OrderError
-from agent.events import Event
-from agent.notes import Assumed, Attempt, Outcome
-from agent.reconcile import NOT_REPORTED, State
-from agent.store import rollout_lock
-from launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
+from credferry.agent.audit.events import Event
+from credferry.agent.errors import BusError, OrderError
+from credferry.agent.reconcile.decision import NOT_REPORTED, State
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from agent.observe import Look
-    from agent.rollout import Rollout
-    from agent.store import Store
-    from launcher.handoff import Manifest
+    from credferry.agent.reconcile.observer import Look
+    from credferry.agent.rollout.rollout import Rollout
+    from credferry.agent.store.generations import Store
+    from credferry.launcher.handoff import Manifest
 
 VMS = "".join(f'[vms.{vm}.credentials]\nX = {{ secret = "x" }}\n' for vm in "ab")
 CHECKED = VMS.replace("[vms.a.credentials]", "[vms.a]\nhealth = ['/bin/true']\n[vms.a.credentials]")

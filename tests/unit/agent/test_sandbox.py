@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent import sandbox
+from credferry.agent.source import sandbox
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from agent import sealer
-from agent.config import parse
-from agent.errors import StoreError, UnsyncedStoreError
-from agent.events import Event
-from agent.evidence import Evidence
-from agent.keys import CredentialKey, create_key, read_key
-from agent.notes import Assumed, Attempt, Outcome
-from agent.observe import Observer, guest_key_path
-from agent.sealer import Sealer
-from agent.sealing import unseal
-from agent.store import Store
-from agent.units import UnitState
-from launcher.handoff import GENERATION_MAX, Channel, Kind, Stamp, value_file
+from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import StoreError, UnsyncedStoreError
+from credferry.agent.reconcile import sealer
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.sealer import Sealer
+from credferry.agent.sealing.credential import unseal
+from credferry.agent.sealing.keys import CredentialKey, create_key, read_key
+from credferry.agent.store.evidence import Evidence
+from credferry.agent.store.generations import Store
+from credferry.agent.store.opening import guest_key_path
+from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import GENERATION_MAX, Channel, Kind, Stamp, value_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.config import Config
-    from agent.observe import Look
+    from credferry.agent.config.model import Config
+    from credferry.agent.reconcile.observer import Look
 
 CANARY = "canary-7c1d20"
 GUEST = "22223333444455556666777788889999"

@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import KeyFileError, SealError
-from agent.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key
-from agent.sealing import (
+from credferry.agent.errors import KeyFileError, SealError
+from credferry.agent.sealing.credential import (
     NEVER,
     PLAINTEXT_MAX,
     SEALED_MAX,
@@ -27,6 +26,7 @@ from agent.sealing import (
     sealed_size,
     unseal,
 )
+from credferry.agent.sealing.keys import CredentialKey, create_key, hashed_machine_id, host_key, read_key
 
 VECTORS = json.loads((Path(__file__).parents[2] / "data/sealed-credential-vectors.json").read_text())["sets"]
 OPEN = [

@@ -7,29 +7,33 @@ import errno
 import os
 import signal
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import durable, journal
-from agent.config import load
-from agent.errors import KeyFileError
-from agent.events import Event, Order
-from agent.keys import create_key, read_key
-from agent.notes import Attempt, Outcome
-from agent.observe import guest_key_path, open_store
-from agent.operators import Operator
-from agent.reconcile import State
-from launcher.handoff import Secret
+from credferry.agent.audit import writer as journal
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.config.loading import load
+from credferry.agent.errors import KeyFileError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.operators import Operator
+from credferry.agent.sealing.keys import create_key, read_key
+from credferry.agent.store import files as durable
+from credferry.agent.store import opening
+from credferry.agent.store.opening import guest_key_path, open_store
+from credferry.agent.store.records import Attempt, Outcome
+from credferry.launcher.handoff import Secret
 from tests.support.loop import MACHINE_ID, Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from agent.config import VmConfig
-    from agent.observe import Observer
-    from agent.units import SystemManager
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.daemon.service import Turn
+    from credferry.agent.reconcile.observer import Observer
+    from credferry.agent.systemd.units import SystemManager
 
 VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
 UNIT = "microvm@a.service"
@@ -379,9 +383,9 @@ def test_a_key_that_is_replaced_while_it_is_read_is_noticed(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The key's identity is taken before the key is read: a newer file is then seen at the next look."""
-    from agent import observe, service  # noqa: PLC0415 (only patched here)
+    from credferry.agent.daemon import service  # noqa: PLC0415 (only patched here)
 
-    real = observe.open_store
+    real = opening.open_store
 
     def replaced(config: object) -> object:
         store = real(config)  # type: ignore[arg-type]  # as it was called
@@ -405,11 +409,11 @@ def test_a_restart_under_way_while_the_key_changes_is_no_tampering(loop: Loop) -
 
     loop.units.job = job
     loop.publish(x="two")
-    loop.service._turn()
-    loop.service._turn()
+    loop.turn()
+    loop.turn()
     assert begun.wait(20)
     loop.new_key()
-    loop.service._turn()
+    loop.turn()
     go_on.set()
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
     assert loop.events().count(Event.HOST_KEY) == 1
@@ -471,7 +475,7 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    for module in ("agent.journal", "agent.store"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
         monkeypatch.setattr(f"{module}.replace_durably", fail)
     loop.configure(VM + '[vms.b.credentials]\nX = { secret = "x" }\n')
     if with_key:
@@ -479,7 +483,7 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
     loop.service._reload()
     loop.turn()
     assert loop.service._config is before
-    for module in ("agent.journal", "agent.store"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
         monkeypatch.setattr(f"{module}.replace_durably", real)
     loop.service._reload()
     loop.turn()
@@ -499,19 +503,18 @@ def test_a_daemon_on_a_full_disk_starts_and_stops(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    for module in ("agent.journal", "agent.store"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
         monkeypatch.setattr(f"{module}.replace_durably", fail)
     turns = 0
     with loop.made() as service:
         real = service._turn
 
-        def turn() -> float:
+        def turn(before: Turn) -> Turn:
             nonlocal turns
             turns += 1
             if turns in {2, 4}:
                 os.kill(os.getpid(), signal.SIGHUP if turns == 2 else signal.SIGTERM)
-            real()
-            return 0.0
+            return replace(real(before), delay=0.0)
 
         monkeypatch.setattr(service, "_turn", turn)
         service.run()
@@ -532,10 +535,10 @@ def test_a_generation_that_is_sealed_is_recorded_though_the_disk_fills_up_just_t
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, content)
 
-    monkeypatch.setattr("agent.journal.replace_durably", fail)
+    monkeypatch.setattr("credferry.agent.audit.writer.replace_durably", fail)
     loop.publish(x="two")
     loop.turn(lambda: loop.decision("a").seal is None)
-    monkeypatch.setattr("agent.journal.replace_durably", real)
+    monkeypatch.setattr("credferry.agent.audit.writer.replace_durably", real)
     loop.turn(lambda: Event.RESTARTED in loop.events())
     assert loop.told()[-3] == (Event.SEALED, "a: generation 2 is sealed")
     assert loop.verify() == ()
@@ -714,7 +717,7 @@ def assert_left_running(loop: Loop, *naming: str) -> None:
     assert loop.units.restarts == []
     assert loop.units.unit(UNIT).is_active
     assert [event for event in loop.events() if event is Event.REFUSED] == [Event.REFUSED]
-    assert 0 < loop.service._turn() <= 5, "it is looked at again soon"
+    assert 0 < loop.turned.delay <= 5, "it is looked at again soon"
 
 
 def assert_restarted_once_mended(loop: Loop) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.settle import Settler
-from agent.source import Generation
-from agent.trail import Link
+from credferry.agent.source.settling import Settler
+from credferry.agent.source.snapshot import Generation
+from credferry.agent.source.trail import Link
 
 FIRST = Generation(1, 1, committed=True, way=(Link("/s", "1", 0, 1),))
 SECOND = Generation(1, 2, committed=True, way=(Link("/s", "2", 0, 2),))

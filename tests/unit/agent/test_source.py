@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent import source
-from agent.errors import SourceError
-from agent.sealing import PLAINTEXT_MAX
-from agent.source import Problem, take
-from launcher.handoff import Secret
+from credferry.agent.errors import SourceError
+from credferry.agent.sealing.credential import PLAINTEXT_MAX
+from credferry.agent.source import snapshot as source
+from credferry.agent.source.snapshot import Problem, take
+from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import permits
-from agent.config import CredentialConfig, VmConfig
-from agent.desired import Desired
-from agent.documents import moment
-from agent.errors import OrderError
-from agent.events import Order
-from agent.evidence import Evidence
-from agent.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path, vm_properties
-from agent.keys import CredentialKey
-from agent.notes import Attempt, Outcome
-from agent.operators import Operator
-from agent.orders import Orders
-from agent.reconcile import Decision, Observed, State, decide
-from agent.standing import UNDER_WAY, standing
-from agent.store import Store
-from agent.units import UnitState
-from launcher.handoff import Channel, Manifest, Secret, Stamp
+from credferry.agent.audit.events import Order
+from credferry.agent.cli.documents import moment
+from credferry.agent.config.model import CredentialConfig, VmConfig
+from credferry.agent.control.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path
+from credferry.agent.control.objects import vm_properties
+from credferry.agent.errors import OrderError
+from credferry.agent.reconcile.decision import Decision, Observed, State, decide
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.status import UNDER_WAY, standing
+from credferry.agent.rollout import preconditions as permits
+from credferry.agent.rollout.operators import Operator
+from credferry.agent.rollout.orders import Orders
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.evidence import Evidence
+from credferry.agent.store.generations import Store
+from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import Channel, Manifest, Secret, Stamp
 from tests.support.installation import CHECKOUT
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.errors import SealError, StoreError, UnsyncedStoreError
-from agent.keys import CredentialKey
-from agent.notes import Assumed, Attempt, Outcome
-from agent.sealing import PLAINTEXT_MAX, seal
-from agent.store import Store, rollout_lock
-from agent.untrusted import read_untrusted
-from launcher.handoff import (
+from credferry.agent.errors import SealError, StoreError, UnsyncedStoreError
+from credferry.agent.sealing.credential import PLAINTEXT_MAX, seal
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store, rollout_lock
+from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.untrusted import read_untrusted
+from credferry.launcher.handoff import (
     GENERATION_MAX,
     Channel,
     Delivery,
@@ -164,7 +164,9 @@ def test_readers_never_see_a_mix(store: Store) -> None:
 
     writer = threading.Thread(target=write_all)
     writer.start()
-    from agent.sealing import unseal  # noqa: PLC0415 (only this test opens files by itself)
+    from credferry.agent.sealing.credential import (  # noqa: PLC0415 (only this test opens files by itself)
+        unseal,
+    )
 
     reads = 0
     while not stop.is_set():
@@ -574,7 +576,7 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
             store.note_report(vm, report)
         return len(read)
 
-    monkeypatch.setattr("agent.store.read_untrusted", counted)
+    monkeypatch.setattr("credferry.agent.store.generations.read_untrusted", counted)
     assert look() == 4
     assert look() == 0
     store.write(manifest(2), {})

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.events import Event, Order
-from agent.history import History, UnitEvent, UnitRecord
-from agent.journal import Record
-from agent.periods import periods
-from agent.story import Ordered, Outcome, tell, within
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.audit.history import History, UnitEvent, UnitRecord
+from credferry.agent.audit.periods import periods
+from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import Ordered, Outcome, tell, within
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 ROTATION = (Event.PUBLISHED, Event.SEALED, Event.RESTART_ASKED, Event.LAUNCHED, Event.RESTARTED)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
-from agent.cli.sync import settled_look
-from agent.config import parse
-from agent.errors import HiddenSourceError
+from credferry.agent.cli.sync import settled_look
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import HiddenSourceError
 
 if TYPE_CHECKING:
-    from agent.observe import Observer
+    from credferry.agent.reconcile.observer import Observer
 
 
 class _Blind:

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent import form
-from agent.config import Config, parse
-from agent.errors import ExitStatus, StoreError, StoreFormError
-from agent.keys import CredentialKey
-from agent.notes import Assumed
-from agent.observe import Observer, open_store, open_store_untouched
-from agent.sealing import seal, unseal
-from agent.store import Store
-from agent.takeover import take_over
-from agent.units import SystemManager, UnitState
-from launcher.handoff import (
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import ExitStatus, StoreError, StoreFormError
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.takeover import take_over
+from credferry.agent.sealing.credential import seal, unseal
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store import form
+from credferry.agent.store.generations import Store
+from credferry.agent.store.opening import open_store, open_store_untouched
+from credferry.agent.store.records import Assumed
+from credferry.agent.systemd.units import SystemManager, UnitState
+from credferry.launcher.handoff import (
     MANIFEST_FILE,
     Channel,
     Delivery,
@@ -40,6 +41,8 @@ from launcher.handoff import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from credferry.agent.config.model import Config
 
 KEY = CredentialKey(b"k" * 4096)
 INVOCATION = "a" * 32

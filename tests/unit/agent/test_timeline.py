@@ -12,11 +12,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from agent.events import Event
-from agent.journal import Record
-from agent.periods import Period
-from agent.story import Rotation, Story, tell
-from agent.timeline import page
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.html import page
+from credferry.agent.audit.periods import Period
+from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import Rotation, Story, tell
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 EVIL = '</title></style><script>alert(1)</script><img src=http://x/>"\' onload="x'

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.untrusted import UntrustedFileError, open_untrusted, read_untrusted
+from credferry.agent.untrusted import UntrustedFileError, open_untrusted, read_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,12 +139,12 @@ def test_what_is_swapped_after_the_first_look_is_refused(
     real, fifo = os.stat(path), tmp_path / "fifo"  # noqa: PTH116 (its result is what is planted)
     _fifo(fifo)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (a count of names)
-    monkeypatch.setattr("agent.untrusted.os.stat", lambda *_, **__: real)
+    monkeypatch.setattr("credferry.agent.untrusted.os.stat", lambda *_, **__: real)
     with pytest.raises(UntrustedFileError, match="not a regular file") as caught:
         open_untrusted(fifo)
     assert caught.value.filename == str(fifo)
     claimed = os.stat_result((real.st_mode, 0, 0, 1, os.getuid() + 1, 0, 1, 0, 0, 0))
-    monkeypatch.setattr("agent.untrusted.os.stat", lambda *_, **__: claimed)
+    monkeypatch.setattr("credferry.agent.untrusted.os.stat", lambda *_, **__: claimed)
     with pytest.raises(UntrustedFileError, match="belongs to uid"):
         open_untrusted(path, owners={os.getuid() + 1})
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from agent.evidence import Evidence
-from agent.units import UnitState
-from agent.verdict import overdue, verdict
-from launcher.handoff import Channel, Delivery, Manifest, Stamp
+from credferry.agent.rollout.verdict import overdue, verdict
+from credferry.agent.store.evidence import Evidence
+from credferry.agent.systemd.units import UnitState
+from credferry.launcher.handoff import Channel, Delivery, Manifest, Stamp
 
 BEFORE, AFTER = "a" * 32, "b" * 32
 OLD, NEW = "1" * 56 + "2" * 8, "2" * 64

@@ -14,8 +14,8 @@ import pytest
 import structlog.testing
 from watchdog.observers import Observer
 
-from agent import watch
-from agent.watch import Watch
+from credferry.agent.source import watch
+from credferry.agent.source.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -198,7 +198,7 @@ def test_without_inotify_the_agent_looks_more_often(
         if number == errno.ENOSPC:
             patch.setattr(Observer, "schedule", refuse)
         else:
-            patch.setattr("agent.watch.Observer", refuse)
+            patch.setattr("credferry.agent.source.watch.Observer", refuse)
         with watching(tmp_path / "s", "key") as watched:
             watched.look()
             assert not watched.watch.is_whole

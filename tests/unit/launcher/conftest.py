@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher.handoff import (
+from credferry.launcher.handoff import (
     Channel,
     Delivery,
     Kind,
@@ -36,6 +36,7 @@ from launcher.handoff import (
     value_file,
 )
 from tests.support.kernel import kernel
+from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ class Vm:
         """What systemd puts there."""
         return {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(MODULES),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CREDENTIALS_DIRECTORY": str(self.directory / "creds"),
             "RUNTIME_DIRECTORY": f"/run/else:{self.runtime}",
@@ -120,7 +121,7 @@ class Vm:
 
     def command(self, *argv: str) -> list[str]:
         """The launcher's command with cloud-hypervisor's arguments after it."""
-        return [sys.executable, "-m", "launcher", "--real", str(self.hypervisor), "--", *argv]
+        return [sys.executable, "-m", "credferry.launcher", "--real", str(self.hypervisor), "--", *argv]
 
     def argv(self, *more: str, kernel: str | None = None) -> list[str]:
         """A small VM's arguments."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher import api, journal
-from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
+from credferry.launcher import journal
+from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
+from credferry.launcher.hypervisor import api
 
 from .conftest import CANARY
 

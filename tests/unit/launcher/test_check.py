@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import plan as plans
-from launcher.__main__ import main
-from launcher.credentials import read
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind
+from credferry.launcher import plan as plans
+from credferry.launcher.__main__ import main
+from credferry.launcher.credentials import read
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Channel, Delivery, Kind
 
 from .conftest import credentials, sealed
 from .test_main import GENERATED, KERNEL, hypervisor, request, run
@@ -171,7 +171,7 @@ def test_a_refusal_of_a_check_is_no_record_of_a_vm_that_was_not_started(
     The journal's sender is replaced here, as only what is handed to it matters.
     """
     sent: list[str] = []
-    monkeypatch.setattr("launcher.journal.send", lambda message, **_: sent.append(message))
+    monkeypatch.setattr("credferry.launcher.journal.send", lambda message, **_: sent.append(message))
     judge(capsys, argv=(*KERNEL, "--gpu", "x"))
     assert sent == []
     with pytest.raises(SystemExit):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.credentials import Credential, Delivered, read
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind, Manifest, Secret, unit_credential
+from credferry.launcher.credentials import Credential, Delivered, read
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Channel, Delivery, Kind, Manifest, Secret, unit_credential
 
 from .conftest import CANARY, VM, credentials, sealed
 

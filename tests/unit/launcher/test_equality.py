@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import cmdline, schema, version, vmconfig
-from launcher.errors import LaunchError
-from launcher.handoff import Delivery
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.handoff import Delivery
+from credferry.launcher.hypervisor import cmdline, schema, version, vmconfig
 from tests.support.kernel import kernel
 
 from .conftest import ROOT, SECONDS, Vm, credentials

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.events import Event, EventParser
+from credferry.launcher.hypervisor.events import Event, EventParser
 
 BOOTED = b"""{
   "timestamp": {

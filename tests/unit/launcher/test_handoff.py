@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import handoff
-from launcher.handoff import (
+from credferry.launcher import handoff
+from credferry.launcher.handoff import (
     GENERATION_MAX,
     NAME_MAX,
     OEM_TOTAL_BEFORE_257,
@@ -181,7 +181,7 @@ def test_a_stamp_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launcher.handoff.os.rename", full)
+    monkeypatch.setattr("credferry.launcher.handoff.os.rename", full)
     with pytest.raises(OSError, match="No space"):
         handoff.write_stamp(str(tmp_path), STAMP.but(generation=8))
     assert [each.name for each in tmp_path.iterdir()] == ["stamp.json"]
@@ -307,6 +307,6 @@ def test_a_stamp_that_vanishes_while_it_is_written_is_the_error_it_is(
         os.unlink(temporary)  # noqa: PTH108 (as the launcher does)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("launcher.handoff.os.rename", vanish)
+    monkeypatch.setattr("credferry.launcher.handoff.os.rename", vanish)
     with pytest.raises(OSError, match="Input/output error"):
         handoff.write_stamp(tmp_path, STAMP)

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.handoff import Kind
-
-from .conftest import ROOT
+from credferry.launcher.handoff import Kind
+from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 # The launcher, telling of limits that are set and of files that are opened (sys.addaudithook).
 TELL = """
 import os, resource, sys
-from launcher.__main__ import main
+from credferry.launcher.__main__ import main
 
 def tell(event, arguments):
     if event == "resource.setrlimit" and arguments[0] == resource.RLIMIT_CORE:
@@ -55,10 +54,10 @@ def test_the_limit_comes_before_the_values(light_vm: Vm) -> None:
 def test_the_child_cannot_be_read_by_others_of_its_user() -> None:
     """It holds what it sent: it is kept out of core dumps and from ptrace (PR_GET_DUMPABLE is 0)."""
     code = (
-        "import ctypes; from launcher.hardening import hide; hide()\n"
+        "import ctypes; from credferry.launcher.hardening import hide; hide()\n"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
-    assert python(code, env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}) == "0\n"
+    assert python(code, env={"PYTHONPATH": str(MODULES), "PYTHONDONTWRITEBYTECODE": "1"}) == "0\n"
 
 
 def python(code: str, *arguments: str, env: Mapping[str, str]) -> str:

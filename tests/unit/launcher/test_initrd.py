@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher import initrd
-from launcher.credentials import Credential
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, Secret
+from credferry.launcher import initrd
+from credferry.launcher.credentials import Credential
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, Secret
 from tests.support.guest import newc
 
 from .conftest import CANARY, INVOCATION, VM, credentials, sealed

@@ -8,8 +8,8 @@ import hmac
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher import keyed
-from launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret, value_digest
+from credferry.launcher import keyed
+from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret, value_digest
 
 PARTS = st.tuples(
     st.sampled_from(["a", "ab", "b"]),

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import plan as plans
-from launcher.credentials import read
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret
+from credferry.launcher import plan as plans
+from credferry.launcher.credentials import read
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret
+from tests.support.modules import MODULES
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials, sealed
 
@@ -45,10 +46,10 @@ def explain(*argv: str, version: str = "53.0", **environment: str) -> subprocess
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command, as a process."""
     return subprocess.run(
-        [sys.executable, "-m", "launcher", *words],
+        [sys.executable, "-m", "credferry.launcher", *words],
         env={
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(MODULES),
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         },

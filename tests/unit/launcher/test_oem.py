@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import oem
-from launcher.credentials import Credential
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind, Secret
+from credferry.launcher import oem
+from credferry.launcher.credentials import Credential
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Channel, Delivery, Kind, Secret
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, sealed
 

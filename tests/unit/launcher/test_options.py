@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.options import (
+from credferry.launcher.hypervisor.options import (
     Fault,
     Grammar,
     OptionError,

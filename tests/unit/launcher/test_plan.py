@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from launcher import initrd
-from launcher import plan as plans
-from launcher.credentials import Credential, Delivered
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret
+from credferry.launcher import initrd
+from credferry.launcher import plan as plans
+from credferry.launcher.credentials import Credential, Delivered
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret
 
 from .conftest import CANARY, CANARY_BASE64, VM, sealed
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import parse
-from agent.errors import ConfigurationError
-from launcher import power
-from launcher.credentials import Credential
-from launcher.errors import LaunchError
-from launcher.handoff import Delivery, Kind, Secret, is_credential_name, is_powerful_name
-from launcher.oem import check
+from credferry.agent.config.loading import parse
+from credferry.agent.errors import ConfigurationError
+from credferry.launcher import power
+from credferry.launcher.credentials import Credential
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.handoff import Delivery, Kind, Secret, is_credential_name, is_powerful_name
+from credferry.launcher.oem import check
 
 # What programs of systemd and util-linux read; "x" stands for any end of a name.
 POWERFUL = [

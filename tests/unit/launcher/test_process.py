@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher.handoff import Channel, Kind
+from credferry.launcher.handoff import Channel, Kind
 
 from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, SECONDS, VM, sealed
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher.record import Record, asdict, field
+from credferry.launcher.record import Record, asdict, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable

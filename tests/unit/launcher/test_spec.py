@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.config import load as load_config
-from launcher import notify, spec, speccommand
-from launcher.errors import Exit, LaunchError
-from launcher.handoff import Delivery, Kind
-from launcher.options import Grammar
+from credferry.agent.config.loading import load as load_config
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.handoff import Delivery, Kind
+from credferry.launcher.hypervisor.options import Grammar
+from credferry.launcher.spec import command as speccommand
+from credferry.launcher.spec import model as spec
+from credferry.launcher.spec import notify
+from tests.support.modules import MODULES
 
 from .conftest import CANARY, ROOT, SECONDS, VM, credentials
 from .test_main import run
@@ -189,7 +192,7 @@ def start(vm: Vm, text: str, **environment: str) -> None:
     command = [
         sys.executable,
         "-m",
-        "launcher",
+        "credferry.launcher",
         "--spec",
         "vm.toml",
         "--vm",
@@ -221,7 +224,7 @@ def test_a_vm_starts_from_a_spec_and_ends_by_its_unit(vm: Vm) -> None:
     assert config["vsock"]["cid"] == 3
     assert CANARY not in Path(f"/proc/{vm.pid}/cmdline").read_text()
     if vm.hypervisor.name == "idle-vmm":  # the tiny guest of a real one hears no button
-        command = [sys.executable, "-m", "launcher", "--spec", "vm.toml", "--shutdown"]
+        command = [sys.executable, "-m", "credferry.launcher", "--spec", "vm.toml", "--shutdown"]
         environment = vm.environment | {"MAINPID": str(vm.pid)}
         done = subprocess.run(command, cwd=vm.directory, env=environment, check=False, timeout=SECONDS)
         assert done.returncode == 0
@@ -344,7 +347,7 @@ def test_taps_come_and_go_with_their_unit(tmp_path: Path) -> None:
     """Made anew over an earlier one, with queues, address and owner, and up; then gone."""
     text = LEAST + 'cpus = 2\nuser = "nobody"\n[[networks]]\ntap = "cft0"\nmac = "02:00:00:00:00:01"\n'
     path = write(tmp_path, text + 'addresses = ["10.9.8.1/24"]\n')
-    launch = f"{sys.executable} -m launcher --spec {path}"
+    launch = f"{sys.executable} -m credferry.launcher --spec {path}"
     script = f"""set -e
     {launch} --tap-up; {launch} --tap-up
     ip -json -details address show cft0
@@ -352,7 +355,7 @@ def test_taps_come_and_go_with_their_unit(tmp_path: Path) -> None:
     ! ip link show cft0 2>/dev/null"""
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", f"mount -t sysfs none /sys; {script}"],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(MODULES), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -372,8 +375,8 @@ def test_a_vm_without_shares_needs_no_virtiofsd(tmp_path: Path) -> None:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(SECONDS)
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher", "--spec", str(path), "--virtiofsd"],
-            env={"PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(tmp_path / "notify"), "PATH": "/nowhere"},
+            [sys.executable, "-m", "credferry.launcher", "--spec", str(path), "--virtiofsd"],
+            env={"PYTHONPATH": str(MODULES), "NOTIFY_SOCKET": str(tmp_path / "notify"), "PATH": "/nowhere"},
         )
         assert systemd.recv(100) == b"READY=1"
         assert process.poll() is None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launcher import supervise
-from launcher.handoff import Channel, Delivery, Manifest, Stamp
-from launcher.task import Task
+from credferry.launcher import supervise
+from credferry.launcher.handoff import Channel, Delivery, Manifest, Stamp
+from credferry.launcher.task import Task
 
 from .conftest import SECONDS, VM
 
@@ -74,9 +74,9 @@ def test_a_failure_while_watching_ends_neither_the_vm_nor_the_watch(
     def heard(message: str, **_: Any) -> None:  # noqa: ANN401 (a record's fields)
         told.append(message)
 
-    monkeypatch.setattr("launcher.supervise.os.read", failing)
+    monkeypatch.setattr("credferry.launcher.supervise.os.read", failing)
     monkeypatch.setattr(supervise, "_TROUBLE_SECONDS", 0.001)
-    monkeypatch.setattr("launcher.journal.send", heard)
+    monkeypatch.setattr("credferry.launcher.journal.send", heard)
     running.say(REBOOT)
     supervise.run(running.task)
     assert running.vmm.wait(SECONDS) == -signal.SIGTERM  # by the reboot: without an API socket, so it ends

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher import trust
-from launcher.errors import Exit, LaunchError
+from credferry.launcher import trust
+from credferry.launcher.errors import Exit, LaunchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +154,7 @@ def test_as_many_links_as_the_kernel_follows(tree: Path) -> None:
 def test_without_root_any_file_is_opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user can lose nothing to itself: nothing is judged."""
     os.chown(tree / "one", NOBODY, NOBODY)
-    monkeypatch.setattr("launcher.trust.os.geteuid", lambda: NOBODY)
+    monkeypatch.setattr("credferry.launcher.trust.os.geteuid", lambda: NOBODY)
     with os.fdopen(trust.open_file(str(tree / "current/vm.toml"))) as file:
         assert file.read() == "spec"
     trust.check_directory(str(tree / "current"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher import cmdline, releases, vmconfig
-from launcher.errors import Exit, LaunchError
+from credferry.launcher.errors import Exit, LaunchError
+from credferry.launcher.hypervisor import cmdline, releases, vmconfig
 
 DATA = Path(__file__).parents[2] / "data" / "microvm-nix-commands.json"
 CASES: list[dict[str, Any]] = json.loads(DATA.read_text())["cases"]

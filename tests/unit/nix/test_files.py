@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import __version__
-from agent.keys import CredentialKey
-from agent.sealing import seal
-from launcher import power
-from launcher.handoff import (
+from credferry.agent import __version__
+from credferry.agent.sealing.credential import seal
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.launcher import power
+from credferry.launcher.handoff import (
     OEM_COUNT_MAX,
     OEM_TOTAL_BEFORE_257,
     OEM_TOTAL_MAX,
@@ -287,7 +287,7 @@ def test_launcher_package_works(nix: Nix, tmp_path: Path) -> None:
             [launch, "--help"], check=True, capture_output=True, text=True, env={}, cwd="/"
         ).stdout
     )
-    [bytecode] = (out / "lib/credferry/launcher/__pycache__").glob("handoff.*.pyc")
+    [bytecode] = (out / "lib/credferry/credferry/launcher/__pycache__").glob("handoff.*.pyc")
     assert bytecode.read_bytes()[4:8] == b"\1\0\0\0", (
         "unchecked: found by its hash, never compared (PEP 552)"
     )

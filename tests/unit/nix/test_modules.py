@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent.config import Config, parse
-from launcher.handoff import Channel, Kind
+from credferry.agent.config.loading import parse
+from credferry.launcher.handoff import Channel, Kind
 from tests.support.installation import CHECKOUT
 from tests.support.nix import Nix, NixError, to_toml
+
+if TYPE_CHECKING:
+    from credferry.agent.config.model import Config
 
 VM = "services.credferry.vms.test-vm"
 SERVED = f'{{ services.credferry.enable = true; {VM}.credentials.A.text = "a"; }}'

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""Whether the audit's chain holds: what was removed, edited, added, moved, or is lost at its end. Pure.
+
+A record that is in the chain says its number, the hash of the one before, and a hash over all that, keyed
+by the host's key. So whoever has not that key can change nothing without its showing, but for the ends: of
+the beginning a journal forgets what is old; the end is told by the head that the state directory keeps.
+"""
+
+from __future__ import annotations
+
+import hmac
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from credferry.agent.audit.records import chain_hash
+from credferry.agent.audit.writer import LOST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+_LOST_MAX = 10_000_000
+"""A kept head so far from the journal's last record is a spoiled one."""
+
+KEY_CHANGED = "host key"
+"""The label of the record that the agent writes when the host has another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A record of the chain as a journal holds it. Nothing of it is believed but its place there."""
+
+    sequence: int | None
+    hash: str
+    previous: str
+    fields: tuple[str, ...]
+    time: datetime
+    label: str
+
+    def is_authentic(self, key: bytes) -> bool:
+        """Whether it is to the letter what the holder of the key wrote."""
+        return hmac.compare_digest(chain_hash(key, self.fields), self.hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the state directory keeps: the head, and the number of the last record known to be sent.
+
+    ``sequence_after``: the head's number once the journal was read, as the agent may have gone on meanwhile.
+    """
+
+    sequence: int
+    hash: str
+    sent: int
+    sequence_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a chain's verification found wrong, what there is to know besides, and how many records held."""
+
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    checked: int
+
+
+def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verdict:
+    """Check records, in the journal's order, against each other and against what is kept."""
+    good, bad = _sorted_out(links, key)
+    findings: list[str] = []
+    notes: list[str] = []
+    chains = _chains(good)
+    former = _written_with_another_key(chains, bad)
+    if former:
+        notes.append(
+            f"{_numbers(each.sequence or 0 for each in former)} "
+            "cannot be checked: the host had another key then"
+        )
+    suspects = {each.sequence: each for each in bad if each not in former}
+    findings += [_no_link(each) for each in suspects.values() if each.sequence is None]
+    edited = [number for number in suspects if number is not None]
+    if edited:
+        times = [suspects[number].time for number in edited]
+        findings.append(
+            f"{_numbers(edited)} {_are(edited)} not what credferry wrote: "
+            f"edited, added, or of another host key ({_span(times)})"
+        )
+    known = {*edited, *(each.sequence or 0 for each in former)}
+    for number, chain in enumerate(chains):
+        findings += _within(chain, known)
+        first = chain[0]
+        if first.sequence == 1 and first.previous == LOST:
+            findings.append(
+                f"the chain begins anew on {_at(first.time)}: the kept head could not be read then"
+            )
+        elif number and first.sequence == 1:
+            findings.append(
+                f"the chain begins anew on {_at(first.time)}, after number "
+                f"{chains[number - 1][-1].sequence}: the state directory was removed, and what came last "
+                "before that cannot be told"
+            )
+    if chains and min([chains[0][0].sequence or 1, *known]) > 1:
+        start = min([chains[0][0].sequence or 1, *known])
+        notes.append(f"the chain begins at number {start}: the journal holds nothing older")
+    said, remarks = _end(chains[-1] if chains else [], kept, known)
+    return Verdict(tuple(findings + said), tuple(notes + remarks), len(good))
+
+
+@dataclass(frozen=True, slots=True)
+class _Good:
+    """An authentic record and its place in the journal."""
+
+    sequence: int
+    hash: str
+    previous: str
+    time: datetime
+    label: str
+    place: int
+
+
+def _sorted_out(links: Iterable[Link], key: bytes) -> tuple[list[_Good], list[Link]]:
+    """Authentic records, each once, and the others, each once."""
+    good: dict[str, _Good] = {}
+    bad: dict[Link, None] = {}
+    for place, link in enumerate(links):
+        if link.sequence is None or not link.is_authentic(key):
+            bad.setdefault(link)
+        elif link.hash not in good:  # a record sent twice counts where it came first
+            good[link.hash] = _Good(link.sequence, link.hash, link.previous, link.time, link.label, place)
+    return list(good.values()), list(bad)
+
+
+def _chains(good: Sequence[_Good]) -> list[list[_Good]]:
+    """Records of each chain, by their numbers: a chain begins with a record of number 1."""
+    by_hash = {each.hash: each for each in good}
+    piece: dict[str, int] = {}
+    pieces: list[list[_Good]] = []
+    for each in sorted(good, key=lambda each: each.sequence):
+        before = by_hash.get(each.previous)
+        if before is None or before.hash not in piece:
+            piece[each.hash] = len(pieces)
+            pieces.append([each])
+        else:
+            piece[each.hash] = piece[before.hash]
+            pieces[piece[each.hash]].append(each)
+    chains: list[list[_Good]] = []
+    for linked in sorted(pieces, key=lambda linked: min(each.place for each in linked)):
+        if linked[0].sequence == 1 or not chains:
+            chains.append([])
+        chains[-1] += linked
+    return [sorted(chain, key=lambda each: (each.sequence, each.place)) for chain in chains]
+
+
+def _written_with_another_key(chains: list[list[_Good]], bad: list[Link]) -> list[Link]:
+    """Records before the host's key changed, which the present key cannot vouch for."""
+    if not chains or KEY_CHANGED not in {each.label for each in chains[0][:2]}:
+        return []
+    return [each for each in bad if each.sequence is not None and each.sequence < chains[0][0].sequence]
+
+
+def _within(chain: list[_Good], known: set[int]) -> list[str]:
+    """What is wrong between a chain's first and last record; ``known`` numbers are told of elsewhere."""
+    findings = []
+    for one, two in pairwise(chain):
+        missing = [number for number in range(one.sequence + 1, two.sequence) if number not in known]
+        if missing:
+            findings.append(
+                f"{_numbers(missing)} {_are(missing)} missing (between {_at(one.time)} and {_at(two.time)})"
+            )
+        if two.sequence == one.sequence:
+            findings.append(
+                f"number {two.sequence} is there twice, with different content: "
+                "an older state directory was put back"
+            )
+        elif two.sequence == one.sequence + 1 and two.previous != one.hash:
+            findings.append(
+                f"number {two.sequence} does not follow the number {one.sequence} that is there: "
+                "an older state directory was put back"
+            )
+    if moved := _moved(chain):
+        places = "its place" if len(moved) == 1 else "their places"
+        findings.append(
+            f"{_numbers(each.sequence for each in moved)} {_are(moved)} not in {places}: moved, or sent "
+            f"late where there was no journal ({_span([each.time for each in moved])})"
+        )
+    return findings
+
+
+def _moved(chain: list[_Good]) -> list[_Good]:
+    """The fewest records that, put elsewhere, bring the journal's order into that of the numbers."""
+    ends: list[int] = []  # the least place with which so many in order can end
+    lengths = []
+    for each in chain:
+        length = bisect_left(ends, each.place)
+        ends[length : length + 1] = [each.place]
+        lengths.append(length)
+    wanted = len(ends) - 1
+    stays: set[int] = set()
+    next_place = 0
+    for each, length in zip(reversed(chain), reversed(lengths), strict=True):
+        if length == wanted and (not stays or each.place < next_place):
+            stays.add(each.place)
+            next_place = each.place
+            wanted -= 1
+    return [each for each in chain if each.place not in stays]
+
+
+def _end(chain: list[_Good], kept: Kept | None, known: set[int]) -> tuple[list[str], list[str]]:
+    """Findings and notes about the end of the last chain."""
+    last = chain[-1].sequence if chain else 0
+    if kept is None:
+        return (["no head is kept: whether the chain's end is lost cannot be told"] if chain else []), []
+    if not kept.hash or kept.hash == LOST or kept.sequence - last > _LOST_MAX:
+        return ["the kept head cannot be read: whether the chain's end is lost cannot be told"], []
+    if last > kept.sequence_after:
+        text = f"the journal goes to number {last}, and the kept head is number {kept.sequence_after}"
+        return [f"{text}: an older state directory was put back"], []
+    # What the agent wrote while the journal was read is of no concern.
+    missing = [number for number in range(last + 1, kept.sequence + 1) if number not in known]
+    lost = [number for number in missing if number <= kept.sent]
+    unsent = [number for number in missing if number > kept.sent]
+    findings = (
+        [f"the end is lost: {_numbers(lost)} {_was(lost)} sent, and {_are(lost)} not there"] if lost else []
+    )
+    at_number = {each.sequence: each for each in chain}.get(kept.sequence)
+    if at_number is not None and at_number.hash != kept.hash and kept.sequence not in known:
+        findings.append(
+            f"number {kept.sequence} is another than the kept head: a state directory was put back"
+        )
+    notes = []
+    if unsent:
+        notes.append(
+            f"{_numbers(unsent)} {_was(unsent)} kept and not sent, by a crash right then or for want of a "
+            "journal: the agent sends the last at its next start or record"
+        )
+    return findings, notes
+
+
+def _no_link(link: Link) -> str:
+    return f"a record of {_at(link.time)} ({link.label}) has no number: root sent it, and not credferry"
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    """Numbers as ranges: ``numbers 3, 5 to 7``."""
+    ranges: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    is_one = len(ranges) == 1 and len(ranges[0]) == 1
+    return ("number " if is_one else "numbers ") + ", ".join(" to ".join(map(str, each)) for each in ranges)
+
+
+def _was(numbers: Sequence[object]) -> str:
+    return "was" if len(numbers) == 1 else "were"
+
+
+def _are(numbers: Sequence[object]) -> str:
+    return "is" if len(numbers) == 1 else "are"
+
+
+def _span(times: Sequence[datetime]) -> str:
+    return _at(min(times)) + ("" if min(times) == max(times) else f" to {_at(max(times))}")
+
+
+def _at(time: datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC")

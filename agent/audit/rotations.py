@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: MIT
+"""Each rotation as one story: published, sealed, restart asked for, result, launched, guest ready. Pure.
+
+Records of one change have its run's id; but a rollback tells of the generation that it goes back to, and so
+names that one's run: what a restart led to belongs to the restart's story, whatever generation it ended in.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from credferry.agent.audit.events import Event, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from credferry.agent.audit.periods import Period
+    from credferry.agent.audit.records import Record
+
+
+class Outcome(enum.StrEnum):
+    """What became of a rotation."""
+
+    RESTARTED = "restarted"
+    STARTED = "started"
+    """Somebody started the VM, and so it got the new values."""
+    ROLLED_BACK = "rolled back"
+    DOWN = "down"
+    FAILED = "failed"
+    HALTED = "held back"
+    REFUSED = "launch refused"
+    UNDER_WAY = "under way"
+    SEALED = "sealed"
+    """For the VM's next start, which has not come."""
+    SUPERSEDED = "superseded"
+    """Another change came before the VM was started with this one."""
+    PUBLISHED = "published"
+    ORDERED = "ordered"
+    """An operator gave an order, and nothing has come of it yet."""
+    DROPPED = "dropped"
+    """An operator's order was not carried out."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether somebody should look at it."""
+        return self in {
+            Outcome.ROLLED_BACK,
+            Outcome.DOWN,
+            Outcome.FAILED,
+            Outcome.HALTED,
+            Outcome.REFUSED,
+            Outcome.DROPPED,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One moment of a story: an event's label, or ``guest ready``."""
+
+    time: datetime
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A generation that held the same value, and when it was sealed."""
+
+    generation: int | None
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What an operator ordered, who that was by the bus's or the kernel's word, and why."""
+
+    order: str
+    caller: str
+    uid: int | None
+    reason: str
+
+
+@dataclass(slots=True)
+class Rotation:
+    """What one change, or one order of an operator, did to one VM."""
+
+    vm: str
+    run: str
+    steps: list[Step] = field(default_factory=list)
+    later: list[Step] = field(default_factory=list)
+    """Starts and reboots with the same generation, once the rotation was over."""
+    generation: int | None = None
+    changed: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the credentials that changed, by name."""
+    reverted: dict[str, Earlier] = field(default_factory=dict)
+    """Of these, those that went back to an earlier value."""
+    outcome: Outcome = Outcome.PUBLISHED
+    ordered: Ordered | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether somebody should look at it; a rollback that was ordered went well."""
+        is_wanted = self.ordered is not None and self.ordered.order == Order.ROLL_BACK
+        return self.outcome.is_bad and not (is_wanted and self.outcome is Outcome.ROLLED_BACK)
+
+    @property
+    def began(self) -> datetime:
+        """The first thing that is known of it."""
+        return self.steps[0].time
+
+    @property
+    def ended(self) -> datetime:
+        """The last step that is its own."""
+        return self.steps[-1].time
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended - self.began).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All rotations, and the records that belong to none, each oldest first."""
+
+    rotations: tuple[Rotation, ...]
+    facts: tuple[Record, ...]
+
+
+_OUTCOMES = {
+    Event.PUBLISHED: Outcome.PUBLISHED,
+    Event.SEALED: Outcome.SEALED,
+    Event.RESTART_ASKED: Outcome.UNDER_WAY,
+    Event.RESTARTED: Outcome.RESTARTED,
+    Event.RESTART_FAILED: Outcome.FAILED,
+    Event.ROLLED_BACK: Outcome.ROLLED_BACK,
+    Event.ROLLBACK_FAILED: Outcome.DOWN,
+    Event.HALTED: Outcome.HALTED,
+    Event.LAUNCH_REFUSED: Outcome.REFUSED,
+    Event.ORDERED: Outcome.ORDERED,
+    Event.ORDER_DROPPED: Outcome.DROPPED,
+}
+_RESTART_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED, Event.ORDER_DROPPED}
+_RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
+"""Orders that a restart may follow, and so a story."""
+_ASKED = Event.RESTART_ASKED.label
+_LATE_SECONDS = 5.0
+_ENDED = {Outcome.RESTARTED, Outcome.STARTED, Outcome.ROLLED_BACK, Outcome.SUPERSEDED}
+_OF_A_VM = {Event.LAUNCHED, Event.GUEST_REBOOT, Event.LAUNCH_REFUSED, Event.WAITING}
+"""What is told by somebody who does not know the rotation, or before it is known."""
+
+
+def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
+    """The story of a whole journal's records, oldest first."""
+    teller = _Teller()
+    for record in records:
+        teller.hear(record)
+    ready = {(each.vm, each.begin): each.ready for each in periods if each.ready is not None}
+    for rotation in teller.rotations.values():
+        for index, step in reversed(list(enumerate(rotation.steps))):
+            if step.label == Event.LAUNCHED.label and (at := ready.get((rotation.vm, step.time))):
+                place = next(
+                    (
+                        number
+                        for number, each in enumerate(rotation.steps)
+                        if number > index and each.time > at
+                    ),
+                    len(rotation.steps),
+                )
+                rotation.steps.insert(place, Step(at, "guest ready", "by its own word to systemd"))
+    rotations = sorted(teller.rotations.values(), key=lambda each: each.began)
+    return Story(tuple(rotations), tuple(teller.facts))
+
+
+class _Teller:
+    def __init__(self) -> None:
+        self.rotations: dict[tuple[str, str], Rotation] = {}
+        self.facts: list[Record] = []
+        self._latest: dict[str, Rotation] = {}
+        self._restarting: dict[str, Rotation] = {}
+        self._ordered: dict[str, Rotation] = {}
+        self._values: dict[tuple[str, str], dict[str, Earlier]] = {}
+        self._now: dict[tuple[str, str], str] = {}
+
+    def hear(self, record: Record) -> None:
+        rotation = self._rotation(record)
+        if rotation is None:
+            self.facts.append(record)
+            return
+        step = Step(record.time, record.event.label, _text(record))
+        is_over = rotation.outcome in _ENDED and record.vm not in self._restarting
+        if record.event is Event.LAUNCHED and _lacks_launch(rotation, record):
+            # The launcher leaves its stamp first, and the agent may be faster to tell.
+            rotation.steps.append(step)
+            return
+        if record.event in _OF_A_VM and is_over:
+            rotation.later.append(step)
+            return
+        rotation.steps.append(step)
+        self._judge(record, rotation)
+        if record.event is Event.PUBLISHED:
+            rotation.changed |= record.fingerprints
+        elif record.event is Event.SEALED:
+            self._learn(record, rotation)
+
+    def _rotation(self, record: Record) -> Rotation | None:
+        if not record.vm:
+            return None
+        restarting = self._restarting.get(record.vm)
+        match record.event:
+            case Event.ORDERED:
+                return self._of_order(record) if record.run and record.order in _RESTARTING else None
+            case Event.ORDER_DROPPED:
+                return self.rotations.get((record.run, record.vm))
+            case Event.HELD | Event.RELEASED:
+                return None
+            case Event.ROLLED_BACK | Event.ROLLBACK_FAILED | Event.LAUNCHED | Event.LAUNCH_REFUSED if (
+                restarting
+            ):
+                return restarting
+            case Event.LAUNCHED if (ordered := self._ordered.get(record.vm)) and _lacks_launch(
+                ordered, record
+            ):
+                return ordered
+            case Event.WAITING:
+                latest = self._latest.get(record.vm)
+                return latest if latest is not None and latest.outcome is Outcome.SEALED else None
+            case _:
+                return self._of_run(record) if record.run else None
+
+    def _of_order(self, record: Record) -> Rotation:
+        """Begin a story: what is sealed already waits for its start all the same."""
+        ordered = Ordered(record.order, record.caller, record.caller_uid, record.reason)
+        rotation = Rotation(record.vm, record.run, ordered=ordered)
+        self.rotations[record.run, record.vm] = self._ordered[record.vm] = rotation
+        if record.order == Order.ROLL_BACK:  # it asks for its restart without a record of that
+            self._restarting[record.vm] = rotation
+        return rotation
+
+    def _of_run(self, record: Record) -> Rotation:
+        key = record.run, record.vm
+        if key not in self.rotations:
+            self.rotations[key] = rotation = Rotation(record.vm, record.run)
+            latest = self._latest.get(record.vm)
+            if latest is not None and latest.outcome in {Outcome.SEALED, Outcome.PUBLISHED}:
+                latest.outcome = Outcome.SUPERSEDED
+            self._latest[record.vm] = rotation
+        return self.rotations[key]
+
+    def _judge(self, record: Record, rotation: Rotation) -> None:
+        rotation.generation = rotation.generation or record.generation
+        if record.event is Event.RESTART_ASKED:
+            self._restarting[record.vm] = rotation
+        elif record.event in _RESTART_ENDS:
+            self._restarting.pop(record.vm, None)
+        if record.event is Event.RESTARTED and rotation.ordered is not None:
+            self._deliver(record)
+        if record.event in _OUTCOMES:
+            rotation.outcome = _OUTCOMES[record.event]
+        elif record.event is Event.LAUNCHED and record.vm not in self._restarting:
+            rotation.outcome = Outcome.STARTED
+
+    def _deliver(self, record: Record) -> None:
+        """An order's restart gave the VM what an earlier change had sealed."""
+        latest = self._latest.get(record.vm)
+        is_it = latest is not None and latest.generation == record.generation
+        if latest is not None and is_it and latest.outcome is Outcome.SEALED:
+            latest.outcome = Outcome.STARTED
+
+    def _learn(self, record: Record, rotation: Rotation) -> None:
+        """Remember when each value was sealed first, and see whether one that changed is an old one."""
+        rotation.generation = record.generation
+        for name, fingerprint in record.fingerprints.items():
+            known = self._values.setdefault((record.vm, name), {})
+            if self._now.get((record.vm, name), fingerprint) != fingerprint and fingerprint in known:
+                rotation.reverted[name] = known[fingerprint]
+            # The last time that it was sealed, so that "back to" names the newest of its generations.
+            known[fingerprint] = Earlier(record.generation, record.time)
+            self._now[record.vm, name] = fingerprint
+
+
+def _lacks_launch(rotation: Rotation, record: Record) -> bool:
+    """Whether a restart was found good, and this record right after tells of the launch that it had."""
+    last = rotation.steps[-1] if rotation.steps else None
+    ends = {Event.RESTARTED.label, *({Event.ROLLED_BACK.label} if rotation.ordered else ())}
+    if last is None or last.label not in ends or record.generation != rotation.generation:
+        return False
+    labels = [step.label for step in rotation.steps]
+    asked = len(labels) - 1 - labels[::-1].index(_ASKED) if _ASKED in labels else 0
+    return (
+        Event.LAUNCHED.label not in labels[asked:]
+        and (record.time - last.time).total_seconds() < _LATE_SECONDS
+    )
+
+
+def _text(record: Record) -> str:
+    """What a record says, but for the VM's name that it begins with."""
+    text = record.message.removeprefix(f"{record.vm}: ")
+    return text.removeprefix(f"VM {record.vm} ")
+
+
+def of_credential(rotations: Sequence[Rotation], name: str) -> list[Rotation]:
+    """Those in which a credential changed."""
+    return [each for each in rotations if name in each.changed]
+
+
+def within(rotation: Rotation, since: float | None, until: float | None) -> bool:
+    """Whether any of a rotation lies between two moments, in seconds since 1970."""
+    return (since is None or rotation.ended.timestamp() >= since) and (
+        until is None or rotation.began.timestamp() <= until
+    )
+
+
+def describe_revert(earlier: Mapping[str, Earlier], name: str) -> str:
+    """That a value is an old one, in words; nothing where it is new."""
+    if name not in earlier:
+        return ""
+    return (
+        f"back to the value of generation {earlier[name].generation}, "
+        f"of {earlier[name].time:%Y-%m-%d %H:%M:%S} UTC"
+    )

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""Names on D-Bus that several modules use."""
+
+from __future__ import annotations
+
+import re
+
+MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
+PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
+"""The bus itself: its name, which is that of its interface too, and its object's path."""
+ERROR_PREFIX = "org.credferry.Error."
+
+
+def label(name: str) -> str:
+    """A name in an object path, escaped as systemd does it for units (sd_bus_path_encode(3))."""
+    return re.sub(rb"[^A-Za-z0-9]|\A[0-9]", lambda found: b"_%02x" % found[0][0], name.encode()).decode()

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""What verbs print with ``--json``: the types of their documents, from which the schemas are made.
+
+Fields are added, never removed or given another meaning, within a major version.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from credferry.agent.reconcile.decision import State
+from credferry.launcher.handoff import Channel, Kind
+
+Name = Annotated[str, msgspec.Meta(description="The VM, as the configuration names it.")]
+Unit = Annotated[str, msgspec.Meta(description="Its systemd unit.")]
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A document of exactly these fields."""
+
+
+class Published(_Document, frozen=True):
+    """What is published for a VM. The agent tells nobody: who reads it from there finds nothing here."""
+
+    digest: Annotated[
+        str | None, msgspec.Meta(description="Stands for all of it; null where it cannot be had.")
+    ]
+    credentials: Annotated[
+        dict[str, str],
+        msgspec.Meta(description="Fingerprints by credential, keyed: they tell nothing about values."),
+    ]
+
+
+class Generation(_Document, frozen=True):
+    """A generation of a VM's credentials."""
+
+    generation: int
+    digest: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Stands for its content; null where the agent was asked, or without the host's key."
+        ),
+    ]
+
+
+class StatusRow(_Document, frozen=True):
+    """Where a VM stands."""
+
+    vm: Name
+    unit: Unit
+    unit_state: Annotated[str, msgspec.Meta(description="ActiveState (SubState), or unknown.")]
+    state: State
+    since: Annotated[
+        str | None,
+        msgspec.Meta(description="Since when, RFC 3339 in UTC; null where nothing tells."),
+    ]
+    published: Published
+    sealed: Annotated[Generation | None, msgspec.Meta(description="What its next start gets.")]
+    running: Annotated[Generation | None, msgspec.Meta(description="What it was started with.")]
+    held: Annotated[bool, msgspec.Meta(description="Whether an operator holds it.")]
+    last_result: Annotated[
+        str, msgspec.Meta(description="What came of its last start; empty where nothing is known.")
+    ]
+    system: Annotated[
+        Literal["current", "older"] | None,
+        msgspec.Meta(description="Of a VM of microvm.nix: whether it was booted from its current system."),
+    ]
+    reasons: Annotated[list[str], msgspec.Meta(description="Why it is not in step.")]
+
+
+class PlanRow(_Document, frozen=True):
+    """What a look would do about a VM now."""
+
+    vm: Name
+    state: State
+    steps: Annotated[list[str], msgspec.Meta(description="What it would do, in words, in order.")]
+    reasons: Annotated[list[str], msgspec.Meta(description="Why not more.")]
+
+
+class SyncRow(_Document, frozen=True):
+    """What has become of a VM."""
+
+    vm: Name
+    sealed: Annotated[bool, msgspec.Meta(description="Whether a generation was sealed for it.")]
+    state: State
+    reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
+
+
+class OrderRow(_Document, frozen=True):
+    """What has become of a VM by an operator's order."""
+
+    vm: Name
+    state: State
+    generation: Annotated[int, msgspec.Meta(description="That which it runs; 0 for none.")]
+    reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
+
+
+class CheckRow(_Document, frozen=True):
+    """One credential that a VM is to get."""
+
+    vm: Name
+    unit: Unit
+    channel: Channel
+    credential: Annotated[str, msgspec.Meta(description="Its name in the guest.")]
+    kind: Kind
+    origin: Annotated[
+        str, msgspec.Meta(description="The secret's name in the source, or `the configuration`.")
+    ] = msgspec.field(name="from")
+
+
+Moment = Annotated[str, msgspec.Meta(description="RFC 3339, in UTC.")]
+Run = Annotated[str, msgspec.Meta(description="The id of the change: CREDFERRY_RUN in the journal.")]
+
+
+class StepRow(_Document, frozen=True):
+    """One moment of a rotation."""
+
+    time: Moment
+    offset_seconds: Annotated[float, msgspec.Meta(description="Since the rotation began.")]
+    event: Annotated[str, msgspec.Meta(description="What the list of records has, or `guest ready`.")]
+    message: str
+
+
+class EarlierRow(_Document, frozen=True):
+    """When a value was sealed before."""
+
+    generation: int | None
+    time: Moment
+
+
+class ChangeRow(_Document, frozen=True):
+    """A credential that a rotation changed."""
+
+    credential: str
+    fingerprint: Annotated[str, msgspec.Meta(description="Keyed: it tells nothing about the value.")]
+    reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a value that is new.")]
+
+
+class OrderedRow(_Document, frozen=True):
+    """What an operator ordered."""
+
+    order: Annotated[str, msgspec.Meta(description="The verb, such as rotate.")]
+    caller: Annotated[str, msgspec.Meta(description="The user's name; empty where the host knows none.")]
+    caller_uid: Annotated[
+        int | None, msgspec.Meta(description="The user, by the word of the bus or the kernel.")
+    ]
+    reason: Annotated[str, msgspec.Meta(description="What the user gave as the reason; empty for none.")]
+
+
+class RotationRow(_Document, frozen=True):
+    """What one change, or one order, did to one VM."""
+
+    vm: Name
+    run: Run
+    generation: int | None
+    began: Moment
+    ended: Moment
+    seconds: float
+    outcome: Annotated[str, msgspec.Meta(description="What it came to, such as restarted or rolled back.")]
+    changed: list[ChangeRow]
+    steps: list[StepRow]
+    later: Annotated[list[StepRow], msgspec.Meta(description="Later starts with the same generation.")]
+    ordered: Annotated[
+        OrderedRow | None, msgspec.Meta(description="The order that it began with; null for a change.")
+    ]
+
+
+class RecordRow(_Document, frozen=True):
+    """One record of the audit."""
+
+    time: Moment
+    event: str
+    vm: Annotated[str, msgspec.Meta(description="Empty for what concerns no VM.")]
+    unit: str
+    run: Annotated[str, msgspec.Meta(description="The id of the change; empty for none.")]
+    generation: int | None
+    fingerprints: dict[str, str]
+    credentials: list[str]
+    channel: Annotated[str, msgspec.Meta(description="How a launcher handed them over; else empty.")]
+    sequence: Annotated[int | None, msgspec.Meta(description="Its number in the chain.")]
+    message: str
+    ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null for what is no operator's order.")]
+
+
+class PeriodRow(_Document, frozen=True):
+    """A credential that a VM ran, from one start to its end."""
+
+    vm: Name
+    credential: str
+    fingerprint: Annotated[
+        str | None, msgspec.Meta(description="Null where the journal has forgotten what was sealed.")
+    ]
+    generation: int | None
+    begin: Moment = msgspec.field(name="from")
+    end: Annotated[str | None, msgspec.Meta(description="Null where it runs.")] = msgspec.field(name="to")
+    seconds: float | None
+    ended_by: str | None
+    guest_ready: str | None
+    unit: Unit
+    channel: str
+    run: Run
+
+
+DOCUMENTS: dict[str, type[_Document]] = {
+    "status": StatusRow,
+    "plan": PlanRow,
+    "sync": SyncRow,
+    "rotate": OrderRow,
+    "check": CheckRow,
+    "audit": RotationRow,
+    "audit --records": RecordRow,
+    "audit --periods": PeriodRow,
+}
+"""What verbs print a list of; ``release`` and ``retry`` print what ``sync`` does, ``rollback`` what
+``rotate`` does."""
+
+
+def schema(verb: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of what a verb prints."""
+    made = msgspec.json.schema(list[DOCUMENTS[verb]])  # type: ignore[valid-type]  # mypy takes no type from a table
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"credferry {verb} --json",
+    } | made
+
+
+def moment(seconds: int) -> str | None:
+    """Seconds since 1970 as documents have moments; 0 is for none."""
+    if not seconds:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What the types of the configuration cannot say: names, order, and what goes with what."""
+
+from __future__ import annotations
+
+import re
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING
+
+from credferry.agent.config.model import one_of
+from credferry.agent.errors import ConfigurationError
+from credferry.launcher.handoff import NAME_MAX, Channel, Kind, is_credential_name, is_powerful_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from credferry.agent.config.model import VmConfig
+
+_SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
+"""A template without its instance is none (systemd.unit(5))."""
+_UNIT_NAME_MAX = 255
+"""Bytes: UNIT_NAME_MAX."""
+
+
+def check_vm(vm: VmConfig, path: Path) -> None:
+    """Raise `ConfigurationError` for what a VM cannot be."""
+    key = f"vms.{vm.name}"
+    # systemd refuses the call for a name that is none, and one VM's would end each look at all of them.
+    if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
+        raise ConfigurationError(
+            f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
+        )
+    if vm.initrd and not vm.guest_key:
+        raise ConfigurationError(
+            f"{path}: {key}.initrd: only what is sealed for the guest travels in its initrd",
+            hint=f"guest_key = true in [{key}], and: credferry guest-key create {vm.name}",
+        )
+    for each in vm.allow_names:
+        _check_name(each, path, f"{key}.allow_names")
+    for each in vm.credentials:
+        _check_credential(vm, each, path, f"{key}.credentials.{each}")
+
+
+def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path) -> None:
+    """Raise `ConfigurationError` where VMs are to be restarted in an order that is none."""
+    for canary in canaries:
+        if canary not in vms:
+            raise ConfigurationError(
+                f"{path}: rollout.canaries: there is no VM {canary!r}", hint=f"name {one_of(canary, vms)}"
+            )
+    for vm in vms.values():
+        for other in vm.after:
+            if other not in vms:
+                raise ConfigurationError(
+                    f"{path}: vms.{vm.name}.after: there is no VM {other!r}",
+                    hint=f"name {one_of(other, vms)}",
+                )
+    try:
+        TopologicalSorter({name: vm.after for name, vm in vms.items()}).prepare()
+    except CycleError as error:
+        raise ConfigurationError(
+            f"{path}: vms.{error.args[1][0]}.after: the order is a circle: {' after '.join(error.args[1])}",
+            hint="leave one of them out",
+        ) from None
+
+
+def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
+    credential = vm.credentials[name]
+    _check_name(name, path, key)
+    if is_powerful_name(name) and name not in vm.allow_names:
+        raise ConfigurationError(
+            f"{path}: {key}: a credential of this name gives power over the guest",
+            hint=f'if that is meant: allow_names = ["{name}"] in [vms.{vm.name}]',
+        )
+    if (credential.secret is None) == (credential.text is None):
+        raise ConfigurationError(
+            f"{path}: {key}: expected either secret or text",
+            hint='secret = "name in the source", or text = "not secret"',
+        )
+    if credential.secret is not None and not is_secret_name(credential.secret):
+        raise ConfigurationError(
+            f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is no name in it",
+            hint="use a relative path without '.' and '..', such as db/password",
+        )
+    if credential.text == "":
+        raise ConfigurationError(f"{path}: {key}.text: is empty", hint="give it a text, or remove it")
+    kind = vm.kind(name)
+    if kind is Kind.SEALED and not vm.guest_key:
+        raise ConfigurationError(
+            f"{path}: {key}.seal: VM {vm.name!r} has no guest key to seal with",
+            hint=f"guest_key = true in [vms.{vm.name}], and: credferry guest-key create {vm.name}",
+        )
+    if kind is Kind.PLAIN and vm.channel is Channel.COMMAND and not vm.plaintext_in_argv:
+        raise ConfigurationError(
+            f'{path}: {key}: channel = "command" would show it in /proc/PID/cmdline',
+            hint='channel = "api", or guest_key = true, or plaintext_in_argv = true to allow it',
+        )
+
+
+def _check_name(name: str, path: Path, key: str) -> None:
+    if not is_credential_name(name):
+        raise ConfigurationError(
+            f"{path}: {key}: not a credential name",
+            hint=f"use up to {NAME_MAX} of A-Z a-z 0-9 . _ -",
+        )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a name is a path within the source: relative, and without ``.`` and ``..``."""
+    return "\0" not in name and all(part not in {"", ".", ".."} for part in name.split("/"))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""The configuration file: TOML into frozen, validated records; every error names file, key and remedy."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from credferry.agent.config.calendar import check_windows
+from credferry.agent.config.checks import check_order, check_vm
+from credferry.agent.config.model import (
+    INHERITED,
+    Config,
+    CredentialConfig,
+    MetricsConfig,
+    RolloutConfig,
+    SourceConfig,
+    VmConfig,
+    one_of,
+)
+from credferry.agent.errors import ConfigurationError
+from credferry.launcher.handoff import is_vm_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_SIZE_MAX = 1 << 20
+"""Bytes of a configuration file; ten thousand credentials stay below it."""
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises `ConfigurationError`, whose text names the file, the key and what is expected there.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SIZE_MAX + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {os.strerror(error.errno or 0)}",
+            hint="write it, or name another with --config",
+        ) from None
+    if len(content) > _SIZE_MAX:
+        raise ConfigurationError(
+            f"{path}: over {_SIZE_MAX} bytes", hint="it should hold no values of secrets"
+        )
+    config = parse(content, path)
+    check_windows(config)
+    return config
+
+
+def parse(content: bytes, path: Path) -> Config:
+    """Check the content of a configuration file; ``path`` is for messages. Raises `ConfigurationError`."""
+    try:
+        table = tomllib.loads(content.decode())
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        # tomllib quotes at most one character of the file. A number of thousands of digits is no
+        # TOMLDecodeError but int()'s own ValueError.
+        raise ConfigurationError(
+            f"{path}: not TOML: {error}", hint="see https://toml.io/en/v1.0.0"
+        ) from None
+    if "file" in table:
+        raise ConfigurationError(f"{path}: unknown key 'file'", hint="remove it")
+    vms, said = table.pop("vms", {}), table.get("rollout", {})
+    source = _convert(table.pop("source", {}), SourceConfig, path, "source")
+    rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
+    metrics = _convert(table.pop("metrics", {}), MetricsConfig, path, "metrics")
+    config = _convert(table, Config, path, "")
+    if not isinstance(vms, dict):
+        raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
+    defaults = {key: said[key] for key in INHERITED & said.keys()}
+    checked = {name: _vm(name, vm, defaults, path) for name, vm in vms.items()}
+    units: dict[str, str] = {}
+    for vm in checked.values():
+        if vm.unit in units:
+            raise ConfigurationError(
+                f"{path}: vms.{vm.name}.unit: {vm.unit} is the unit of VM {units[vm.unit]!r} already",
+                hint="give each VM a unit of its own",
+            )
+        units[vm.unit] = vm.name
+    check_order(checked, rollout.canaries, path)
+    return msgspec.structs.replace(
+        config, file=path, source=source, rollout=rollout, metrics=metrics, vms=checked
+    )
+
+
+def _vm(name: str, table: object, defaults: Mapping[str, object], path: Path) -> VmConfig:
+    key = f"vms.{name}"
+    if not is_vm_name(name):
+        raise ConfigurationError(
+            f"{path}: {key}: not a VM name",
+            hint="use up to 64 of A-Z a-z 0-9 _ . -, beginning with a letter, digit or _",
+        )
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{path}: {key}: expected a table", hint=f"write [{key}]")
+    credentials = table.pop("credentials", {})
+    if "name" in table:
+        raise ConfigurationError(f"{path}: {key}: unknown key 'name'", hint="remove it")
+    if not isinstance(credentials, dict) or not credentials:
+        raise ConfigurationError(
+            f"{path}: {key}.credentials: expected a table with at least one credential",
+            hint=f'write [{key}.credentials] and below it: API_KEY = {{ secret = "api-key" }}',
+        )
+    vm = _convert({**defaults, **table}, VmConfig, path, key)
+    vm = msgspec.structs.replace(
+        vm,
+        name=name,
+        unit=vm.unit or f"microvm@{name}.service",
+        credentials={
+            each: _convert(value, CredentialConfig, path, f"{key}.credentials.{each}")
+            for each, value in credentials.items()
+        },
+    )
+    check_vm(vm, path)
+    return vm
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def _convert(table: object, kind: type[_T], path: Path, key: str) -> _T:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        where, expectation = _explain(str(error), key)
+        raise ConfigurationError(
+            f"{path}: {where}{expectation}", hint=_remedy(expectation, kind, table)
+        ) from None
+
+
+def _explain(message: str, key: str) -> tuple[str, str]:
+    """Split msgspec's ``expectation - at `$.a.b` `` into our dotted key and the expectation."""
+    expectation, _, at = message.partition(" - at `$")
+    inner = at.rstrip("`").lstrip(".")
+    where = ".".join(part for part in (key, inner) if part)
+    return (f"{where}: " if where else ""), expectation[:1].lower() + expectation[1:]
+
+
+def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
+    if "unknown field" in expectation and isinstance(table, dict):
+        known = {field.name for field in msgspec.structs.fields(kind)} - {"file", "name"}
+        wrong = next((name for name in table if name not in known), "")
+        return f"remove it, or did you mean {one_of(wrong, known)}?"
+    return "see docs/configuration.md"

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The configuration's data: what each key is, its type and its default."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from credferry.agent.errors import ConfigurationError
+from credferry.launcher.handoff import (
+    Channel,
+    Delivery,
+    Kind,
+)
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
+class Policy(enum.StrEnum):
+    """What a change of a VM's secrets does to the VM while it runs."""
+
+    RESTART = "restart"
+    HOLD = "hold"
+    """It is sealed for the next start, and shown as due; somebody else restarts the VM."""
+    IGNORE = "ignore"
+    """It is sealed for the next start, and that is all."""
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When restarts are allowed: for so many minutes from each moment of a calendar event."""
+
+    starts: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    """In systemd's calendar syntax (systemd.time(7)), such as ``Sat,Sun 02:00`` or ``*-*-* 03:00 UTC``."""
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=10_080)]
+
+
+class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Said in ``[rollout]`` for all VMs, and in a VM's own table for that one."""
+
+    policy: Policy = Policy.RESTART
+    windows: tuple[Window, ...] = ()
+    """Restarts happen within one of these only; none for at any time."""
+    restarts_per_hour: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
+    """At most so many restarts of the VM within any hour; 0 for no limit."""
+    quiet_seconds: Seconds = 0.0
+    """For how long nothing new must have been published for the VM before it is restarted."""
+    quiet_max_seconds: Seconds = 600.0
+    """After this long it is restarted though publications do not fall quiet."""
+    health: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    """A command that says, by its status, whether a VM that was restarted does its work."""
+
+
+INHERITED = frozenset(field.name for field in msgspec.structs.fields(RestartPolicy))
+"""Keys that a VM's table takes from ``[rollout]`` where it has not its own."""
+
+
+def one_of(wrong: str, known: Any) -> str:  # noqa: ANN401 (any iterable of names)
+    """What may have been meant by a wrong name, in words."""
+    near = difflib.get_close_matches(wrong, list(known), n=1)
+    return near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none; there are none"
+
+
+DEFAULT_PATH = Path("/etc/credferry/config.toml")
+PATH_VARIABLE = "CREDFERRY_CONFIG"
+"""The environment's variable that names another."""
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+
+
+class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where secrets are published, and how changes there are taken for settled."""
+
+    path: AbsolutePath = "/run/secrets"
+    follow_links: bool = False
+    """Whether a symlink in the source may lead out of it."""
+    quiet_seconds: Seconds = 1.0
+    """How long a file written in place must have stayed the same; a symlink's swap needs no settling."""
+    quiet_max_seconds: Seconds = 10.0
+    """After this long an unquiet source is read as it is."""
+    resync_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
+    """Every so often the source is looked at without a hint, for what inotify cannot see."""
+
+
+class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How restarts are carried out; its `RestartPolicy` is that of VMs that do not say otherwise."""
+
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 2
+    retry_seconds: Seconds = 5.0
+    """Before the second attempt; doubled before each further one."""
+    stamp_seconds: Seconds = 30.0
+    """How long after the job's end the launcher may take to report that it has launched the VM."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """How many VMs are restarted at a time."""
+    slot_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 120.0
+    """A restart that takes longer than this no longer keeps others waiting for their turn."""
+    canaries: tuple[str, ...] = ()
+    """VMs that go first: others wait for them where the same change concerns both."""
+    canary_seconds: Seconds = 0.0
+    """How long canaries must have run on the change before others follow."""
+    switch_lock: AbsolutePath = "/run/nixos/switch-to-configuration.lock"
+    """While somebody holds a lock on this file, a NixOS switch is in progress."""
+    switch_seconds: Seconds = 900.0
+    """How long a switch in progress is waited for."""
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What monitoring is told."""
+
+    textfile: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\.prom\Z")] | None = None
+    """Where metrics are written, for node-exporter's textfile collector, which takes ``*.prom`` only."""
+
+
+class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One credential of a VM: a secret of the source, or a text that is none."""
+
+    secret: str | None = None
+    text: str | None = None
+    required: bool = True
+    seal: bool | None = None
+    """Whether it is sealed for the guest; by default every secret of a VM with ``guest_key`` is."""
+
+
+class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One VM. ``name`` and ``credentials`` are filled in from the file's tables."""
+
+    name: str = ""
+    unit: str = ""
+    after: tuple[str, ...] = ()
+    """VMs that are to be restarted before this one, where they are as well."""
+    channel: Channel = Channel.API
+    guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
+    guest_key: bool = False
+    initrd: bool = False
+    """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
+    plaintext_in_argv: bool = False
+    allow_names: tuple[str, ...] = ()
+    credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
+
+    @property
+    def delivery(self) -> Delivery:
+        """What the launcher is told."""
+        return Delivery(
+            self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names, self.initrd
+        )
+
+    @property
+    def may_seal(self) -> bool:
+        """Whether any credential may leave the host in the form of `Kind.SEALED`."""
+        return self.guest_key or any(each.seal for each in self.credentials.values())
+
+    def kind(self, name: str) -> Kind:
+        """In which form a credential leaves the host."""
+        credential = self.credentials[name]
+        if credential.seal if credential.seal is not None else self.guest_key and credential.text is None:
+            return Kind.SEALED
+        return Kind.PLAIN if credential.text is None else Kind.TEXT
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration. ``file`` is where it came from, for messages."""
+
+    file: Path = DEFAULT_PATH
+    source: SourceConfig = SourceConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    state_directory: AbsolutePath = "/var/lib/credferry"
+    runtime_directory: AbsolutePath = "/run"
+    host_key: AbsolutePath = "/var/lib/systemd/credential.secret"
+    machine_id_file: AbsolutePath = "/etc/machine-id"
+    vms: dict[str, VmConfig] = {}
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Names, in the source, of all secrets that any VM uses."""
+        return frozenset(
+            credential.secret
+            for vm in self.vms.values()
+            for credential in vm.credentials.values()
+            if credential.secret is not None
+        )
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that differ once anything here does."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    def vm(self, name: str) -> VmConfig:
+        """The VM of a name. Raises `ConfigurationError` for one that is not configured."""
+        try:
+            return self.vms[name]
+        except KeyError:
+            raise ConfigurationError(
+                f"{self.file}: there is no VM {name!r}",
+                hint=f"add a table [vms.{name}], or use {one_of(name, self.vms)}",
+            ) from None

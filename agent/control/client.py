@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""The running agent, asked over the system bus by verbs that leave to it what it can do better."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, remote_error
+from credferry.agent.bus.names import BUS, ERROR_PREFIX, MANAGER_INTERFACE, PROPERTIES_INTERFACE
+from credferry.agent.control.interface import AGENT_INTERFACE, ERRORS, NAME, PATH, VM_INTERFACE, vm_path
+from credferry.agent.errors import BusError, CredferryError, OrderError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import UNDER_WAY
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from credferry.agent.audit.events import Order
+    from credferry.agent.config.model import Config
+
+_ANSWER_SECONDS = 3.0
+"""An agent that does not answer in this time counts as none."""
+_CALL_SECONDS = CALL_SECONDS + 10.0
+_LOOK_AGAIN_SECONDS = 0.2
+
+
+_NO_OBJECT = {f"org.freedesktop.DBus.Error.{kind}" for kind in ("UnknownObject", "UnknownMethod")}
+
+
+class NoObjectError(BusError):
+    """The agent has no such object."""
+
+
+class RemoteAgent:
+    """The agent that is running now; one that is started later is another. Close it, or use it as a context.
+
+    Every method raises `BusError` where it does not answer, else what the agent says is wrong.
+    """
+
+    def __init__(self, bus: Bus, owner: str) -> None:
+        self._bus = bus
+        self._owner = owner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._bus.close()
+
+    def call(self, method: str, *words: str) -> Any:  # noqa: ANN401 (as the interface says)
+        """Call a method of the agent, all of whose arguments are strings."""
+        arguments = (f"({'s' * len(words)})", words)
+        return self._call(PATH, f"{AGENT_INTERFACE}.{method}", arguments)
+
+    def vm(self, name: str) -> dict[str, Any]:
+        """The properties of a VM."""
+        try:
+            arguments = ("(s)", (VM_INTERFACE,))
+            return dict(self._call(vm_path(name), f"{PROPERTIES_INTERFACE}.GetAll", arguments)[0])
+        except NoObjectError:
+            raise OrderError(
+                "UnknownVm",
+                f"{name}: the agent's configuration no longer has this VM: its orders are dropped",
+                hint="see: credferry audit --records",
+            ) from None
+
+    def vms(self) -> list[dict[str, Any]]:
+        """The properties of all VMs."""
+        objects = self._call(PATH, f"{MANAGER_INTERFACE}.GetManagedObjects")[0]
+        return [interfaces[VM_INTERFACE] for interfaces in objects.values()]
+
+    def order(self, order: Order, vm: str, reason: str) -> None:
+        """Give an order on a VM."""
+        self.call("Order", order.value, vm, reason)
+
+    def carry_out(self, order: Order, name: str, reason: str) -> dict[str, Any]:
+        """Give an order on a VM, and wait until it is carried out; the VM's properties then."""
+        self.order(order, name, reason)
+        while self.vm(name)["Order"]:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        # What is shown beside its end may be of a look that began before that.
+        with suppress(CredferryError):  # no source, say, which is no matter of the order's
+            self.call("Sync")
+        return self.vm(name)
+
+    def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """Have the agent look, and wait until it has restarted what it may restart now, of these VMs."""
+        self.call("Sync")
+        while True:
+            found = {name: self.vm(name) for name in names}
+            if not any(map(_is_under_way, found.values())):
+                return found
+            time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _call(self, path: str, method: str, arguments: tuple[str, tuple[Any, ...]] = ("()", ())) -> Any:  # noqa: ANN401 (as the interface says)
+        try:
+            return self._bus.call(self._owner, path, method, arguments, _CALL_SECONDS).unpack()
+        except Error as error:
+            raise _translated(error) from None
+
+
+def running_agent(config: Config | None) -> RemoteAgent | None:
+    """The agent that works by a configuration, or with None by any, where it answers, and lets us ask.
+
+    One that has not read a changed file again does not count: it would go by what that said before.
+    """
+    try:
+        bus = Bus("agent-signals")
+    except BusError:
+        return None
+    try:
+        arguments = ("(s)", (NAME,))
+        owner = bus.call(*BUS, f"{BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
+        said = ("(ss)", (AGENT_INTERFACE, "ConfigurationId"))
+        read = bus.call(owner, PATH, f"{PROPERTIES_INTERFACE}.Get", said, _ANSWER_SECONDS).unpack()[0]
+    except Error:
+        bus.close()
+        return None
+    if config is not None and read != config.id:
+        bus.close()
+        return None
+    return RemoteAgent(bus, owner)
+
+
+def _is_under_way(vm: dict[str, Any]) -> bool:
+    state = State(vm["State"])
+    return state in {State.RESTART_DUE, State.SEAL_DUE} or (
+        state is State.CHANGING and vm["LastResult"] == UNDER_WAY
+    )
+
+
+def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has no stubs)
+    name, text = remote_error(error)
+    if name in _NO_OBJECT:
+        return NoObjectError(text, hint="see: busctl tree org.credferry.Agent1")
+    if not name.startswith(ERROR_PREFIX):
+        return BusError(f"the agent does not answer: {text}", hint="see: systemctl status credferry.service")
+    kind = name.removeprefix(ERROR_PREFIX)
+    message, _, hint = text.rpartition(": ")
+    if not message:
+        message, hint = text, "see: credferry status"
+    if kind in ERRORS:
+        return ERRORS[kind](message, hint=hint)
+    return OrderError(kind, message, hint=hint)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""The agent on the system bus: its states for others to read and follow, and operators' words for it.
+
+Nothing here is done by the loop's thread. A thread of its own connects, publishes and owns the name, and
+does so again when the bus was lost; methods run in threads that last as long as the call. Without a bus, or
+where its policy lets nobody own the name, the agent does its work all the same.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from credferry.agent.audit.events import Event
+from credferry.agent.bus.connection import Bus, Caller, Error, reason
+from credferry.agent.control.admission import Admission
+from credferry.agent.control.interface import (
+    AGENT_INTERFACE,
+    NAME,
+    PATH,
+    VM_INTERFACE,
+    vm_path,
+)
+from credferry.agent.control.objects import AgentObject, VmObject, packed, vm_properties
+from credferry.agent.errors import BusError, describe, place
+from credferry.agent.log import Conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from credferry.agent.audit.writer import Fact
+    from credferry.agent.reconcile.status import Standing
+    from credferry.agent.rollout.orders import Orders
+
+
+_log = structlog.get_logger()
+_RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
+"""Doubled each time: dbus-daemon logs whom it refuses a name."""
+_STOP_SECONDS = 2.0
+_ABOUT_GENERATIONS = {
+    Event.SEALED: "Sealed",
+    Event.RESTARTED: "Restarted",
+    Event.RESTART_FAILED: "RestartFailed",
+    Event.ROLLED_BACK: "RolledBack",
+}
+
+
+class Control:
+    """A `Front` on the system bus."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._agent = AgentObject(orders, self._refresh)
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._admission = Admission()
+        self._conditions = Conditions()
+        self._registrations: dict[str, Any] = {}
+        self._bus: Bus | None = None
+        self._is_owned = False
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        """See `Front`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """See `Front`."""
+        self._stop.set()
+        self._work.put(None)
+        self._thread.join(timeout=_STOP_SECONDS)
+
+    def show(self, standings: Iterable[Standing]) -> None:
+        """See `Front`."""
+        now = tuple(standings)
+        self._work.put(lambda: self._show(now))
+
+    def hear(self, fact: Fact) -> None:
+        """See `Front`."""
+        self._work.put(lambda: self._tell(fact))
+
+    def _refresh(self) -> None:
+        """Wait until objects are as the last look and the orders are."""
+        done = threading.Event()
+
+        def refresh() -> None:
+            for name, vm in self._agent.vms.items():
+                vm.update(vm.properties | self._of_orders(name))
+            done.set()
+
+        self._work.put(refresh)
+        done.wait(_STOP_SECONDS)
+
+    def _of_orders(self, name: str) -> dict[str, str]:
+        given = self._orders.given(name)
+        return {
+            "Order": given.order.value if given is not None else "",
+            "OrderResult": self._orders.result(name),
+        }
+
+    def _run(self) -> None:
+        retry_at, pause = 0.0, _RETRY_SECONDS
+        while not self._stop.is_set():
+            if not (self._bus is not None and self._is_owned) and time.monotonic() >= retry_at:
+                self._appear()
+                pause = _RETRY_SECONDS if self._is_owned else min(2 * pause, _RETRY_MAX_SECONDS)
+                retry_at = time.monotonic() + pause
+            try:
+                left = None if self._is_owned else max(0.0, retry_at - time.monotonic())
+                work = self._work.get(timeout=left)
+                if work is not None:
+                    work()
+            except queue.Empty:
+                continue
+            except Exception as error:  # noqa: BLE001 (the bus may go at any moment; nothing of this may end)
+                self._tell_lack(place(error))
+        self._disappear()
+
+    def _appear(self) -> None:
+        """Be on the bus under our name; what stands in the way is told once."""
+        try:
+            if self._bus is None:
+                self._bus = Bus("control-calls", lambda: self._work.put(self._disappear))
+            self._publish(PATH, self._agent)
+            for name, vm in self._agent.vms.items():
+                self._publish(vm_path(name), vm)
+            self._is_owned = self._bus.own(NAME)
+        except BusError as error:
+            self._disappear()
+            self._tell_lack(describe(error))
+        except Error as error:
+            self._withdraw()
+            self._tell_lack(f"{reason(error)}: is credferry's policy for the bus installed?")
+        else:
+            if not self._is_owned:
+                self._withdraw()
+                self._tell_lack(f"{NAME} belongs to another process: is a second agent running?")
+            elif self._conditions.over("control", time.monotonic()):
+                _log.info("the agent is on the bus", name=NAME)
+
+    def _withdraw(self) -> None:
+        """Publish nothing: who may hear signals is said for the name, and without it everybody may."""
+        for registration in self._registrations.values():
+            registration.unregister()
+        self._registrations.clear()
+
+    def _disappear(self) -> None:
+        self._withdraw()
+        bus, self._bus, self._is_owned = self._bus, None, False
+        if bus is not None:
+            bus.close()
+
+    def _tell_lack(self, why: str) -> None:
+        if self._conditions.met("control", why, time.monotonic()):
+            _log.warning("the agent cannot be controlled over the bus, and goes on", reason=why)
+
+    def _publish(self, path: str, target: object) -> None:
+        if self._bus is not None:
+            self._registrations[path] = self._bus.publish(path, target, self._serve)
+
+    def _serve(self, caller: Caller, answer: Callable[[], None]) -> bool:
+        """Answer a call in a thread of its own, where the caller has not too many under way already."""
+        if not self._admission.admit(caller.uid):
+            return False
+
+        def run() -> None:
+            try:
+                answer()
+            finally:
+                self._admission.leave(caller.uid)
+
+        threading.Thread(target=run, name="control-call", daemon=True).start()
+        return True
+
+    def _show(self, standings: tuple[Standing, ...]) -> None:
+        before = self._agent.VMs
+        for name in self._agent.vms.keys() - {each.name for each in standings}:
+            del self._agent.vms[name]
+            registration = self._registrations.pop(vm_path(name), None)
+            if registration is not None:
+                registration.unregister()
+            self._agent.InterfacesRemoved(vm_path(name), [VM_INTERFACE])
+        for standing in standings:
+            name = standing.name
+            properties = vm_properties(standing) | self._of_orders(name)
+            vm = self._agent.vms.get(name)
+            if vm is not None:
+                vm.update(properties)
+                continue
+            self._agent.vms[name] = VmObject(properties)
+            if self._is_owned:
+                self._publish(vm_path(name), self._agent.vms[name])
+            self._agent.InterfacesAdded(vm_path(name), packed(properties))
+        if self._agent.VMs != before:
+            self._agent.PropertiesChanged(AGENT_INTERFACE, {"VMs": self._agent.VMs}, [])
+
+    def _tell(self, fact: Fact) -> None:
+        match fact.event:
+            case Event.PUBLISHED:
+                self._agent.Published(fact.vm, fact.run)
+            case Event.REFUSED:
+                self._agent.Refused(fact.vm)
+            case event if event in _ABOUT_GENERATIONS:
+                getattr(self._agent, _ABOUT_GENERATIONS[event])(fact.vm, fact.generation or 0, fact.run)

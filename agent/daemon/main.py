@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""The daemon, put together: what it talks to, and how it tells of itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from credferry.agent import hardening, log
+from credferry.agent.control.server import Control
+from credferry.agent.daemon.service import Service
+from credferry.agent.systemd.manager import SystemBus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SWITCH_SECONDS = 0.0005
+
+
+def run(config: Path) -> None:
+    """Run until SIGTERM or SIGINT. Raises as `Service.run` does."""
+    # A thread that restarts a VM must not wait 5 ms, again and again, while the loop is amid a look.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    log.configure()
+    log.hardened(hardening.harden())
+    Service(config, SystemBus, Control).run()

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: MIT
+"""The daemon: waits for hints and timers, looks, seals, and hands restarts to threads of their own.
+
+The loop never waits for a VM. A turn looks at everything, or first at what a swap has just changed, and the
+next at everything; a turn that completes feeds systemd's watchdog.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from systemd import daemon
+
+from credferry.agent.audit.events import Event
+from credferry.agent.audit.writer import KEY_CHANGE, Audit
+from credferry.agent.config import loading as configuration
+from credferry.agent.daemon.metrics import Metrics
+from credferry.agent.daemon.publisher import Front, NoFront
+from credferry.agent.daemon.reporter import Reporter
+from credferry.agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError, describe
+from credferry.agent.journald import Sender
+from credferry.agent.log import Conditions
+from credferry.agent.reconcile import rekey
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observer import Look, without_source
+from credferry.agent.reconcile.sealer import new_run
+from credferry.agent.reconcile.status import standing
+from credferry.agent.reconcile.takeover import take_over
+from credferry.agent.rollout.orders import Orders
+from credferry.agent.rollout.pacing import Clock, Pacer
+from credferry.agent.rollout.session import Session
+from credferry.agent.rollout.workers import Dispatcher, Restarts
+from credferry.agent.source.settling import Changes, Settler
+from credferry.agent.source.watch import LOOK_SECONDS, Watch
+from credferry.agent.store.opening import open_store, present_key
+from credferry.agent.systemd.connection import RETRY_SECONDS, Connection
+from credferry.agent.systemd.units import SystemManager
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.source.snapshot import Snapshot
+    from credferry.agent.store.generations import Store
+
+_log = structlog.get_logger()
+_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_OWED_SECONDS = 0.05
+"""After restarts were asked for: so that their threads and a look at everything do not slow each other."""
+_JITTER = 0.1
+_STORE_RETRY_SECONDS = 5.0
+_UNSENT_SECONDS = 5.0
+"""How often it is tried to send what journald has not taken."""
+
+Connect = Callable[[Callable[[str], None]], SystemManager]
+"""Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the daemon has of the host beside systemd; a test can put models in their place."""
+
+    sender: Callable[[], Sender] = Sender
+    watch: Callable[[Path, Callable[[str], None]], Watch] = Watch
+    hire: Callable[[Callable[[str], None], int, float], Dispatcher] = Dispatcher
+    """Makes what carries restarts out."""
+    stop: Callable[[], threading.Event] = threading.Event
+    """Makes what ends waiting early once it is set."""
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn of the loop has come to. The next turn goes on from there."""
+
+    delay: float = 0.0
+    """Seconds until the next turn, where no hint comes before."""
+    failure: CredferryError | None = None
+    """What kept the turn from its work: the source, the bus or the store."""
+    is_settled: bool = True
+    """Whether the turn has looked at everything, and has believed what it saw."""
+    owes_look: bool = False
+    """Whether only VMs with a change were looked at: the next turn looks at all of them."""
+    is_unsteady: bool = False
+    """Whether a VM's unit fails and is started over and over."""
+
+
+def _no_front(_orders: Orders) -> Front:
+    return NoFront()
+
+
+class Service:
+    """One run of the daemon over one configuration file."""
+
+    def __init__(
+        self,
+        path: Path,
+        connect: Connect,
+        appear: Callable[[Orders], Front] = _no_front,
+        parts: Parts | None = None,
+    ) -> None:
+        self._path = path
+        self._parts = Parts() if parts is None else parts
+        self._monotonic = self._parts.clock.monotonic
+        self._hints: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stop = self._parts.stop()
+        self._conditions = Conditions()
+        self._connection = Connection(lambda: connect(self._on_job), self._conditions, self._monotonic)
+        self._metrics = Metrics()
+        self._orders = Orders(self._hints.put, self._monotonic)
+        self._front = appear(self._orders)
+        self._is_announced = False
+        self._is_taken_over = False
+        self._sender = self._parts.sender()
+        self._audit_keys: dict[str, CredentialKey] = {}
+        config = configuration.load(path)
+        self._restarts = Restarts(
+            config,
+            self._connection,
+            self._orders,
+            self._stop,
+            lambda: self._hints.put("rollout"),
+            self._parts.hire,
+        )
+        identity = rekey.identity(Path(config.host_key))  # before it is read, or made
+        store = open_store(config)
+        self._use(config, store, self._audit_of(config, store))
+        self._key_identity = identity
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+        Raises `ConfigurationError` and `KeyFileError`, which end it; what may pass by itself, such as a
+        missing source or bus or a full disk, is reported once and waited for.
+        """
+        with ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self._watch.start()
+            stack.callback(self._end_watch)
+            self._restarts.start()
+            stack.callback(self._restarts.stop)
+            self._front.start()
+            stack.callback(self._front.stop)
+            ready, turn = False, Turn()
+            while not self._stop.is_set():
+                turn = self._turn(turn)
+                if not ready:
+                    daemon.notify("READY=1")
+                    ready = True
+                    # What is there by now stays, and need not be gone through at each collection.
+                    gc.collect()
+                    gc.freeze()
+                self._wait(turn)
+            daemon.notify("STOPPING=1")
+        self._orders.abandon()
+        with suppress(StoreError):  # told already, and no reason not to end
+            self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
+
+    def _audit_of(self, config: Config, store: Store) -> Audit:
+        listeners = (self._metrics.hear, self._front.hear)
+        # One sender for the whole run: what it could not send yet outlives a reload.
+        return Audit(store, self._sender, listeners, partial(present_key, config), self._audit_keys)
+
+    def _use(self, config: Config, store: Store, audit: Audit) -> None:
+        self._config = config
+        self._store = store
+        self._changes = Changes()
+        self._audit = audit
+        pacer = Pacer(config, store, self._parts.clock)
+        session = Session.of(config, store, audit, pacer, stop=self._stop, monotonic=self._monotonic)
+        self._observer, self._pacer = session.observer, session.pacer
+        self._sealer, self._rollout = session.sealer, session.rollout
+        self._restarts.use(config, store, self._rollout)
+        self._reporter = Reporter(self._audit)
+        self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
+        self._watch = self._parts.watch(Path(config.source.path), self._hints.put)
+        # Without a slash, and where links lead nowhere else, a secret is in the source itself.
+        follow = config.source.follow_links
+        self._watched = [name for name in config.secrets if follow or "/" in name]
+        self._orders.use(session, lambda: self._connection.present)
+
+    def _go_over_to(self, config: Config, news: str = "") -> None:
+        """Go over to a configuration, where there is news of one, and to the host's key as it is now.
+
+        What is sealed, and what is known of VMs, is carried over to another key. Raises `KeyFileError` and
+        `StoreError`; nothing has changed then.
+        """
+        identity = rekey.identity(Path(config.host_key))  # before the key is read: a newer one differs
+        store = open_store(config)
+        audit, is_other_key = self._audit_of(config, store), store.key != self._store.key
+        if is_other_key:
+            # VMs that only one of the configurations has, too: they may come back.
+            rekey.renew([config, self._config], self._store, store)
+            audit.record(Event.HOST_KEY, KEY_CHANGE)
+        if news:
+            audit.record(Event.CONFIGURATION, news)
+        if news or is_other_key:
+            self._watch.stop()
+            self._use(config, store, audit)
+            self._watch.start()
+        self._key_identity = identity
+
+    def _turn(self, before: Turn) -> Turn:
+        """A look, at what has changed or at all, and what follows."""
+        # Armed before looking: a change after the look then has its hint.
+        self._watch.arm(self._watched)
+        self._orders.begin_look()
+        try:
+            self._restarts.raise_error()
+            self._audit.catch_up()
+            self._announce()
+            self._take_over()
+            self._heed_host_key()
+            turn = self._look(before)
+            turn = replace(turn, delay=min(turn.delay, self._restarts.relieve()))
+        except BusError as error:
+            self._connection.lose(error)
+            turn = replace(before, failure=error, delay=RETRY_SECONDS)
+        except StoreError as error:
+            self._lose_store(error)
+            turn = replace(before, failure=error, delay=_STORE_RETRY_SECONDS)
+        else:
+            self._tell_over("store", "the store can be written again")
+        if turn.failure is not None or turn.is_settled:
+            self._orders.end_look(turn.failure)
+        self._write_metrics()
+        daemon.notify("WATCHDOG=1")
+        return replace(turn, delay=min(turn.delay, _UNSENT_SECONDS)) if self._sender.is_behind else turn
+
+    def _write_metrics(self) -> None:
+        textfile, now = self._config.metrics.textfile, self._monotonic()
+        if textfile is None:
+            return
+        lacks, period = self._conditions.keys, self._config.source.resync_seconds * (1 - _JITTER)
+        try:
+            self._metrics.write_if_due(Path(textfile), lacks, period)
+        except OSError as error:
+            if self._conditions.met("metrics", str(error), now):
+                _log.error("metrics cannot be written", file=textfile, reason=error.strerror)
+        else:
+            self._tell_over("metrics", "metrics can be written again")
+
+    def _announce(self) -> None:
+        if not self._is_announced:
+            self._audit.repeat_last()
+            self._audit.record(Event.AGENT_STARTED, f"credferry watches {self._config.source.path}")
+            self._is_announced = True
+
+    def _take_over(self) -> None:
+        """Bring a store of an earlier form to the present one, before anything is decided by it."""
+        if not self._is_taken_over:
+            vms, manager = self._config.vms.values(), self._connection.get()
+            self._is_taken_over = take_over(vms, self._store, self._observer, manager)
+
+    def _heed_host_key(self) -> None:
+        """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""
+        identity = rekey.identity(Path(self._config.host_key))
+        if identity == self._key_identity and identity is not None:
+            return
+        try:
+            self._go_over_to(self._config)
+        except KeyFileError as error:
+            if self._conditions.met("key", str(error), self._monotonic()):
+                _log.error("the agent goes on with the key that the host had", reason=describe(error))
+        else:
+            self._tell_over("key", "the host's key can be read again")
+
+    def _look(self, before: Turn) -> Turn:
+        vms, manager, now = self._config.vms.values(), self._connection.get(), self._monotonic()
+        try:
+            snapshot = self._observer.snapshot(vms)
+        except SourceError as error:
+            if self._conditions.met("source", str(error), now):
+                self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
+            # A VM that a restart of ours left down is put back without a source, too.
+            look = self._observer.look_at(without_source(error), vms, manager)
+            self._restarts.ask(look)
+            self._metrics.looked(look, self._store, with_source=False)
+            self._show(look)
+            return replace(before, delay=self._resync(), failure=error, is_settled=True)
+        changed = self._changes.since_last(vms, snapshot)
+        if changed and manager is not None and not before.owes_look:
+            self._go_first(changed, snapshot, manager)
+            return Turn(_LOOK_OWED_SECONDS, is_settled=False, owes_look=True, is_unsteady=before.is_unsteady)
+        look = self._observer.look_at(snapshot, vms, manager)
+        if counted := self._conditions.over("source", now):
+            message = f"source {self._config.source.path} can be read again; its lack was {counted}"
+            self._audit.record(Event.SOURCE_BACK, message)
+        unsettled = self._unsettled(look)
+        if unsettled:
+            return Turn(unsettled, is_settled=False, is_unsteady=before.is_unsteady)
+        look, sealed = self._act_on(look)
+        self._metrics.looked(look, self._store, with_source=True)
+        self._show(look)
+        self._reporter.report(look.decisions)
+        if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
+            self._hints.put("sealed")  # to show it; restarts make the loop look by themselves
+        daemon.notify(f"STATUS={_summary(look)}")
+        is_unsteady = any(decision.look_again for decision in look.decisions)
+        if is_unsteady or self._connection.present is None:
+            return Turn(_LOOK_AGAIN_SECONDS, is_unsteady=is_unsteady)
+        waits = (decision.wait_seconds for decision in look.decisions if decision.wait_seconds)
+        return Turn(min([self._resync(), *waits]))
+
+    def _go_first(self, changed: Iterable[VmConfig], snapshot: Snapshot, manager: SystemManager) -> None:
+        """Do what follows for VMs that something else is published for, as one change."""
+        names, run = {vm.name for vm in changed}, new_run()
+        is_ordered = bool(self._config.rollout.canaries) or any(vm.after for vm in self._config.vms.values())
+        vms = [self._config.vms[name] for name in self._restarts.order if is_ordered or name in names]
+        look = self._observer.look_at(snapshot, vms, manager)
+        # Where none waits for another, each is restarted while the next is sealed.
+        for part in [look] if is_ordered else look.each():
+            self._act_on(part, run)
+
+    def _act_on(self, look: Look, run: str = "") -> tuple[Look, list[str]]:
+        """Do what follows from a look; the look with what has to wait, and the VMs that were sealed."""
+        self._rollout.forget_ended(look)
+        sealed = self._sealer.seal_due(look, run)
+        look = self._pacer.hold_back(look)
+        self._restarts.ask(look)
+        return look, sealed
+
+    def _unsettled(self, look: Look) -> float:
+        """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
+        left = self._settler.wait(look.generation, look.content, self._monotonic())
+        return left if any(decision.seal for decision in look.decisions) else 0.0
+
+    def _show(self, look: Look) -> None:
+        """Have others see what was found, sealing included."""
+        pairs = zip(look.observed, look.decisions, strict=True)
+        self._front.show(standing(observed, decision, self._store) for observed, decision in pairs)
+
+    def _end_watch(self) -> None:
+        self._watch.stop()  # the present one: a reload makes another
+
+    def _lose_store(self, error: StoreError) -> None:
+        if self._conditions.met("store", str(error), self._monotonic()):
+            _log.error(
+                "nothing is sealed or restarted until the store can be written", reason=describe(error)
+            )
+
+    def _tell_over(self, key: str, message: str) -> None:
+        if counted := self._conditions.over(key, self._monotonic()):
+            _log.info(message, its_lack=counted)
+
+    def _on_job(self, unit: str) -> None:
+        if not unit or any(vm.unit == unit for vm in self._config.vms.values()):
+            self._hints.put("job")
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._hints.put("reload")
+        else:
+            self._stop.set()
+            self._hints.put("stop")
+
+    def _resync(self) -> float:
+        period = self._config.source.resync_seconds
+        if not self._watch.is_whole:
+            period = min(period, LOOK_SECONDS)
+        return period * random.uniform(1 - _JITTER, 1)  # noqa: S311 (spreads load, guards nothing)
+
+    def _wait(self, turn: Turn) -> None:
+        """Wait for a hint, until the next turn is due; then take all hints that are there."""
+        hints: set[str] = set()
+        with suppress(queue.Empty):
+            hints.add(self._hints.get(timeout=turn.delay))
+            if turn.is_unsteady:
+                # Hints come in step with a unit that fails and is started over and over: looks in step with
+                # it would find it just started, for ever.
+                self._stop.wait(random.uniform(0, _LOOK_AGAIN_SECONDS / 2))  # noqa: S311 (guards nothing)
+            while True:
+                hints.add(self._hints.get_nowait())
+        if "reload" in hints:
+            self._reload()
+
+    def _reload(self) -> None:
+        daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            self._go_over_to(configuration.load(self._path), f"{self._path} is in force")
+        except CredferryError as error:
+            _log.error("the configuration stays as it was", reason=describe(error))
+        daemon.notify("READY=1")
+
+
+def _summary(look: Look) -> str:
+    counts = dict.fromkeys(State, 0)
+    for decision in look.decisions:
+        counts[decision.state] += 1
+    return ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""Another credential key of the host: each generation is sealed anew, and what is known of VMs stays known.
+
+PID 1 opens nothing that an earlier key has sealed. So while the agent still has that key, it seals what the
+store holds with the present one, each generation under its own number: a start finds its credentials, and a
+VM that fails can go back to what it ran before.
+
+Digests are keyed, so those of two keys cannot be compared. What a generation's digest is with the present
+key follows from its values. That is written down for each VM, for all that names a digest of the key before:
+the evidence of a start, what was assumed, the last rollout. Neither the source nor systemd is asked.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from credferry.agent.errors import KeyFileError, SealError, StoreError
+from credferry.agent.reconcile.desired import (
+    Fingerprints,
+    Identity,
+    are_of_one_key,
+    guest_id,
+    identity_of,
+    of_key,
+)
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.sealing.credential import seal, unseal
+from credferry.agent.store.files import sync_directory, write_all_durably
+from credferry.launcher.handoff import (
+    MANIFEST_FILE,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    unit_credential,
+    value_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.store.generations import Store
+
+FileIdentity = tuple[int, int, int, int, int]
+
+
+def identity(path: Path) -> FileIdentity | None:
+    """What differs once a file was replaced, written, or given another mode; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def renew(configs: Sequence[Config], before: Store, after: Store) -> None:
+    """Seal with the key of ``after`` what the key of ``before`` opens, and write down what digests are now.
+
+    A VM's credentials are as in the first of the configurations by which its digests can be made. To be done
+    again where it was interrupted. Raises `StoreError`.
+    """
+    observers = [Observer(config, before) for config in configs]
+    with after.lock():
+        for name in sorted({name for config in configs for name in config.vms}):
+            try:
+                _Renewal(name, [each for each in observers if name in each.config.vms], before, after).do()
+            except OSError as error:
+                raise StoreError(
+                    f"{after.vm_directory(name)}: it cannot be sealed with the host's present key: "
+                    f"{error.strerror}",
+                    hint="the store must be on a writable file system with room; this is tried again",
+                ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    """What is done for one VM."""
+
+    name: str
+    observers: Sequence[Observer]
+    before: Store
+    after: Store
+
+    def do(self) -> None:
+        """All of it; digests first, as nothing tells them once the generations are sealed anew."""
+        renewed = list(self._generations())
+        digests = {old.digest: new.digest for old, new, _ in renewed}
+        known = self.after.renewed(self.name)
+        for digest in self._noted_digests():
+            if digest not in known:  # by a try that was interrupted, and had sealed what it is of
+                digests.setdefault(digest, _digest_of_other(digest, self.after.key))
+        told = {old: digests.get(new, new) for old, new in known.items()} | digests
+        told = {old: new for old, new in told.items() if self._is_of_after(new) and old != new}
+        if told != known:
+            self.after.record_renewed(self.name, told)
+        for _, manifest, values in renewed:
+            self._replace(manifest, values)
+
+    def _generations(self) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
+        """Each generation that the key before opens: its manifest, that with the present key, its values."""
+        for number in self.before.numbers(self.name):
+            old = self.before.generation(self.name, number)
+            if old is None:
+                continue
+            try:
+                values = self.before.values(self.name, number)
+            except (StoreError, SealError):
+                continue  # it is spoiled, and stays so
+            now = self._identity(old, values)
+            new = old.but(digest=now.digest, credentials=now.entries)
+            yield old, new.bound(values, secrets.token_hex(32)), values
+
+    def _identity(self, manifest: Manifest, values: Mapping[str, Secret]) -> Identity:
+        """What stands for a generation's values with the present key."""
+        for observer in self.observers:
+            vm = observer.config.vms[self.name]
+            published, guest = self._published(observer, vm, manifest, values)
+            if published is None or not published.keys() <= vm.credentials.keys():
+                continue
+            old = identity_of(vm, published, Fingerprints(self.before.key), guest)
+            if old.digest == manifest.digest:
+                return identity_of(vm, published, Fingerprints(self.after.key), guest)
+        # The configuration has changed since: it is something else than is published now, and stays that.
+        return Identity(
+            _digest_of_other(manifest.digest, self.after.key),
+            tuple(
+                each.but(fingerprint=_other(each.fingerprint, self.after.key)[:16])
+                for each in manifest.credentials
+            ),
+        )
+
+    @staticmethod
+    def _published(
+        observer: Observer, vm: VmConfig, manifest: Manifest, values: Mapping[str, Secret]
+    ) -> tuple[dict[str, Secret] | None, str]:
+        """A generation's values as they were published, and which guest key they are sealed with."""
+        try:
+            guest = observer.guest_key(vm)
+            return {
+                each.name: _opened(each, values[each.name], guest) for each in manifest.credentials
+            }, guest_id(guest)
+        except (KeyFileError, SealError):
+            return None, ""
+
+    def _noted_digests(self) -> Iterator[str]:
+        """Digests of the key before that something beside the generations names."""
+        evidence = [each.kept_evidence(each.config.vms[self.name]) for each in self.observers]
+        for each in (self.before.assumed(self.name), self.before.attempt(self.name), *evidence):
+            if each is not None and are_of_one_key(each.digest, of_key("", self.before.key)):
+                yield each.digest
+
+    def _is_of_after(self, digest: str) -> bool:
+        return are_of_one_key(digest, of_key("", self.after.key))
+
+    def _replace(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+        """Put a generation's files in the place of those that PID 1 cannot open. Raises OSError.
+
+        The manifest comes last: until then the key before opens what is there.
+        """
+        directory = self.after.vm_directory(self.name)
+        generation, made = directory / "generations" / str(manifest.generation), directory / "renewed"
+        contents = {value_file(name): value for name, value in values.items()}
+        contents[MANIFEST_FILE] = Secret(manifest.to_bytes())
+        shutil.rmtree(made, ignore_errors=True)
+        # Made beside the generations: PID 1 opens all that is in one, and may do so now.
+        made.mkdir(0o700)
+        try:
+            write_all_durably(
+                made,
+                (
+                    (name, seal(content.reveal(), name=unit_credential(name), key=self.after.key))
+                    for name, content in contents.items()
+                ),
+            )
+            written = generation.stat()
+            for name in contents:
+                (made / name).rename(generation / name)
+            os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is no newer for that
+            sync_directory(generation)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _opened(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:
+    """A value as it was published. Raises `SealError`."""
+    if entry.kind is not Kind.SEALED:
+        return value
+    if guest is None:
+        raise SealError(
+            f"credential {entry.name} is sealed for the guest, and there is no guest key", hint=""
+        )
+    return Secret(unseal(value.reveal(), name=entry.name, key=guest))
+
+
+def _digest_of_other(digest: str, key: CredentialKey) -> str:
+    """What stands for values that nothing tells, with another key: it differs from all that is published."""
+    return of_key(_other(digest, key), key)
+
+
+def _other(known: str, key: CredentialKey) -> str:
+    return hmac.digest(key.derive("of an earlier key"), known.encode(), "sha256").hex()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Sealing what is due: a new generation for each VM whose secrets are not what its current one holds."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from credferry.agent.audit.events import Event
+from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, describe
+from credferry.agent.reconcile.desired import guest_id
+from credferry.agent.sealing.credential import one_line, seal
+from credferry.launcher.handoff import GENERATION_MAX, Kind, Manifest, ManifestEntry, Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable
+
+    from credferry.agent.audit.writer import Audit
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.reconcile.decision import Observed
+    from credferry.agent.reconcile.desired import Desired
+    from credferry.agent.reconcile.observer import Look, Observer
+    from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.store.generations import Store
+
+_log = structlog.get_logger()
+
+
+def new_run() -> str:
+    """A correlation id: 32 hex digits under which the journal tells one rotation's story."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealer:
+    """Writes generations."""
+
+    store: Store
+    observer: Observer
+    audit: Audit
+    _told: dict[str, str] = field(default_factory=dict)
+    """Digests that were told to be published, by VM: a full disk, say, is no news each time it is tried."""
+    _owed: list[Callable[[], None]] = field(default_factory=list)
+    """Records of sealed generations that could not be written yet: no later look would write them."""
+
+    def seal_due(self, look: Look, run: str = "") -> list[str]:
+        """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
+
+        Under a new correlation id, where none is given. A VM whose values cannot be sealed now is left out:
+        it keeps what is current, and the next look says what it lacks. Raises `StoreError`.
+        """
+        run = run or new_run()
+        sealed = []
+        with self.store.lock():
+            self._pay()
+            for decision, observed in zip(look.decisions, look.observed, strict=True):
+                if decision.assume is not None:
+                    self.store.assume(decision.vm.name, decision.assume)
+                if observed.hint is not None:
+                    self.store.note_report(decision.vm.name, observed.hint)
+                if decision.seal is not None:
+                    try:
+                        self._seal(decision.vm, decision.seal, run, _to_keep(self.store, observed))
+                    except (SealError, KeyFileError) as error:
+                        _log.error("nothing is sealed for a VM", vm=decision.vm.name, reason=describe(error))
+                    else:
+                        sealed.append(decision.vm.name)
+        return sealed
+
+    def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
+        before = self.store.current(vm.name)
+        changed = _changed(before, wanted.entries)
+        guest = self.observer.guest_key(vm)
+        if guest_id(guest) != wanted.guest:
+            raise KeyFileError(
+                f"the guest key of VM {vm.name} is {'gone' if guest is None else 'another'} since the look",
+                hint="the next look takes the key that is there by then",
+            )
+        values = {entry.name: _as_kind(entry, wanted.values[entry.name], guest) for entry in wanted.entries}
+        manifest = Manifest(
+            vm=vm.name,
+            generation=self.store.next_number(vm.name),
+            digest=wanted.digest,
+            run=run,
+            delivery=wanted.delivery,
+            credentials=wanted.entries,
+        )
+        if self._told.get(vm.name) != wanted.digest:
+            names = ", ".join(changed) or "the way of delivery"
+            self.audit.record(
+                Event.PUBLISHED,
+                f"{vm.name}: a change is published: {names}",
+                run=run,
+                vm=vm.name,
+                unit=vm.unit,
+                fingerprints=changed,
+            )
+            self._told[vm.name] = wanted.digest
+        unsynced: UnsyncedStoreError | None = None
+        try:
+            self.store.write(manifest, values, keep)
+        except UnsyncedStoreError as error:  # sealed all the same: the next look finds it so
+            unsynced = error
+        self._told.pop(vm.name, None)
+        self._owed.append(
+            partial(
+                self.audit.record,
+                Event.SEALED,
+                f"{vm.name}: generation {manifest.generation} is sealed",
+                run=run,
+                vm=vm.name,
+                unit=vm.unit,
+                generation=manifest.generation,
+                fingerprints={entry.name: entry.fingerprint for entry in wanted.entries},
+            )
+        )
+        self._pay()
+        if unsynced is not None:
+            raise unsynced
+
+    def _pay(self) -> None:
+        """Write the records that are owed. Raises `StoreError`; they are then still owed."""
+        while self._owed:
+            self._owed[0]()
+            del self._owed[0]
+
+
+def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:
+    """The value as its entry says that it is. Raises `SealError` rather than let it stay readable."""
+    match entry.kind:
+        case Kind.PLAIN | Kind.TEXT:
+            return value
+        case Kind.SEALED:
+            if guest is None:
+                raise SealError(
+                    f"credential {entry.name} is to be sealed for the guest, and there is no guest key",
+                    hint="make one: credferry guest-key create",
+                )
+            return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))
+
+
+def _to_keep(store: Store, observed: Observed) -> Container[int]:
+    """Generations that a rollback may have to go back to, however many were sealed since."""
+    if observed.unit is None:  # systemd could not be asked, so what the VM runs is not known
+        return range(GENERATION_MAX + 1)
+    kept, runs = set(), observed.runs
+    if runs is not None:
+        kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
+    if observed.attempt is not None:
+        kept.add(observed.attempt.previous)
+    return kept
+
+
+def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:
+    """Fingerprints of the credentials that differ from a manifest's, by name."""
+    known = {(entry.name, entry.fingerprint) for entry in (before.credentials if before else ())}
+    return {each.name: each.fingerprint for each in entries if (each.name, each.fingerprint) not in known}

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Where a VM stands, for people and other programs: state, since when, why, and what came of its last start.
+
+Told from what lasts alone, so that the agent and a verb without it say the same, and so does an agent that
+was started a moment ago.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.store.records import Attempt, Outcome
+
+if TYPE_CHECKING:
+    from credferry.agent.store.generations import Store
+
+UNDER_WAY = "its restart is under way"
+_MICROVMS = Path("/var/lib/microvms")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One VM at one look. Generations are 0, and texts empty, for none."""
+
+    name: str
+    unit: str
+    unit_state: str
+    state: State
+    reasons: tuple[str, ...]
+    since: int
+    """Seconds since 1970; 0 where nothing tells."""
+    sealed: int
+    running: int
+    is_held: bool
+    last_result: str
+    system: str
+    """Of a VM of microvm.nix: ``current``, or ``older`` where it was started from an older build."""
+
+
+def standing(observed: Observed, decision: Decision, store: Store) -> Standing:
+    """What a look has found out about a VM."""
+    unit, sealed, runs = observed.unit, observed.sealed, observed.runs
+    return Standing(
+        name=observed.vm.name,
+        unit=observed.vm.unit,
+        unit_state=f"{unit.active} ({unit.sub})" if unit is not None else "unknown",
+        state=decision.state,
+        reasons=decision.reasons,
+        since=int(_since(observed, decision, store) or 0),
+        sealed=sealed.generation if sealed is not None else 0,
+        running=runs.generation if runs is not None else 0,
+        is_held=observed.held,
+        last_result=_last_result(observed),
+        system=_system(observed.vm.unit),
+    )
+
+
+def steps(decision: Decision) -> list[str]:
+    """What a decision would do, in words, in order."""
+    words = []
+    if decision.seal is not None:
+        words.append(f"seal {', '.join(entry.name for entry in decision.seal.entries)}")
+    if decision.restart:
+        words.append(f"restart {decision.vm.unit}")
+    return words
+
+
+def _since(observed: Observed, decision: Decision, store: Store) -> float | None:
+    name, sealed = observed.vm.name, observed.sealed
+    unit_changed = observed.unit.changed_at if observed.unit is not None else None
+    match decision.state:
+        case State.FAILED | State.HALTED:
+            return store.attempted_at(name)
+        case State.HELD if observed.attempt is not None and observed.attempt.by_operator:
+            return store.attempted_at(name)
+        case State.HELD | State.IGNORED | State.RESTART_DUE | State.WAITING:
+            sealed_at = store.sealed_at(sealed) if sealed is not None and decision.seal is None else None
+            return max(filter(None, (sealed_at, store.held_at(name))), default=None)
+        case State.REFUSED | State.NO_UNIT:
+            return None
+        case State.SEAL_DUE | State.IN_STEP | State.STOPPED | State.CHANGING:
+            return unit_changed
+
+
+def _last_result(observed: Observed) -> str:
+    attempt, evidence = observed.attempt, observed.evidence
+    match attempt:
+        case Attempt(outcome=Outcome.RESTARTING):
+            return UNDER_WAY
+        case Attempt(outcome=Outcome.FAILED | Outcome.ROLLED_BACK | Outcome.HALTED, reason=reason) if reason:
+            return reason
+        case _:
+            return f"started on generation {evidence.generation}" if evidence is not None else ""
+
+
+def _system(unit: str) -> str:
+    instance = unit.removesuffix(".service").partition("@")[2]
+    if not unit.startswith("microvm@") or not instance:
+        return ""
+    home = _MICROVMS / instance
+    try:
+        return "current" if (home / "booted").readlink() == (home / "current").readlink() else "older"
+    except OSError:
+        return ""

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Taking over a store of form 1, at the first start of the agent over it: once, and for good.
+
+Each generation gets a manifest of the present version, bound to the values that are there; numbers,
+digests and values stay. A VM that runs under a drop-in of form 1 has no evidence of its start. What it
+runs is taken from its launcher's report, and written down for that invocation: a neighbour could have
+forged the report, so it counts only where it names a generation that the store holds with that very
+digest, and it is not read again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from credferry.agent.errors import SealError, StoreError
+from credferry.agent.sealing.credential import seal, unseal
+from credferry.agent.store import form
+from credferry.agent.store.files import replace_durably, sync_directory
+from credferry.agent.store.records import Assumed
+from credferry.agent.untrusted import read_untrusted
+from credferry.launcher.handoff import (
+    MANIFEST_FILE,
+    HandoffError,
+    Manifest,
+    Secret,
+    unit_credential,
+    value_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.reconcile.observer import Observer
+    from credferry.agent.store.generations import Store
+    from credferry.agent.systemd.units import SystemManager, UnitState
+
+_BLOB_MAX: Final = 4 << 20
+_VERSION: Final = 1
+_UNBOUND: Final = "0" * 64
+
+
+def take_over(
+    vms: Iterable[VmConfig], store: Store, observer: Observer, manager: SystemManager | None
+) -> bool:
+    """Bring a store to the present form; whether it is now.
+
+    It is not while systemd cannot be asked which VMs run. Raises `StoreError`, `BusError`.
+    """
+    if form.read(store.state) >= form.FORM and form.is_barred(store.state):
+        return True
+    with store.lock():
+        try:
+            if form.read(store.state) >= form.FORM:
+                form.write(store.state)
+                return True
+            is_empty = not _renew_all(store)
+            if manager is None and not is_empty:
+                return False
+            if manager is not None:
+                _assume_all(vms, store, observer, manager)
+            form.write(store.state)
+        except OSError as error:
+            raise StoreError(
+                f"{store.state}: the store cannot be brought to form {form.FORM}: {error.strerror}",
+                hint="it must be on a writable file system with room; this is tried again",
+            ) from None
+    return True
+
+
+def _renew_all(store: Store) -> bool:
+    """Renew each generation's manifest; whether there is any generation. Raises OSError."""
+    generations = sorted((store.state / "vms").glob("*/generations/*"))
+    for generation in generations:
+        _renew(store, generation)
+    return bool(generations)
+
+
+def _renew(store: Store, generation: Path) -> None:
+    """Put a bound manifest in place of one of form 1. What cannot be opened stays, and counts as none."""
+    try:
+        manifest = _unbound(_open(store, generation, MANIFEST_FILE))
+        if manifest is None:
+            return
+        values = {
+            entry.name: _open(store, generation, value_file(entry.name)) for entry in manifest.credentials
+        }
+    except (SealError, HandoffError, FileNotFoundError, NotADirectoryError):
+        return
+    content = manifest.bound(values, secrets.token_hex(32)).to_bytes()
+    # Made beside the generations: PID 1 opens all that is in one, and may do so now.
+    made = generation.parent.parent / "manifest.renewed"
+    replace_durably(made, seal(content, name=unit_credential(MANIFEST_FILE), key=store.key))
+    made.rename(generation / MANIFEST_FILE)
+    sync_directory(generation)
+
+
+def _open(store: Store, generation: Path, file: str) -> Secret:
+    blob = read_untrusted(generation / file, limit=_BLOB_MAX, below=store.state)
+    return Secret(unseal(blob, name=unit_credential(file), key=store.key))
+
+
+def _unbound(content: Secret) -> Manifest | None:
+    """A manifest of version 1, as one that is bound to nothing yet; None for one of another version."""
+    try:
+        fields = json.loads(content.reveal())
+        if fields.pop("version") != _VERSION:
+            return None
+        for entry in fields["credentials"]:
+            entry["digest"] = _UNBOUND
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return Manifest.from_bytes(json.dumps({**fields, "version": 2, "key": _UNBOUND}).encode())
+
+
+def _assume_all(vms: Iterable[VmConfig], store: Store, observer: Observer, manager: SystemManager) -> None:
+    """Write down what each VM runs that has no evidence. Raises `StoreError`, `BusError`."""
+    vms = list(vms)
+    units = manager.units({vm.unit: "" for vm in vms})
+    for vm in vms:
+        unit = units[vm.unit]
+        known = store.assumed(vm.name)
+        if (
+            not unit.is_active
+            or observer.evidence(vm, unit) is not None
+            or (known is not None and known.invocation_id == unit.invocation_id)
+        ):
+            continue
+        manifest = _reported(vm, unit, store, observer) or store.current(vm.name)
+        if manifest is not None:
+            store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))
+
+
+def _reported(vm: VmConfig, unit: UnitState, store: Store, observer: Observer) -> Manifest | None:
+    """The generation that the launcher has reported, where the store holds it with that digest."""
+    hint = observer.hint(vm, unit)
+    manifest = store.generation(vm.name, hint.generation) if hint is not None else None
+    return manifest if manifest is not None and hint is not None and manifest.digest == hint.digest else None

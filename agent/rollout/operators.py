@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Who gives an order on a VM, which one, and why: a record of its own in the audit, where a story begins."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.errors import OrderError
+from credferry.agent.printable import printable
+from credferry.agent.reconcile.sealer import new_run
+
+if TYPE_CHECKING:
+    from credferry.agent.audit.writer import Audit
+    from credferry.agent.config.model import VmConfig
+
+REASON_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who gives an order, and why. ``uid`` is what the bus or the kernel says, not what the caller says."""
+
+    uid: int
+    reason: str = ""
+
+    @classmethod
+    def of_process(cls, reason: str = "") -> Operator:
+        """Whoever runs this process: its real user. Raises `OrderError` for an unfit reason."""
+        return cls.of_user(os.getuid(), reason)
+
+    @classmethod
+    def of_user(cls, uid: int, reason: str) -> Operator:
+        """A user, with the reason that it gives. Raises `OrderError` for an unfit reason."""
+        if len(reason) > REASON_MAX:
+            raise OrderError(
+                "Reason", f"the reason is longer than {REASON_MAX} characters", hint="give a shorter one"
+            )
+        return cls(uid, printable(reason.strip()))
+
+    @property
+    def name(self) -> str:
+        """The user's name; empty where the host knows none."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return ""
+
+
+def record(audit: Audit, order: Order, vm: VmConfig, operator: Operator) -> str:
+    """Write an order to the audit; the run under which all that follows from it is told.
+
+    Raises `StoreError`.
+    """
+    run, name = new_run(), operator.name
+    who = f"{name} (user {operator.uid})" if name else f"user {operator.uid}"
+    message = f"{vm.name}: {order.value} ordered by {who}"
+    fields = {
+        "CREDFERRY_ORDER": order.value,
+        "CREDFERRY_CALLER": name,
+        "CREDFERRY_CALLER_UID": str(operator.uid),
+        "CREDFERRY_REASON": operator.reason,
+    }
+    audit.record(
+        Event.ORDERED,
+        f"{message}: {operator.reason}" if operator.reason else message,
+        run=run,
+        vm=vm.name,
+        unit=vm.unit,
+        extra=fields,
+    )
+    return run

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""Operators' words on VMs: what may be asked of the agent while it runs, by any thread.
+
+None of it is done by the loop's own hand while somebody waits: what takes long is written down as an order,
+which the loop hands to the threads that restart VMs, and a hint tells the loop to look.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from credferry.agent.audit.events import Event, Order
+from credferry.agent.errors import (
+    BusError,
+    CredferryError,
+    OrderError,
+    StoreError,
+    UnsyncedStoreError,
+    describe,
+)
+from credferry.agent.rollout import preconditions
+from credferry.agent.rollout.operators import Operator, record
+from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.records import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from credferry.agent.audit.writer import Audit
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.reconcile.observer import Look
+    from credferry.agent.rollout.session import Session
+    from credferry.agent.store.generations import Store
+    from credferry.agent.systemd.units import SystemManager
+
+_log = structlog.get_logger()
+_SYNC_SECONDS = 20.0
+_RETRY_SECONDS = 15.0
+_GONE = "the configuration no longer has this VM"
+PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_go_back}
+"""What says whether an order that takes a restart can be followed."""
+_ASK_AGAIN_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An order that takes a restart, the moment at which it was given, monotonic, and its run."""
+
+    order: Order
+    moment: float
+    run: str
+
+
+def _no_manager() -> None:
+    """There is no connection to systemd before a configuration is in force."""
+
+
+class Orders:
+    """Takes operators' words. ``hint`` makes the loop look, and returns at once."""
+
+    def __init__(self, hint: Callable[[str], None], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._hint = hint
+        self._monotonic = monotonic
+        self._changed = threading.Condition()
+        self._pending: dict[str, Given] = {}
+        self._results: dict[str, str] = {}
+        self._begun = self._done = 0
+        self._failure: CredferryError | None = None
+        self._planning, self._giving = threading.Lock(), threading.Lock()
+        self._session: Session | None = None
+        self._manager: Callable[[], SystemManager | None] = _no_manager
+
+    # The loop's side.
+
+    def use(self, session: Session, manager: Callable[[], SystemManager | None]) -> None:
+        """Another configuration is in force: orders on VMs that it does not have are dropped."""
+        with self._changed:
+            self._session, self._manager = session, manager
+            gone = (self._pending.keys() | self._results.keys()) - session.config.vms.keys()
+            dropped = {name: given for name in sorted(gone) if (given := self._pending.pop(name, None))}
+            for name in gone:
+                self._results.pop(name, None)
+        self._tell_dropped(dropped, _GONE)
+
+    def abandon(self) -> None:
+        """Drop all orders that are not carried out: the agent stops."""
+        with self._changed:
+            dropped, self._pending = self._pending, {}
+        self._tell_dropped(dropped, "the agent stops")
+
+    def begin_look(self) -> None:
+        """A turn of the loop begins."""
+        with self._changed:
+            self._begun += 1
+
+    def end_look(self, failure: CredferryError | None) -> None:
+        """That turn is over, and has looked, but for what has failed."""
+        with self._changed:
+            self._done, self._failure = self._begun, failure
+            self._changed.notify_all()
+
+    def pending(self) -> set[str]:
+        """VMs with an order that is not carried out yet."""
+        with self._changed:
+            return set(self._pending)
+
+    def given(self, name: str) -> Given | None:
+        """The order on a VM that is not carried out yet."""
+        with self._changed:
+            return self._pending.get(name)
+
+    def carried_out(self, name: str, given: Given, result: str) -> None:
+        """Take note of how an order ended; empty for well."""
+        with self._changed:
+            if self._pending.get(name) is not given:
+                return
+            del self._pending[name]
+            self._results[name] = result
+
+    def drop(self, name: str, given: Given, reason: str) -> None:
+        """Take note that an order could not be carried out."""
+        self.carried_out(name, given, reason)
+        self._tell_dropped({name: given}, reason)
+
+    def result(self, name: str) -> str:
+        """Why the last order on a VM was not carried out; empty where it was."""
+        with self._changed:
+            return self._results.get(name, "")
+
+    # The operators' side.
+
+    def sync(self) -> None:
+        """Have the loop look now; returns once a look that began after this is over.
+
+        Raises what has kept it from looking, and `OrderError`.
+        """
+        with self._changed:
+            wanted = self._begun + 1
+            self._hint("sync")
+            if not self._changed.wait_for(lambda: self._done >= wanted, _SYNC_SECONDS):
+                raise OrderError("Busy", "the agent's look takes long", hint="it goes on; ask again later")
+            if self._failure is not None:
+                raise self._failure
+
+    def plan(self) -> Look:
+        """Look, in the caller's thread, and change nothing. Raises `SourceError`, `BusError`."""
+        session = self._at_work()
+        manager = self._manager()
+        if manager is None:
+            raise BusError("the agent has no connection to systemd", hint="it is tried again every 5 s")
+        with self._planning:  # however many ask, one look at a time
+            return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
+
+    def give(self, name: str, order: Order, operator: Operator) -> str:
+        """Record an order, and carry it out or have it carried out soon; its run.
+
+        Raises `OrderError`, `ConfigurationError`, `BusError`, `StoreError`: the order is then not given.
+        """
+        session = self._at_work()
+        vm = session.config.vm(name)
+        match order:
+            case Order.ROTATE | Order.ROLL_BACK:
+                run = self._restart_soon(session, vm, order, operator)
+            case Order.HOLD | Order.RELEASE:
+                run = hold(session.store, session.audit, vm, operator, held=order is Order.HOLD)
+                if order is Order.RELEASE and is_halted(session.store, vm):
+                    self._retry(session, vm, Given(order, self._monotonic(), run))
+            case Order.RETRY:
+                run = record(session.audit, order, vm, operator)
+                self._retry(session, vm, Given(order, self._monotonic(), run))
+        self._hint("order")
+        return run
+
+    def _restart_soon(self, session: Session, vm: VmConfig, order: Order, operator: Operator) -> str:
+        manager = self._manager()
+        if manager is not None:
+            observed = session.observer.look_or_refuse([vm], manager).observed[0]
+            PERMITS[order](session.store, observed)
+        with self._giving:  # one after the other: each is recorded before anything follows from it
+            if self.given(vm.name) is not None:
+                raise OrderError(
+                    "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
+                )
+            run = record(session.audit, order, vm, operator)
+            given = Given(order, self._monotonic(), run)
+            with self._changed:
+                is_gone = vm.name not in self.config.vms  # by a reload, a moment ago
+                if not is_gone:
+                    self._pending[vm.name] = given
+                    self._results.pop(vm.name, None)
+        if is_gone:
+            self._tell_dropped({vm.name: given}, _GONE)
+            raise OrderError("UnknownVm", f"{vm.name}: {_GONE}", hint="see: credferry status")
+        return run
+
+    def _retry(self, session: Session, vm: VmConfig, given: Given) -> None:
+        """Have what failed tried again, once nobody is at it, which is waited for only so long."""
+        deadline = self._monotonic() + _RETRY_SECONDS
+        while True:
+            try:
+                retry(session.store, vm, given.run, wait=False)
+            except OrderError as error:
+                if self._monotonic() >= deadline:
+                    self._tell_dropped({vm.name: given}, str(error))
+                    raise
+                time.sleep(_ASK_AGAIN_SECONDS)
+            else:
+                return
+
+    def _tell_dropped(self, dropped: Mapping[str, Given], reason: str) -> None:
+        if self._session is None:
+            return
+        for name, given in dropped.items():
+            message = f"{name}: {given.order.value} is dropped: {reason}"
+            order = {"CREDFERRY_ORDER": given.order.value}
+            try:
+                self._session.audit.record(Event.ORDER_DROPPED, message, run=given.run, vm=name, extra=order)
+            except StoreError as error:  # a full disk must not end a reload
+                _log.error(message, not_in_the_audit=describe(error))
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force. Raises `OrderError`."""
+        return self._at_work().config
+
+    def _at_work(self) -> Session:
+        if self._session is None:
+            raise OrderError("Busy", "the agent is starting", hint="ask again in a moment")
+        return self._session
+
+
+def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: bool) -> str:
+    """Record the order to hold a VM or to release it, and do so; the order's run. Raises `StoreError`."""
+    run = record(audit, Order.HOLD if held else Order.RELEASE, vm, operator)
+    if store.is_held(vm.name) is not held:
+        unsynced: UnsyncedStoreError | None = None
+        try:
+            store.hold(vm.name, held=held)
+        except UnsyncedStoreError as error:  # it is done all the same, and so is a fact
+            unsynced = error
+        event = Event.HELD if held else Event.RELEASED
+        audit.record(event, f"{vm.name}: {event.label}", run=run, vm=vm.name, unit=vm.unit)
+        if unsynced is not None:
+            raise unsynced
+    return run
+
+
+def is_halted(store: Store, vm: VmConfig) -> bool:
+    """Whether a VM's restart was halted, since another VM's failed."""
+    attempt = store.attempt(vm.name)
+    return attempt is not None and attempt.outcome is Outcome.HALTED
+
+
+def retry(store: Store, vm: VmConfig, run: str, *, wait: bool = True) -> None:
+    """Have the next look try again what failed for a VM; ``wait`` for whoever is restarting it.
+
+    What follows is told under ``run``, that of the operator's order.
+
+    Raises `StoreError`, and `OrderError` where it is not waited.
+    """
+    with store.lock(rollout_lock(vm.name), wait=wait) as had:  # who is at it notes how it ends before this
+        if not had:
+            raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
+        attempt = store.attempt(vm.name)
+        if attempt is not None:
+            again = msgspec.structs.replace(
+                attempt, outcome=Outcome.RETRY, reason="", by_operator=False, order=run
+            )
+            store.record_attempt(vm.name, again)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""When a VM that is due may be restarted: order, canaries, windows, rates, quiet periods, NixOS switches.
+
+Each look asks anew, so that a clock that jumps, a configuration that changes or a restart of the agent costs
+at most one wait more. Time is monotonic but for windows, which are the calendar's.
+A VM that is down since a restart of ours, or must be put back, never waits.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from credferry.agent.config import calendar
+from credferry.agent.errors import ConfigurationError
+from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.rollout import nixos
+from credferry.agent.store.records import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from credferry.agent.config.model import (
+        Config,
+        VmConfig,
+    )
+    from credferry.agent.reconcile.observer import Look
+    from credferry.agent.store.generations import Store
+
+
+def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:
+    """All VMs, each after those that it is to be restarted after. Raises `graphlib.CycleError`."""
+    return list(TopologicalSorter({name: vm.after for name, vm in vms.items()}).static_order())
+
+
+HOUR = 3600.0
+_SWITCH_LOOK_SECONDS = 1.0
+_LONG = 3600.0
+_WAIT_SECONDS_MIN = 0.05
+
+
+def _boot_time() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where moments come from, in seconds."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    boot: Callable[[], float] = _boot_time
+    """Since the host's boot, sleep included."""
+    wall: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a VM is not restarted yet, in words that stay the same meanwhile; and when to look again.
+
+    ``state`` is what it is shown as: one that waits for its turn is due, like those before it.
+    """
+
+    reason: str
+    seconds: float
+    state: State = State.WAITING
+
+
+@dataclass(slots=True)
+class _Quiet:
+    """What was last published for a VM that is due, since when, and since when it is due at all."""
+
+    digest: str
+    changed: float
+    due: float
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Holds back what is due but not yet. Two threads may ask at once."""
+
+    config: Config
+    store: Store
+    clock: Clock = field(default_factory=Clock)
+    is_single_pass: bool = False
+    """Whether nothing is known of what was published before: quiet periods are then not waited for."""
+    _quiet: dict[str, _Quiet] = field(default_factory=dict)
+    _switch_since: tuple[str, float] | None = None
+    """The NixOS switch that is waited for, by what tells it from another, and since when."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def hold_back(self, look: Look) -> Look:
+        """The same look, with the restarts that have to wait turned into waits."""
+        others = {each[1].vm.name: each for each in zip(look.decisions, look.observed, strict=True)}
+        is_due = any(each.restart for each in look.decisions)
+        # One that was waited for is followed to its end: the next one is then waited for as long.
+        switch = self._switch() if is_due or self._switch_since is not None else None
+        decisions = []
+        for decision, now in others.values():
+            quiet = self._falls_quiet(decision, now)
+            wait = None
+            is_up = now.unit is not None and now.unit.is_active and not now.unit.is_flapping
+            if decision.restart and is_up:
+                turn = self._turn(decision, now, others)
+                wait = switch or turn or self._window(now.vm) or self._rate(now.vm) or quiet
+            decisions.append(decision if wait is None else _waiting(decision, wait))
+        return replace(look, decisions=tuple(decisions))
+
+    def _falls_quiet(self, decision: Decision, observed: Observed) -> Wait | None:
+        vm, now = decision.vm, self.clock.monotonic()
+        digest = observed.sealed.digest if observed.sealed is not None else ""
+        if decision.seal is not None:
+            digest = decision.seal.digest
+        with self._lock:
+            if not decision.restart or not vm.quiet_seconds or self.is_single_pass:
+                self._quiet.pop(vm.name, None)
+                return None
+            known = self._quiet.setdefault(vm.name, _Quiet(digest, now, now))
+            if known.digest != digest:
+                known.digest, known.changed = digest, now
+            left = min(known.changed + vm.quiet_seconds, known.due + vm.quiet_max_seconds) - now
+        return Wait("until publications for it fall quiet", left) if left > 0 else None
+
+    def _switch(self) -> Wait | None:
+        """A switch in progress is waited for, bounded."""
+        rollout, now = self.config.rollout, self.clock.monotonic()
+        holder = nixos.holder(Path(rollout.switch_lock))
+        if not holder:
+            self._switch_since = None
+            return None
+        known = self._switch_since  # once: threads that restart a VM ask as well
+        if known is None or known[0] != holder:
+            # No look may have come between the end of one switch and the beginning of the next.
+            known = self._switch_since = holder, now
+        if now - known[1] >= rollout.switch_seconds:
+            return None
+        return Wait("until the NixOS switch in progress is done", _SWITCH_LOOK_SECONDS)
+
+    def _turn(
+        self, mine: Decision, now: Observed, others: Mapping[str, tuple[Decision, Observed]]
+    ) -> Wait | None:
+        vm, rollout = now.vm, self.config.rollout
+        for name in vm.after:
+            if name in others and _is_under_way(*others[name]):
+                return Wait(f"until {name} is restarted, which it comes after", _LONG, State.RESTART_DUE)
+        if vm.name in rollout.canaries:
+            return None
+        for name in rollout.canaries:
+            if name not in others or _change(mine, now) != _change(*others[name]):
+                continue
+            decision, other = others[name]
+            if _is_under_way(decision, other):
+                return Wait(f"until the canary {name} is restarted", _LONG, State.RESTART_DUE)
+            left = rollout.canary_seconds - (other.unit.active_seconds if other.unit is not None else 0.0)
+            if decision.state is State.IN_STEP and left > 0:
+                return Wait(f"until the canary {name} has run for a while", left)
+        return None
+
+    def _window(self, vm: VmConfig) -> Wait | None:
+        if not vm.windows:
+            return None
+        now = self.clock.wall()
+        try:
+            opens = calendar.opens(vm.windows, now)
+        except ConfigurationError as error:  # was asked when the configuration was read; systemd has changed
+            return Wait(f"{error}: {error.hint}", _LONG)
+        if opens <= now:
+            return None
+        if opens == math.inf:
+            return Wait("its window opens never again", _LONG)
+        moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
+        return Wait(f"until its window opens, {moment}", opens - now)
+
+    def _rate(self, vm: VmConfig) -> Wait | None:
+        if not vm.restarts_per_hour:
+            return None
+        now = self.clock.boot()
+        recent = self._recent(vm, now)
+        if len(recent) < vm.restarts_per_hour:
+            return None
+        return Wait(
+            f"after {vm.restarts_per_hour} restarts within an hour",
+            recent[-vm.restarts_per_hour] + HOUR - now,
+        )
+
+    def note_restart(self, vm: VmConfig) -> None:
+        """Remember a restart that is about to be asked for. Raises `StoreError`."""
+        if vm.restarts_per_hour:
+            now = self.clock.boot()
+            self.store.record_restarts(vm.name, [*self._recent(vm, now), now][-vm.restarts_per_hour :])
+
+    def _recent(self, vm: VmConfig, now: float) -> list[float]:
+        """When a VM was restarted within the last hour, in order; nothing said to be still to come."""
+        return sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
+
+
+def _waiting(decision: Decision, wait: Wait) -> Decision:
+    return replace(
+        decision,
+        restart=False,
+        state=wait.state,
+        reasons=(wait.reason,),
+        wait_seconds=max(_WAIT_SECONDS_MIN, wait.seconds),
+    )
+
+
+def _is_under_way(decision: Decision, now: Observed) -> bool:
+    """Whether a VM is due for a restart, or is being restarted."""
+    is_restarting = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
+    return decision.needs_rollout or decision.unready or is_restarting
+
+
+def _change(decision: Decision, now: Observed) -> str:
+    """The change that a VM is due for; what is to be sealed by this very look is one change."""
+    return now.sealed.run if decision.seal is None and now.sealed is not None else ""

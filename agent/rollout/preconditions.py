@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""Whether an operator's order on a VM can be followed: asked when it is given, and again when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credferry.agent.errors import OrderError
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.store.records import Attempt, Outcome
+
+if TYPE_CHECKING:
+    from credferry.agent.reconcile.decision import Observed
+    from credferry.agent.store.generations import Store
+    from credferry.launcher.handoff import Manifest
+
+
+def to_rotate(store: Store, observed: Observed) -> Manifest:
+    """What a running VM is to be restarted onto. Raises `OrderError`."""
+    vm, unit = observed.vm, observed.unit
+    manifest = _sealed(store, observed)
+    if (attempt := _set_back(observed, manifest)) is not None:
+        raise OrderError(
+            "RolledBack",
+            f"{vm.name}: {attempt.reason}",
+            hint=f"try it again with: credferry retry {vm.name}",
+        )
+    if unit is None or not unit.is_active:
+        raise OrderError(
+            "NotRunning",
+            f"{vm.name}: {vm.unit} does not run; its next start gets what is sealed",
+            hint=f"start it: systemctl start {vm.unit}",
+        )
+    return manifest
+
+
+def to_go_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
+    """What a VM is to be put back from, and onto what. Raises `OrderError`."""
+    manifest = _sealed(store, observed)
+    previous = store.previous(observed.vm.name)
+    if previous is None:
+        raise OrderError(
+            "NothingBefore",
+            f"{observed.vm.name}: no kept generation before {manifest.generation} holds anything else",
+            hint="publish the former values again",
+        )
+    return manifest, previous
+
+
+def _sealed(store: Store, observed: Observed) -> Manifest:
+    vm = observed.vm
+    if observed.held:
+        raise OrderError(
+            "Held", f"{vm.name}: is held", hint=f"release it first: credferry release {vm.name}"
+        )
+    manifest = store.current(vm.name)
+    if manifest is None:
+        raise OrderError(
+            "NothingSealed", f"{vm.name}: nothing is sealed for it", hint="see: credferry status"
+        )
+    return manifest
+
+
+def _set_back(observed: Observed, manifest: Manifest) -> Attempt | None:
+    """Why what is sealed is not what is published, where it was put back from that."""
+    attempt, desired = observed.attempt, observed.desired
+    if attempt is None or attempt.digest == manifest.digest:
+        return None
+    is_of_now = not isinstance(desired, Desired) or desired.digest == attempt.digest
+    return attempt if is_of_now and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} else None

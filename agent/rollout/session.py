@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The parts that work on VMs, put together in one way for the agent and for verbs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from credferry.agent.audit.writer import Audit
+from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.sealer import Sealer
+from credferry.agent.reconcile.takeover import take_over
+from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.rollout.rollout import Rollout
+from credferry.agent.store.opening import open_store, present_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from credferry.agent.config.model import Config
+    from credferry.agent.store.generations import Store
+    from credferry.agent.systemd.units import SystemManager
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The parts, over one store."""
+
+    config: Config
+    store: Store
+    audit: Audit
+    observer: Observer
+    pacer: Pacer
+    sealer: Sealer
+    rollout: Rollout
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        store: Store,
+        audit: Audit,
+        pacer: Pacer,
+        *,
+        stop: threading.Event | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """The parts as a configuration has them. ``stop`` ends waiting early once it is set."""
+        stop = threading.Event() if stop is None else stop
+        observer = Observer(config, store)
+        sealer = Sealer(store, observer, audit)
+        return cls(
+            *(config, store, audit, observer, pacer, sealer),
+            Rollout(config, store, observer, audit, pacer, stop, monotonic),
+        )
+
+    @classmethod
+    def for_one_pass(cls, config: Config) -> Self:
+        """The parts for a verb that does the agent's work once. Raises as `open_store` does."""
+        store = open_store(config)
+        audit = Audit(store, present_key=partial(present_key, config))
+        return cls.of(config, store, audit, Pacer(config, store, is_single_pass=True))
+
+    def take_over(self, manager: SystemManager | None) -> bool:
+        """Bring a store of an earlier form to the present one. Raises `StoreError`, `BusError`."""
+        return take_over(self.config.vms.values(), self.store, self.observer, manager)

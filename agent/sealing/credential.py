@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""systemd's encrypted-credential format with the host key, both ways; pure.
+
+Source of the format: systemd, src/shared/creds-util.{c,h}; the same bytes in 252, 257 and main of 2026.
+All integers are little-endian::
+
+    16  id of the key type
+     4  key size     32
+     4  block size    1
+     4  IV size      12
+     4  tag size     16
+    12  IV
+     4  padding to a multiple of 8           -- up to here: the AAD of AES-256-GCM
+        ciphertext of: le64 timestamp, le64 not-after, le32 name size, name, padding to 8, payload
+    16  tag
+
+On disk it is Base64, a line feed after every 79 characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from credferry.agent.errors import SealError
+
+if TYPE_CHECKING:
+    from credferry.agent.sealing.keys import CredentialKey
+
+PLAINTEXT_MAX = 1 << 20
+"""Bytes: CREDENTIAL_SIZE_MAX."""
+SEALED_MAX = PLAINTEXT_MAX + (128 << 10)
+"""Bytes once decoded: CREDENTIAL_ENCRYPTED_SIZE_MAX."""
+NEVER = 2**64 - 1
+"""A not-after (or a timestamp) of USEC_INFINITY."""
+
+_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
+_OTHER_KEYS = {
+    bytes.fromhex("55b9ed1d38594d43a8319d2ebb332ac6"): "the host's key, scoped to a user",
+    bytes.fromhex("0c7cc07b117645919c4b0bea08bc20fe"): "a TPM2",
+    bytes.fromhex("faf7eb9341e3412ca1a436f95a29362f"): "a TPM2 with a public key",
+    bytes.fromhex("93a894094874449090caf2fc93cab553"): "the host's key and a TPM2",
+    bytes.fromhex("ef4ac13679a9480ea7db68897f9f165d"): "the host's key and a TPM2, scoped to a user",
+    bytes.fromhex("af4950a849134eb1a73846304ff30c05"): "the host's key and a TPM2 with a public key",
+    bytes.fromhex("adbc4ca3efb64201ba881b6f2e4095ea"): "the host's key and a TPM2, scoped to a user",
+    bytes.fromhex("058469daf6f54324800549da0f8ea2fb"): "the null key, which proves nothing",
+}
+
+_SIZES = struct.Struct("<IIII")
+_METADATA = struct.Struct("<QQI")
+_KEY_SIZE, _BLOCK_SIZE, _IV_SIZE, _TAG_SIZE = 32, 1, 12, 16
+_AAD_SIZE = 48
+_LINE = 79
+_NAME_MAX = 255
+
+
+def seal(
+    value: bytes,
+    *,
+    name: str,
+    key: CredentialKey,
+    timestamp: int | None = None,
+    not_after: int = NEVER,
+) -> bytes:
+    """Seal a value under a name, as ``systemd-creds encrypt --with-key=host --name=NAME`` does.
+
+    ``timestamp`` and ``not_after`` are microseconds since 1970; the timestamp is now unless given. Returns
+    Base64 in lines of 79 characters. Raises `SealError` for a name systemd would not take, a value
+    over 1 MiB, or a not-after that is not after the timestamp.
+    """
+    if len(value) > PLAINTEXT_MAX:
+        raise SealError(
+            f"credential {name!r} is over systemd's limit of {PLAINTEXT_MAX} bytes",
+            hint="pass a reference to it instead, or split it",
+        )
+    if not is_valid_name(name):
+        raise SealError(
+            f"{name!r} is not a credential name",
+            hint="use 1 to 255 printable ASCII characters without '/' and ':'",
+        )
+    if timestamp is None:
+        timestamp = time.time_ns() // 1000
+    if not_after <= timestamp:
+        raise SealError(f"credential {name!r} would expire before it is made", hint="use a later expiry")
+    encoded_name = name.encode("ascii")
+    iv = os.urandom(_IV_SIZE)
+    header = _header(iv)
+    plaintext = _pad8(_METADATA.pack(timestamp, not_after, len(encoded_name)) + encoded_name) + value
+    ciphertext = AESGCM(key.aes_key).encrypt(iv, plaintext, header)
+    return _wrap(header + ciphertext)
+
+
+def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None = None) -> bytes:
+    """Open what `seal` or ``systemd-creds encrypt --with-key=host`` made.
+
+    ``name`` must be the one inside, unless the one inside is empty; None leaves it unchecked. ``now`` is in
+    microseconds since 1970. Raises `SealError` on anything that systemd refuses, and on null-key blobs,
+    which it accepts.
+    """
+    label = f"credential {name!r}" if name is not None else "a credential"
+    data = _decode(blob, label)
+    _check_header(data, label)
+    iv = data[32 : 32 + _IV_SIZE]
+    try:
+        plaintext = AESGCM(key.aes_key).decrypt(iv, data[_AAD_SIZE:], data[:_AAD_SIZE])
+    except InvalidTag:
+        raise SealError(
+            f"{label} does not open with this key: it was altered, cut, or sealed with another",
+            hint="seal it again on this host",
+        ) from None
+    timestamp, not_after, name_size = _METADATA.unpack_from(plaintext)
+    value_at = (_METADATA.size + name_size + 7) & ~7
+    if value_at > len(plaintext):
+        raise SealError(f"{label} is malformed", hint="seal it again")
+    if timestamp != NEVER and timestamp >= not_after:
+        raise SealError(f"{label} has its timestamps out of order", hint="seal it again")
+    embedded = plaintext[_METADATA.size : _METADATA.size + name_size].decode("ascii", "replace")
+    if embedded and not is_valid_name(embedded):
+        raise SealError(f"{label} holds a name that is not valid", hint="seal it again")
+    if embedded and name is not None and embedded != name:
+        raise SealError(f"{label} was sealed under the name {embedded!r}", hint="use it under that name")
+    if not_after < (time.time_ns() // 1000 if now is None else now):
+        raise SealError(f"{label} has expired", hint="seal it again")
+    return plaintext[value_at:]
+
+
+def one_line(blob: bytes) -> bytes:
+    """The same sealed credential as one line of Base64, as an OEM string must have it."""
+    return b"".join(blob.split())
+
+
+def sealed_size(name: str, value: bytes) -> int:
+    """Characters that a value takes once it is sealed and on one line."""
+    metadata = (_METADATA.size + len(name) + 7) & ~7
+    return 4 * ((_AAD_SIZE + metadata + len(value) + _TAG_SIZE + 2) // 3)
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether systemd takes it for a credential's name (filename_is_valid() and fdname_is_valid())."""
+    return (
+        0 < len(name) <= _NAME_MAX
+        and all(" " <= character <= "~" and character not in "/:" for character in name)
+        and name not in {".", ".."}
+    )
+
+
+def _header(iv: bytes) -> bytes:
+    return _pad8(_HOST + _SIZES.pack(_KEY_SIZE, _BLOCK_SIZE, _IV_SIZE, _TAG_SIZE) + iv)
+
+
+def _pad8(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)
+
+
+def _wrap(data: bytes) -> bytes:
+    text = base64.b64encode(data)
+    return b"\n".join([text[at : at + _LINE] for at in range(0, len(text), _LINE)]) + b"\n"
+
+
+def _decode(blob: bytes, label: str) -> bytes:
+    if len(blob) > SEALED_MAX * 2:
+        raise SealError(f"{label} is over systemd's limit of {SEALED_MAX} bytes", hint="seal less in one")
+    try:
+        data = base64.b64decode(one_line(blob), validate=True)
+    except (binascii.Error, ValueError):
+        raise SealError(f"{label} is not Base64", hint="seal it again; it may have been cut") from None
+    if len(data) > SEALED_MAX:
+        raise SealError(f"{label} is over systemd's limit of {SEALED_MAX} bytes", hint="seal less in one")
+    return data
+
+
+def _check_header(data: bytes, label: str) -> None:
+    kind = data[:16]
+    if kind in _OTHER_KEYS:
+        raise SealError(
+            f"{label} is sealed with {_OTHER_KEYS[kind]}",
+            hint="seal it with: systemd-creds encrypt --with-key=host",
+        )
+    if kind != _HOST:
+        raise SealError(f"{label} is not an encrypted credential", hint="seal it again")
+    if len(data) < _AAD_SIZE + _METADATA.size + 4 + _TAG_SIZE:
+        raise SealError(f"{label} is cut short", hint="seal it again")
+    if _SIZES.unpack_from(data, 16) != (_KEY_SIZE, _BLOCK_SIZE, _IV_SIZE, _TAG_SIZE):
+        raise SealError(f"{label} uses sizes that systemd does not write", hint="seal it again")

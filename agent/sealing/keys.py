@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""Credential keys: the host's own, and the master copies of guests' keys.
+
+The file is systemd's ``struct credential_host_secret_format`` (src/shared/creds-util.c): 16 bytes of
+application-specific machine id, then 1 to 4096 bytes of secret data. systemd deletes a file whose first
+16 bytes are not its own machine's, even when it is only asked to decrypt; so this module checks them
+before anything else does, and never overwrites a key.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import os
+import stat
+from typing import TYPE_CHECKING, final
+
+from credferry.agent.errors import KeyFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from pathlib import Path
+
+_APPLICATION_ID = bytes.fromhex("d3acecba0dad4cdfb8c9381528936c58")
+_HEADER_SIZE = 16
+_DATA_MAX = 4096
+"""systemd 252 and 257 abort on more, though they bound the file at 16 MiB."""
+_MODE = 0o400
+KEY_DIGITS = 8
+"""The last hex digits of a digest say which key of the host made it."""
+
+
+@final
+class CredentialKey:
+    """A credential key, and what is derived from it. Shows itself nowhere."""
+
+    __slots__ = ("_data", "_derived", "aes_key")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._derived: dict[str, bytes] = {}
+        # The key of a credential without TPM2 is the digest of the secret data alone: no salt, no name.
+        self.aes_key = hashlib.sha256(data).digest()
+
+    @classmethod
+    def from_file_content(cls, content: bytes) -> CredentialKey:
+        """The key in a whole ``credential.secret`` file. Raises `KeyFileError` for a wrong size."""
+        if not _HEADER_SIZE < len(content) <= _HEADER_SIZE + _DATA_MAX:
+            raise KeyFileError(
+                f"a credential key file holds {_HEADER_SIZE + 1} to {_HEADER_SIZE + _DATA_MAX} bytes",
+                hint="make one with: systemd-creds setup, or: credferry guest-key create",
+            )
+        return cls(content[_HEADER_SIZE:])
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, from which neither the key nor another purpose's can be told."""
+        known = self._derived.get(purpose)
+        if known is None:
+            known = hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
+            self._derived[purpose] = known
+        return known
+
+    @property
+    def digest_id(self) -> str:
+        """What the digests that this key makes end with."""
+        return self.derive("digest key id").hex()[:KEY_DIGITS]
+
+    def __repr__(self) -> str:
+        return "CredentialKey(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CredentialKey) and hmac.compare_digest(self._data, other._data)
+
+    __hash__ = None  # type: ignore[assignment]  # nobody keeps keys by their hashes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a key is not pickled")
+
+
+def hashed_machine_id(machine_id: str) -> bytes:
+    """The first 16 bytes of a machine's key file: ``systemd-id128 machine-id --app-specific=d3acecba…``.
+
+    Raises `KeyFileError` for anything but 32 hexadecimal digits that are not all zero.
+    """
+    digits = machine_id.strip().replace("-", "")
+    try:
+        raw = bytes.fromhex(digits)
+    except ValueError:
+        raw = b""
+    if len(raw) != _HEADER_SIZE or not any(raw):
+        raise KeyFileError(
+            f"{machine_id.strip()!r} is not a machine id",
+            hint="give 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
+        )
+    digest = bytearray(hmac.digest(raw, _APPLICATION_ID, "sha256")[:_HEADER_SIZE])
+    digest[6] = digest[6] & 0x0F | 0x40
+    digest[8] = digest[8] & 0x3F | 0x80
+    return bytes(digest)
+
+
+def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | None = None) -> CredentialKey:
+    """The key in a file, under systemd's own conditions: a regular file, one link, mode 0400.
+
+    ``machine_id`` is whose it must be, and ``owners`` are the uids that may own it; None leaves that open.
+    Raises `KeyFileError`; `FileNotFoundError` when there is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = "is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+        raise KeyFileError(
+            f"{path}: cannot be read: {reason}",
+            hint="it must be a regular file that root owns; run as root",
+        ) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise KeyFileError(f"{path}: not a regular file with one link", hint="restore it from a backup")
+        if stat.S_IMODE(status.st_mode) != _MODE:
+            raise KeyFileError(
+                f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, systemd takes exactly 0400",
+                hint=f"see who could read it, then: chmod 0400 {path}",
+            )
+        if owners is not None and status.st_uid not in owners:
+            raise KeyFileError(
+                f"{path}: belongs to uid {status.st_uid}, who can read and replace it",
+                hint=f"see who that is, then: chown root:root {path}",
+            )
+        content = os.read(descriptor, _HEADER_SIZE + _DATA_MAX + 1)
+    except OSError as error:
+        raise KeyFileError(
+            f"{path}: cannot be read: {error.strerror}", hint="see the disk's health"
+        ) from None
+    finally:
+        os.close(descriptor)
+    try:
+        key = CredentialKey.from_file_content(content)
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}: {error}", hint=error.hint) from None
+    if machine_id is not None and content[:_HEADER_SIZE] != hashed_machine_id(machine_id):
+        raise KeyFileError(
+            f"{path}: made for another machine id; systemd would delete it",
+            hint="restore this host's own file, or move this one away and let a new one be made",
+        )
+    return key
+
+
+def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
+    """The host's key, made as systemd would make it where there is none; never overwritten.
+
+    Raises `KeyFileError`.
+    """
+    machine_id = read_machine_id(machine_id_file)
+    try:
+        return read_host_key(path, machine_id=machine_id)
+    except FileNotFoundError:
+        try:
+            create_key(path, machine_id=machine_id)
+        except FileExistsError:
+            pass  # systemd, or another of us, was faster: theirs is the key
+        except KeyFileError as error:
+            raise KeyFileError(str(error), hint="make it once, as root: systemd-creds setup") from None
+    try:
+        return read_host_key(path, machine_id=machine_id)
+    except FileNotFoundError:
+        raise KeyFileError(f"{path}: vanished while it was made", hint="see what removes it") from None
+
+
+def read_host_key(path: Path, *, machine_id: str) -> CredentialKey:
+    """The host's key; only root's, or that of the user who asks. Raises as `read_key` does."""
+    return read_key(path, machine_id=machine_id, owners={0, os.geteuid()})
+
+
+def read_machine_id(path: Path) -> str:
+    """The machine id in a file such as /etc/machine-id. Raises `KeyFileError`."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise KeyFileError(
+            f"{path}: no machine id can be read", hint="run: systemd-machine-id-setup"
+        ) from None
+
+
+def create_key(path: Path, *, machine_id: str) -> None:
+    """Make a key file that the systemd of the machine with this id accepts: whole, durable, mode 0400.
+
+    Raises `FileExistsError` rather than touch a file that is there, `KeyFileError` when it cannot be made.
+    """
+    header = hashed_machine_id(machine_id)
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot_make(path, error) from None
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _MODE)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(header + os.urandom(_DATA_MAX))
+            file.flush()
+            os.fchmod(descriptor, _MODE)
+            os.fsync(descriptor)
+            os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+        os.fsync(directory)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _cannot_make(path, error) from None
+    finally:
+        os.close(directory)
+
+
+def _cannot_make(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"{path}: cannot be made: {os.strerror(error.errno or 0)}",
+        hint="its directory must exist and be writable; run as root",
+    )

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: MIT
+"""Hints from the kernel that it is worth looking; never data, and nothing depends on one arriving.
+
+inotify follows no link, and a watch on a symlink dies silently at its first swap. So the watch stands on
+each directory that the way to the source leads through, links' targets included, for the names that the way
+takes there. After each look the way is followed anew. A mount over the way has no event in inotify: the
+table of mounts tells of it. What neither sees (an overflow) the resync finds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from credferry.agent.source.mounts import MountTable
+from credferry.agent.source.trail import Trail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from watchdog.observers.api import BaseObserver, ObservedWatch
+
+_log = structlog.get_logger()
+
+LOOK_SECONDS = 5.0
+"""How often to look where not all can be watched."""
+DIRECTORIES_MAX = 256
+"""Each costs a watch and a thread."""
+_TRIES = 5
+
+# Not opened and not closed-without-writing: our own reading would come back as hints.
+_EVENTS: list[type[FileSystemEvent]] = [
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileDeletedEvent,
+    FileClosedEvent,
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+]
+
+
+class _Handler(FileSystemEventHandler):
+    """Calls back, for some paths or any. It raises nothing, which would end the observer's thread."""
+
+    def __init__(self, hint: Callable[[str], None]) -> None:
+        self._hint = hint
+        self.paths: frozenset[str] | None = None
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        paths = {os.fsdecode(event.src_path), os.fsdecode(event.dest_path)}
+        if self.paths is None or self.paths & paths:
+            self._hint("inotify")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A directory to watch. Its identity tells it from a new one of its name."""
+
+    identity: tuple[int, int]
+    paths: frozenset[str] | None
+    """What in it is of interest; None for everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Armed:
+    """A directory that is watched."""
+
+    watch: ObservedWatch
+    handler: _Handler
+    identity: tuple[int, int]
+
+
+class Watch:
+    """Watches a source. ``hint`` is called in another thread; it must return at once and not raise."""
+
+    def __init__(self, source: Path, hint: Callable[[str], None]) -> None:
+        self._source = os.path.abspath(source)  # noqa: PTH100 (watchdog's paths are strings)
+        self._hint = hint
+        self._observer: BaseObserver | None = None
+        self._mounts = MountTable(hint)
+        self._armed: dict[str, _Armed] = {}
+        self._lack: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all is watched. Where it is not, look again after `LOOK_SECONDS` at the latest."""
+        return self._lack is None
+
+    def start(self) -> None:
+        """Begin to watch. Where inotify cannot be had at all, that is reported, and tried again by `arm`."""
+        self._mounts.start()
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            observer = Observer()  # of watchdog 7, it has its descriptor from here on
+            observer.start()
+        except OSError as error:
+            self._tell(os.strerror(error.errno or 0))
+        else:
+            self._observer = observer
+
+    def arm(self, names: Iterable[str]) -> None:
+        """Watch the way to the source as it is now, and from there the ways to the named secrets.
+
+        To be called before each look: it costs nothing where nothing moved. What cannot be watched is
+        reported once, until all can be.
+        """
+        if self._observer is None or not self._observer.is_alive():
+            self._replace()
+        if self._observer is None:
+            return
+        names = list(names)
+        # What moved between following the way and watching it was not seen: the way is followed once more.
+        for _ in range(_TRIES):
+            wanted = self._places(names)
+            lack, is_new = self._arm(self._observer, wanted)
+            if not is_new:
+                break
+        self._mounts.paths = frozenset(wanted)
+        self._tell(lack)
+
+    def _arm(self, observer: BaseObserver, wanted: dict[str, _Place]) -> tuple[str | None, bool]:
+        """Watch these directories and no others: what is in the way, and whether one is watched newly."""
+        # The observer outlives its emitters: only they tell whether anything is still being watched.
+        dead = {emitter.watch for emitter in observer.emitters if not emitter.is_alive()}
+        for path, armed in list(self._armed.items()):
+            if armed.watch in dead or path not in wanted or armed.identity != wanted[path].identity:
+                del self._armed[path]
+                observer.unschedule(armed.watch)
+        lack, is_new = None, False
+        if len(wanted) > DIRECTORIES_MAX:
+            lack = f"more than {DIRECTORIES_MAX} directories lead to the secrets"
+        for path, place in list(wanted.items())[:DIRECTORIES_MAX]:
+            if path in self._armed:
+                self._armed[path].handler.paths = place.paths
+                continue
+            handler = _Handler(self._hint)
+            handler.paths = place.paths
+            try:
+                _assert_watchable(path)
+                watch = observer.schedule(handler, path, event_filter=_EVENTS)
+            except OSError as error:
+                # One that has gone meanwhile is not lacked: the way is followed anew.
+                if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                    lack = os.strerror(error.errno or 0)
+            else:
+                self._armed[path] = _Armed(watch, handler, place.identity)
+                is_new = True
+        return lack, is_new
+
+    def _tell(self, lack: str | None) -> None:
+        if lack is not None and self._lack is None:
+            _log.warning(
+                "not all can be watched; the agent looks at the source more often until it can",
+                reason=lack,
+                seconds=LOOK_SECONDS,
+                hint="raise fs.inotify.max_user_watches and fs.inotify.max_user_instances",
+            )
+        elif lack is None and self._lack is not None:
+            _log.info("all is watched again")
+        self._lack = lack
+
+    def stop(self) -> None:
+        """Stop watching, and wait for the threads to end."""
+        self._mounts.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._observer is not None and self._observer.is_alive():
+            self._observer.stop()
+            self._observer.join(timeout=5)
+        self._observer = None
+        self._armed.clear()
+
+    def _places(self, names: Iterable[str]) -> dict[str, _Place]:
+        """Directories to watch, those on the way to the source first."""
+        trail = Trail()
+        target = trail.follow(self._source, to_directory=True)
+        if target is not None:
+            trail.names.setdefault(target, set())
+            for name in names:
+                trail.follow(name, target)
+        found = {}
+        for path, inside in trail.names.items():
+            try:
+                status = os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
+            except OSError:
+                continue
+            # Its own path is that of its removal.
+            paths = frozenset({path, *(os.path.join(path, name) for name in inside)})  # noqa: PTH118 (watchdog's paths are strings)
+            found[path] = _Place((status.st_dev, status.st_ino), None if path == target else paths)
+        return found
+
+    def _replace(self) -> None:
+        if self._observer is not None:
+            _log.warning("the observer ended; watching anew")
+        self._stop()
+        self._start()
+
+
+def _assert_watchable(path: str) -> None:
+    """Raise the `OSError` that watchdog would not: its observer starts, and never tells of anything."""
+    os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The form of the store: which releases can work with it.
+
+``STATE/form`` holds its number. A store without that file is of form 1, or empty. Form 2 binds each value
+to its generation's manifest, which the launcher checks. A release of form 1 would take such manifests for
+spoiled, and seal all anew in its own form, which the present launcher refuses. So in form 2 the file that
+a release of form 1 locks for each sealing, ``STATE/lock``, is a directory: such a release then seals and
+restarts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from credferry.agent.errors import StoreError, StoreFormError
+from credferry.agent.store.files import replace_durably, sync_directory
+from credferry.agent.untrusted import read_untrusted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORM: Final = 2
+_FILE: Final = "form"
+_BARRED: Final = "lock"
+_NOTE: Final = "this-store-is-of-form-2--see-how-to-upgrade"
+_DIGITS_MAX: Final = 4
+
+
+def read(state: Path) -> int:
+    """The form of a store; 1 where nothing says so. Raises `StoreError` where that cannot be read."""
+    try:
+        content = read_untrusted(state / _FILE, limit=_DIGITS_MAX + 1, below=state).strip()
+    except FileNotFoundError:
+        return 1
+    except OSError as error:
+        raise StoreError(
+            f"{state / _FILE}: {error.strerror}",
+            hint="it should be a small file of the agent's user; see docs/files.md",
+        ) from None
+    return int(content) if content.isdigit() else 1
+
+
+def check(state: Path) -> None:
+    """Raises `StoreFormError` for a store of a later release's, and `StoreError`."""
+    found = read(state)
+    if found > FORM:
+        raise StoreFormError(
+            f"the store {state} is of form {found}, and this release of credferry knows {FORM} at most",
+            hint="install the release that wrote it; nothing is sealed or restarted until then",
+        )
+
+
+def is_barred(state: Path) -> bool:
+    """Whether releases that know form 1 alone can seal nothing there."""
+    return (state / _BARRED).is_dir()
+
+
+def write(state: Path) -> None:
+    """Note that a store is of the present form, and bar releases that know form 1 alone. Raises OSError."""
+    barred = state / _BARRED
+    if not barred.is_dir():
+        barred.unlink(missing_ok=True)
+        barred.mkdir(0o700)
+    note = barred / _NOTE
+    os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
+    sync_directory(state)
+    replace_durably(state / _FILE, b"%d\n" % FORM)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""Opens the store of a configuration, with the host's key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from credferry.agent.sealing.keys import CredentialKey, host_key, read_host_key, read_machine_id
+from credferry.agent.store import form
+from credferry.agent.store.generations import Store
+
+if TYPE_CHECKING:
+    from credferry.agent.config.model import Config
+
+
+def open_store(config: Config) -> Store:
+    """The store of a configuration, with the host's key, made where there is none.
+
+    Raises `KeyFileError`, `StoreFormError` and `StoreError`.
+    """
+    key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
+    form.check(Path(config.state_directory))
+    return Store(Path(config.state_directory), key)
+
+
+def open_store_untouched(config: Config) -> Store:
+    """The same for verbs that change nothing. Raises as `open_store` does.
+
+    Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
+    """
+    try:
+        key = present_key(config)
+    except FileNotFoundError:
+        key = CredentialKey(os.urandom(32))
+    form.check(Path(config.state_directory))
+    return Store(Path(config.state_directory), key)
+
+
+def present_key(config: Config) -> CredentialKey:
+    """The host's key as it is now. Raises `KeyFileError`, and `FileNotFoundError` where there is none."""
+    machine_id = read_machine_id(Path(config.machine_id_file))
+    return read_host_key(Path(config.host_key), machine_id=machine_id)
+
+
+def guest_key_path(config: Config, vm: str) -> Path:
+    """Where the master copy of a guest's key is."""
+    return Path(config.state_directory) / "guest-keys" / f"{vm}.secret"

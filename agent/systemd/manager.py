@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""systemd over D-Bus.
+
+JobRemoved can arrive before the method that made the job has returned, so every result is kept until it is
+asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, reason
+from credferry.agent.bus.names import PROPERTIES_INTERFACE
+from credferry.agent.errors import BusError
+from credferry.agent.systemd.ended_jobs import last_result
+from credferry.agent.systemd.units import UnitState, restart_unit
+from credferry.launcher.handoff import EVIDENCE_PARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_SYSTEMD = "org.freedesktop.systemd1"
+_MANAGER_PATH = "/org/freedesktop/systemd1"
+_MANAGER = f"{_SYSTEMD}.Manager"
+_UNIT = f"{_SYSTEMD}.Unit"
+_SERVICE = f"{_SYSTEMD}.Service"
+_UNIT_PROPERTIES = (
+    *("LoadState", "ActiveState", "SubState", "InvocationID", "Job"),
+    *("ActiveEnterTimestampMonotonic", "StateChangeTimestamp", "NeedDaemonReload"),
+)
+_SERVICE_PROPERTIES = (
+    *("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre"),
+    "LoadCredentialEncrypted",
+)
+_NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
+_EVIDENCE = f"/{EVIDENCE_PARENT}/"
+_ASK_SECONDS = 5.0
+"""How often systemd is asked whether it still has a job."""
+_RESULTS_KEPT = 1024
+_MARGIN_SECONDS = 10.0
+_FOREVER = 2**64 - 1
+_UNBOUNDED_START_SECONDS = 3600.0
+"""How long a unit whose own timeouts are infinite may take for a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """What systemd lists of a unit."""
+
+    load: str
+    active: str
+    sub: str
+    has_job: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A unit as it was told at length, and when, on the monotonic clock."""
+
+    unit: UnitState
+    asked: float
+
+    def is_vouched_for(self, listed: _Short | None, invocation: str) -> bool:
+        """Whether it must still be so: active all the time, and in the same invocation."""
+        unit = self.unit
+        same = listed == _Short(unit.load, unit.active, unit.sub, has_job=False) and not unit.has_job
+        # A drop-in that was renewed changes nothing of that.
+        same = same and unit.keeps_evidence and not unit.needs_reload
+        return same and unit.is_active and invocation == unit.invocation_id
+
+    def now(self) -> UnitState:
+        """The same, so much later."""
+        if not self.unit.is_active:
+            return self.unit
+        later = time.clock_gettime(time.CLOCK_MONOTONIC) - self.asked
+        return replace(self.unit, active_seconds=self.unit.active_seconds + later)
+
+
+class SystemBus:
+    """`SystemManager` over the system bus.
+
+    ``on_job`` is called, in another thread, with the name of each unit whose job has ended, and with ""
+    when the connection is lost. It must return at once and must not raise.
+    """
+
+    def __init__(self, on_job: Callable[[str], None] = lambda _: None) -> None:
+        self._on_job = on_job
+        self._known: dict[str, _Known] = {}
+        self._listed: tuple[bytes, Mapping[str, _Short]] = (b"", {})
+        self._results: OrderedDict[str, str] = OrderedDict()
+        self._ended = threading.Condition()
+        self._alive = True
+        self._bus = Bus("systemd-signals", self._on_closed)
+        try:
+            self._bus.subscribe(_SYSTEMD, _MANAGER_PATH, f"{_MANAGER}.JobRemoved", self._on_job_removed)
+            self._manager = self._bus.pydbus.get(_SYSTEMD, _MANAGER_PATH, timeout=CALL_SECONDS)
+            self._manager.Subscribe(timeout=CALL_SECONDS)
+        except Error as error:
+            self.close()
+            raise _refused("systemd", error) from None
+        except BusError:
+            self.close()
+            raise
+
+    def unit(self, name: str) -> UnitState:
+        """See `SystemManager`."""
+        try:
+            path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
+            unit = self._properties(path, _UNIT, _UNIT_PROPERTIES)
+            is_loaded = unit["LoadState"] == "loaded"
+            service = self._properties(path, _SERVICE, _SERVICE_PROPERTIES) if is_loaded else {}
+        except Error as error:
+            raise _refused(name, error) from None
+        now = time.clock_gettime(time.CLOCK_MONOTONIC)
+        active = unit["ActiveState"] == "active"
+        found = UnitState(
+            name=name,
+            load=unit["LoadState"],
+            active=unit["ActiveState"],
+            sub=unit["SubState"],
+            invocation_id=bytes(unit["InvocationID"]).hex(),
+            result=service.get("Result", "success"),
+            has_job=unit["Job"][0] != 0,
+            active_seconds=max(0.0, now - unit["ActiveEnterTimestampMonotonic"] / 1e6) if active else 0.0,
+            changed_at=unit["StateChangeTimestamp"] / 1e6,
+            restarts=service.get("NRestarts", 0),
+            restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
+            + _seconds(service.get("TimeoutStartUSec", 0)),
+            keeps_evidence=any(
+                _EVIDENCE in argument
+                for command in service.get("ExecStartPre", ())
+                for argument in command[1]
+            ),
+            needs_reload=unit["NeedDaemonReload"],
+            credentials=tuple(map(tuple, service["LoadCredentialEncrypted"]))
+            if "LoadCredentialEncrypted" in service
+            else None,
+        )
+        if name in self._known:
+            self._known[name] = _Known(found, now)
+        return found
+
+    def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
+        """See `SystemManager`. One call for all, and three for each unit that has changed."""
+        listed = self._list(list(invocations))
+        found = {}
+        for name, invocation in invocations.items():
+            known = self._known.get(name)
+            if known is None or not known.is_vouched_for(listed.get(name), invocation):
+                known = self._known[name] = _Known(self.unit(name), time.clock_gettime(time.CLOCK_MONOTONIC))
+            found[name] = known.now()
+        return found
+
+    def _list(self, names: list[str]) -> Mapping[str, _Short]:
+        try:
+            reply = self._bus.call(
+                _SYSTEMD, _MANAGER_PATH, f"{_MANAGER}.ListUnitsByNames", ("(as)", (names,))
+            )
+        except Error as error:
+            raise _refused("systemd", error) from None
+        # Between two looks most often nothing has changed, and to unpack what systemd says of a thousand
+        # units takes three times as long as to have it said.
+        packed = bytes(reply.get_data_as_bytes().get_data())
+        last = self._listed  # once: threads that restart a VM ask as well
+        if packed != last[0]:
+            rows = reply.unpack()[0]
+            last = packed, {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
+            if len(names) > 1:  # a single unit's is soon unpacked, and would take the place of all
+                self._listed = last
+        return last[1]
+
+    def try_restart(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self._job(name, self._manager.TryRestartUnit)
+
+    def restart_failed(self, name: str) -> str:
+        """See `SystemManager`. An agent without root has a unit of root's start what has failed."""
+        if os.geteuid() != 0:
+            if self.unit(name).active != "failed":
+                return self._job(name, self._manager.TryRestartUnit)
+            with suppress(BusError):  # a rule of polkit's by an older version lets us do it by ourselves
+                return self._job(name, self._manager.StartUnit, restart_unit(name))
+        try:
+            # A start limit that was hit would refuse the start, whatever its cause has become.
+            self._manager.ResetFailedUnit(name, timeout=CALL_SECONDS)
+        except Error as error:
+            # systemd unloads a unit that is down and has not failed. It then knows no start limit either.
+            if _NOT_LOADED not in reason(error):
+                raise _refused(name, error) from None
+        return self._job(name, self._manager.RestartUnit)
+
+    def ended(self, name: str) -> str:
+        """See `SystemManager`."""
+        return last_result(name)
+
+    def start(self, name: str) -> str:
+        """See `SystemManager`."""
+        return self._job(name, self._manager.StartUnit)
+
+    def _job(self, name: str, method: Callable[..., str], asked: str = "") -> str:
+        """Wait for a job of a unit's, or of another that is ``asked`` to do the same to it."""
+        asked = asked or name
+        began, deadline = time.monotonic(), None
+        try:
+            job = method(asked, "replace", timeout=CALL_SECONDS)
+        except Error as error:
+            raise _refused(name, error) from None
+        is_gone = False
+        while True:
+            with self._ended:
+                left = _ASK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+                self._ended.wait_for(
+                    lambda: job in self._results or not self._alive, min(_ASK_SECONDS, left)
+                )
+                if job in self._results:
+                    return self._results.pop(job)
+                if not self._alive:
+                    raise BusError(
+                        f"{name}: the connection to the bus was lost during its restart",
+                        hint="what became of it is seen at the next look",
+                    )
+            if is_gone:  # and its result is not here by now, so it was lost
+                return "failed" if self.unit(name).active == "failed" else "done"
+            if deadline is None:  # most jobs end before anybody needs to know how long they may take
+                deadline = began + self.unit(name).restart_seconds + _MARGIN_SECONDS
+            if time.monotonic() >= deadline:
+                return "no result in time"
+            is_gone = not self._is_queued(asked, job)
+
+    def _is_queued(self, name: str, job: str) -> bool:
+        """Whether systemd still has a unit's job: while it begins anew, its signals reach nobody."""
+        try:
+            path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
+            queued: str = self._properties(path, _UNIT, ("Job",))["Job"][1]
+        except Error as error:
+            raise _refused(name, error) from None
+        return queued == job
+
+    def close(self) -> None:
+        """See `SystemManager`."""
+        with self._ended:  # the connection itself tells nobody once the loop has ended
+            self._alive = False
+            self._ended.notify_all()
+        self._bus.close()
+
+    def _properties(self, path: str, interface: str, names: Iterable[str]) -> dict[str, Any]:
+        # Not through pydbus's proxies: those would introspect each unit first, a call and a class each.
+        reply = self._bus.call(_SYSTEMD, path, f"{PROPERTIES_INTERFACE}.GetAll", ("(s)", (interface,)))
+        # Only these: to unpack all of a service's, some 300, took nine tenths of a look at dozens of VMs.
+        table = reply.get_child_value(0)
+        found = {name: table.lookup_value(name, None) for name in names}
+        return {name: value.unpack() for name, value in found.items() if value is not None}
+
+    def _on_job_removed(self, arguments: tuple[Any, ...]) -> None:
+        _number, job, unit, result = arguments
+        with self._ended:
+            self._results[job] = result
+            while len(self._results) > _RESULTS_KEPT:
+                self._results.popitem(last=False)
+            self._ended.notify_all()
+        self._on_job(unit)
+
+    def _on_closed(self) -> None:
+        with self._ended:
+            self._alive = False
+            self._ended.notify_all()
+        self._on_job("")
+
+
+def _seconds(microseconds: int) -> float:
+    return _UNBOUNDED_START_SECONDS if microseconds == _FOREVER else microseconds / 1e6
+
+
+def _refused(what: str, error: Any) -> BusError:  # noqa: ANN401 (GLib.Error has no stubs)
+    return BusError(f"{what}: {reason(error)}", hint="see: systemctl status, and journalctl -b")

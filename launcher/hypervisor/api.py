@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""cloud-hypervisor's REST API over its AF_UNIX socket: one request a connection, deadlines on all.
+
+Its server (micro_http) takes lines of up to 1,024 bytes and a body of ``Content-Length``; descriptors come
+with the first bytes (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import time
+
+from credferry.launcher.record import Record, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+_HEAD_MAX: Final = 16 << 10
+_BODY_MAX: Final = 1 << 20
+_END: Final = b"\r\n\r\n"
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?=[ \r]|\Z)")
+_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\n]*)$")
+_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*\r?")
+_GOOD: Final = range(200, 300)
+_CONTINUE: Final = 100
+
+
+class ApiError(Exception):
+    """The socket cannot be reached, is not cloud-hypervisor's, or gives no answer in time."""
+
+
+class Answer(Record):
+    """What cloud-hypervisor said. The body can quote the VM's configuration, secrets and all."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+    @property
+    def good(self) -> bool:
+        """Whether it did what it was asked."""
+        return self.status in _GOOD
+
+
+def connect(path: str, deadline: float) -> socket.socket:
+    """A connection. Raises `OSError` at once where nobody listens (yet)."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(_left(deadline))
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def listener_pid(connection: socket.socket) -> int:
+    """The process that made the socket listen; an exec in between does not change it (SO_PEERCRED)."""
+    size = struct.calcsize("3i")
+    pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    return pid
+
+
+def put(
+    connection: socket.socket, endpoint: str, *, deadline: float, body: bytes = b"", fds: Sequence[int] = ()
+) -> Answer:
+    """Send one PUT and return the answer; closes the connection. Raises `ApiError`.
+
+    ``deadline`` is a time of `time.monotonic`.
+    """
+    head = (
+        f"PUT /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    try:
+        with connection:
+            connection.settimeout(_left(deadline))
+            _send(connection, head, fds)
+            _send_all(connection, body, deadline)
+            return _receive(connection, deadline)
+    except TimeoutError:
+        raise ApiError(f"{endpoint}: no answer in time") from None
+    except OSError as error:
+        raise ApiError(f"{endpoint}: {error.strerror or 'the connection broke'}") from None
+
+
+def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    rights = struct.pack(f"{len(fds)}i", *fds)
+    sent = connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
+    # Not an empty send: that fails where the answer has come already and the connection is closed.
+    if data[sent:]:
+        connection.sendall(data[sent:])
+
+
+def _send_all(connection: socket.socket, data: bytes, deadline: float) -> None:
+    if not data:
+        return
+    connection.settimeout(_left(deadline))
+    try:
+        connection.sendall(data)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # An answer may be there all the same: a body over the limit is refused before it is read.
+
+
+def _receive(connection: socket.socket, deadline: float) -> Answer:
+    buffer = b""
+    while True:
+        head, end, body = buffer.partition(_END)
+        if end:
+            status = _STATUS.match(head)
+            if status is None:
+                raise ApiError("the answer is not HTTP")
+            length = _length(head)
+            if length > _BODY_MAX:
+                raise ApiError("the answer is too large")
+            if len(body) >= length:
+                if int(status[1]) != _CONTINUE:
+                    return Answer(int(status[1]), body[:length])
+                buffer = body
+                continue
+        elif len(buffer) > _HEAD_MAX:
+            raise ApiError("the answer's head is too large")
+        connection.settimeout(_left(deadline))
+        data = connection.recv(64 << 10)
+        if not data:
+            raise ApiError("the connection was closed before the answer")
+        buffer += data
+
+
+def _length(head: bytes) -> int:
+    """Bytes of the body: none where the head does not say."""
+    said = _LENGTH.search(head)
+    if said is None:
+        return 0
+    digits = _DIGITS.fullmatch(said[1])
+    if digits is None:
+        raise ApiError("the answer's length is not a number")
+    return int(digits[1])
+
+
+def _left(deadline: float) -> float:
+    """Seconds until the deadline. Raises `TimeoutError` at it."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The stream of ``--event-monitor``, parsed as it comes.
+
+cloud-hypervisor writes one pretty-printed JSON object an event, over several lines and with blank lines
+between (event_monitor/src/lib.rs), and reads come in any pieces. Garbage is skipped; what is kept of an
+unfinished event is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+
+from credferry.launcher.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_EVENT_MAX: Final = 64 << 10
+"""Bytes of one event; real ones have a few hundred."""
+
+
+class Event(Record):
+    """Something that happened in the VMM: ``vm`` ``rebooting``, for one."""
+
+    source: str
+    name: str
+
+
+class EventParser:
+    """Takes the stream in pieces and gives the events that they complete."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quoted = False
+        self._escaped = False
+        self._line_start = True
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that end in this piece. Never raises."""
+        events: list[Event] = []
+        for byte in data:
+            if byte == ord("{") and self._line_start:
+                # Within an event, cloud-hypervisor indents: whatever was held is cut off or garbage.
+                self._reset()
+            self._line_start = byte == ord("\n")
+            if not self._depth and byte != ord("{"):
+                continue
+            self._held.append(byte)
+            self._step(byte)
+            if not self._depth or len(self._held) > _EVENT_MAX:
+                event = _event(bytes(self._held)) if not self._depth else None
+                self._reset()
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _step(self, byte: int) -> None:
+        if self._quoted:
+            if self._escaped:
+                self._escaped = False
+            elif byte == ord("\\"):
+                self._escaped = True
+            elif byte == ord('"'):
+                self._quoted = False
+            elif byte == ord("\n"):
+                self._quoted = False  # JSON has no line break in a string: this was garbage
+        elif byte == ord('"'):
+            self._quoted = True
+        elif byte == ord("{"):
+            self._depth += 1
+        elif byte == ord("}"):
+            self._depth -= 1
+
+    def _reset(self) -> None:
+        self._held.clear()
+        self._depth = 0
+        self._quoted = self._escaped = False
+
+
+def _event(data: bytes) -> Event | None:
+    try:
+        match json.loads(data):
+            case {"source": str(source), "event": str(name)}:
+                return Event(source, name)
+    except (ValueError, RecursionError):
+        pass
+    return None

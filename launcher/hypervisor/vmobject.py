@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""One option's value → the object that stands for it in the ``vm.create`` document.
+
+What cloud-hypervisor's own parser would refuse is refused, as ``vm.create`` ignores keys that it does not
+know. Refusals name option and key, and never a value.
+"""
+
+from __future__ import annotations
+
+from credferry.launcher.errors import usage
+from credferry.launcher.hypervisor import releases, schema
+from credferry.launcher.hypervisor.options import Grammar, OptionError, oem_strings, words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+    Object = dict[str, Any]
+
+WAY_OUT: Final = (
+    "drop it, or seal the values for the guest and use the command channel, "
+    "which passes every option through"
+)
+_AS_WANTED: Final = "write it as cloud-hypervisor wants it"
+_SYSTEM_NAMES: Final = {"uuid": "system_uuid", "serial_number": "system_serial_number"}
+_SYSTEM_NAMES_SINCE: Final = 53
+_NUMA_ID_REQUIRED_SINCE: Final = 51
+_CONSOLES: Final = frozenset({"console", "serial", "debug-console"})
+_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
+_KEY_MAX: Final = 32
+
+
+def build(name: str, value: str, major: int) -> Object:
+    """The object of one value of option `name`, for this major version. Raises `LaunchError` (USAGE)."""
+    check_known(name, "", major)
+    grammar = Grammar.of(major)
+    try:
+        found = words(value, grammar)
+        if name == "platform":
+            oem_strings(value, grammar)
+    except OptionError as error:
+        raise usage(f"--{name} cannot be read: {error}", _AS_WANTED) from None
+    modes = {key for key, _ in found if key in schema.MODES} if name in _CONSOLES else set()
+    entry: Object = {}
+    for key, raw in found:
+        if key in modes and key not in schema.OPTIONS[name]:
+            continue
+        _set(entry, name, key, raw, major)
+    for key, forced in schema.FORCED.get(name, {}).items():
+        entry.setdefault(key, forced)
+    if name in _CONSOLES:
+        _console(name, entry, modes)
+    if name in _COMPLETE:
+        _COMPLETE[name](entry, major)
+    for key in schema.REQUIRED.get(name, ()):
+        if key not in entry:
+            raise usage(f"--{name}: {key} is missing", "cloud-hypervisor requires it")
+    return entry
+
+
+def check_known(name: str, key: str, major: int) -> None:
+    """Refuse what this cloud-hypervisor does not take (any more), and what the API cannot take."""
+    what = f"--{name}: {key}" if key else f"--{name}"
+    if (name, key) in releases.REFUSED:
+        raise usage(f"{what} does not go through the API: {releases.REFUSED[name, key]}", WAY_OUT)
+    since = releases.SINCE.get((name, key), 0)
+    if major < since:
+        raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it came with {since}: use that")
+    last = releases.LAST.get((name, key), major)
+    if major > last:
+        raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it went after {last}: drop it")
+
+
+def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> None:
+    check_known(name, key, major)
+    if key not in schema.OPTIONS[name]:
+        # After a stray comma, the key of a --platform may be a piece of somebody's secret.
+        named = raw is not None and name != "platform" and 0 < len(key) <= _KEY_MAX and _KEY.issuperset(key)
+        shown = f" {key}" if named else ""
+        raise usage(f"--{name} has a key{shown} that is not known to the api channel", WAY_OUT)
+    if raw is None:
+        raise usage(f"--{name}: {key} has no value", "give it one")
+    json_name, convert = schema.OPTIONS[name][key]
+    entry.pop(json_name, None)
+    if not raw or json_name == schema.IGNORED:
+        return
+    try:
+        entry[json_name] = convert(raw, Grammar.of(major))
+    except ValueError:
+        raise usage(f"--{name}: the value of {key} cannot be read", _AS_WANTED) from None
+
+
+def _console(name: str, entry: Object, modes: set[str]) -> None:
+    mode = next((mode for mode in schema.MODES if mode in modes), None)
+    if mode is None:
+        raise usage(f"--{name} has no mode", "say off, pty, tty, null, file=… or socket=…")
+    for path in {"file", "socket"} - {mode}:
+        entry.pop(path, None)
+    if mode in {"file", "socket"} and mode not in entry:
+        raise usage(f"--{name}: {mode} has no value", "give it a path")
+    entry["mode"] = schema.MODES[mode]
+
+
+def _cpus(entry: Object, _major: int) -> None:
+    entry.setdefault("max_vcpus", entry["boot_vcpus"])
+
+
+def _platform(entry: Object, major: int) -> None:
+    if major >= _SYSTEM_NAMES_SINCE:
+        for old in _SYSTEM_NAMES.keys() & entry.keys():
+            value = entry.pop(old)
+            entry.setdefault(_SYSTEM_NAMES[old], value)
+
+
+def _numa(entry: Object, major: int) -> None:
+    if major < _NUMA_ID_REQUIRED_SINCE:
+        entry.setdefault("guest_numa_id", 0)
+    if "device_id" in entry and ("cpus" in entry or "memory_zones" in entry):
+        raise usage(
+            "--numa: device_id is given with cpus or memory_zones", "a node has the one or the other"
+        )
+
+
+def _generic_vhost_user(entry: Object, _major: int) -> None:
+    older = entry.pop("virtio_id", None)
+    if older is not None:
+        entry.setdefault("device_type", older)
+
+
+def _disk(entry: Object, major: int) -> None:
+    _buckets(entry, major)
+    if "vhost_socket" in entry:
+        entry.pop("image_type", None)
+
+
+def _buckets(entry: Object, _major: int) -> None:
+    """Token buckets; one without size or refill time does not exist (`DiskConfig::parse`)."""
+    config: Object = {}
+    for kind, json_name in (("bw", "bandwidth"), ("ops", "ops")):
+        size, burst, refill = (
+            entry.pop(f"{kind}_{part}", 0) for part in ("size", "one_time_burst", "refill_time")
+        )
+        if size and refill:
+            config[json_name] = {"size": size, "one_time_burst": burst, "refill_time": refill}
+    if config:
+        entry["rate_limiter_config"] = config
+
+
+def _group(entry: Object, major: int) -> None:
+    _buckets(entry, major)
+    if "rate_limiter_config" not in entry:
+        raise usage("--rate-limit-group limits nothing", "give size and refill time, or drop it")
+
+
+_COMPLETE: Final[dict[str, Callable[[Object, int], None]]] = {
+    "cpus": _cpus,
+    "platform": _platform,
+    "generic-vhost-user": _generic_vhost_user,
+    "numa": _numa,
+    "disk": _disk,
+    "net": _buckets,
+    "rate-limit-group": _group,
+}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""What a VM's units do on the host, for VMs from a spec: tap interfaces, shared directories, a clean end.
+
+Names and conventions are microvm.nix's: its programs ``tap-up``, ``tap-down``, ``virtiofsd-run`` and
+``microvm-shutdown`` do the same for VMs that have them.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from credferry.launcher import trust
+from credferry.launcher.errors import Exit, LaunchError, usage
+from credferry.launcher.hypervisor import api
+from credferry.launcher.spec.model import SHARES_DIRECTORY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+    from credferry.launcher.spec.model import Share, Spec
+
+_OLD_VIRTIOFSD: Final = "/usr/lib/qemu/virtiofsd"
+_VIRTIOFSD: Final = ("virtiofsd", "/usr/libexec/virtiofsd", _OLD_VIRTIOFSD)
+"""Where distributions have it: in the search path, Debian 13, Debian 12 (QEMU's)."""
+_ENDINGS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_API_SECONDS: Final = 10.0
+_UP_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.02
+
+
+def tap_up(spec: Spec) -> None:
+    """Make the VM's tap devices, owned by its user, and bring them up. Raises `LaunchError`."""
+    for network in spec.networks:
+        if Path("/sys/class/net", network.tap).exists():
+            _ip("link", "delete", network.tap)
+        queues = ["multi_queue"] if network.queues > 1 else []
+        _ip("tuntap", "add", "name", network.tap, "mode", "tap", "user", spec.user, "vnet_hdr", *queues)
+        for address in network.addresses:
+            _ip("address", "add", address, "dev", network.tap)
+        _ip("link", "set", network.tap, "up")
+
+
+def tap_down(spec: Spec) -> None:
+    """Remove them; those that are gone already are passed over. Raises `LaunchError`."""
+    for network in spec.networks:
+        if Path("/sys/class/net", network.tap).exists():
+            _ip("link", "delete", network.tap)
+
+
+def shutdown(spec: Spec, pid: int) -> None:
+    """Press the guest's power button, and wait until the hypervisor is gone. Raises `LaunchError`.
+
+    There is no deadline: the unit's ``TimeoutStopSec=`` is one.
+    """
+    try:
+        vmm = os.pidfd_open(pid)
+        deadline = time.monotonic() + _API_SECONDS
+        answer = api.put(api.connect(spec.api_socket, deadline), "vm.power-button", deadline=deadline)
+    except ProcessLookupError:
+        return
+    except (OSError, api.ApiError):
+        raise _failed("cloud-hypervisor's API socket does not answer", "systemd will end the unit") from None
+    if answer.good:
+        select.select([vmm], [], [])
+
+
+def virtiofsd(spec: Spec) -> None:
+    """Serve the VM's shares, each again when its VM is gone, until told to end. Raises `LaunchError`.
+
+    systemd is told (``Type=notify``) once all of them listen.
+    """
+    if not spec.shares:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+        _ready()
+        signal.sigwait(_ENDINGS)
+        return
+    for share in spec.shares:
+        _check_socket(share)
+    program = _program()
+    running: dict[int, Share] = {}
+    stop: list[int] = []
+    for number in _ENDINGS:
+        signal.signal(number, lambda number, _: _end(running, stop, number))
+    for share in spec.shares:
+        Path(share.socket).unlink(missing_ok=True)
+        running[_serve(program, share)] = share
+    _wait_until_up(spec.shares)
+    _ready()
+    while running:
+        pid, status = os.wait()
+        share = running.pop(pid)
+        if stop:
+            continue
+        if status:
+            _end(running, stop, signal.SIGTERM)
+            raise _failed(f"virtiofsd of share {share.tag} failed", "see what it said before this")
+        running[_serve(program, share)] = share
+
+
+def _check_socket(share: Share) -> None:
+    """Refuse a socket in a directory that others can change: root makes it, and changes its group."""
+    directory, _, name = share.socket.rpartition("/")
+    if not directory.startswith("/") or not name:
+        raise usage(
+            f"the socket of share {share.tag} is no absolute path",
+            f"leave it out, or give one below {SHARES_DIRECTORY}",
+        )
+    try:
+        trust.check_directory(directory)
+    except OSError as error:
+        raise usage(
+            f"the socket of share {share.tag} cannot be made in {directory}: {error.strerror}",
+            "the unit needs RuntimeDirectory=credferry-shares/%i",
+        ) from None
+
+
+def _serve(program: str, share: Share) -> int:
+    command = [program, f"--socket-path={share.socket}", "--socket-group=kvm"]
+    if program == _OLD_VIRTIOFSD:
+        command += ["-o", f"source={share.source}"]
+        if share.readonly:
+            raise _failed(f"share {share.tag}: QEMU's virtiofsd has no readonly", "mount it so in the guest")
+    else:
+        command += [f"--shared-dir={share.source}", *(["--readonly"] if share.readonly else [])]
+    return os.posix_spawnp(program, command, os.environ)
+
+
+def _wait_until_up(shares: Sequence[Share]) -> None:
+    deadline = time.monotonic() + _UP_SECONDS
+    for share in shares:
+        while not Path(share.socket).is_socket():
+            if time.monotonic() > deadline:
+                raise _failed(
+                    f"virtiofsd of share {share.tag} does not listen", "see what it said before this"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def _end(running: dict[int, Share], stop: list[int], number: int) -> None:
+    stop.append(number)
+    for pid in running:
+        os.kill(pid, signal.SIGTERM)
+
+
+def _ready() -> None:
+    target = os.environ.get("NOTIFY_SOCKET")
+    if target:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.sendto(b"READY=1", target.replace("@", "\0", 1) if target.startswith("@") else target)
+
+
+def _program() -> str:
+    import shutil  # noqa: PLC0415 (for this verb only)
+
+    for name in _VIRTIOFSD:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise _failed("there is no virtiofsd", "install it: Debian 13 has a package virtiofsd, Debian 12 QEMU's")
+
+
+def _ip(*arguments: str) -> None:
+    try:
+        done = subprocess.run(["ip", *arguments], stdin=subprocess.DEVNULL, check=False)
+    except FileNotFoundError:
+        raise _failed("there is no program ip", "install iproute2") from None
+    if done.returncode:
+        raise _failed(f"ip {' '.join(arguments)} failed", "see what it said before this")
+
+
+def _failed(message: str, hint: str) -> LaunchError:
+    return LaunchError(message, hint=hint, status=Exit.HYPERVISOR)
