@@ -30,12 +30,12 @@ class _Condition:
 
 @dataclass(slots=True)
 class Conditions:
-    """What is the matter at present, by key. ``now`` is given by the caller: monotonic, in seconds."""
+    """Conditions that hold at present, by key. The caller passes ``now``: monotonic, in seconds."""
 
     _known: dict[str, _Condition] = field(default_factory=dict)
 
-    def met(self, key: str, text: str, now: float) -> bool:
-        """Take note that a condition is met. Whether that is new, or its text is, and so is to be told."""
+    def begin(self, key: str, text: str, now: float) -> bool:
+        """Note that a condition holds. Returns whether it, or its text, is new and must be reported."""
         condition = self._known.get(key)
         if condition is not None and condition.text == text:
             condition.times += 1
@@ -45,15 +45,16 @@ class Conditions:
 
     @property
     def keys(self) -> frozenset[str]:
-        """What is the matter at present."""
+        """Keys of the conditions that hold at present."""
         return frozenset(self._known)
 
-    def over(self, key: str, now: float) -> str:
-        """Take note that it is met no more: how often it was, and for how long; empty where it was not."""
+    def end(self, key: str, now: float) -> str:
+        """Note that a condition has ended. Returns how long it held, and how many checks saw it."""
         condition = self._known.pop(key, None)
         if condition is None:
             return ""
-        return f"seen {condition.times} times in {now - condition.began:.0f} s"
+        checks = "1 failed check" if condition.times == 1 else f"{condition.times} failed checks"
+        return f"{now - condition.began:.0f} s ({checks})"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from credferry.agent.config.loading import parse
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.sealer import Sealer
-from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.sealing.keys import CredentialKey, hashed_machine_id
 from credferry.agent.store.generations import Store
 from credferry.agent.systemd.units import UnitState
@@ -94,7 +94,11 @@ class Place:
     def look(self) -> Callable[[], int]:
         """A function that looks, and tells how many VMs it would restart."""
         store = Store(self.top / "state", self.key)
-        observer, pacer, manager = Observer(self.config, store), Pacer(self.config, store), Units()
+        observer, pacer, manager = (
+            Observer(self.config, store),
+            RestartPolicyGate(self.config, store),
+            Units(),
+        )
 
         def look() -> int:
             found = pacer.hold_back(observer.look(self.config.vms.values(), manager))

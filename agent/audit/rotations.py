@@ -155,7 +155,7 @@ _OF_A_VM = {Event.LAUNCHED, Event.GUEST_REBOOT, Event.LAUNCH_REFUSED, Event.WAIT
 
 def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
     """The story of a whole journal's records, oldest first."""
-    teller = _Teller()
+    teller = _RotationBuilder()
     for record in records:
         teller.hear(record)
     ready = {(each.vm, each.begin): each.ready for each in periods if each.ready is not None}
@@ -175,7 +175,7 @@ def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
     return Story(tuple(rotations), tuple(teller.facts))
 
 
-class _Teller:
+class _RotationBuilder:
     def __init__(self) -> None:
         self.rotations: dict[tuple[str, str], Rotation] = {}
         self.facts: list[Record] = []

@@ -21,7 +21,7 @@ from credferry.agent.errors import ConfigurationError, UsageError, VmError
 from credferry.agent.printable import json_text, printable
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, Observer
-from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.store.opening import open_store_untouched
 from credferry.agent.systemd.units import SystemManager
 
@@ -114,7 +114,7 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
     try:
         store = open_store_untouched(config)
         look = Observer(config, store).look(vms, manager)
-        return config, Pacer(config, store, is_single_pass=True).hold_back(look)
+        return config, RestartPolicyGate(config, store, is_single_pass=True).hold_back(look)
     finally:
         manager.close()
 

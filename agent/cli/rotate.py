@@ -139,7 +139,7 @@ def _by_ourselves(
             if order is Order.ROTATE:
                 state = ours.rollout.rotate(vm.name, manager, given, run)
             else:
-                state = ours.rollout.go_back(vm.name, manager, run)
+                state = ours.rollout.roll_back(vm.name, manager, run)
         attempt = ours.store.attempt(vm.name)
         evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
         return OrderRow(

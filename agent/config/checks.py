@@ -60,7 +60,7 @@ def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path
         TopologicalSorter({name: vm.after for name, vm in vms.items()}).prepare()
     except CycleError as error:
         raise ConfigurationError(
-            f"{path}: vms.{error.args[1][0]}.after: the order is a circle: {' after '.join(error.args[1])}",
+            f"{path}: vms.{error.args[1][0]}.after: `after` has a cycle: {' → '.join(error.args[1])}",
             hint="leave one of them out",
         ) from None
 

@@ -80,7 +80,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     quiet_seconds: Seconds = 1.0
     """How long a file written in place must have stayed the same; a symlink's swap needs no settling."""
     quiet_max_seconds: Seconds = 10.0
-    """After this long an unquiet source is read as it is."""
+    """After this long the source is read even if files are still changing."""
     resync_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
     """Every so often the source is looked at without a hint, for what inotify cannot see."""
 

@@ -29,7 +29,7 @@ from credferry.agent.rollout.operators import Operator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from credferry.agent.reconcile.status import Standing
+    from credferry.agent.reconcile.status import VmStatus
     from credferry.agent.rollout.orders import Orders
 
 
@@ -165,7 +165,7 @@ def _served(word: Callable[[], _T]) -> _T:
         raise ServedError(f"{ERROR_PREFIX}Internal", place(error)) from None
 
 
-def vm_properties(vm: Standing) -> dict[str, Any]:
+def vm_properties(vm: VmStatus) -> dict[str, Any]:
     """The properties of a VM's object, by `VM_PROPERTIES`, but for those of its orders."""
     return {
         "Name": vm.name,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from credferry.agent.audit.writer import Fact
-    from credferry.agent.reconcile.status import Standing
+    from credferry.agent.reconcile.status import VmStatus
     from credferry.agent.rollout.orders import Orders
 
 
@@ -74,7 +74,7 @@ class Control:
         self._work.put(None)
         self._thread.join(timeout=_STOP_SECONDS)
 
-    def show(self, standings: Iterable[Standing]) -> None:
+    def show(self, standings: Iterable[VmStatus]) -> None:
         """See `Front`."""
         now = tuple(standings)
         self._work.put(lambda: self._show(now))
@@ -139,7 +139,7 @@ class Control:
             if not self._is_owned:
                 self._withdraw()
                 self._tell_lack(f"{NAME} belongs to another process: is a second agent running?")
-            elif self._conditions.over("control", time.monotonic()):
+            elif self._conditions.end("control", time.monotonic()):
                 _log.info("the agent is on the bus", name=NAME)
 
     def _withdraw(self) -> None:
@@ -155,7 +155,7 @@ class Control:
             bus.close()
 
     def _tell_lack(self, why: str) -> None:
-        if self._conditions.met("control", why, time.monotonic()):
+        if self._conditions.begin("control", why, time.monotonic()):
             _log.warning("the agent cannot be controlled over the bus, and goes on", reason=why)
 
     def _publish(self, path: str, target: object) -> None:
@@ -176,7 +176,7 @@ class Control:
         threading.Thread(target=run, name="control-call", daemon=True).start()
         return True
 
-    def _show(self, standings: tuple[Standing, ...]) -> None:
+    def _show(self, standings: tuple[VmStatus, ...]) -> None:
         before = self._agent.VMs
         for name in self._agent.vms.keys() - {each.name for each in standings}:
             del self._agent.vms[name]

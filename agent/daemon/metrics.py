@@ -193,7 +193,7 @@ class Metrics:
             self._reconciled,
         )
         lacking = GaugeMetricFamily(
-            "credferry_lacking", "1 for what the agent has to do without at present.", labels=("what",)
+            "credferry_unavailable", "1 for what the agent has to do without at present.", labels=("what",)
         )
         for what in LACKS:
             lacking.add_metric((what,), what in self._lacks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the daemon shows itself by to others while it runs; by what, it need not know."""
+"""The interface through which the daemon publishes its state while it runs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from credferry.agent.audit.writer import Fact
-    from credferry.agent.reconcile.status import Standing
+    from credferry.agent.reconcile.status import VmStatus
 
 
 class Front(Protocol):
     """Every method returns at once and raises nothing; any thread may call them."""
 
     def start(self) -> None:
-        """Begin to be there for others."""
+        """Start publishing."""
 
     def stop(self) -> None:
-        """Be there no more."""
+        """Stop publishing."""
 
-    def show(self, standings: Iterable[Standing]) -> None:
-        """Show where all VMs stand."""
+    def show(self, standings: Iterable[VmStatus]) -> None:
+        """Publish the status of all VMs."""
 
     def hear(self, fact: Fact) -> None:
         """Pass on a fact that was recorded."""
@@ -37,7 +37,7 @@ class NoFront:
     def stop(self) -> None:
         """See `Front`."""
 
-    def show(self, standings: Iterable[Standing]) -> None:
+    def show(self, standings: Iterable[VmStatus]) -> None:
         """See `Front`."""
 
     def hear(self, fact: Fact) -> None:

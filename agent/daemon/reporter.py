@@ -39,17 +39,17 @@ class Reporter:
         key = f"refused {vm.name}"
         if decision.state in _REFUSED and decision.reasons:
             reasons = "; ".join(decision.reasons)
-            if self._conditions.met(key, reasons, now):
+            if self._conditions.begin(key, reasons, now):
                 self._tell(Event.REFUSED, f"{vm.name}: keeps what it has: {reasons}", decision)
-        elif counted := self._conditions.over(key, now):
+        elif counted := self._conditions.end(key, now):
             self._tell(Event.REFUSAL_OVER, f"{vm.name}: is refused no more; {counted}", decision)
 
     def _waits(self, decision: Decision) -> None:
         vm, now = decision.vm, time.monotonic()
         key = f"waits {vm.name}"
         if decision.state is not State.WAITING:
-            self._conditions.over(key, now)
-        elif self._conditions.met(key, "; ".join(decision.reasons), now):
+            self._conditions.end(key, now)
+        elif self._conditions.begin(key, "; ".join(decision.reasons), now):
             self._tell(
                 Event.WAITING, f"{vm.name}: its restart waits {'; '.join(decision.reasons)}", decision
             )

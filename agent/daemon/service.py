@@ -39,7 +39,7 @@ from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.reconcile.status import standing
 from credferry.agent.reconcile.takeover import take_over
 from credferry.agent.rollout.orders import Orders
-from credferry.agent.rollout.pacing import Clock, Pacer
+from credferry.agent.rollout.pacing import Clock, RestartPolicyGate
 from credferry.agent.rollout.session import Session
 from credferry.agent.rollout.workers import Dispatcher, Restarts
 from credferry.agent.source.settling import Changes, Settler
@@ -180,7 +180,7 @@ class Service:
         self._store = store
         self._changes = Changes()
         self._audit = audit
-        pacer = Pacer(config, store, self._parts.clock)
+        pacer = RestartPolicyGate(config, store, self._parts.clock)
         session = Session.of(config, store, audit, pacer, stop=self._stop, monotonic=self._monotonic)
         self._observer, self._pacer = session.observer, session.pacer
         self._sealer, self._rollout = session.sealer, session.rollout
@@ -249,7 +249,7 @@ class Service:
         try:
             self._metrics.write_if_due(Path(textfile), lacks, period)
         except OSError as error:
-            if self._conditions.met("metrics", str(error), now):
+            if self._conditions.begin("metrics", str(error), now):
                 _log.error("metrics cannot be written", file=textfile, reason=error.strerror)
         else:
             self._tell_over("metrics", "metrics can be written again")
@@ -274,8 +274,8 @@ class Service:
         try:
             self._go_over_to(self._config)
         except KeyFileError as error:
-            if self._conditions.met("key", str(error), self._monotonic()):
-                _log.error("the agent goes on with the key that the host had", reason=describe(error))
+            if self._conditions.begin("key", str(error), self._monotonic()):
+                _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
         else:
             self._tell_over("key", "the host's key can be read again")
 
@@ -284,7 +284,7 @@ class Service:
         try:
             snapshot = self._observer.snapshot(vms)
         except SourceError as error:
-            if self._conditions.met("source", str(error), now):
+            if self._conditions.begin("source", str(error), now):
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
             # A VM that a restart of ours left down is put back without a source, too.
             look = self._observer.look_at(without_source(error), vms, manager)
@@ -297,8 +297,10 @@ class Service:
             self._go_first(changed, snapshot, manager)
             return Turn(_LOOK_OWED_SECONDS, is_settled=False, owes_look=True, is_unsteady=before.is_unsteady)
         look = self._observer.look_at(snapshot, vms, manager)
-        if counted := self._conditions.over("source", now):
-            message = f"source {self._config.source.path} can be read again; its lack was {counted}"
+        if counted := self._conditions.end("source", now):
+            message = (
+                f"source {self._config.source.path} can be read again; it was unavailable for {counted}"
+            )
             self._audit.record(Event.SOURCE_BACK, message)
         unsettled = self._unsettled(look)
         if unsettled:
@@ -348,14 +350,14 @@ class Service:
         self._watch.stop()  # the present one: a reload makes another
 
     def _lose_store(self, error: StoreError) -> None:
-        if self._conditions.met("store", str(error), self._monotonic()):
+        if self._conditions.begin("store", str(error), self._monotonic()):
             _log.error(
                 "nothing is sealed or restarted until the store can be written", reason=describe(error)
             )
 
     def _tell_over(self, key: str, message: str) -> None:
-        if counted := self._conditions.over(key, self._monotonic()):
-            _log.info(message, its_lack=counted)
+        if counted := self._conditions.end(key, self._monotonic()):
+            _log.info(message, unavailable_for=counted)
 
     def _on_job(self, unit: str) -> None:
         if not unit or any(vm.unit == unit for vm in self._config.vms.values()):
@@ -393,7 +395,7 @@ class Service:
         try:
             self._go_over_to(configuration.load(self._path), f"{self._path} is in force")
         except CredferryError as error:
-            _log.error("the configuration stays as it was", reason=describe(error))
+            _log.error("reload failed; keeping the previous configuration", reason=describe(error))
         daemon.notify("READY=1")
 
 

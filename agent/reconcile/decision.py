@@ -125,7 +125,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
             return Decision(
                 vm,
                 State.REFUSED,
-                roll_back=_must_go_back(now, grace_over),
+                roll_back=_must_roll_back(now, grace_over),
                 reasons=reasons,
                 look_again=passing,
             )
@@ -135,7 +135,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if not _is_accepted(now, wanted):
         limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
     if limit is not None:
-        return Decision(vm, State.REFUSED, roll_back=_must_go_back(now, grace_over), reasons=(limit,))
+        return Decision(vm, State.REFUSED, roll_back=_must_roll_back(now, grace_over), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # The delivery alone differing is written for the next start, and restarts nothing: the guest would
     # get the same.
@@ -296,7 +296,7 @@ def _is_unproven(now: Observed) -> bool:
     return attempt.outcome is Outcome.RESTARTING and evidence.digest == attempt.digest
 
 
-def _must_go_back(now: Observed, grace_over: bool) -> bool:
+def _must_roll_back(now: Observed, grace_over: bool) -> bool:
     """Whether the VM is down by us, has something to go back to, and was not put back yet."""
     attempt = now.attempt
     if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:

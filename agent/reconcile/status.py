@@ -22,7 +22,7 @@ _MICROVMS = Path("/var/lib/microvms")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class VmStatus:
     """One VM at one look. Generations are 0, and texts empty, for none."""
 
     name: str
@@ -40,10 +40,10 @@ class Standing:
     """Of a VM of microvm.nix: ``current``, or ``older`` where it was started from an older build."""
 
 
-def standing(observed: Observed, decision: Decision, store: Store) -> Standing:
+def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
     """What a look has found out about a VM."""
     unit, sealed, runs = observed.unit, observed.sealed, observed.runs
-    return Standing(
+    return VmStatus(
         name=observed.vm.name,
         unit=observed.vm.unit,
         unit_state=f"{unit.active} ({unit.sub})" if unit is not None else "unknown",

@@ -43,13 +43,13 @@ _log = structlog.get_logger()
 _SYNC_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"
-PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_go_back}
+PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
 """What says whether an order that takes a restart can be followed."""
 _ASK_AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class PendingOrder:
     """An order that takes a restart, the moment at which it was given, monotonic, and its run."""
 
     order: Order
@@ -68,7 +68,7 @@ class Orders:
         self._hint = hint
         self._monotonic = monotonic
         self._changed = threading.Condition()
-        self._pending: dict[str, Given] = {}
+        self._pending: dict[str, PendingOrder] = {}
         self._results: dict[str, str] = {}
         self._begun = self._done = 0
         self._failure: CredferryError | None = None
@@ -110,12 +110,12 @@ class Orders:
         with self._changed:
             return set(self._pending)
 
-    def given(self, name: str) -> Given | None:
+    def given(self, name: str) -> PendingOrder | None:
         """The order on a VM that is not carried out yet."""
         with self._changed:
             return self._pending.get(name)
 
-    def carried_out(self, name: str, given: Given, result: str) -> None:
+    def complete(self, name: str, given: PendingOrder, result: str) -> None:
         """Take note of how an order ended; empty for well."""
         with self._changed:
             if self._pending.get(name) is not given:
@@ -123,9 +123,9 @@ class Orders:
             del self._pending[name]
             self._results[name] = result
 
-    def drop(self, name: str, given: Given, reason: str) -> None:
+    def drop(self, name: str, given: PendingOrder, reason: str) -> None:
         """Take note that an order could not be carried out."""
-        self.carried_out(name, given, reason)
+        self.complete(name, given, reason)
         self._tell_dropped({name: given}, reason)
 
     def result(self, name: str) -> str:
@@ -170,10 +170,10 @@ class Orders:
             case Order.HOLD | Order.RELEASE:
                 run = hold(session.store, session.audit, vm, operator, held=order is Order.HOLD)
                 if order is Order.RELEASE and is_halted(session.store, vm):
-                    self._retry(session, vm, Given(order, self._monotonic(), run))
+                    self._retry(session, vm, PendingOrder(order, self._monotonic(), run))
             case Order.RETRY:
                 run = record(session.audit, order, vm, operator)
-                self._retry(session, vm, Given(order, self._monotonic(), run))
+                self._retry(session, vm, PendingOrder(order, self._monotonic(), run))
         self._hint("order")
         return run
 
@@ -188,7 +188,7 @@ class Orders:
                     "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
                 )
             run = record(session.audit, order, vm, operator)
-            given = Given(order, self._monotonic(), run)
+            given = PendingOrder(order, self._monotonic(), run)
             with self._changed:
                 is_gone = vm.name not in self.config.vms  # by a reload, a moment ago
                 if not is_gone:
@@ -199,7 +199,7 @@ class Orders:
             raise OrderError("UnknownVm", f"{vm.name}: {_GONE}", hint="see: credferry status")
         return run
 
-    def _retry(self, session: Session, vm: VmConfig, given: Given) -> None:
+    def _retry(self, session: Session, vm: VmConfig, given: PendingOrder) -> None:
         """Have what failed tried again, once nobody is at it, which is waited for only so long."""
         deadline = self._monotonic() + _RETRY_SECONDS
         while True:
@@ -213,7 +213,7 @@ class Orders:
             else:
                 return
 
-    def _tell_dropped(self, dropped: Mapping[str, Given], reason: str) -> None:
+    def _tell_dropped(self, dropped: Mapping[str, PendingOrder], reason: str) -> None:
         if self._session is None:
             return
         for name, given in dropped.items():

@@ -80,7 +80,7 @@ class _Quiet:
 
 
 @dataclass(slots=True)
-class Pacer:
+class RestartPolicyGate:
     """Holds back what is due but not yet. Two threads may ask at once."""
 
     config: Config
@@ -171,7 +171,7 @@ class Pacer:
         if opens <= now:
             return None
         if opens == math.inf:
-            return Wait("its window opens never again", _LONG)
+            return Wait("no restart window will ever open again", _LONG)
         moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
         return Wait(f"until its window opens, {moment}", opens - now)
 

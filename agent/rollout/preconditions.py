@@ -34,7 +34,7 @@ def to_rotate(store: Store, observed: Observed) -> Manifest:
     return manifest
 
 
-def to_go_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
+def to_roll_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
     """What a VM is to be put back from, and onto what. Raises `OrderError`."""
     manifest = _sealed(store, observed)
     previous = store.previous(observed.vm.name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Restarting a VM onto what is sealed, judging the result, and putting it back where that went wrong.
 
-Everything is decided afresh right before it is done, under the VM's lock, so that two of us never do it
-twice. What is under way is noted before systemd is asked, so that a crash of ours is no reason to forget it.
+The agent decides afresh right before each step, under the VM's lock, so the daemon and a command never
+restart a VM twice. It notes what is under way before it asks systemd, so a crash of the agent loses nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.reconcile.observer import Look, Observer
-    from credferry.agent.rollout.pacing import Pacer
+    from credferry.agent.rollout.pacing import RestartPolicyGate
     from credferry.agent.store.evidence import Evidence
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager, UnitState
@@ -51,7 +51,7 @@ class Rollout:
     store: Store
     observer: Observer
     audit: Audit
-    pacer: Pacer
+    pacer: RestartPolicyGate
     stop: threading.Event = field(default_factory=threading.Event)
     monotonic: Callable[[], float] = time.monotonic
     _overtaken: dict[str, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Rollout:
                 return self._roll_back(vm, attempt, manager)
             if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
                 began = self.monotonic()
-                return self._prove(vm, manifest, attempt, manager, began=began, unit=observed.unit)
+                return self._check_health(vm, manifest, attempt, manager, began=began, unit=observed.unit)
             if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             # One that a restart of ours left down is not left there for another's sake.
@@ -124,7 +124,7 @@ class Rollout:
             previous = 0 if previous == manifest.generation else previous
             return self._restart(vm, manifest, previous, manager, observed.unit, order=order)
 
-    def go_back(
+    def roll_back(
         self, name: str, manager: SystemManager, order: str, stands: Callable[[], bool] = lambda: True
     ) -> State | None:
         """Put a VM back on the generation before its current one, by an operator's word.
@@ -140,7 +140,7 @@ class Rollout:
                 return State.CHANGING
             look = self.observer.look_or_refuse([vm], manager)
             decision, observed = look.decisions[0], look.observed[0]
-            manifest, previous = preconditions.to_go_back(self.store, observed)
+            manifest, previous = preconditions.to_roll_back(self.store, observed)
             if self._is_overtaken(vm, decision):
                 return None
             if readiness.is_up(observed.unit):
@@ -262,7 +262,7 @@ class Rollout:
             self._record(Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
             ending = self._ask(vm, manifest, manager, unit, again=again)
             if isinstance(ending, Succeeded):
-                return self._prove(vm, manifest, attempt, manager, began=began, unit=ending.unit)
+                return self._check_health(vm, manifest, attempt, manager, began=began, unit=ending.unit)
             if self.stop.is_set():
                 return State.CHANGING
             if isinstance(ending, Overruled):
@@ -279,7 +279,7 @@ class Rollout:
             return State.CHANGING
         return self._fail(vm, attempt, reason, manager, is_left_down=is_left_down)
 
-    def _prove(
+    def _check_health(
         self,
         vm: VmConfig,
         manifest: Manifest,

@@ -13,7 +13,7 @@ from credferry.agent.audit.writer import Audit
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.reconcile.takeover import take_over
-from credferry.agent.rollout.pacing import Pacer
+from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.rollout.rollout import Rollout
 from credferry.agent.store.opening import open_store, present_key
 
@@ -33,7 +33,7 @@ class Session:
     store: Store
     audit: Audit
     observer: Observer
-    pacer: Pacer
+    pacer: RestartPolicyGate
     sealer: Sealer
     rollout: Rollout
 
@@ -43,7 +43,7 @@ class Session:
         config: Config,
         store: Store,
         audit: Audit,
-        pacer: Pacer,
+        pacer: RestartPolicyGate,
         *,
         stop: threading.Event | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -62,7 +62,7 @@ class Session:
         """The parts for a verb that does the agent's work once. Raises as `open_store` does."""
         store = open_store(config)
         audit = Audit(store, present_key=partial(present_key, config))
-        return cls.of(config, store, audit, Pacer(config, store, is_single_pass=True))
+        return cls.of(config, store, audit, RestartPolicyGate(config, store, is_single_pass=True))
 
     def take_over(self, manager: SystemManager | None) -> bool:
         """Bring a store of an earlier form to the present one. Raises `StoreError`, `BusError`."""

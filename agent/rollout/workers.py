@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import Config
     from credferry.agent.reconcile.observer import Look
-    from credferry.agent.rollout.orders import Given, Orders
+    from credferry.agent.rollout.orders import Orders, PendingOrder
     from credferry.agent.rollout.rollout import Rollout
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.connection import Connection
@@ -212,7 +212,7 @@ class Restarts:
         finally:
             self._ended()
 
-    def _carry_out(self, name: str, given: Given, rollout: Rollout, manager: SystemManager) -> State:
+    def _carry_out(self, name: str, given: PendingOrder, rollout: Rollout, manager: SystemManager) -> State:
         """Carry out an operator's order; a later look asks again where something is to be sealed first."""
 
         def stands() -> bool:
@@ -222,13 +222,13 @@ class Restarts:
             if given.order is Order.ROTATE:
                 state = rollout.rotate(name, manager, given.moment, given.run, stands)
             else:
-                state = rollout.go_back(name, manager, given.run, stands)
+                state = rollout.roll_back(name, manager, given.run, stands)
         except OrderError as error:
             self._orders.drop(name, given, describe(error))
             return State.CHANGING
         if state is None:
             return State.SEAL_DUE
-        self._orders.carried_out(name, given, "" if state is not State.FAILED else self._why(name))
+        self._orders.complete(name, given, "" if state is not State.FAILED else self._why(name))
         return state
 
     def _why(self, name: str) -> str:

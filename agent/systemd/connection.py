@@ -49,8 +49,8 @@ class Connection:
             except BusError as error:
                 self.lose(error)
             else:
-                if counted := self._conditions.over(_KEY, self._monotonic()):
-                    _log.info("systemd can be reached again", its_lack=counted)
+                if counted := self._conditions.end(_KEY, self._monotonic()):
+                    _log.info("systemd can be reached again", unavailable_for=counted)
         return self._manager
 
     def lose(self, error: BusError) -> None:
@@ -58,7 +58,7 @@ class Connection:
         self.close()
         self._manager = None
         self._retry_at = self._monotonic() + RETRY_SECONDS
-        if self._conditions.met(_KEY, "", self._monotonic()):
+        if self._conditions.begin(_KEY, "", self._monotonic()):
             _log.error("no restarts until systemd can be reached", reason=describe(error))
 
     def close(self) -> None:

@@ -391,7 +391,7 @@ def test_a_bad_reload_changes_nothing(site: Site) -> None:
         site.host.run("systemctl", "reload", "credferry.service")
         site.host.wait_journal(
             lambda entry, naming=naming: (
-                "stays as it was" in entry["MESSAGE"] and naming in entry["MESSAGE"]
+                "keeping the previous configuration" in entry["MESSAGE"] and naming in entry["MESSAGE"]
             ),  # type: ignore[misc]  # a default binds the name
             _SYSTEMD_UNIT="credferry.service",
         )

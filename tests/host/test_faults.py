@@ -584,7 +584,7 @@ def test_a_reload_on_a_full_disk(small_store: Site) -> None:
     site.host.run("sh", "-c", f"head -c 1M /dev/zero >{STORE}/filler", check=False)
     site.deployment.configure(VMS + '[vms.more.credentials]\nKEY = { secret = "api-key" }\n')
     site.host.run("systemctl", "reload", AGENT, check=False)
-    site.host.wait(lambda: "stays as it was" in "\n".join(site.told()), 20, "it is told")
+    site.host.wait(lambda: "keeping the previous configuration" in "\n".join(site.told()), 20, "it is told")
     assert site.pid() == site.agent
     site.host.run("rm", f"{STORE}/filler")
     site.publish()

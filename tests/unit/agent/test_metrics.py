@@ -190,8 +190,8 @@ def test_what_is_lacking(world: World) -> None:
     world.clock.now += 10
     world.write("source", "of no interest")
     samples = world.samples()
-    assert samples["credferry_lacking", "source"] == 1
-    assert samples["credferry_lacking", "bus"] == 0
+    assert samples["credferry_unavailable", "source"] == 1
+    assert samples["credferry_unavailable", "bus"] == 0
     assert samples["credferry_last_reconcile_timestamp_seconds",] == SECONDS
 
 

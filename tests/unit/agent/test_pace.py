@@ -19,7 +19,7 @@ from credferry.agent.reconcile.decision import Decision, Observed, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout import nixos
-from credferry.agent.rollout.pacing import HOUR, Clock, Pacer
+from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source import snapshot as source
 from credferry.agent.store.generations import Store
@@ -55,13 +55,13 @@ class World:
     resealed: set[str] = field(default_factory=set)
     """Those for which this very look seals something."""
 
-    def pacer(self, text: str) -> Pacer:
+    def pacer(self, text: str) -> RestartPolicyGate:
         """A pacer of a configuration."""
         lock = f'[rollout]\nswitch_lock = "{self.directory / "switch"}"\n'
         config = parse((lock + text).encode(), self.directory / "config.toml")
         clock = Clock(lambda: self.now, lambda: self.now, lambda: self.wall)
         self.config = config
-        return Pacer(config, Store(self.directory / "state", CredentialKey(b"k" * 4096)), clock)
+        return RestartPolicyGate(config, Store(self.directory / "state", CredentialKey(b"k" * 4096)), clock)
 
     def look(self) -> Look:
         """One look at all VMs."""
@@ -78,7 +78,7 @@ class World:
         assert isinstance(observed.desired, Desired)
         return observed.desired if observed.vm.name in self.resealed else None
 
-    def waits(self, pacer: Pacer) -> dict[str, tuple[State, float]]:
+    def waits(self, pacer: RestartPolicyGate) -> dict[str, tuple[State, float]]:
         """Which VMs have to wait, what they are shown as, and when to look again."""
         look = pacer.hold_back(self.look())
         return {
@@ -87,7 +87,7 @@ class World:
             if each.vm.name in self.due and each.restart is False
         }
 
-    def held_back(self, pacer: Pacer) -> dict[str, str]:
+    def held_back(self, pacer: RestartPolicyGate) -> dict[str, str]:
         """Why which VMs have to wait."""
         look = pacer.hold_back(self.look())
         return {
@@ -277,7 +277,7 @@ def test_windows(world: World, windows: str, opens_in: float | None) -> None:
     if opens_in == 0:
         assert waits == []
     elif opens_in is None:
-        assert "never" in world.held_back(pacer)["a"]
+        assert "ever open again" in world.held_back(pacer)["a"]
     else:
         assert waits == [opens_in] * 3
 

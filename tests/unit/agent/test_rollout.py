@@ -341,7 +341,7 @@ def test_a_vm_that_would_not_start_again_is_left_running(host: Host) -> None:
     with pytest.raises(OrderError, match="would not start again"):
         host.rollout.rotate("a", host.units, 0.0, ORDER)
     with pytest.raises(OrderError, match="would not start again"):
-        host.rollout.go_back("a", host.units, ORDER)
+        host.rollout.roll_back("a", host.units, ORDER)
     assert host.units.restarts == []
     assert host.store.attempt("a") is None
 
@@ -360,7 +360,7 @@ def test_something_newer_is_sealed_first_but_not_for_ever(host: Host) -> None:
         host.loop.publish(x="five")
     for _ in range(3):
         assert host.rollout.rotate("a", host.units, 0.0, ORDER) is None
-        assert host.rollout.go_back("b", host.units, ORDER) is None
+        assert host.rollout.roll_back("b", host.units, ORDER) is None
     assert host.units.restarts == []
 
 
@@ -410,7 +410,7 @@ def test_an_order_restarts_what_is_due_whenever_it_started(host: Host) -> None:
 def test_an_order_that_was_dropped_does_nothing(host: Host) -> None:
     """It is asked again under the VM's lock."""
     assert host.rollout.rotate("a", host.units, 0.0, ORDER, lambda: False) is State.CHANGING
-    assert host.rollout.go_back("a", host.units, ORDER, lambda: False) is State.CHANGING
+    assert host.rollout.roll_back("a", host.units, ORDER, lambda: False) is State.CHANGING
     assert host.units.restarts == []
     host.loop.stop_vm("a")
     with pytest.raises(OrderError):
@@ -429,7 +429,7 @@ def test_an_order_puts_a_vm_back(host: Host) -> None:
 
     host.units.job = job
     manifest = host.current()
-    assert host.rollout.go_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
     wanted = Attempt(
         manifest.digest, Outcome.FAILED, previous=1, run=manifest.run, by_operator=True, order=ORDER
     )
@@ -443,7 +443,7 @@ def test_an_order_puts_a_vm_back(host: Host) -> None:
     assert host.records() == [(Event.ROLLED_BACK, "a", A, "1", ORDER)]
     assert host.current().generation == 1
     with pytest.raises(OrderError):
-        host.rollout.go_back("a", host.units, ORDER)
+        host.rollout.roll_back("a", host.units, ORDER)
 
 
 def test_a_stopped_vm_is_put_back_without_a_start(host: Host) -> None:
@@ -451,7 +451,7 @@ def test_a_stopped_vm_is_put_back_without_a_start(host: Host) -> None:
     host.loop.stop_vm("a")
     digest = host.current().digest
     host.loop.publish(y="nothing of its")
-    assert host.rollout.go_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
     attempt = host.store.attempt("a")
     assert attempt is not None
     assert attempt.digest == digest
@@ -507,7 +507,7 @@ def test_a_generation_that_does_not_start_either_is_told(host: Host) -> None:
     assert attempt is not None
     assert attempt.reason.count("'failed'") == 2
     host.loop.start_vm("b")
-    assert host.rollout.go_back("b", host.units, ORDER) is State.FAILED
+    assert host.rollout.roll_back("b", host.units, ORDER) is State.FAILED
     assert host.records() == [(Event.ROLLBACK_FAILED, "b", B, "1", ORDER)]
 
 
@@ -757,7 +757,7 @@ def test_a_vm_is_worked_on_by_one_at_a_time(host: Host) -> None:
     host.units.job = job
     host.rollout.restart("a", host.units)
     host.rollout.rotate("a", host.units, 0.0, ORDER, look)
-    host.rollout.go_back("a", host.units, ORDER, look)
+    host.rollout.roll_back("a", host.units, ORDER, look)
     assert held == [True] * len(held)
     assert len(held) >= 4
 
@@ -766,8 +766,8 @@ def test_an_order_stands_for_what_was_published_when_it_was_done(host: Host) -> 
     """Where something newer was never sealed in time, the VM stays back until yet another change."""
     host.loop.publish(x="three")
     for _ in range(3):
-        assert host.rollout.go_back("a", host.units, ORDER) is None
-    assert host.rollout.go_back("a", host.units, ORDER) is State.HELD
+        assert host.rollout.roll_back("a", host.units, ORDER) is None
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
     attempt, desired = host.store.attempt("a"), host.look("a").observed[0].desired
     assert attempt is not None
     assert isinstance(desired, Desired)

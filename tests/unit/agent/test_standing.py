@@ -122,11 +122,11 @@ def test_an_operators_rollback_is_no_failure(store: Store) -> None:
     ("order", "kind"),
     [
         (permits.to_rotate, "Held"),
-        (permits.to_go_back, "Held"),
+        (permits.to_roll_back, "Held"),
         (permits.to_rotate, "NotRunning"),
         (permits.to_rotate, "NothingSealed"),
         (permits.to_rotate, "RolledBack"),
-        (permits.to_go_back, "NothingBefore"),
+        (permits.to_roll_back, "NothingBefore"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -152,7 +152,7 @@ def test_what_cannot_be_followed(store: Store, order: object, kind: str) -> None
 def test_going_back_skips_what_is_the_same(store: Store) -> None:
     """The generation to go back to is the newest before that holds something else."""
     store.write(Manifest("web", 4, DIGESTS[2], "f" * 32, VM.delivery, ()), {}, keep={1, 2, 3})
-    manifest, previous = permits.to_go_back(store, observed(store))
+    manifest, previous = permits.to_roll_back(store, observed(store))
     assert (manifest.generation, previous.generation) == (4, 2)
 
 
