@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What is to be done, from what is: a pure function of published, sealed and running.
+"""Decides what to do about a VM: a pure function of what is published, sealed and running.
 
 The agent closes two gaps and nothing else: published ≠ sealed → seal a new generation; sealed ≠ running,
-and the unit is active → restart it. An event is only a reason to look; a lost one costs time, never a
-rotation, and a needless one costs nothing.
+and the unit is active → restart it. An event only triggers a check. If an event is lost, the next check
+still finds the change. An event without a change does no harm.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NOT_REPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything about one VM at one moment. ``unit`` is None when systemd was not asked.
+    """Everything about one VM at one moment. ``unit`` is None if the agent did not ask systemd.
 
-    ``evidence`` is root's word for what the present invocation was started with. ``hint`` is what the
-    launcher reported of it; others could have forged it.
+    ``evidence`` is root's record of what the unit's present invocation was started with. ``hint`` is the
+    launcher's report of that start; another process could have forged it.
     """
 
     vm: VmConfig
@@ -48,13 +48,13 @@ class Observed:
 
     @property
     def runs(self) -> Evidence | Assumed | None:
-        """What the present invocation was started with: by evidence, or else as it was assumed."""
+        """What the present invocation was started with: the evidence, or else the recorded assumption."""
         unit = self.unit
         if unit is None:
             return None
         known = [each for each in (self.evidence, self.assumed) if each]
         known = [each for each in known if each.invocation_id == unit.invocation_id]
-        # A digest of an earlier key of the host that is not known with the present one comes last.
+        # A digest made with an earlier key of the host comes last.
         known.sort(key=lambda each: not self._is_of_present_key(each.digest))
         return known[0] if known else None
 
@@ -66,30 +66,30 @@ class Observed:
 
 
 class State(enum.StrEnum):
-    """Where a VM stands."""
+    """State of a VM."""
 
     IN_STEP = "in step"
     STOPPED = "stopped"
     """Not running; its next start gets the current generation."""
     RESTART_DUE = "restart due"
     SEAL_DUE = "seal due"
-    """A new generation is to be sealed, and no restart is known to be needed."""
+    """The agent must seal a new generation. It does not know of a restart that is needed."""
     CHANGING = "changing"
-    """Its unit is on its way up or down, or its launcher has not reported yet; looked at again shortly."""
+    """Its unit is starting or stopping, or a rollout step is not finished yet. The agent checks again."""
     REFUSED = "refused"
     FAILED = "failed"
-    """The last change could not be rolled out; it is left alone until it changes again, or a retry."""
+    """The last rollout failed. The agent waits until the secrets change or an operator retries."""
     HELD = "held"
     IGNORED = "ignored"
     HALTED = "halted"
     WAITING = "waiting"
-    """Its restart is due, and not yet: its window, its rate, its turn."""
+    """Its restart is due but must wait, for example for its window or its rate limit."""
     NO_UNIT = "no unit"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done about one VM, and why not more."""
+    """What to do about one VM, and the reasons for doing no more."""
 
     vm: VmConfig
     state: State
@@ -97,27 +97,27 @@ class Decision:
     restart: bool = False
     roll_back: bool = False
     prove: bool = False
-    """Whether a VM that was restarted is still to be found healthy."""
+    """Whether the restarted VM still has to pass its health check."""
     forget: bool = False
-    """Whether the noted restart is over: it went well, or somebody has stopped the VM since."""
+    """Whether the recorded restart is over: it succeeded, or the VM has been stopped since."""
     assume: Assumed | None = None
     reasons: tuple[str, ...] = field(default=())
     look_again: bool = False
     wait_seconds: float = 0.0
-    """After how many seconds a restart that has to wait is to be thought of again."""
+    """Seconds after which the agent checks again whether a waiting restart may begin."""
     unready: bool = False
-    """Whether a restart is due and left out, as the VM would not start again."""
+    """Whether the agent withholds a restart or rollback because the VM would not start again."""
 
     @property
     def needs_rollout(self) -> bool:
-        """Whether something is to be done to the running VM."""
+        """Whether the rollout has work to do: a restart, a rollback or a health check."""
         return self.restart or self.roll_back or self.prove
 
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     """What to do about one VM.
 
-    ``grace_over``: whether the launcher has had time enough to report an active unit's start.
+    ``grace_over``: whether the launcher has had enough time to report the start of an active unit.
     """
     vm = now.vm
     match now.desired:
@@ -137,12 +137,12 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if limit is not None:
         return Decision(vm, State.REFUSED, roll_back=_must_roll_back(now, grace_over), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
-    # The delivery alone differing is written for the next start, and restarts nothing: the guest would
-    # get the same.
+    # If only the delivery differs, the agent seals it for the next start and restarts nothing: the guest
+    # would get the same values.
     seal = wanted if stale or now.sealed is None or now.sealed.delivery != wanted.delivery else None
     attempt = now.attempt if now.attempt is not None and now.attempt.digest == wanted.digest else None
     if attempt is not None and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} and attempt.previous:
-        seal = None  # what failed is not made current again
+        seal = None  # do not make a failed generation current again
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
@@ -150,7 +150,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
 
 
 def _is_accepted(now: Observed, wanted: Desired) -> bool:
-    """Whether the limits were seen to hold: it is sealed, and nothing else runs."""
+    """Whether ``wanted`` already passed the limits: it is sealed, and no evidence names another digest."""
     sealed, evidence = now.sealed, now.evidence
     if sealed is None or sealed.digest != wanted.digest or sealed.delivery != wanted.delivery:
         return False
@@ -171,8 +171,8 @@ def _running(
     if not is_down and unit.is_changing:
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if is_down or not unit.is_active:
-        # Down since a restart of ours failed, and there is something newer: that may start.
-        # So may what was down for the same, where an operator says so.
+        # If the agent's own restart left the VM down, it tries again in three cases: other secrets are
+        # published, an operator orders a retry, or the recorded restart never began.
         last = now.attempt if is_down else None
         is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
         due = is_other or (is_down and _is_not_begun(now))
@@ -189,13 +189,13 @@ def _active(
     *,
     grace_over: bool,
 ) -> Decision:
-    """What to do about a VM that is up."""
+    """What to do about a VM that is running."""
     vm = now.vm
     assume = None
     if running is None:
-        # No evidence was kept of this start, or it is of another key of the host. A start that keeps
-        # evidence has done so by the time that the unit is active, so none will come. The VM has what is
-        # current now, before anything newer is sealed: that is written down.
+        # There is no evidence of this start, or it is of another key of the host. A start writes its
+        # evidence before the unit becomes active, so no evidence will come later. The agent assumes that the
+        # VM runs the current generation, and records this before it seals a newer one.
         running = now.sealed.digest if now.sealed is not None else wanted.digest
         assume = Assumed(unit.invocation_id, running, now.sealed.generation if now.sealed is not None else 0)
     if now.hint is None and not grace_over:
@@ -226,12 +226,12 @@ def _no_evidence(vm: VmConfig) -> str:
 def _after_a_failure(
     now: Observed, wanted: Desired, seal: Desired | None, running: str | None, *, grace_over: bool
 ) -> Decision | None:
-    """What follows from an earlier rollout onto the same digest; None for nothing."""
+    """Decision that an earlier rollout of the same digest requires; None if it requires none."""
     attempt = now.attempt
     if attempt is None or attempt.digest != wanted.digest:
         return None
-    # Only a launch that evidence was kept of tells that it has come right since, and not even that where the
-    # VM was found unhealthy.
+    # Only a launch with evidence proves that the VM has recovered since. If the VM failed and has a health
+    # check, even that is no proof.
     is_unhealthy = attempt.outcome is Outcome.FAILED and now.vm.health
     if _launched(now, grace_over) is not None and running == wanted.digest and not is_unhealthy:
         return None
@@ -254,12 +254,12 @@ def _after_a_failure(
 
 
 def _launched(now: Observed, grace_over: bool) -> Evidence | None:
-    """What the present invocation runs, once its launcher has reported or has had time enough to."""
+    """What the present invocation runs, once its launcher has reported or its time to report is over."""
     return now.evidence if now.hint is not None or grace_over else None
 
 
 def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
-    """Whether the VM is down since a restart of ours, and not by somebody's wish."""
+    """Whether the agent's own restart left the VM down. False if somebody stopped the VM."""
     if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
         return False
     if now.unit.is_flapping and now.hint is None and not grace_over:
@@ -269,16 +269,16 @@ def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
 
 
 def _is_not_begun(now: Observed) -> bool:
-    """Whether the restart that was noted never came to be: the VM is as it was before it."""
+    """Whether the recorded restart never began: the VM is in the same state as before."""
     attempt, unit = now.attempt, now.unit
     if attempt is None or unit is None or attempt.outcome is not Outcome.RESTARTING:
         return False
-    # systemd forgets the invocation of a unit that is down and that nobody asks for.
+    # systemd forgets the invocation of a unit that is down and that nothing refers to.
     return unit.is_left_down or (attempt.before != "" and attempt.before == unit.invocation_id)
 
 
 def _is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
-    """Whether a restart that was noted as begun is known to have ended well, or was ended by a stop."""
+    """Whether the recorded restart has succeeded, or the VM has been stopped since."""
     if now.attempt is None or now.attempt.outcome not in {Outcome.RESTARTING, Outcome.RETRY} or unit.has_job:
         return False
     if unit.is_active:
@@ -289,7 +289,7 @@ def _is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
 
 
 def _is_unproven(now: Observed) -> bool:
-    """Whether a restart of ours has gone well so far, and the VM was not found healthy yet."""
+    """Whether the agent's restart has worked so far, but the VM has not passed its health check yet."""
     attempt, evidence = now.attempt, now.evidence
     if attempt is None or evidence is None or not now.vm.health:
         return False
@@ -297,7 +297,7 @@ def _is_unproven(now: Observed) -> bool:
 
 
 def _must_roll_back(now: Observed, grace_over: bool) -> bool:
-    """Whether the VM is down by us, has something to go back to, and was not put back yet."""
+    """Whether the agent's restart left the VM down, and a rollback is possible and not done yet."""
     attempt = now.attempt
     if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:
         return False
@@ -305,7 +305,7 @@ def _must_roll_back(now: Observed, grace_over: bool) -> bool:
 
 
 def running_digest(now: Observed, unit: UnitState, wanted: Desired) -> str | None:
-    """What the present invocation was started with; what is another's, or another key's, tells nothing."""
+    """Digest that the present invocation was started with; None if it is unknown or of another host key."""
     known = (now.evidence, now.assumed)
     return next(
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Looking: everything that a decision about a VM needs, read afresh each time."""
+"""Reads everything that a decision about a VM needs, each time anew."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ if TYPE_CHECKING:
 
 _STAMP_SIZE_MAX = 4096
 _FILES_LEAST, _ROOM_LEAST = 64, 1 << 20
-"""What must be free in the runtime directory for a restart. A start makes some files there, one of them a
-copy of the manifest."""
+"""Files and bytes that must be free in the runtime directory before a restart. A start makes some files
+there, one of them a copy of the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found: the generation of the source that was read, and a decision for each VM."""
+    """Result of one check: the source generation that was read, and a decision for each VM."""
 
     generation: Generation
     observed: tuple[Observed, ...]
     decisions: tuple[Decision, ...]
 
     def each(self) -> Iterator[Look]:
-        """The same of one VM after the other."""
+        """Split the result into one `Look` per VM."""
         for observed, decision in zip(self.observed, self.decisions, strict=True):
             yield Look(self.generation, (observed,), (decision,))
 
     @property
     def content(self) -> object:
-        """Compares equal exactly when the same is published."""
+        """Value to compare: equal exactly if the same is published."""
         return tuple(
             each.desired.digest if isinstance(each.desired, Desired) else each.desired
             for each in self.observed
@@ -68,47 +68,47 @@ class Look:
 
 @dataclass(slots=True)
 class _Known:
-    """What is made out of a VM once, and not at each look."""
+    """Facts about a VM that the agent computes once, not at each check."""
 
     secrets: tuple[str, ...]
     stamp_path: Path
     hint: Stamp | None = None
-    """What the launcher reported last. The first report of an invocation counts, and no later one."""
+    """The launcher's last report. For each invocation, only the first report counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Looks at VMs of one configuration."""
+    """Observes the VMs of one configuration."""
 
     config: Config
     store: Store
     _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
     _known: dict[str, _Known] = field(default_factory=dict)
     _spoiled: dict[str, int] = field(default_factory=dict)
-    """Generations that did not open, by VM: each VM is sealed anew once for that."""
+    """Generations that could not be opened, by VM. The agent seals such a VM again, but only once."""
     _evidence: EvidenceDirectory = field(init=False)
     _ground: _HostGround = field(init=False)
 
     def __post_init__(self) -> None:
-        """Know where evidence is kept, and what starts stand on."""
+        """Set up access to the evidence, and to the host files that a start needs."""
         object.__setattr__(self, "_evidence", EvidenceDirectory(Path(self.config.runtime_directory)))
         object.__setattr__(self, "_ground", _HostGround(self.config, self.store))
 
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
-        """Look at some VMs; without a manager, systemd is not asked and no restart is decided.
+        """Observe some VMs. Without a manager this asks systemd nothing and decides no restart.
 
-        Raises `SourceError` where there is no source, and `BusError`.
+        Raises `SourceError` if there is no source, and `BusError`.
         """
         vms = list(vms)
         return self.look_at(self.snapshot(vms), vms, manager)
 
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
-        """The same where there may be no source: each VM is then refused, and keeps what it had."""
+        """As `look`, but without a source each VM is refused and keeps what it has. Raises `BusError`."""
         vms = list(vms)
         return self.look_at(self.published(vms), vms, manager)
 
     def published(self, vms: Iterable[VmConfig]) -> Snapshot | Refused:
-        """What is published for some VMs; where there is no source, why there is nothing."""
+        """What is published for some VMs. Without a source: a `Refused` with the reason."""
         try:
             return self.snapshot(vms)
         except SourceError as error:
@@ -117,7 +117,7 @@ class Observer:
     def look_at(
         self, published: Snapshot | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
     ) -> Look:
-        """Look at some VMs, with what was read of the source, or why nothing was. Raises `BusError`."""
+        """Observe some VMs with a source snapshot, or with the reason for having none. Raises `BusError`."""
         vms = list(vms)
         fingerprints = Fingerprints(self.store.key, self._identities)
         units = self._units(vms, manager)
@@ -134,19 +134,19 @@ class Observer:
         if manager is None or now.unit is None or not is_asked(decision, now.unit):
             return decision
         found = judge(now.vm, now.unit, self._ground)
-        if isinstance(found, Obstructed):  # by what systemd said a while ago, which may be mended by now
+        if isinstance(found, Obstructed):  # its state may be old: ask again
             found = judge(now.vm, manager.unit(now.vm.unit), self._ground)
         number = now.sealed.generation if now.sealed is not None else 0
         if not isinstance(found, Spoiled):
             self._spoiled.pop(now.vm.name, None)
         elif self._spoiled.setdefault(now.vm.name, number) != number:
-            found = Obstructed((found.reason,))  # sealed anew already, and it was no help
+            found = Obstructed((found.reason,))  # sealing again did not help
         return withheld(decision, now, found)
 
     def obstacle(self, vm: VmConfig, manager: SystemManager) -> str:
-        """Why a VM that is up would not start again, asked afresh right before it is taken down.
+        """Why a running VM would not start again; empty if no reason is known.
 
-        Empty where nothing is known to be in the way. Raises `BusError`.
+        The agent calls this right before it takes the VM down. Raises `BusError`.
         """
         match judge(vm, manager.unit(vm.unit), self._ground):
             case Ready():
@@ -159,13 +159,13 @@ class Observer:
                 return "the host has another key: all is sealed anew first"
 
     def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
-        """Read the secrets of some VMs. Raises `SourceError` where there is no source."""
+        """Read the secrets of some VMs. Raises `SourceError` if there is no source."""
         names = set(chain.from_iterable(self._known_of(vm).secrets for vm in vms))
         follow = self.config.source.follow_links
         return source.take(Path(self.config.source.path), names, follow_links=follow)
 
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
-        """The master copy of a VM's guest key; None when there is none. Raises `KeyFileError`."""
+        """The master copy of a VM's guest key; None if it has or needs none. Raises `KeyFileError`."""
         if not vm.may_seal or not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
             return None
         try:
@@ -174,9 +174,10 @@ class Observer:
             return None
 
     def has_failed(self, name: str) -> bool:
-        """Whether a VM's last rollout failed, or is being tried again, and its secrets are still the same.
+        """Whether a VM has an unfinished or failed rollout, and its secrets are still the same.
 
-        False for a VM that the configuration does not have.
+        A halted rollout does not count. False for a VM that the configuration does not contain. True if
+        there is a rollout and no source.
         """
         vm, attempt = self.config.vms.get(name), self.store.attempt(name)
         if vm is None or attempt is None or attempt.outcome is Outcome.HALTED:
@@ -190,32 +191,32 @@ class Observer:
         return not isinstance(published, Desired) or published.digest == attempt.digest
 
     def evidence(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
-        """What root has kept of the start of the unit's present invocation; None for nothing."""
+        """Root's evidence of the start of the unit's present invocation; None if there is none."""
         return self._known_now(vm, self._evidence.of(vm.name, unit.invocation_id))
 
     def kept_evidence(self, vm: VmConfig) -> Evidence | None:
-        """What root has kept of a VM's only start, whichever that was; None for nothing, or for several."""
+        """Root's evidence of a VM's only recorded start; None if there is none or more than one."""
         return self._known_now(vm, self._evidence.of(vm.name, self._evidence.invocations().get(vm.name, "")))
 
     def _known_now(self, vm: VmConfig, evidence: Evidence | None) -> Evidence | None:
-        """The same in terms of the host's present key."""
+        """The evidence with its digest translated to the host's present key, if the store knows it."""
         if evidence is None:
             return None
         digest = self.store.in_present_terms(vm.name, evidence.digest)
         return evidence if digest == evidence.digest else replace(evidence, digest=digest)
 
     def has_other_key(self) -> bool:
-        """Whether the host has another key than the store is sealed with, so that PID 1 opens nothing."""
+        """Whether the host's key differs from the store's key. PID 1 can then open no generation."""
         try:
             return not self._ground.is_known(self._ground.key())
         except KeyFileError:
             return False
 
     def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
-        """What the launcher reported of the unit's present invocation; None for nothing.
+        """The launcher's report of the unit's present invocation; None if there is none.
 
-        A neighbour that runs as the VM's user can forge it. It counts for no decision but when to stop
-        waiting for a launch, and whether a new generation fits beside other OEM strings.
+        Another process of the VM's user can forge it. The agent uses it for two decisions only: when to
+        stop waiting for a launch, and whether a new generation fits beside other OEM strings.
         """
         known = self._known_of(vm)
         if known.hint is not None and known.hint.invocation_id == unit.invocation_id:
@@ -236,7 +237,7 @@ class Observer:
         return hint
 
     def launched(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
-        """What an invocation runs, once its launcher has reported or has had time enough to."""
+        """Evidence of an invocation, once its launcher has reported or its time to report is over."""
         is_launched = self.hint(vm, unit) is not None or self._is_grace_over(unit)
         return self.evidence(vm, unit) if is_launched else None
 
@@ -252,7 +253,7 @@ class Observer:
         return known
 
     def _units(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> dict[str, UnitState]:
-        """Each VM's unit; nothing without a manager."""
+        """State of each VM's unit, by VM name; empty without a manager."""
         if manager is None:
             return {}
         kept = self._evidence.invocations()
@@ -260,7 +261,7 @@ class Observer:
         return {vm.name: units[vm.unit] for vm in vms}
 
     def _left(self, vm: VmConfig, unit: UnitState | None, manager: SystemManager | None) -> UnitState | None:
-        """A VM's unit, and whether a restart that was noted has left it down. Raises `BusError`."""
+        """A VM's unit, marked if a recorded restart left it down. Raises `BusError`."""
         if manager is None or unit is None or not unit.is_stopped:
             return unit
         attempt = self.store.attempt(vm.name)
@@ -289,7 +290,7 @@ class Observer:
         )
 
     def _attempt(self, vm: VmConfig) -> Attempt | None:
-        """A VM's last rollout, if it did not end well. A halt counts as long as its cause does."""
+        """The record of a VM's last rollout, if any. A halt counts only while its cause lasts."""
         attempt = self.store.attempt(vm.name)
         if attempt is None or attempt.outcome is not Outcome.HALTED or not attempt.halted_for:
             return attempt
@@ -298,18 +299,18 @@ class Observer:
     def _desired(self, vm: VmConfig, published: Snapshot, fingerprints: Fingerprints) -> Desired | Refused:
         try:
             return desired(vm, published, fingerprints, self.guest_key(vm))
-        except KeyFileError as error:  # one guest's key is no reason to look at no other VM
+        except KeyFileError as error:  # one bad guest key must not stop the check of other VMs
             return Refused((f"{error}: {error.hint}",))
 
 
 @dataclass(frozen=True, slots=True)
 class _HostGround:
-    """`readiness.Ground`: the host's key file and the store, as PID 1 will find them."""
+    """Implements `readiness.Ground` with the host's key file and the store, as PID 1 will find them."""
 
     config: Config
     store: Store
     _opened: dict[str, tuple[object, str]] = field(default_factory=dict)
-    """What came of opening a VM's generation last, and what tells whether it is still the same."""
+    """By VM: its generation's files at the last try to open them, and the result of that try."""
 
     def key(self) -> CredentialKey:
         """See `Ground`."""
@@ -350,13 +351,13 @@ class _HostGround:
         return f"{self.store.vm_directory(vm)}/current"
 
     def lacks_room(self) -> str:
-        """See `Ground`. Any user with a directory there can use up what is free."""
+        """See `Ground`. Any user with a directory there can use up the free space."""
         runtime = self.config.runtime_directory
         try:
             found = os.statvfs(runtime)
         except OSError:
             return ""
-        # A file system without a fixed number of files tells none.
+        # A file system without a fixed number of files reports 0.
         if found.f_files and found.f_favail < _FILES_LEAST:
             return f"{runtime} has no room for more files: see what fills it: du --inodes {runtime}"
         if found.f_bavail * found.f_frsize < _ROOM_LEAST:
@@ -369,5 +370,5 @@ def _written(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def without_source(error: SourceError) -> Refused:
-    """What is published where there is no source."""
+    """The refusal for each VM while there is no source."""
     return Refused((f"{error}: {error.hint}",))

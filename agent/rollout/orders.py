@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Operators' words on VMs: what may be asked of the agent while it runs, by any thread.
+"""Operators' orders on VMs, which any thread may give while the agent runs.
 
-None of it is done by the loop's own hand while somebody waits: what takes long is written down as an order,
-which the loop hands to the threads that restart VMs, and a hint tells the loop to look.
+The loop's thread carries out no order itself. An order that takes long is queued. A hint makes the loop
+check, and the loop hands the order to the threads that restart VMs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _SYNC_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"
 PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
-"""What says whether an order that takes a restart can be followed."""
+"""By order that needs a restart: the function that checks whether the agent can carry it out."""
 _ASK_AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class PendingOrder:
-    """An order that takes a restart, the moment at which it was given, monotonic, and its run."""
+    """An order that needs a restart, the monotonic time at which it was given, and its run."""
 
     order: Order
     moment: float
@@ -58,11 +58,11 @@ class PendingOrder:
 
 
 def _no_manager() -> None:
-    """There is no connection to systemd before a configuration is in force."""
+    """Stands in for the systemd connection until a configuration is in force."""
 
 
 class Orders:
-    """Takes operators' words. ``hint`` makes the loop look, and returns at once."""
+    """Takes operators' orders. ``hint`` makes the loop check, and returns at once."""
 
     def __init__(self, hint: Callable[[str], None], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._hint = hint
@@ -79,7 +79,7 @@ class Orders:
     # The loop's side.
 
     def use(self, session: Session, manager: Callable[[], SystemManager | None]) -> None:
-        """Another configuration is in force: orders on VMs that it does not have are dropped."""
+        """Use another configuration, and drop orders on VMs that it does not contain."""
         with self._changed:
             self._session, self._manager = session, manager
             gone = (self._pending.keys() | self._results.keys()) - session.config.vms.keys()
@@ -89,34 +89,34 @@ class Orders:
         self._tell_dropped(dropped, _GONE)
 
     def abandon(self) -> None:
-        """Drop all orders that are not carried out: the agent stops."""
+        """Drop all pending orders, because the agent stops."""
         with self._changed:
             dropped, self._pending = self._pending, {}
         self._tell_dropped(dropped, "the agent stops")
 
     def begin_look(self) -> None:
-        """A turn of the loop begins."""
+        """Take note that a cycle of the loop begins."""
         with self._changed:
             self._begun += 1
 
     def end_look(self, failure: CredferryError | None) -> None:
-        """That turn is over, and has looked, but for what has failed."""
+        """Take note that the cycle is over, with the error that ended it, if any."""
         with self._changed:
             self._done, self._failure = self._begun, failure
             self._changed.notify_all()
 
     def pending(self) -> set[str]:
-        """VMs with an order that is not carried out yet."""
+        """Names of the VMs with a pending order."""
         with self._changed:
             return set(self._pending)
 
     def given(self, name: str) -> PendingOrder | None:
-        """The order on a VM that is not carried out yet."""
+        """The pending order on a VM; None if there is none."""
         with self._changed:
             return self._pending.get(name)
 
     def complete(self, name: str, given: PendingOrder, result: str) -> None:
-        """Take note of how an order ended; empty for well."""
+        """Take note of how an order ended. ``result`` is empty for success, else the reason."""
         with self._changed:
             if self._pending.get(name) is not given:
                 return
@@ -124,21 +124,21 @@ class Orders:
             self._results[name] = result
 
     def drop(self, name: str, given: PendingOrder, reason: str) -> None:
-        """Take note that an order could not be carried out."""
+        """Take note that an order could not be carried out, and record it in the audit."""
         self.complete(name, given, reason)
         self._tell_dropped({name: given}, reason)
 
     def result(self, name: str) -> str:
-        """Why the last order on a VM was not carried out; empty where it was."""
+        """Why the last order on a VM failed; empty if it did not fail."""
         with self._changed:
             return self._results.get(name, "")
 
     # The operators' side.
 
     def sync(self) -> None:
-        """Have the loop look now; returns once a look that began after this is over.
+        """Make the loop check now, and return when a cycle that began after this call is over.
 
-        Raises what has kept it from looking, and `OrderError`.
+        Raises the error that ended that cycle, and `OrderError` if it takes too long.
         """
         with self._changed:
             wanted = self._begun + 1
@@ -149,16 +149,19 @@ class Orders:
                 raise self._failure
 
     def plan(self) -> Look:
-        """Look, in the caller's thread, and change nothing. Raises `SourceError`, `BusError`."""
+        """Check all VMs in the caller's thread and change nothing.
+
+        Raises `OrderError`, `SourceError`, `BusError`.
+        """
         session = self._at_work()
         manager = self._manager()
         if manager is None:
             raise BusError("the agent has no connection to systemd", hint="it is tried again every 5 s")
-        with self._planning:  # however many ask, one look at a time
+        with self._planning:  # one check at a time, for any number of callers
             return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
 
     def give(self, name: str, order: Order, operator: Operator) -> str:
-        """Record an order, and carry it out or have it carried out soon; its run.
+        """Record an order, carry it out or queue it, and return its run.
 
         Raises `OrderError`, `ConfigurationError`, `BusError`, `StoreError`: the order is then not given.
         """
@@ -182,7 +185,7 @@ class Orders:
         if manager is not None:
             observed = session.observer.look_or_refuse([vm], manager).observed[0]
             PERMITS[order](session.store, observed)
-        with self._giving:  # one after the other: each is recorded before anything follows from it
+        with self._giving:  # one order at a time: each is recorded before it has any effect
             if self.given(vm.name) is not None:
                 raise OrderError(
                     "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
@@ -190,7 +193,7 @@ class Orders:
             run = record(session.audit, order, vm, operator)
             given = PendingOrder(order, self._monotonic(), run)
             with self._changed:
-                is_gone = vm.name not in self.config.vms  # by a reload, a moment ago
+                is_gone = vm.name not in self.config.vms  # a reload has just removed it
                 if not is_gone:
                     self._pending[vm.name] = given
                     self._results.pop(vm.name, None)
@@ -200,7 +203,7 @@ class Orders:
         return run
 
     def _retry(self, session: Session, vm: VmConfig, given: PendingOrder) -> None:
-        """Have what failed tried again, once nobody is at it, which is waited for only so long."""
+        """Make a failed rollout due again. Wait up to ``_RETRY_SECONDS`` while the VM is being restarted."""
         deadline = self._monotonic() + _RETRY_SECONDS
         while True:
             try:
@@ -236,13 +239,13 @@ class Orders:
 
 
 def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: bool) -> str:
-    """Record the order to hold a VM or to release it, and do so; the order's run. Raises `StoreError`."""
+    """Record the order to hold or release a VM, carry it out, return its run. Raises `StoreError`."""
     run = record(audit, Order.HOLD if held else Order.RELEASE, vm, operator)
     if store.is_held(vm.name) is not held:
         unsynced: UnsyncedStoreError | None = None
         try:
             store.hold(vm.name, held=held)
-        except UnsyncedStoreError as error:  # it is done all the same, and so is a fact
+        except UnsyncedStoreError as error:  # it took effect all the same, so record it
             unsynced = error
         event = Event.HELD if held else Event.RELEASED
         audit.record(event, f"{vm.name}: {event.label}", run=run, vm=vm.name, unit=vm.unit)
@@ -252,19 +255,19 @@ def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: 
 
 
 def is_halted(store: Store, vm: VmConfig) -> bool:
-    """Whether a VM's restart was halted, since another VM's failed."""
+    """Whether a VM's restart was halted because another VM's restart failed."""
     attempt = store.attempt(vm.name)
     return attempt is not None and attempt.outcome is Outcome.HALTED
 
 
 def retry(store: Store, vm: VmConfig, run: str, *, wait: bool = True) -> None:
-    """Have the next look try again what failed for a VM; ``wait`` for whoever is restarting it.
+    """Make the next check try a VM's failed rollout again; ``wait`` for a restart in progress.
 
-    What follows is told under ``run``, that of the operator's order.
+    The audit records of the new try are under ``run``, the run of the operator's order.
 
-    Raises `StoreError`, and `OrderError` where it is not waited.
+    Raises `StoreError`, and without ``wait`` `OrderError` if the VM is being restarted.
     """
-    with store.lock(rollout_lock(vm.name), wait=wait) as had:  # who is at it notes how it ends before this
+    with store.lock(rollout_lock(vm.name), wait=wait) as had:  # a restart in progress records its end first
         if not had:
             raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
         attempt = store.attempt(vm.name)

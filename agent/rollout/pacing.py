@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""When a VM that is due may be restarted: order, canaries, windows, rates, quiet periods, NixOS switches.
+"""When a due restart may begin: order, canaries, windows, rates, quiet periods, NixOS switches.
 
-Each look asks anew, so that a clock that jumps, a configuration that changes or a restart of the agent costs
-at most one wait more. Time is monotonic but for windows, which are the calendar's.
-A VM that is down since a restart of ours, or must be put back, never waits.
+Each check computes this anew. So a clock jump, a configuration change or a restart of the agent costs at
+most one more wait. Windows use the wall clock, rates the time since boot, all else the monotonic clock.
+Limits do not apply to a VM that is down, or to a rollback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def restart_order(vms: Mapping[str, VmConfig]) -> list[str]:
-    """All VMs, each after those that it is to be restarted after. Raises `graphlib.CycleError`."""
+    """All VMs in restart order: each VM follows those in its ``after``. Raises `graphlib.CycleError`."""
     return list(TopologicalSorter({name: vm.after for name, vm in vms.items()}).static_order())
 
 
@@ -50,19 +50,20 @@ def _boot_time() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where moments come from, in seconds."""
+    """Sources of time, in seconds."""
 
     monotonic: Callable[[], float] = time.monotonic
     boot: Callable[[], float] = _boot_time
-    """Since the host's boot, sleep included."""
+    """Seconds since the host's boot, including sleep."""
     wall: Callable[[], float] = time.time
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why a VM is not restarted yet, in words that stay the same meanwhile; and when to look again.
+    """Why a VM is not restarted yet, and after how many seconds to check again.
 
-    ``state`` is what it is shown as: one that waits for its turn is due, like those before it.
+    The reason's text does not change while the wait lasts. ``state`` is the state to show: a VM that waits
+    for its turn is shown as due.
     """
 
     reason: str
@@ -72,7 +73,7 @@ class Wait:
 
 @dataclass(slots=True)
 class _Quiet:
-    """What was last published for a VM that is due, since when, and since when it is due at all."""
+    """Last published digest of a due VM, when it changed, and when the VM became due."""
 
     digest: str
     changed: float
@@ -81,23 +82,23 @@ class _Quiet:
 
 @dataclass(slots=True)
 class RestartPolicyGate:
-    """Holds back what is due but not yet. Two threads may ask at once."""
+    """Holds back restarts that are due but must wait. Threads may call it at the same time."""
 
     config: Config
     store: Store
     clock: Clock = field(default_factory=Clock)
     is_single_pass: bool = False
-    """Whether nothing is known of what was published before: quiet periods are then not waited for."""
+    """Whether earlier publications are unknown. The gate then ignores quiet periods."""
     _quiet: dict[str, _Quiet] = field(default_factory=dict)
     _switch_since: tuple[str, float] | None = None
-    """The NixOS switch that is waited for, by what tells it from another, and since when."""
+    """The NixOS switch that the gate waits for: its lock holder, and since when."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hold_back(self, look: Look) -> Look:
-        """The same look, with the restarts that have to wait turned into waits."""
+        """The same result, in which restarts that must wait are replaced by waits."""
         others = {each[1].vm.name: each for each in zip(look.decisions, look.observed, strict=True)}
         is_due = any(each.restart for each in look.decisions)
-        # One that was waited for is followed to its end: the next one is then waited for as long.
+        # Follow a known switch to its end, so that the next switch gets the full waiting time.
         switch = self._switch() if is_due or self._switch_since is not None else None
         decisions = []
         for decision, now in others.values():
@@ -126,15 +127,15 @@ class RestartPolicyGate:
         return Wait("until publications for it fall quiet", left) if left > 0 else None
 
     def _switch(self) -> Wait | None:
-        """A switch in progress is waited for, bounded."""
+        """Wait for a NixOS switch in progress, at most ``switch_seconds``; None if there is none."""
         rollout, now = self.config.rollout, self.clock.monotonic()
         holder = nixos.holder(Path(rollout.switch_lock))
         if not holder:
             self._switch_since = None
             return None
-        known = self._switch_since  # once: threads that restart a VM ask as well
+        known = self._switch_since  # read it once: threads that restart a VM call this too
         if known is None or known[0] != holder:
-            # No look may have come between the end of one switch and the beginning of the next.
+            # Another holder is another switch, even if no check ran between the two.
             known = self._switch_since = holder, now
         if now - known[1] >= rollout.switch_seconds:
             return None
@@ -166,7 +167,7 @@ class RestartPolicyGate:
         now = self.clock.wall()
         try:
             opens = calendar.opens(vm.windows, now)
-        except ConfigurationError as error:  # was asked when the configuration was read; systemd has changed
+        except ConfigurationError as error:  # it was valid at the last reload; systemd has changed
             return Wait(f"{error}: {error.hint}", _LONG)
         if opens <= now:
             return None
@@ -188,13 +189,13 @@ class RestartPolicyGate:
         )
 
     def note_restart(self, vm: VmConfig) -> None:
-        """Remember a restart that is about to be asked for. Raises `StoreError`."""
+        """Record a restart right before the agent asks systemd for it. Raises `StoreError`."""
         if vm.restarts_per_hour:
             now = self.clock.boot()
             self.store.record_restarts(vm.name, [*self._recent(vm, now), now][-vm.restarts_per_hour :])
 
     def _recent(self, vm: VmConfig, now: float) -> list[float]:
-        """When a VM was restarted within the last hour, in order; nothing said to be still to come."""
+        """Times of a VM's restarts within the last hour, in order. Times in the future are dropped."""
         return sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
 
 
@@ -209,11 +210,11 @@ def _waiting(decision: Decision, wait: Wait) -> Decision:
 
 
 def _is_under_way(decision: Decision, now: Observed) -> bool:
-    """Whether a VM is due for a restart, or is being restarted."""
+    """Whether a VM needs a rollout, cannot start it yet, or is being restarted."""
     is_restarting = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
     return decision.needs_rollout or decision.unready or is_restarting
 
 
 def _change(decision: Decision, now: Observed) -> str:
-    """The change that a VM is due for; what is to be sealed by this very look is one change."""
+    """Run of the change that a VM is due for; empty if this check seals it, which counts as one change."""
     return now.sealed.run if decision.seal is None and now.sealed is not None else ""

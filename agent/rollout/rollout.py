@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Restarting a VM onto what is sealed, judging the result, and putting it back where that went wrong.
+"""Restarts a VM onto the sealed generation, judges the result, and rolls back after a failure.
 
-The agent decides afresh right before each step, under the VM's lock, so the daemon and a command never
-restart a VM twice. It notes what is under way before it asks systemd, so a crash of the agent loses nothing.
+Right before each step the agent decides again, under the VM's lock. So the daemon and a command never
+restart a VM twice. The agent records a restart before it asks systemd, so a crash of the agent loses
+nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _OVERTAKEN_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Restarts VMs. ``stop`` set ends waiting early; the next look then finishes the work."""
+    """Restarts VMs. Setting ``stop`` ends any wait early; the next check then finishes the work."""
 
     config: Config
     store: Store
@@ -55,17 +56,17 @@ class Rollout:
     stop: threading.Event = field(default_factory=threading.Event)
     monotonic: Callable[[], float] = time.monotonic
     _overtaken: dict[str, int] = field(default_factory=dict)
-    """How often in a row something newer was published right before the restart."""
+    """How many times in a row newer secrets were published right before the restart."""
 
     def restart_all(self, names: Iterable[str], manager: SystemManager) -> dict[str, State]:
-        """Restart VMs one after the other; the state each ends in. Raises `BusError`, `StoreError`."""
+        """Restart VMs one after the other, and return each final state. Raises `BusError`, `StoreError`."""
         return {name: self.restart(name, manager) for name in names if not self.stop.is_set()}
 
     def restart(self, name: str, manager: SystemManager) -> State:
-        """Restart a VM that, looked at afresh, still needs it; the state it ends in.
+        """Check a VM again, restart it if it still needs a restart, and return its final state.
 
-        The rollout of a change stops at the first VM that fails: those that are not restarted yet are held
-        back. Raises `BusError`, `StoreError`.
+        The rollout of a change stops at the first VM that fails. The VMs that are not restarted yet are
+        halted. Raises `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
         with self._lock(name):
@@ -79,14 +80,14 @@ class Rollout:
                 return self._check_health(vm, manifest, attempt, manager, began=began, unit=observed.unit)
             if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
-            # One that a restart of ours left down is not left there for another's sake.
+            # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
             is_up = observed.unit is not None and observed.unit.is_active
             failed = self._failed_for(manifest.run, vm) if is_up and not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed, self._previous(observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if readiness.is_up(observed.unit) and self.observer.obstacle(vm, manager):
-                return State.REFUSED  # the next look says why, and when that is over
+                return State.REFUSED  # the next check reports why
             return self._restart(vm, manifest, self._previous(observed), manager, observed.unit, order=order)
 
     def rotate(
@@ -97,12 +98,12 @@ class Rollout:
         order: str,
         stands: Callable[[], bool] = lambda: True,
     ) -> State | None:
-        """Restart a running VM onto what is sealed, by an operator's word: past windows, rates and turns.
+        """Restart a running VM onto its sealed generation, on an operator's order.
 
-        ``since`` is the moment of that word, monotonic: a restart after it is as good. ``order`` is the run
-        under which what is done is told. ``stands`` says
-        whether the order was not dropped meanwhile. None where something newer is to be sealed first. Raises
-        `OrderError`, `BusError`, `StoreError`.
+        Windows, rates and turns do not apply. ``since`` is the monotonic time of the order: a restart after
+        it also fulfils the order. ``order`` is the run id for the audit records. ``stands`` says whether the
+        order is still valid. Returns None if the agent must seal newer secrets first. Raises `OrderError`,
+        `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
         with self._lock(name):
@@ -114,25 +115,24 @@ class Rollout:
             if self._is_overtaken(vm, decision):
                 return None
             up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
-            # Whatever is published, or cannot be read: nothing else is sealed.
+            # Compare with the sealed generation, not with what is published: nothing else is sealed.
             is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
             if self.monotonic() - up_for > since and is_on_it:
                 return State.IN_STEP
             self._require_ready(vm, manager)
             previous = self._previous(observed)
-            # Going back to the very same would be no way out.
+            # A rollback to the same generation would not help.
             previous = 0 if previous == manifest.generation else previous
             return self._restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def roll_back(
         self, name: str, manager: SystemManager, order: str, stands: Callable[[], bool] = lambda: True
     ) -> State | None:
-        """Put a VM back on the generation before its current one, by an operator's word.
+        """Roll a VM back to the generation before its current one, on an operator's order.
 
-        There it stays until its secrets change, or a retry. ``order`` is the run under which what is done is
-        told. ``stands`` says whether the order was not
-        dropped meanwhile. None where something newer is to be sealed first. Raises `OrderError`, `BusError`,
-        `StoreError`.
+        The VM stays there until its secrets change or an operator retries. ``order`` is the run id for the
+        audit records. ``stands`` says whether the order is still valid. Returns None if the agent must seal
+        newer secrets first. Raises `OrderError`, `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
         with self._lock(name):
@@ -154,12 +154,12 @@ class Rollout:
                 by_operator=True,
                 order=order,
             )
-            # Before anything is done: whoever finds this after a crash of ours goes on from there.
+            # Record first: after a crash, the next run of the agent continues from this record.
             self.store.record_attempt(name, attempt)
             return self._roll_back(vm, attempt, manager)
 
     def _require_ready(self, vm: VmConfig, manager: SystemManager) -> None:
-        """Raises `OrderError` where a VM that is up would not start again."""
+        """Raises `OrderError` if the running VM would not start again."""
         if obstacle := self.observer.obstacle(vm, manager):
             raise OrderError(
                 "NotReady",
@@ -168,7 +168,7 @@ class Rollout:
             )
 
     def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
-        """Whether something newer is to be sealed first; a producer that never rests is not waited for."""
+        """Whether the agent must seal newer secrets first. At most ``_OVERTAKEN_MAX`` times in a row."""
         times = self._overtaken.pop(vm.name, 0)
         if decision.seal is None or times >= _OVERTAKEN_MAX:
             return False
@@ -176,29 +176,29 @@ class Rollout:
         return True
 
     def forget_ended(self, look: Look) -> None:
-        """Let go of restarts that ended well while nobody of ours was there to see. Raises `StoreError`."""
+        """Clear the records of restarts that ended while the agent was not watching. Raises `StoreError`."""
         for decision, observed in zip(look.decisions, look.observed, strict=True):
             if not decision.forget:
                 continue
-            # Not while somebody is at it: what he has noted is not over, however it looks.
+            # Skip a VM that another thread or process is working on: its record is not over.
             with self._lock(decision.vm.name, wait=False) as had:
                 if not had or self.store.attempt(decision.vm.name) != observed.attempt:
                     continue
                 evidence, unit = observed.evidence, observed.unit
                 if evidence is not None and unit is not None and unit.is_active:
-                    # What it was started on: something newer may be sealed by now.
+                    # Report what the VM was started on: a newer generation may be sealed by now.
                     message = f"{decision.vm.name}: runs generation {evidence.generation}"
                     self._record(Event.RESTARTED, message, decision.vm, evidence, observed.attempt)
                 self.store.record_attempt(decision.vm.name, None)
 
     def _previous(self, observed: Observed) -> int:
-        """The generation that a VM last ran well: the one it runs, or the one before if that went wrong."""
+        """Generation to roll back to: the one that runs, or the one before if that failed; 0 for none."""
         runs, attempt, name = observed.runs, observed.attempt, observed.vm.name
         if attempt is not None and (runs is None or runs.digest == attempt.digest):
             return attempt.previous
         if runs is None:
             return 0
-        # Its restart was noted and never began: what was so then is so now.
+        # Its recorded restart never began, so the record is still true.
         is_as_before = attempt is not None and attempt.before == runs.invocation_id
         if (
             attempt is not None
@@ -212,7 +212,7 @@ class Rollout:
         return self.store.lock(rollout_lock(name), wait=wait)
 
     def _failed_for(self, run: str, vm: VmConfig) -> str:
-        """The VM whose restart for the same change failed, if any."""
+        """Name of a VM whose restart for the same change failed; empty if there is none."""
         for name in self.config.vms:
             attempt = self.store.attempt(name) if name != vm.name else None
             if (
@@ -235,7 +235,7 @@ class Rollout:
         *,
         order: str,
     ) -> State:
-        """Restart a VM whose unit was seen a moment ago; what becomes of it is seen afresh."""
+        """Restart a VM. ``unit`` is its unit's state a moment ago; later states are read anew."""
         before = unit.invocation_id if unit is not None else ""
         attempt = Attempt(
             manifest.digest,
@@ -245,7 +245,7 @@ class Rollout:
             order=order,
             before=before,
         )
-        # Before systemd is asked: after a crash of ours it tells who took the VM down, and what it ran.
+        # Record before asking systemd: after a crash this says who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
         pause = self.config.rollout.retry_seconds
         reason, is_left_down = "", False
@@ -266,14 +266,15 @@ class Rollout:
             if self.stop.is_set():
                 return State.CHANGING
             if isinstance(ending, Overruled):
-                # Nothing has failed, and nothing is to be finished: what is sealed waits for the next start.
+                # Nothing failed and nothing remains to be done: the next start gets the sealed generation.
                 self.store.record_attempt(vm.name, None)
                 return State.CHANGING
             reason, is_left_down = ending.reason, ending.is_left_down
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
             self._record(Event.RESTART_FAILED, message, vm, manifest, attempt)
         if self.observer.has_other_key():
-            # That PID 1 could not open it says nothing of the generation. The next look takes up the key.
+            # PID 1 could not open it because the host's key has changed: the generation is not at fault. The
+            # next check takes up the key.
             again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=reason)
             self.store.record_attempt(vm.name, again_later)
             return State.CHANGING
@@ -289,8 +290,8 @@ class Rollout:
         began: float,
         unit: UnitState,
     ) -> State:
-        """Have a VM that was restarted found healthy, where it has a check of its health."""
-        # What it was started on: something newer may have been sealed while it was down.
+        """Run the VM's health check, if it has one, and record how the restart ended."""
+        # Report what the VM was started on: a newer generation may have been sealed while it was down.
         ran = self.observer.evidence(vm, unit) or manifest
         if vm.health:
             check = HEALTH_UNIT.format(vm=vm.name)
@@ -299,7 +300,7 @@ class Rollout:
                 return State.CHANGING
             if result != DONE:
                 if result == CANCELED or self._is_overruled(vm, unit, manager):
-                    return State.CHANGING  # what becomes of it is for the next look, which checks it again
+                    return State.CHANGING  # the next check tries again
                 message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
                 self._record(Event.RESTART_FAILED, message, vm, ran, attempt)
                 return self._fail(vm, attempt, reason, manager)
@@ -310,20 +311,20 @@ class Rollout:
         return State.IN_STEP
 
     def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
-        """What should have come of a restart beside the VM, and has not: for its record."""
+        """What is missing after a restart (report or evidence), as text for its audit record."""
         said = ""
         if self.observer.hint(vm, unit) is None:
             said += f"; {NOT_REPORTED}"
         if self.observer.evidence(vm, unit) is None and unit.is_active:
-            # The generation that was current when systemd started the VM, or a newer one. The older of the
-            # two is assumed: at worst the VM is restarted once more.
+            # The VM got the generation that was current when systemd started it, or a newer one. Assume the
+            # older: at worst the agent restarts the VM once more.
             self.store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))
             said += "; no evidence of its start was kept: see journalctl -u " + vm.unit
         return said
 
     @staticmethod
     def _is_overruled(vm: VmConfig, before: UnitState, manager: SystemManager) -> bool:
-        """Whether somebody has stopped or restarted a VM while its health was checked."""
+        """Whether somebody stopped or restarted the VM during its health check."""
         unit = manager.unit(vm.unit)
         return unit.is_stopped or unit.has_job or unit.invocation_id != before.invocation_id
 
@@ -351,13 +352,13 @@ class Rollout:
         *,
         again: bool,
     ) -> Ending:
-        """Ask systemd for a restart; how it has ended."""
+        """Ask systemd for a restart, wait for it, and return how it ended."""
         unit = manager.unit(vm.unit) if unit is None else unit
         job = manager.try_restart if unit.is_active and not again else manager.restart_failed
         result, reason = _job(job, vm.unit, manager, "systemd's job")
         if result not in {DONE, CANCELED}:
             return Failed(reason, is_left_down=result == DEPENDENCY)
-        # Where it was canceled, somebody else's job came in its place, and may do as well.
+        # If it was canceled, another job replaced it. That job may have the same effect.
         before = unit.invocation_id
         deadline = self.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
@@ -380,14 +381,14 @@ class Rollout:
     def _roll_back(
         self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool = False
     ) -> State:
-        """Put a VM back on what it ran before; safe to be interrupted and done again at any point."""
+        """Roll a VM back to what it ran before. It is safe to interrupt this at any point and repeat it."""
         if attempt.outcome is not Outcome.FAILED:
-            # Before anything is put back: from then on no look seals what has failed anew.
+            # Record the failure first: from then on no check seals the failed secrets again.
             reason = attempt.reason or "it was down when its restart was interrupted"
             attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
             self.store.record_attempt(vm.name, attempt)
         if self.observer.has_other_key():
-            return State.CHANGING  # PID 1 would open nothing; the next look takes up the key, and goes on
+            return State.CHANGING  # PID 1 could open nothing; the next check takes up the key and continues
         manifest = self.store.revert(vm.name, attempt.previous)
         reason = "the previous generation is there no more"
         if manifest is not None:
@@ -395,7 +396,7 @@ class Rollout:
             if (unit.is_stopped and not is_left_down) or self._runs(vm, unit, manifest):
                 reason = ""
             elif readiness.is_up(unit) and self.observer.obstacle(vm, manager):
-                return State.REFUSED  # it is up; the way back is gone once it can be
+                return State.REFUSED  # it runs; roll back once it could start again
             else:
                 ending = self._ask(vm, manifest, manager, again=True)
                 reason = ending.reason if isinstance(ending, Failed) else ""
@@ -418,7 +419,7 @@ class Rollout:
         return State.HELD if attempt.by_operator and not reason else State.FAILED
 
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
-        """Whether a restart of ours left the VM down or on old values; stopped by somebody is neither."""
+        """Whether the VM still needs the restart. False if a job is queued or somebody stopped the VM."""
         unit = as_left(manager.unit(vm.unit), manager)
         if unit.has_job or unit.is_stopped:
             return False
@@ -450,7 +451,7 @@ class Rollout:
         what: Manifest | Evidence,
         attempt: Attempt | None = None,
     ) -> None:
-        """Tell what was done under the operator's order that it carries out, or else under the change."""
+        """Write an audit record under the run of the operator's order, or else under that of the change."""
         order = attempt.order if attempt is not None else ""
         self.audit.record(
             event,
@@ -463,14 +464,14 @@ class Rollout:
 
 
 def _job(ask: Callable[[str], str], unit: str, manager: SystemManager, what: str) -> tuple[str, str]:
-    """Systemd's word for the result of a unit's job, and the same as a reason for a failure.
+    """Run a systemd job; return systemd's result word and a failure reason made from it.
 
-    The word is empty where systemd has refused the job. Raises `BusError` where it cannot be reached.
+    The word is empty if systemd refused the job. Raises `BusError` if systemd cannot be reached.
     """
     try:
         result = ask(unit)
     except BusError as error:
-        manager.unit(unit)  # raises as well where systemd cannot be reached; else it has refused
+        manager.unit(unit)  # raises too if systemd cannot be reached; otherwise it refused the job
         return "", str(error)
     return result, f"{what} ended with {result!r}"
 

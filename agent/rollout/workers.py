@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Restarts as the loop asks for them: each in a thread, by an operator's order or by what is due."""
+"""Runs each restart in a worker thread, for an operator's order or because it is due."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Restart:
 
 
 class Dispatcher:
-    """Carries names of VMs to ``work``, each to one thread at a time. ``work`` must not raise."""
+    """Calls ``work`` with VM names in threads, one thread per VM at a time. ``work`` must not raise."""
 
     def __init__(self, work: Callable[[str], None], slots: int, slot_seconds: float) -> None:
         self._work = work
@@ -55,7 +55,7 @@ class Dispatcher:
             self._hire()
 
     def adjust(self, slots: int, slot_seconds: float) -> None:
-        """Other limits are in force from now on."""
+        """Apply other limits from now on."""
         with self._changed:
             self._slots, self._slot_seconds = slots, slot_seconds
             if self._threads:
@@ -63,16 +63,16 @@ class Dispatcher:
             self._changed.notify_all()
 
     def submit(self, names: Iterable[str]) -> None:
-        """Have these VMs worked on, in this order; those that wait or are worked on already stay there."""
+        """Queue these VMs in this order. A VM that already waits or is worked on is not queued again."""
         with self._changed:
             for name in names:
                 if name not in self._at_work:
                     self._waiting.setdefault(name)
-            if self._waiting:  # else each look would wake all threads for nothing
+            if self._waiting:  # otherwise each check would wake all threads
                 self._changed.notify_all()
 
     def relieve(self) -> float:
-        """Give away the slots of restarts that are overdue; seconds until the next would be, or infinity."""
+        """Free the slots of overdue restarts; seconds until the next one is overdue, or infinity."""
         with self._changed:
             now = time.monotonic()
             in_time = [restart for restart in self._at_work.values() if not restart.is_overdue]
@@ -88,12 +88,12 @@ class Dispatcher:
             return name in self._waiting or name in self._at_work
 
     def forget_waiting(self) -> None:
-        """Let go of what has not begun; the next look decides afresh."""
+        """Drop queued work that has not begun; the next check decides again."""
         with self._changed:
             self._waiting.clear()
 
     def stop(self, seconds: float) -> None:
-        """Begin nothing more, and wait at most so long for what has begun."""
+        """Begin no more work, and wait at most ``seconds`` for the work that has begun."""
         with self._changed:
             self._is_stopped = True
             self._waiting.clear()
@@ -139,7 +139,10 @@ _log = structlog.get_logger()
 
 
 class Restarts:
-    """``ended`` is called, in the thread, after each; it returns at once. ``stop`` ends waiting early."""
+    """Restarts VMs in threads.
+
+    Each thread calls ``ended`` after a restart; ``ended`` must return at once. ``stop`` ends waiting early.
+    """
 
     def __init__(  # noqa: PLR0917 (what it works with, once)
         self,
@@ -159,7 +162,7 @@ class Restarts:
         self._dispatcher = hire(self._restart, limits.concurrency, limits.slot_seconds)
 
     def use(self, config: Config, store: Store, rollout: Rollout) -> None:
-        """Another configuration is in force; what is under way goes on as it began."""
+        """Use another configuration. Restarts that are under way continue with the old one."""
         self._order = restart_order(config.vms)
         self._store = store
         self._rollout = rollout
@@ -167,7 +170,7 @@ class Restarts:
 
     @property
     def order(self) -> list[str]:
-        """VMs, each after those that it is to be restarted after."""
+        """VM names in restart order."""
         return self._order
 
     def start(self) -> None:
@@ -175,13 +178,13 @@ class Restarts:
         self._dispatcher.start()
 
     def stop(self) -> None:
-        """Begin nothing more; what has begun is waited for a few seconds, and is finished by a later run."""
+        """Begin no more restarts, and wait some seconds for the others. A later run finishes the rest."""
         self._stop.set()
         self._connection.close()
         self._dispatcher.stop(_STOP_SECONDS)
 
     def ask(self, look: Look) -> None:
-        """Have those restarted for which a look, or an operator, says so; without systemd nobody is."""
+        """Queue the VMs that need a rollout or have an order. Does nothing without a systemd connection."""
         if self._connection.present is not None:
             due = {decision.vm.name for decision in look.decisions if decision.needs_rollout}
             due |= self._orders.pending()
@@ -192,7 +195,7 @@ class Restarts:
         return self._dispatcher.relieve()
 
     def raise_error(self) -> None:
-        """Raise what a thread could not handle, if anything."""
+        """Raise an error that a thread could not handle, if there is one."""
         with suppress(queue.Empty):
             raise self._errors.get_nowait()
 
@@ -213,7 +216,7 @@ class Restarts:
             self._ended()
 
     def _carry_out(self, name: str, given: PendingOrder, rollout: Rollout, manager: SystemManager) -> State:
-        """Carry out an operator's order; a later look asks again where something is to be sealed first."""
+        """Carry out an operator's order. If newer secrets must be sealed first, a later check retries."""
 
         def stands() -> bool:
             return self._orders.given(name) is given
