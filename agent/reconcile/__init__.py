@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""From what is published, sealed and running to what is due: observe, compare, decide, seal.
+"""Finds out what is due from what is published, sealed and running: observe, compare, decide, seal.
 
 May import: `store`, `source`, `sealing`, `config`, `audit`.
-Never: a restart: what is due is done by `rollout`.
+Never: a restart; `rollout` does the restarts that are due.
 """

@@ -75,7 +75,7 @@ class State(enum.StrEnum):
     SEAL_DUE = "seal due"
     """The agent must seal a new generation. It does not know of a restart that is needed."""
     CHANGING = "changing"
-    """Its unit is starting or stopping, or a rollout step is not finished yet. The agent checks again."""
+    """Its unit is starting or stopping, or its launcher has not reported yet. The agent checks soon."""
     REFUSED = "refused"
     FAILED = "failed"
     """The last rollout failed. The agent waits until the secrets change or an operator retries."""

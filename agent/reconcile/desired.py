@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a VM should get: from what is published and configured, with digests and limits; pure."""
+"""What a VM should get, from the published secrets and the configuration; with digests and limits; pure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.keys import CredentialKey
 
 API_STRINGS_MAX = 48 << 10
-"""Bytes of OEM strings over the API: cloud-hypervisor up to v53 takes a document of 51,200 bytes, of which
-the rest of a VM's description needs some."""
+"""Most bytes of OEM strings over the API. cloud-hypervisor up to v53 takes a document of 51,200 bytes, and
+the rest of the VM's description needs some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Desired:
     values: Mapping[str, Secret]
     delivery: Delivery
     guest: str = ""
-    """Which guest key the digest is of (`guest_id`)."""
+    """Id of the guest key that the digest includes (`guest_id`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class Refused:
 
     reasons: tuple[str, ...]
     passing: bool = False
-    """Whether a look a little later may well find otherwise."""
+    """Whether the reason may go away by itself soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What stands for the values that a VM should get: their digest, and each one's fingerprint."""
+    """Identifies the values that a VM should get: their digest, and a fingerprint of each."""
 
     digest: str
     entries: tuple[ManifestEntry, ...]
@@ -63,11 +63,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """64 hex digits for each secret's value, the same in every VM that uses the secret, for one look.
+    """Fingerprints of secrets' values for one check: 64 hex digits, equal in every VM that uses the secret.
 
-    Bound to the secret's name in the source, so that two secrets of one value do not show it.
-    ``last`` are VMs' identities at the look before, each with a keyed hash of what they are of: making one
-    takes several times as long as finding that it is still the same. For one configuration of the VMs.
+    A fingerprint depends on the secret's name in the source, so it does not show that two secrets have the
+    same value. ``last`` holds each VM's identity at the previous check, with a keyed hash of the values.
+    Comparing the hash is several times faster than making an identity. ``last`` is valid for one
+    configuration of the VMs.
     """
 
     key: CredentialKey
@@ -91,7 +92,7 @@ def desired(
 ) -> Desired | Refused:
     """What the VM should get according to what is published now.
 
-    Digests are keyed with what is derived from the host's key, so that they tell nothing about values.
+    Digests are keyed with a key derived from the host's key, so they reveal nothing about values.
     """
     values, reasons, passing = _published(vm, snapshot)
     if guest_key is None and vm.may_seal and any(vm.kind(name) is Kind.SEALED for name in values):
@@ -113,12 +114,12 @@ def desired(
 
 
 def guest_id(key: CredentialKey | None) -> str:
-    """What tells one guest key from another, and from none."""
+    """Id that distinguishes guest keys; empty without a key."""
     return key.derive("guest key id").hex() if key is not None else ""
 
 
 def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], list[str], bool]:
-    """A VM's values by credential, in order; why there is none for one; whether that may pass by itself."""
+    """A VM's values by credential, the reasons for missing ones, and whether one may go away by itself."""
     values: dict[str, Secret] = {}
     reasons: list[str] = []
     passing = False
@@ -126,7 +127,7 @@ def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], lis
         if credential.text is not None:
             values[name] = Secret(credential.text.encode())
             continue
-        if credential.secret is None:  # the configuration's check sees to it
+        if credential.secret is None:  # the configuration's check excludes this
             continue
         published = snapshot.values[credential.secret]
         match published:
@@ -143,7 +144,7 @@ def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], lis
 def identity_of(
     vm: VmConfig, values: Mapping[str, Secret], fingerprints: Fingerprints, guest: str
 ) -> Identity:
-    """What stands for a VM's values, which are as published, in order of their credentials' names."""
+    """Identity of a VM's values. They must be as published, in order of the credentials' names."""
     kinds = {name: vm.kind(name) for name in values}
     known = {name: fingerprints.of(vm, name, values[name]) for name in kinds}
     parts = [
@@ -158,17 +159,17 @@ def identity_of(
 
 
 def of_key(digest: str, key: CredentialKey) -> str:
-    """A digest that a key has made, with what says so."""
+    """A digest made with a key, with the key's id as its last digits."""
     return digest[:-KEY_DIGITS] + key.digest_id
 
 
 def are_of_one_key(one: str, other: str) -> bool:
-    """Whether two digests can be compared: those of two host keys differ whatever they stand for."""
+    """Whether two digests can be compared. Digests made with different host keys always differ."""
     return one[-KEY_DIGITS:] == other[-KEY_DIGITS:]
 
 
 def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
-    """Which limit of the way into the guest a generation would break, with the remedy; None for none."""
+    """Which delivery limit a generation would exceed, with the remedy; None if it exceeds none."""
     delivered = {name: _as_delivered(name, vm.kind(name), value) for name, value in what.values.items()}
     sizes = {
         name: len(oem_string(name, vm.kind(name), value).reveal()) + 1

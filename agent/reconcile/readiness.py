@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether a start of a VM can work, asked before a restart takes the VM down; pure.
+"""Checks whether a VM could start, before a restart takes the VM down; pure.
 
 A running VM with an old secret is better than a VM that is down. PID 1 opens a VM's credentials with the
-host's key, by the names in the unit as it is loaded. Where that would fail, the agent leaves the VM running
-and says what to mend. A VM that is down already is tried all the same: a try costs nothing there.
+host's key, from the paths in the loaded unit. If that would fail, the agent leaves the VM running and
+reports what to fix. If the VM is already down, the agent tries a start anyway: that does no harm.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ if TYPE_CHECKING:
     from credferry.agent.systemd.units import UnitState
 
 _LOOK_SECONDS = 5.0
-"""After how long an obstacle is looked at again: nothing tells when somebody has removed it."""
+"""Seconds until the agent checks an obstacle again: no event reports that it is gone."""
 
 
 class Ground(Protocol):
-    """What a start stands on. Everything is read afresh: the agent's own copies are not what PID 1 uses."""
+    """What a start needs from the host. All is read anew: PID 1 does not use the agent's own copies."""
 
     def key(self) -> CredentialKey:
-        """The host's key, under systemd's conditions. Raises `KeyFileError`."""
+        """The host's key, if its file meets systemd's conditions. Raises `KeyFileError`."""
 
     def is_known(self, key: CredentialKey) -> bool:
-        """Whether that is the key that the agent seals with."""
+        """Whether the agent seals with this key."""
 
     def unopened(self, vm: str, key: CredentialKey) -> str:
-        """Why the current generation cannot be opened whole with a key; empty where it can be."""
+        """Why the key cannot open all of the current generation; empty if it can."""
 
     def place(self, vm: str) -> str:
-        """The path of the current generation, as a unit has to name it."""
+        """The path of the current generation, as the unit must name it."""
 
     def lacks_room(self) -> str:
-        """Why systemd could not make what a start needs in the runtime directory; empty where it could."""
+        """Why the runtime directory has no room for a start; empty if it has room."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Nothing is known that would keep the VM from starting."""
+    """The agent knows of nothing that would prevent a start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Obstructed:
-    """A start would fail until somebody has mended this."""
+    """A start would fail until somebody fixes this."""
 
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spoiled:
-    """What is sealed does not open. The agent itself can mend that: it seals anew."""
+    """The sealed generation cannot be opened. The agent can fix this itself: it seals again."""
 
     reason: str
 
@@ -92,7 +92,7 @@ def _loads(unit: UnitState, place: str) -> str:
 
 
 def _is_same(path: str, place: str) -> bool:
-    """Whether both name one directory; ``current`` itself is a link, and leads to its generation."""
+    """Whether both paths name the same place. The last part, the link ``current``, is not followed."""
     if os.path.normpath(path) == os.path.normpath(place):
         return True
     one, two = (os.path.split(os.path.normpath(each)) for each in (path, place))
@@ -100,11 +100,11 @@ def _is_same(path: str, place: str) -> bool:
 
 
 CONDITIONS: tuple[Callable[[UnitState, str], str], ...] = (_is_read, _loads)
-"""What a unit must fulfil, each by why it does not; the path is that of the VM's current generation."""
+"""Checks of a unit and the path of its current generation. Each returns why it fails, or empty."""
 
 
 def judge(vm: VmConfig, unit: UnitState, ground: Ground) -> Readiness:
-    """Whether a start of a VM could work."""
+    """Whether a VM could start, or what prevents it."""
     place = ground.place(vm.name)
     reasons = [reason for condition in CONDITIONS if (reason := condition(unit, place))]
     if reason := ground.lacks_room():
@@ -122,17 +122,17 @@ def judge(vm: VmConfig, unit: UnitState, ground: Ground) -> Readiness:
 
 
 def is_asked(decision: Decision, unit: UnitState | None) -> bool:
-    """Whether a decision would take down a VM that is up."""
+    """Whether a decision would take down a running VM."""
     return is_up(unit) and (decision.restart or decision.roll_back)
 
 
 def is_up(unit: UnitState | None) -> bool:
-    """Whether there is something to lose: a unit that fails over and over is active now and then."""
+    """Whether a VM really runs. A unit that fails again and again is active at times, but does not count."""
     return unit is not None and unit.is_active and not unit.is_flapping
 
 
 def withheld(decision: Decision, now: Observed, readiness: Readiness) -> Decision:
-    """A decision that would take a VM down, with what is known of a start."""
+    """Change a decision that would take a VM down, unless the VM is ready to start again."""
     left = replace(decision, restart=False, roll_back=False, unready=True)
     match readiness:
         case Ready():

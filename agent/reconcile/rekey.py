@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Another credential key of the host: each generation is sealed anew, and what is known of VMs stays known.
+"""Seals each generation again when the host has another credential key, and keeps what is known of VMs.
 
-PID 1 opens nothing that an earlier key has sealed. So while the agent still has that key, it seals what the
-store holds with the present one, each generation under its own number: a start finds its credentials, and a
-VM that fails can go back to what it ran before.
+PID 1 cannot open what an earlier key has sealed. So while the agent still has that key, it seals the store's
+generations with the present key. Each generation keeps its number. So a start finds its credentials, and a
+VM that fails can roll back.
 
-Digests are keyed, so those of two keys cannot be compared. What a generation's digest is with the present
-key follows from its values. That is written down for each VM, for all that names a digest of the key before:
-the evidence of a start, what was assumed, the last rollout. Neither the source nor systemd is asked.
+Digests are keyed, so digests of two keys cannot be compared. The agent computes a generation's digest with
+the present key from its values. For each VM it stores which new digest belongs to which old one, because the
+evidence of a start, the assumption and the last rollout name old digests. This asks neither the source nor
+systemd.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ FileIdentity = tuple[int, int, int, int, int]
 
 
 def identity(path: Path) -> FileIdentity | None:
-    """What differs once a file was replaced, written, or given another mode; None where there is none."""
+    """Value that changes when a file is replaced, written, or gets another mode; None without a file."""
     try:
         status = path.lstat()
     except OSError:
@@ -62,10 +63,10 @@ def identity(path: Path) -> FileIdentity | None:
 
 
 def renew(configs: Sequence[Config], before: Store, after: Store) -> None:
-    """Seal with the key of ``after`` what the key of ``before`` opens, and write down what digests are now.
+    """Seal with the key of ``after`` what the key of ``before`` opens, and store the new digests.
 
-    A VM's credentials are as in the first of the configurations by which its digests can be made. To be done
-    again where it was interrupted. Raises `StoreError`.
+    For each generation, this uses the first configuration that reproduces its old digest. If it was
+    interrupted, it must be run again. Raises `StoreError`.
     """
     observers = [Observer(config, before) for config in configs]
     with after.lock():
@@ -82,7 +83,7 @@ def renew(configs: Sequence[Config], before: Store, after: Store) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """What is done for one VM."""
+    """Renewal of one VM's generations."""
 
     name: str
     observers: Sequence[Observer]
@@ -90,12 +91,12 @@ class _Renewal:
     after: Store
 
     def do(self) -> None:
-        """All of it; digests first, as nothing tells them once the generations are sealed anew."""
+        """Renew all. Digests come first: they cannot be computed after the generations are sealed again."""
         renewed = list(self._generations())
         digests = {old.digest: new.digest for old, new, _ in renewed}
         known = self.after.renewed(self.name)
         for digest in self._noted_digests():
-            if digest not in known:  # by a try that was interrupted, and had sealed what it is of
+            if digest not in known:  # else an interrupted run has sealed its generation
                 digests.setdefault(digest, _digest_of_other(digest, self.after.key))
         told = {old: digests.get(new, new) for old, new in known.items()} | digests
         told = {old: new for old, new in told.items() if self._is_of_after(new) and old != new}
@@ -105,7 +106,7 @@ class _Renewal:
             self._replace(manifest, values)
 
     def _generations(self) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
-        """Each generation that the key before opens: its manifest, that with the present key, its values."""
+        """For each generation that the old key opens: its old manifest, its new manifest, its values."""
         for number in self.before.numbers(self.name):
             old = self.before.generation(self.name, number)
             if old is None:
@@ -113,13 +114,13 @@ class _Renewal:
             try:
                 values = self.before.values(self.name, number)
             except (StoreError, SealError):
-                continue  # it is spoiled, and stays so
+                continue  # it cannot be opened, and stays so
             now = self._identity(old, values)
             new = old.but(digest=now.digest, credentials=now.entries)
             yield old, new.bound(values, secrets.token_hex(32)), values
 
     def _identity(self, manifest: Manifest, values: Mapping[str, Secret]) -> Identity:
-        """What stands for a generation's values with the present key."""
+        """Identity of a generation's values with the present key."""
         for observer in self.observers:
             vm = observer.config.vms[self.name]
             published, guest = self._published(observer, vm, manifest, values)
@@ -128,7 +129,8 @@ class _Renewal:
             old = identity_of(vm, published, Fingerprints(self.before.key), guest)
             if old.digest == manifest.digest:
                 return identity_of(vm, published, Fingerprints(self.after.key), guest)
-        # The configuration has changed since: it is something else than is published now, and stays that.
+        # The configuration has changed since. The generation differs from what is published, and must
+        # continue to differ.
         return Identity(
             _digest_of_other(manifest.digest, self.after.key),
             tuple(
@@ -141,7 +143,7 @@ class _Renewal:
     def _published(
         observer: Observer, vm: VmConfig, manifest: Manifest, values: Mapping[str, Secret]
     ) -> tuple[dict[str, Secret] | None, str]:
-        """A generation's values as they were published, and which guest key they are sealed with."""
+        """A generation's values as published (None if they cannot be opened), and its guest key id."""
         try:
             guest = observer.guest_key(vm)
             return {
@@ -151,7 +153,7 @@ class _Renewal:
             return None, ""
 
     def _noted_digests(self) -> Iterator[str]:
-        """Digests of the key before that something beside the generations names."""
+        """Digests of the old key that evidence, an assumption or the last rollout names."""
         evidence = [each.kept_evidence(each.config.vms[self.name]) for each in self.observers]
         for each in (self.before.assumed(self.name), self.before.attempt(self.name), *evidence):
             if each is not None and are_of_one_key(each.digest, of_key("", self.before.key)):
@@ -161,16 +163,16 @@ class _Renewal:
         return are_of_one_key(digest, of_key("", self.after.key))
 
     def _replace(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
-        """Put a generation's files in the place of those that PID 1 cannot open. Raises OSError.
+        """Replace a generation's files, which PID 1 cannot open, with renewed ones. Raises OSError.
 
-        The manifest comes last: until then the key before opens what is there.
+        The manifest comes last: until then the old key opens the generation's manifest.
         """
         directory = self.after.vm_directory(self.name)
         generation, made = directory / "generations" / str(manifest.generation), directory / "renewed"
         contents = {value_file(name): value for name, value in values.items()}
         contents[MANIFEST_FILE] = Secret(manifest.to_bytes())
         shutil.rmtree(made, ignore_errors=True)
-        # Made beside the generations: PID 1 opens all that is in one, and may do so now.
+        # Make the files outside the generation: PID 1 opens all files in it, and may do so now.
         made.mkdir(0o700)
         try:
             write_all_durably(
@@ -183,7 +185,7 @@ class _Renewal:
             written = generation.stat()
             for name in contents:
                 (made / name).rename(generation / name)
-            os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is no newer for that
+            os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is not newer
             sync_directory(generation)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -201,7 +203,7 @@ def _opened(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) ->
 
 
 def _digest_of_other(digest: str, key: CredentialKey) -> str:
-    """What stands for values that nothing tells, with another key: it differs from all that is published."""
+    """Stand-in digest for unknown values, with another key. It differs from all published digests."""
     return of_key(_other(digest, key), key)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sealing what is due: a new generation for each VM whose secrets are not what its current one holds."""
+"""Seals a new generation for each VM whose secrets differ from its current generation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 
 def new_run() -> str:
-    """A correlation id: 32 hex digits under which the journal tells one rotation's story."""
+    """A correlation id of 32 hex digits. All journal records of one rotation carry it."""
     return secrets.token_hex(16)
 
 
@@ -43,15 +43,15 @@ class Sealer:
     observer: Observer
     audit: Audit
     _told: dict[str, str] = field(default_factory=dict)
-    """Digests that were told to be published, by VM: a full disk, say, is no news each time it is tried."""
+    """Digests already recorded as published, by VM. A retry, after a full disk say, does not repeat them."""
     _owed: list[Callable[[], None]] = field(default_factory=list)
-    """Records of sealed generations that could not be written yet: no later look would write them."""
+    """Audit records of sealed generations that are still to be written. No later check would write them."""
 
     def seal_due(self, look: Look, run: str = "") -> list[str]:
-        """Seal a new generation for each VM of a look that is due one; names of the VMs sealed.
+        """Seal each new generation that a check found due; return the names of the VMs sealed.
 
-        Under a new correlation id, where none is given. A VM whose values cannot be sealed now is left out:
-        it keeps what is current, and the next look says what it lacks. Raises `StoreError`.
+        Without ``run``, this makes a new correlation id. If a VM's values cannot be sealed now, the VM keeps
+        its current generation, and the next check reports what is missing. Raises `StoreError`.
         """
         run = run or new_run()
         sealed = []
@@ -103,7 +103,7 @@ class Sealer:
         unsynced: UnsyncedStoreError | None = None
         try:
             self.store.write(manifest, values, keep)
-        except UnsyncedStoreError as error:  # sealed all the same: the next look finds it so
+        except UnsyncedStoreError as error:  # it is sealed all the same: the next check finds it
             unsynced = error
         self._told.pop(vm.name, None)
         self._owed.append(
@@ -123,14 +123,14 @@ class Sealer:
             raise unsynced
 
     def _pay(self) -> None:
-        """Write the records that are owed. Raises `StoreError`; they are then still owed."""
+        """Write the outstanding records. Raises `StoreError`; unwritten records then remain outstanding."""
         while self._owed:
             self._owed[0]()
             del self._owed[0]
 
 
 def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:
-    """The value as its entry says that it is. Raises `SealError` rather than let it stay readable."""
+    """The value in the form that its entry requires. Raises `SealError` if it cannot be sealed."""
     match entry.kind:
         case Kind.PLAIN | Kind.TEXT:
             return value
@@ -144,8 +144,8 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
 
 
 def _to_keep(store: Store, observed: Observed) -> Container[int]:
-    """Generations that a rollback may have to go back to, however many were sealed since."""
-    if observed.unit is None:  # systemd could not be asked, so what the VM runs is not known
+    """Generations that a rollback may need, regardless of how many were sealed since."""
+    if observed.unit is None:  # systemd was not asked, so it is not known what the VM runs
         return range(GENERATION_MAX + 1)
     kept, runs = set(), observed.runs
     if runs is not None:
@@ -156,6 +156,6 @@ def _to_keep(store: Store, observed: Observed) -> Container[int]:
 
 
 def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:
-    """Fingerprints of the credentials that differ from a manifest's, by name."""
+    """Fingerprints of the credentials that differ from those of a manifest, by name."""
     known = {(entry.name, entry.fingerprint) for entry in (before.credentials if before else ())}
     return {each.name: each.fingerprint for each in entries if (each.name, each.fingerprint) not in known}

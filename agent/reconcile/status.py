@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where a VM stands, for people and other programs: state, since when, why, and what came of its last start.
+"""Status of a VM for people and programs: state, since when, why, and the result of its last start.
 
-Told from what lasts alone, so that the agent and a verb without it say the same, and so does an agent that
-was started a moment ago.
+The status uses only facts that survive a restart of the agent. So the agent, a command without the agent,
+and an agent that has just started all report the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MICROVMS = Path("/var/lib/microvms")
 
 @dataclass(frozen=True, slots=True)
 class VmStatus:
-    """One VM at one look. Generations are 0, and texts empty, for none."""
+    """Status of one VM at one check. A missing generation is 0, a missing text is empty."""
 
     name: str
     unit: str
@@ -31,17 +31,17 @@ class VmStatus:
     state: State
     reasons: tuple[str, ...]
     since: int
-    """Seconds since 1970; 0 where nothing tells."""
+    """Seconds since 1970; 0 if unknown."""
     sealed: int
     running: int
     is_held: bool
     last_result: str
     system: str
-    """Of a VM of microvm.nix: ``current``, or ``older`` where it was started from an older build."""
+    """For a VM of microvm.nix: ``current``, or ``older`` if it runs an older build; else empty."""
 
 
 def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
-    """What a look has found out about a VM."""
+    """Status of a VM, from the result of a check."""
     unit, sealed, runs = observed.unit, observed.sealed, observed.runs
     return VmStatus(
         name=observed.vm.name,
@@ -59,7 +59,7 @@ def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
 
 
 def steps(decision: Decision) -> list[str]:
-    """What a decision would do, in words, in order."""
+    """The steps that a decision would take, in words and in order."""
     words = []
     if decision.seal is not None:
         words.append(f"seal {', '.join(entry.name for entry in decision.seal.entries)}")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Taking over a store of form 1, at the first start of the agent over it: once, and for good.
+"""Converts a store of form 1, once, at the agent's first start with that store.
 
-Each generation gets a manifest of the present version, bound to the values that are there; numbers,
-digests and values stay. A VM that runs under a drop-in of form 1 has no evidence of its start. What it
-runs is taken from its launcher's report, and written down for that invocation: a neighbour could have
-forged the report, so it counts only where it names a generation that the store holds with that very
-digest, and it is not read again.
+Each generation gets a manifest of the present version, bound to its values. Numbers, digests and values
+stay. A VM that runs under a drop-in of form 1 has no evidence of its start. The agent takes what the VM runs
+from its launcher's report, and records this for that invocation. Another process could have forged the
+report. So the report counts only if the store holds the named generation with the same digest, and the
+agent does not read it again.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _UNBOUND: Final = "0" * 64
 def take_over(
     vms: Iterable[VmConfig], store: Store, observer: Observer, manager: SystemManager | None
 ) -> bool:
-    """Bring a store to the present form; whether it is now.
+    """Convert a store to the present form; whether it now has that form.
 
-    It is not while systemd cannot be asked which VMs run. Raises `StoreError`, `BusError`.
+    False while there are generations and systemd cannot be asked. Raises `StoreError`, `BusError`.
     """
     if form.read(store.state) >= form.FORM and form.is_barred(store.state):
         return True
@@ -72,7 +72,7 @@ def take_over(
 
 
 def _renew_all(store: Store) -> bool:
-    """Renew each generation's manifest; whether there is any generation. Raises OSError."""
+    """Renew each generation's manifest; whether there is a generation. Raises OSError."""
     generations = sorted((store.state / "vms").glob("*/generations/*"))
     for generation in generations:
         _renew(store, generation)
@@ -80,7 +80,7 @@ def _renew_all(store: Store) -> bool:
 
 
 def _renew(store: Store, generation: Path) -> None:
-    """Put a bound manifest in place of one of form 1. What cannot be opened stays, and counts as none."""
+    """Replace a manifest of form 1 with a bound one. A generation that cannot be opened stays as it is."""
     try:
         manifest = _unbound(_open(store, generation, MANIFEST_FILE))
         if manifest is None:
@@ -91,7 +91,7 @@ def _renew(store: Store, generation: Path) -> None:
     except (SealError, HandoffError, FileNotFoundError, NotADirectoryError):
         return
     content = manifest.bound(values, secrets.token_hex(32)).to_bytes()
-    # Made beside the generations: PID 1 opens all that is in one, and may do so now.
+    # Make the file outside the generation: PID 1 opens all files in it, and may do so now.
     made = generation.parent.parent / "manifest.renewed"
     replace_durably(made, seal(content, name=unit_credential(MANIFEST_FILE), key=store.key))
     made.rename(generation / MANIFEST_FILE)
@@ -104,7 +104,7 @@ def _open(store: Store, generation: Path, file: str) -> Secret:
 
 
 def _unbound(content: Secret) -> Manifest | None:
-    """A manifest of version 1, as one that is bound to nothing yet; None for one of another version."""
+    """A manifest of version 1, converted but not bound to values yet; None for another version."""
     try:
         fields = json.loads(content.reveal())
         if fields.pop("version") != _VERSION:
@@ -117,7 +117,7 @@ def _unbound(content: Secret) -> Manifest | None:
 
 
 def _assume_all(vms: Iterable[VmConfig], store: Store, observer: Observer, manager: SystemManager) -> None:
-    """Write down what each VM runs that has no evidence. Raises `StoreError`, `BusError`."""
+    """Record what each running VM without evidence runs. Raises `StoreError`, `BusError`."""
     vms = list(vms)
     units = manager.units({vm.unit: "" for vm in vms})
     for vm in vms:
@@ -135,7 +135,7 @@ def _assume_all(vms: Iterable[VmConfig], store: Store, observer: Observer, manag
 
 
 def _reported(vm: VmConfig, unit: UnitState, store: Store, observer: Observer) -> Manifest | None:
-    """The generation that the launcher has reported, where the store holds it with that digest."""
+    """The generation that the launcher reported; None unless the store holds it with that digest."""
     hint = observer.hint(vm, unit)
     manifest = store.generation(vm.name, hint.generation) if hint is not None else None
     return manifest if manifest is not None and hint is not None and manifest.digest == hint.digest else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Restarts: their order and limits, what is checked before, how they are judged, rollback, orders.
+"""Restarts: order, limits, checks before a restart, judging the result, rollback, operators' orders.
 
 May import: `reconcile`, `store`, `systemd`, `audit`, `config`.
 Never: D-Bus calls of its own: it asks a `SystemManager`.

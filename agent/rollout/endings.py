@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a restart that the agent asked for has ended: well, badly, or by somebody else's act."""
+"""How a restart by the agent ended: success, failure, or overruled by somebody else."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The VM runs what it was restarted for, or something newer. ``unit`` is what told so."""
+    """The VM runs the generation it was restarted for, or a newer one. ``unit`` is the state seen."""
 
     unit: UnitState
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The VM does not come up on what it was restarted for."""
+    """The VM did not start on the generation it was restarted for."""
 
     reason: str
     is_left_down: bool = False
-    """Whether the restart itself has stopped the unit, which looks as if an operator had."""
+    """Whether the restart itself stopped the unit. This looks the same as a stop by an operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overruled:
-    """An operator has stopped the VM, or has canceled the restart. That says nothing of the generation."""
+    """An operator stopped the VM or canceled the restart. This says nothing about the generation."""
 
 
 Ending = Succeeded | Failed | Overruled
 
 
 def judged(reason: str, result: str, unit: UnitState, before: str) -> Failed | Overruled:
-    """What to make of a restart that did not succeed, for a reason.
+    """Whether a restart that did not succeed has failed or was overruled; ``reason`` is that of a failure.
 
-    ``result`` is systemd's word for the job, ``before`` the unit's invocation before it. A stop leaves a
-    unit that is inactive after a success. So does a condition of the unit that does not hold; but then the
-    job was not canceled, and there is no new invocation. A stop can also leave a unit that has failed, where
-    the start was under way: only the job tells.
+    ``result`` is systemd's result of the job, ``before`` the unit's invocation before it. A stop leaves the
+    unit inactive, with result success. So does a unit condition that is not met; but then the job was not
+    canceled, and there is no new invocation. A stop during a start can leave the unit failed. Only the job's
+    result tells this from a failed start.
     """
     is_canceled = result == CANCELED
     if unit.is_stopped and (is_canceled or unit.invocation_id != before):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether a NixOS switch is in progress: told by the lock that it holds, which is never taken or tried.
+"""Whether a NixOS switch is in progress. The agent sees this by the switch's lock, and never takes it.
 
-switch-to-configuration takes it without waiting, and gives up where somebody else has it (nixpkgs
-pkgs/by-name/sw/switch-to-configuration-ng/src/main.rs): a try of ours, however short, could fail a switch.
-The kernel lists all locks in ``/proc/locks`` (proc(5)).
+switch-to-configuration takes the lock without waiting, and gives up if another process holds it (nixpkgs
+pkgs/by-name/sw/switch-to-configuration-ng/src/main.rs). If the agent took it for a moment, a switch could
+fail. The kernel lists all locks in ``/proc/locks`` (proc(5)).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import os
 from pathlib import Path
 
 LOCKS = (Path("/run/credferry/locks"), Path("/proc/locks"))
-"""Where the kernel's list is; the first is where the agent's unit, whose /proc has nothing but processes,
-has it bound to."""
+"""Where to find the kernel's list. The agent's unit sees only processes in its /proc, so it has the list
+bind-mounted at the first path."""
 
 
 def is_locked(path: Path, lists: tuple[Path, ...] = LOCKS) -> bool:
-    """Whether somebody holds a lock on a file. False as well where the kernel's list cannot be read."""
+    """Whether a process holds a lock on a file. False too if the kernel's list cannot be read."""
     return bool(holder(path, lists))
 
 
 def holder(path: Path, lists: tuple[Path, ...] = LOCKS) -> str:
-    """What tells the process that holds a lock on a file from another one; empty where none is known."""
+    """Text that identifies the lock on a file and its holder; empty if no lock is known."""
     try:
         status = path.stat()
     except OSError:
@@ -33,10 +33,10 @@ def holder(path: Path, lists: tuple[Path, ...] = LOCKS) -> str:
             lines = each.read_text().splitlines()
         except OSError:
             continue
-        if not lines:  # an empty file is there for others than the agent to see
+        if not lines:  # the first file is empty for processes other than the agent
             continue
-        # "1: FLOCK  ADVISORY  WRITE 1234 00:1a:567 0 EOF"; one that waits has an arrow after its number.
+        # "1: FLOCK  ADVISORY  WRITE 1234 00:1a:567 0 EOF"; a waiting lock has "->" after the number.
         held = (words for line in lines if wanted in (words := line.split()) and "->" not in words)
-        # All but the number of the line, which other locks change.
+        # Leave out the line's number: it changes when other locks come and go.
         return next((" ".join(words[1:]) for words in held), "")
     return ""

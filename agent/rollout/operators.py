@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who gives an order on a VM, which one, and why: a record of its own in the audit, where a story begins."""
+"""Records in the audit who gave an order on a VM, which order, and why. Such a record begins a run."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ REASON_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Who gives an order, and why. ``uid`` is what the bus or the kernel says, not what the caller says."""
+    """Who gives an order, and why. ``uid`` comes from the bus or the kernel, never from the caller."""
 
     uid: int
     reason: str = ""
 
     @classmethod
     def of_process(cls, reason: str = "") -> Operator:
-        """Whoever runs this process: its real user. Raises `OrderError` for an unfit reason."""
+        """The real user of this process. Raises `OrderError` if the reason is too long."""
         return cls.of_user(os.getuid(), reason)
 
     @classmethod
     def of_user(cls, uid: int, reason: str) -> Operator:
-        """A user, with the reason that it gives. Raises `OrderError` for an unfit reason."""
+        """A user with a reason. Raises `OrderError` if the reason is too long."""
         if len(reason) > REASON_MAX:
             raise OrderError(
                 "Reason", f"the reason is longer than {REASON_MAX} characters", hint="give a shorter one"
@@ -43,7 +43,7 @@ class Operator:
 
     @property
     def name(self) -> str:
-        """The user's name; empty where the host knows none."""
+        """The user's name; empty if the host knows no name."""
         try:
             return pwd.getpwuid(self.uid).pw_name
         except KeyError:
@@ -51,7 +51,7 @@ class Operator:
 
 
 def record(audit: Audit, order: Order, vm: VmConfig, operator: Operator) -> str:
-    """Write an order to the audit; the run under which all that follows from it is told.
+    """Write an order to the audit, and return the run for all records that follow from it.
 
     Raises `StoreError`.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether an operator's order on a VM can be followed: asked when it is given, and again when it is done."""
+"""Checks whether an operator's order can be carried out: when it is given, and again before it is done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_rotate(store: Store, observed: Observed) -> Manifest:
-    """What a running VM is to be restarted onto. Raises `OrderError`."""
+    """The generation to restart a running VM onto. Raises `OrderError`."""
     vm, unit = observed.vm, observed.unit
     manifest = _sealed(store, observed)
     if (attempt := _set_back(observed, manifest)) is not None:
@@ -35,7 +35,7 @@ def to_rotate(store: Store, observed: Observed) -> Manifest:
 
 
 def to_roll_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
-    """What a VM is to be put back from, and onto what. Raises `OrderError`."""
+    """The current generation, and the one to roll back to. Raises `OrderError`."""
     manifest = _sealed(store, observed)
     previous = store.previous(observed.vm.name)
     if previous is None:
@@ -62,7 +62,7 @@ def _sealed(store: Store, observed: Observed) -> Manifest:
 
 
 def _set_back(observed: Observed, manifest: Manifest) -> Attempt | None:
-    """Why what is sealed is not what is published, where it was put back from that."""
+    """The failed rollout because of which a VM is not on the published secrets; None if there is none."""
     attempt, desired = observed.attempt, observed.desired
     if attempt is None or attempt.digest == manifest.digest:
         return None

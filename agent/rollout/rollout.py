@@ -235,7 +235,7 @@ class Rollout:
         *,
         order: str,
     ) -> State:
-        """Restart a VM. ``unit`` is its unit's state a moment ago; later states are read anew."""
+        """Restart a VM. ``unit`` is its unit's state a moment ago; this method reads later states itself."""
         before = unit.invocation_id if unit is not None else ""
         attempt = Attempt(
             manifest.digest,

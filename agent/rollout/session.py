@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts that work on VMs, put together in one way for the agent and for verbs."""
+"""Builds the parts that work on VMs, in the same way for the agent and for commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The parts, over one store."""
+    """The parts that share one store."""
 
     config: Config
     store: Store
@@ -48,7 +48,7 @@ class Session:
         stop: threading.Event | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
-        """The parts as a configuration has them. ``stop`` ends waiting early once it is set."""
+        """The parts for a configuration. Setting ``stop`` ends any wait early."""
         stop = threading.Event() if stop is None else stop
         observer = Observer(config, store)
         sealer = Sealer(store, observer, audit)
@@ -59,11 +59,14 @@ class Session:
 
     @classmethod
     def for_one_pass(cls, config: Config) -> Self:
-        """The parts for a verb that does the agent's work once. Raises as `open_store` does."""
+        """The parts for a command that does the agent's work once. Raises as `open_store` does."""
         store = open_store(config)
         audit = Audit(store, present_key=partial(present_key, config))
         return cls.of(config, store, audit, RestartPolicyGate(config, store, is_single_pass=True))
 
     def take_over(self, manager: SystemManager | None) -> bool:
-        """Bring a store of an earlier form to the present one. Raises `StoreError`, `BusError`."""
+        """Convert a store of an earlier form; whether it now has the present form.
+
+        Raises `StoreError`, `BusError`.
+        """
         return take_over(self.config.vms.values(), self.store, self.observer, manager)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether a restart was a success: from systemd's word, the unit's state, and the evidence that root kept.
+"""Whether a restart succeeded, judged by the unit's state and by root's evidence.
 
-The launcher's report is a hint, which others may forge or remove. It tells when the VM is launched, so that
-nobody waits longer than needed. Without it a VM that stays up until the time is over counts as launched.
+The launcher's report is a hint, which other processes may forge or remove. It tells when the VM is
+launched, so the agent need not wait longer. Without a report, a VM that stays up until the deadline counts
+as launched.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ def verdict(  # noqa: PLR0917 (all that there is to judge by)
     before: str,
     restarts: int = 0,
 ) -> str | None:
-    """Why a restart whose job is done was no success; empty when it was, None when it is too early to tell.
+    """Why a restart failed after its job ended; empty if it succeeded, None if it is too early to tell.
 
-    ``before`` is the unit's invocation before the restart, ``restarts`` systemd's count right after it: that
-    does not always begin anew. ``done`` alone says only that the job ended.
+    ``before`` is the unit's invocation before the restart. ``restarts`` is systemd's restart count right
+    after it: systemd does not always reset it. The job result ``done`` alone says only that the job ended.
     """
     if hint is None and unit.restarts - restarts >= FLAPS:
         return f"its unit fails again and again, with result {unit.result!r}"
-    if unit.is_changing:  # somebody else's job, or systemd's own next try
+    if unit.is_changing:  # another job, or systemd's own next try
         return None
     if unit.active in {"failed", "inactive"}:
         return f"its unit is {unit.active}, with result {unit.result!r}"
     if not unit.is_active or unit.invocation_id == before:
         return None
-    # A newer one than ours was sealed while the VM was down, and it started on that: as good. So is the same
-    # one, sealed anew with another key of the host.
+    # If a newer generation was sealed while the VM was down, a start on that is a success too. So is a start
+    # on the same generation, sealed again with another key of the host.
     if (
         evidence is not None
         and evidence.digest != manifest.digest
@@ -56,10 +57,10 @@ def _is_same_anew(evidence: Evidence, manifest: Manifest) -> bool:
 
 
 def overdue(unit: UnitState, before: str) -> str:
-    """Why a restart failed that was not seen to be a success in time; empty where it did not fail.
+    """Why a restart failed that did not prove its success before the deadline; empty if it did not fail.
 
-    A VM that was started anew and has stayed up is not started again for want of a launcher's report, which
-    a neighbour may have removed.
+    If the VM was restarted and stays up, a missing launcher's report is no failure: another process may have
+    removed the report.
     """
     if unit.invocation_id == before:
         return "its unit was not restarted"
