@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Opens files that another user can write, or can replace. No other code opens such files.
 
-Such a file may be a FIFO that nobody writes, a link to a file that only root may read, a device, or
-endless. The path that leads there may change between two system calls. So each component is opened below
-the descriptor of the one before it, no symbolic link is followed, and what was opened is judged by its
+Such a file may be a FIFO without a writer, a link to a file that only root may read, a device, or a file
+without an end. Its path may change between two system calls. So this module opens each component of the path
+relative to the descriptor of its parent, follows no symbolic link, and checks the file again by its
 descriptor.
 """
 
@@ -25,16 +25,16 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class UntrustedFileError(OSError):
-    """The file is there, and it is not one that may be read. ``strerror`` says why, without its content."""
+    """The file exists, but must not be read. ``strerror`` says why; it never quotes the content."""
 
 
 def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: Path = Path("/")) -> int:
-    """A descriptor for reading a regular file; it never blocks, and no symbolic link leads to it.
+    """Open a regular file for reading. Returns its descriptor; never blocks, follows no symbolic link.
 
     ``below`` is a directory whose own path is trusted: only root can change it. Links are allowed on the
-    way there, and nowhere after it. ``path`` must be below ``below``. ``owners`` are the uids that may
-    own the file; None allows all. Raises `UntrustedFileError` for a file that may not be read,
-    `FileNotFoundError`, and other kinds of `OSError`.
+    way to that directory, and not below it. ``path`` must be below ``below``. ``owners`` are the uids that
+    may own the file; None allows all. Raises `UntrustedFileError` for a file that must not be read,
+    `FileNotFoundError` and other kinds of `OSError`, and ValueError for a ``path`` not below ``below``.
     """
     parts, trusted = path.parts, below.parts  # `Path.relative_to` takes longer than the opens
     if parts[: len(trusted)] != trusted or len(parts) == len(trusted):
@@ -46,7 +46,7 @@ def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: P
     try:
         for parent in parents:
             opened.append(os.open(parent, _DIRECTORY, dir_fd=opened[-1]))
-        # The kind is asked before the open: opening a device can have effects.
+        # Check the file type before the open: opening a device can have effects.
         _check(path, os.stat(name, dir_fd=opened[-1], follow_symlinks=False), owners)
         descriptor = os.open(name, _FILE, dir_fd=opened[-1])
     except UntrustedFileError:
@@ -71,14 +71,14 @@ def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: P
 def read_untrusted(
     path: Path, *, limit: int, owners: Container[int] | None = None, below: Path = Path("/")
 ) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes. Raises as `open_untrusted` does.
+    """Read a regular file of at most ``limit`` bytes. Raises as `open_untrusted` does.
 
     A larger file raises `UntrustedFileError`.
     """
     descriptor = open_untrusted(path, owners=owners, below=below)
     content = b""
     try:
-        # A file object takes longer to make than most files take to read.
+        # os.read: making a file object takes longer than reading most files.
         while len(content) <= limit and (part := os.read(descriptor, min(limit + 1 - len(content), _PART))):
             content += part
     finally:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Hints from the kernel that it is worth looking; never data, and nothing depends on one arriving.
+"""Hints from the kernel that the source may have changed. If one is lost, the resync finds the change.
 
-inotify follows no link, and a watch on a symlink dies silently at its first swap. So the watch stands on
-each directory that the way to the source leads through, links' targets included, for the names that the way
-takes there. After each look the way is followed anew. A mount over the way has no event in inotify: the
-table of mounts tells of it. What neither sees (an overflow) the resync finds.
+A hint carries no data; it only triggers a check. inotify does not follow links, and a watch on a symlink
+ends silently when the link is swapped. So this module watches each directory on the way to the source,
+including the directories that links lead to, for the names that the way uses there. `Watch.arm` follows the
+way again before each check. inotify has no event for a mount over the way; `MountTable` reports that. The
+resync finds what neither of them sees, such as an overflow.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 LOOK_SECONDS = 5.0
-"""How often to look where not all can be watched."""
+"""Seconds between two checks while not everything can be watched."""
 DIRECTORIES_MAX = 256
-"""Each costs a watch and a thread."""
+"""Limit for watched directories. Each needs a watch and a thread."""
 _TRIES = 5
 
-# Not opened and not closed-without-writing: our own reading would come back as hints.
+# Without "opened" and "closed without writing": the agent's own reads would cause hints.
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
     FileMovedEvent,
@@ -58,7 +59,7 @@ _EVENTS: list[type[FileSystemEvent]] = [
 
 
 class _Handler(FileSystemEventHandler):
-    """Calls back, for some paths or any. It raises nothing, which would end the observer's thread."""
+    """Calls ``hint`` for events on ``paths``; None means all. Raises nothing: that would end the thread."""
 
     def __init__(self, hint: Callable[[str], None]) -> None:
         self._hint = hint
@@ -72,11 +73,11 @@ class _Handler(FileSystemEventHandler):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A directory to watch. Its identity tells it from a new one of its name."""
+    """A directory to watch. Its identity shows whether another directory has taken its name."""
 
     identity: tuple[int, int]
     paths: frozenset[str] | None
-    """What in it is of interest; None for everything."""
+    """The paths whose events count; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class _Armed:
 
 
 class Watch:
-    """Watches a source. ``hint`` is called in another thread; it must return at once and not raise."""
+    """Watches a source. Calls ``hint`` in another thread; it must return at once and not raise."""
 
     def __init__(self, source: Path, hint: Callable[[str], None]) -> None:
         self._source = os.path.abspath(source)  # noqa: PTH100 (watchdog's paths are strings)
@@ -101,17 +102,17 @@ class Watch:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all is watched. Where it is not, look again after `LOOK_SECONDS` at the latest."""
+        """Whether everything is watched. If not, the caller checks at least every `LOOK_SECONDS`."""
         return self._lack is None
 
     def start(self) -> None:
-        """Begin to watch. Where inotify cannot be had at all, that is reported, and tried again by `arm`."""
+        """Begin to watch. If inotify is unavailable, this is logged, and `arm` tries again."""
         self._mounts.start()
         self._start()
 
     def _start(self) -> None:
         try:
-            observer = Observer()  # of watchdog 7, it has its descriptor from here on
+            observer = Observer()  # watchdog 7 opens the inotify descriptor here
             observer.start()
         except OSError as error:
             self._tell(os.strerror(error.errno or 0))
@@ -119,17 +120,17 @@ class Watch:
             self._observer = observer
 
     def arm(self, names: Iterable[str]) -> None:
-        """Watch the way to the source as it is now, and from there the ways to the named secrets.
+        """Watch the present way to the source, and the ways from there to the named secrets.
 
-        To be called before each look: it costs nothing where nothing moved. What cannot be watched is
-        reported once, until all can be.
+        Call this before each check. It adds no watches if nothing has moved. If something cannot be watched,
+        this is logged once, and again when everything is watched.
         """
         if self._observer is None or not self._observer.is_alive():
             self._replace()
         if self._observer is None:
             return
         names = list(names)
-        # What moved between following the way and watching it was not seen: the way is followed once more.
+        # A change between following the way and watching it causes no event. So follow the way again.
         for _ in range(_TRIES):
             wanted = self._places(names)
             lack, is_new = self._arm(self._observer, wanted)
@@ -139,8 +140,8 @@ class Watch:
         self._tell(lack)
 
     def _arm(self, observer: BaseObserver, wanted: dict[str, _Place]) -> tuple[str | None, bool]:
-        """Watch these directories and no others: what is in the way, and whether one is watched newly."""
-        # The observer outlives its emitters: only they tell whether anything is still being watched.
+        """Watch exactly these directories. Returns what prevents that, and whether a watch is new."""
+        # The observer outlives its emitters. Only an emitter shows whether its directory is still watched.
         dead = {emitter.watch for emitter in observer.emitters if not emitter.is_alive()}
         for path, armed in list(self._armed.items()):
             if armed.watch in dead or path not in wanted or armed.identity != wanted[path].identity:
@@ -159,7 +160,7 @@ class Watch:
                 _assert_watchable(path)
                 watch = observer.schedule(handler, path, event_filter=_EVENTS)
             except OSError as error:
-                # One that has gone meanwhile is not lacked: the way is followed anew.
+                # A directory that has just been removed is no problem: `arm` follows the way again.
                 if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
                     lack = os.strerror(error.errno or 0)
             else:
@@ -192,7 +193,7 @@ class Watch:
         self._armed.clear()
 
     def _places(self, names: Iterable[str]) -> dict[str, _Place]:
-        """Directories to watch, those on the way to the source first."""
+        """The directories to watch, by path. Those on the way to the source come first."""
         trail = Trail()
         target = trail.follow(self._source, to_directory=True)
         if target is not None:
@@ -205,7 +206,7 @@ class Watch:
                 status = os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
             except OSError:
                 continue
-            # Its own path is that of its removal.
+            # The event of a directory's removal has the directory's own path.
             paths = frozenset({path, *(os.path.join(path, name) for name in inside)})  # noqa: PTH118 (watchdog's paths are strings)
             found[path] = _Place((status.st_dev, status.st_ino), None if path == target else paths)
         return found
@@ -218,7 +219,7 @@ class Watch:
 
 
 def _assert_watchable(path: str) -> None:
-    """Raise the `OSError` that watchdog would not: its observer starts, and never tells of anything."""
+    """Raise `OSError` where watchdog raises none: it would start, and never report an event."""
     os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
     if not os.access(path, os.R_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -3,19 +3,19 @@
 
 ::
 
-    STATE/form                                 which form the store is of, see `credferry.agent.store.form`
-    STATE/seal.lock                            held while generations are written
-    STATE/rollout.VM.lock                      held while the VM is restarted
+    STATE/form                                 the store's form, see `credferry.agent.store.form`
+    STATE/seal.lock                            locked while generations are written
+    STATE/rollout.VM.lock                      locked while the VM is restarted
     STATE/guest-keys/VM.secret                 master copies of guests' keys
-    STATE/vms/VM/current -> generations/7      what the unit's LoadCredentialEncrypted= names
+    STATE/vms/VM/current -> generations/7      the path in the unit's LoadCredentialEncrypted=
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
-    STATE/vms/VM/{assumed,rollout}.json        what is known of the running VM and of its last rollout
-    STATE/vms/VM/renewed.json                  what digests of an earlier host key are with the present one
-    STATE/vms/VM/restarts.json                 when it was restarted lately
-    STATE/vms/VM/reported.json                 what its launcher reported first of its start
-    STATE/vms/VM/held                          it is not to be restarted until it is released
+    STATE/vms/VM/{assumed,rollout}.json        what the running VM is assumed to run; its last rollout
+    STATE/vms/VM/renewed.json                  digests of earlier host keys, with the present key
+    STATE/vms/VM/restarts.json                 the moments of the last restarts
+    STATE/vms/VM/reported.json                 the launcher's first report of the last start
+    STATE/vms/VM/held                          exists while an operator holds the VM
 
-PID 1 opens ``current`` once for a unit's start, so no start sees a mix of two generations.
+PID 1 opens ``current`` once for each start of the unit. So a start never mixes two generations.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.keys import CredentialKey
 
 SEALED_FILE_MAX = 2 * SEALED_MAX
-"""Bytes of one sealed file: Base64 in lines takes less than twice what it holds."""
+"""Limit for one sealed file, in bytes. Base64 in lines takes less than twice the size of its content."""
 RECORD_MAX = 1 << 20
-"""Bytes of a small record beside the generations."""
-# A FIFO does not keep whoever locks it waiting, and a link is not followed.
+"""Limit for one small record beside the generations, in bytes."""
+# Opening a FIFO must not block, and a symbolic link must not be followed.
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KEEP = 3
 """Generations kept for each VM, the current one included."""
@@ -76,41 +76,41 @@ _T = TypeVar("_T", Assumed, Attempt, Renewed, Restarts)
 
 
 def rollout_lock(vm: str) -> str:
-    """The name, for `Store.lock`, of what is held while a VM is restarted."""
+    """The name of the lock for restarts of a VM. Pass it to `Store.lock`."""
     return f"rollout.{vm}.lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The sealed generations below one state directory, readable by root alone."""
+    """The sealed generations below one state directory. Directories have mode 0700, files 0600."""
 
     state: Path
     key: CredentialKey
     _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
-    """The manifest that was opened last, by VM, and what tells whether it is still the same."""
+    """By VM: the manifest that was opened last, and the identity of its files at that time (`_identity`)."""
     _reported: dict[str, str] = field(default_factory=dict)
-    """The invocation whose report is noted, by VM."""
+    """By VM: the invocation whose report is noted."""
     _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    """See `renewed`, by VM."""
+    """By VM: see `renewed`."""
     _whole: dict[str, set[int]] = field(default_factory=dict)
-    """Generations that are known to be whole, by VM: to open each at each sealing would be costly."""
+    """By VM: generations that are known to be whole. Opening all of them at each sealing would be slow."""
     _made: set[Path] = field(default_factory=set)
-    """Directories that are known to last."""
+    """Directories that are known to survive a power failure."""
 
     def vm_directory(self, vm: str) -> Path:
-        """Where everything about one VM is."""
+        """The directory of one VM's generations and records."""
         return self.state / "vms" / vm
 
     def current(self, vm: str) -> Manifest | None:
-        """The manifest of a VM's current generation; None when there is none that a start could use.
+        """The manifest of a VM's current generation; None when no start could use it.
 
-        A generation that cannot be opened, is another VM's, or lacks a file counts as none: it is simply
-        sealed again.
+        The result is None for a generation that cannot be opened, that belongs to another VM, or whose files
+        do not match its manifest. The agent then seals again.
         """
         return self._manifest(vm, f"{self.state}/vms/{vm}/current")
 
     def _manifest(self, vm: str, directory: str) -> Manifest | None:
-        # Opening it takes a hundred times what asking does whether it is the one that was opened last.
+        # To compare identities is a hundred times faster than to open the manifest.
         seen = _identity(directory)
         known = self._opened.get(vm)
         if known is None or known[0] != seen or seen is None:
@@ -131,11 +131,11 @@ class Store:
         return manifest if is_own and files == expected else None
 
     def generation(self, vm: str, number: int) -> Manifest | None:
-        """The manifest of a generation that is kept; None where it is there no more, or cannot be opened."""
+        """The manifest of one generation; None where it is missing or cannot be opened."""
         return self._open_manifest(vm, self.vm_directory(vm) / "generations" / str(number))
 
     def current_number(self, vm: str) -> int:
-        """The number of a VM's current generation, whether or not it can be opened; 0 for none."""
+        """The number of a VM's current generation, even if that cannot be opened; 0 for none."""
         try:
             name = (self.vm_directory(vm) / "current").readlink().name
         except OSError:
@@ -143,13 +143,14 @@ class Store:
         return int(name) if name.isascii() and name.isdigit() else 0
 
     def sealed_at(self, manifest: Manifest) -> float | None:
-        """When a generation was written, on the wall; None where it is there no more."""
+        """When a generation was written, in seconds since 1970; None where it is missing."""
         return _written_at(self.vm_directory(manifest.vm) / "generations" / str(manifest.generation))
 
     def values(self, vm: str, number: int = 0) -> dict[str, Secret]:
-        """The values of one of a VM's generations, by default of the current one, as its manifest has them.
+        """The values of one generation of a VM. Number 0 means the current one.
 
-        Raises `StoreError` where they cannot be opened or one is not the manifest's, and `SealError`.
+        Raises `StoreError` where the generation cannot be opened or read, or where a value does not match
+        its manifest. Raises `SealError` where a value cannot be opened.
         """
         directory = self.vm_directory(vm) / (f"generations/{number}" if number else "current")
         manifest = self._open_manifest(vm, directory)
@@ -177,16 +178,18 @@ class Store:
         return value
 
     def next_number(self, vm: str) -> int:
-        """The number of the VM's next generation; numbers are not used twice while any is left."""
+        """The number of the VM's next generation: one more than the highest number that is there."""
         return max(self.numbers(vm), default=0) + 1
 
     def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
-        """Write a generation and publish it. After this returns it survives a power failure.
+        """Write a generation and publish it. When this returns, the generation survives a power failure.
 
-        The manifest is bound to the values by a new random key.
-        Of older generations the last few stay, and those to ``keep``, as one may have to go back to them.
-        Raises `UnsyncedStoreError` where the new generation is current already. Raises `StoreError` or
-        `SealError` where the one before it still is; the files of the new one are then removed.
+        A new random key binds the manifest to the values.
+        For a rollback, the store keeps the newest whole generations (`KEEP`, with the new one) and those
+        in ``keep``. It removes all others.
+        Raises `UnsyncedStoreError` where the new generation is current, but a power failure may undo that.
+        Raises `StoreError` or `SealError` where the generation before it is still current. The files of the
+        new generation are then removed.
         """
         directory = self.vm_directory(manifest.vm)
         generation = directory / "generations" / str(manifest.generation)
@@ -209,7 +212,7 @@ class Store:
             sync_directory(generation.parent)
             point(directory / "current", f"generations/{manifest.generation}")
         except UnsyncedError as error:
-            # ``current`` names it by now: a start of the VM would find nothing where it were removed.
+            # ``current`` already names it. If it were removed, the next start of the VM would find nothing.
             raise _failed(generation, error) from None
         except (OSError, SealError) as error:
             shutil.rmtree(generation, ignore_errors=True)
@@ -220,9 +223,9 @@ class Store:
         self._prune(manifest.vm, manifest.generation, keep)
 
     def revert(self, vm: str, number: int) -> Manifest | None:
-        """Make an older generation current again; its manifest, or None when it is there no more.
+        """Make an older generation current again. Returns its manifest; None where it cannot be opened.
 
-        Raises `StoreError`.
+        Raises `StoreError` where ``current`` cannot be changed.
         """
         directory = self.vm_directory(vm)
         manifest = self._open_manifest(vm, directory / "generations" / str(number))
@@ -234,7 +237,7 @@ class Store:
         return manifest
 
     def previous(self, vm: str) -> Manifest | None:
-        """The newest generation before the current one that holds something else; None for none."""
+        """The newest generation before the current one with another digest; None for none."""
         current = self.current(vm)
         if current is None:
             return None
@@ -247,9 +250,10 @@ class Store:
         return next((each for each in older if each is not None and each.digest != current.digest), None)
 
     def find(self, vm: str, digest: str, number: int) -> int:
-        """The number of a generation of this digest that can be gone back to; 0 for none.
+        """The number of a generation with this digest, for a rollback; 0 for none.
 
-        That is ``number``, if it is such a one, or else the newest: what was sealed anew has another number.
+        The result is ``number`` if that generation has the digest, else the newest one that has it. A
+        generation that was sealed again has another number.
         """
         for each in (number, *sorted(self.numbers(vm), reverse=True)):
             manifest = self.generation(vm, each) if each else None
@@ -259,10 +263,10 @@ class Store:
 
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
-        return os.access(f"{self.state}/vms/{vm}/held", os.F_OK)  # no exception inside, at each look
+        return os.access(f"{self.state}/vms/{vm}/held", os.F_OK)  # raises no exception; called in each cycle
 
     def hold(self, vm: str, *, held: bool) -> None:
-        """Hold a VM or, with False, release it; survives a reboot. Raises `StoreError`."""
+        """Hold a VM or, with False, release it. A hold survives a reboot. Raises `StoreError`."""
         path = self.vm_directory(vm) / "held"
         try:
             if held:
@@ -274,29 +278,29 @@ class Store:
             raise _failed(path, error) from None
 
     def held_at(self, vm: str) -> float | None:
-        """When an operator has held the VM, on the wall; None where it is not held."""
+        """When an operator put the VM on hold, in seconds since 1970; None where it is not held."""
         return _written_at(self.vm_directory(vm) / "held")
 
     def attempted_at(self, vm: str) -> float | None:
-        """When `attempt` was last noted, on the wall; None where there is none."""
+        """When `attempt` was last written, in seconds since 1970; None where there is none."""
         return _written_at(self.vm_directory(vm) / "rollout.json")
 
     def assumed(self, vm: str) -> Assumed | None:
-        """What the VM's unstamped invocation is taken to run."""
+        """What an invocation of the VM without evidence is assumed to run; None where nothing is noted."""
         noted = self._load(vm, "assumed.json", Assumed)
         return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
 
     def assume(self, vm: str, assumed: Assumed) -> None:
-        """Remember it. Raises `StoreError`."""
+        """Write what `assumed` returns. Raises `StoreError`."""
         self._save(vm, "assumed.json", assumed)
 
     def attempt(self, vm: str) -> Attempt | None:
-        """How the VM's last rollout ended, if it did not end well."""
+        """The VM's last rollout, where it has not succeeded; else None."""
         noted = self._load(vm, "rollout.json", Attempt)
         return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
-        """Remember or, with None, forget it. Raises `StoreError`."""
+        """Write what `attempt` returns or, with None, remove it. Raises `StoreError`."""
         path = self.vm_directory(vm) / "rollout.json"
         if attempt is not None:
             self._save(vm, path.name, attempt)
@@ -307,36 +311,36 @@ class Store:
             raise _failed(path, error) from None
 
     def in_present_terms(self, vm: str, digest: str) -> str:
-        """What a digest of an earlier key of the host is with the present key; any other, as it is.
+        """Translate a digest of an earlier host key to the present key. Returns any other digest unchanged.
 
-        The host may have an earlier key again, such as one from a backup: what was noted for the key in
-        between says nothing then.
+        The host may have an earlier key again, for example from a backup. Translations to the key that it
+        had in between are then not used.
         """
         told = self.renewed(vm).get(digest)
         return told if told is not None and told.endswith(self.key.digest_id) else digest
 
     def renewed(self, vm: str) -> Mapping[str, str]:
-        """What digests of earlier keys of the host are with the present one, as far as that is known."""
+        """Known translations: from digests of earlier host keys to digests of the present key."""
         known = self._renewed.get(vm)
         if known is None:
             known = self._renewed[vm] = (self._load(vm, "renewed.json", Renewed) or Renewed()).digests
         return known
 
     def record_renewed(self, vm: str, digests: Mapping[str, str]) -> None:
-        """Remember that. Raises `StoreError`."""
+        """Write what `renewed` returns. Raises `StoreError`."""
         self._save(vm, "renewed.json", Renewed(dict(digests)))
         self._renewed[vm] = dict(digests)
 
     def restarts(self, vm: str) -> list[float]:
-        """When the VM was restarted lately, as `record_restarts` was told."""
+        """The moments that `record_restarts` wrote last; empty where there are none."""
         return (self._load(vm, "restarts.json", Restarts) or Restarts()).moments
 
     def record_restarts(self, vm: str, moments: list[float]) -> None:
-        """Remember when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
+        """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
-        """What was noted of the launcher's report of an invocation; None where nothing was."""
+        """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""
         try:
             noted = Stamp.from_bytes(self._read(self.vm_directory(vm) / "reported.json", RECORD_MAX))
         except (OSError, HandoffError):
@@ -344,9 +348,9 @@ class Store:
         return noted if noted.invocation_id == invocation_id else None
 
     def note_report(self, vm: str, report: Stamp) -> None:
-        """Note the first report of an invocation, so that no later one counts, whoever makes it.
+        """Write the first report of an invocation. A later report does not replace it, whoever makes it.
 
-        It need not survive a power failure: neither does the invocation.
+        The file need not survive a power failure, because the invocation does not survive one either.
         """
         if self._reported.get(vm) == report.invocation_id:
             return
@@ -360,7 +364,10 @@ class Store:
 
     @contextmanager
     def lock(self, name: str = "seal.lock", *, wait: bool = True) -> Iterator[bool]:
-        """Keep others of ours from doing the same. Yields whether the lock was had. Raises `StoreError`."""
+        """Lock a file against other credferry processes and threads. Raises `StoreError`.
+
+        Yields whether this call holds the lock. With ``wait`` it waits for the lock, and yields True.
+        """
         try:
             self._make(self.state)
             descriptor = os.open(self.state / name, _LOCK_FLAGS, 0o600)
@@ -372,12 +379,12 @@ class Store:
             os.close(descriptor)
 
     def _read(self, path: Path, limit: int) -> bytes:
-        """A file of the store. Root's verbs read it too, where the agent's user can put anything there."""
+        """Read a file of the store. Root's verbs call this too; the agent's user can put anything there."""
         return read_untrusted(path, limit=limit, below=self.state)
 
     @staticmethod
     def _without_link(directory: Path) -> Path:
-        """A generation's own directory, where ``current`` leads to one of the VM's. Raises OSError."""
+        """Resolve ``current`` to the generation's own directory. Raises OSError where it leads elsewhere."""
         if directory.name != "current":
             return directory
         target = directory.readlink()
@@ -386,13 +393,13 @@ class Store:
         return directory.parent / target
 
     def _load(self, vm: str, name: str, kind: type[_T]) -> _T | None:
-        # Mostly there is none, and an exception for each VM at each look takes longer than to ask.
+        # Most VMs have no such file. This check is faster than one exception for each VM.
         if not os.access(f"{self.state}/vms/{vm}/{name}", os.F_OK):
             return None
         try:
             return msgspec.json.decode(self._read(self.vm_directory(vm) / name, RECORD_MAX), type=kind)
         except (OSError, ValueError, RecursionError):
-            # msgspec's DecodeError and the UnicodeDecodeError that it lets through are ValueErrors.
+            # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
             return None
 
     def _save(self, vm: str, name: str, record: Assumed | Attempt | Renewed | Restarts) -> None:
@@ -404,14 +411,14 @@ class Store:
             raise _failed(path, error) from None
 
     def _make(self, directory: Path) -> None:
-        """Have a directory be there for good, made by whomever. Raises OSError."""
-        # Its parent is not synced each time: that may wait for all that others have written meanwhile.
+        """Make a directory, if it is missing, so that it survives a power failure. Raises OSError."""
+        # Sync the parent once only: a sync may wait for everything that other processes have written.
         if directory not in self._made or not directory.is_dir():
             make_directory(directory)
             self._made.add(directory)
 
     def numbers(self, vm: str) -> list[int]:
-        """The numbers of the generations that are there, whole or not, in no order."""
+        """The numbers of all generations that are there, whole or not, in any order."""
         try:
             generations = list((self.vm_directory(vm) / "generations").iterdir())
         except OSError:
@@ -422,7 +429,7 @@ class Store:
     def _prune(self, vm: str, current: int, keep: Container[int]) -> None:
         numbers = sorted(self.numbers(vm), reverse=True)
         older = (number for number in numbers if number <= current)
-        # What a crash left half-written takes the place of none that could be gone back to.
+        # A half-written generation, left by a crash, must not replace one that a rollback could use.
         whole = self._whole.get(vm, set())
         kept = list(
             islice((each for each in older if each in whole or not self._is_half_written(vm, each)), KEEP)
@@ -432,7 +439,7 @@ class Store:
             shutil.rmtree(self.vm_directory(vm) / "generations" / str(number), ignore_errors=True)
 
     def _is_half_written(self, vm: str, number: int) -> bool:
-        """Whether a generation lacks a file. One that does not open for other reasons may be whole."""
+        """Whether a file of a generation is missing or empty. False where it cannot be opened otherwise."""
         directory = self.vm_directory(vm) / "generations" / str(number)
         try:
             sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
@@ -446,7 +453,7 @@ class Store:
 
 
 def _take(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open file; whether it was free, or has become so while it was waited for."""
+    """Lock an open file. Returns False where another holds the lock and ``wait`` is False."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -455,7 +462,7 @@ def _take(descriptor: int, *, wait: bool) -> bool:
 
 
 def _identity(directory: str) -> tuple[int, ...] | None:
-    """What differs once a generation's files, or which of them there are, have changed."""
+    """An identity that changes when a generation's manifest or its list of files changes."""
     try:
         parts = [os.stat(path) for path in (directory, f"{directory}/{MANIFEST_FILE}")]  # noqa: PTH116 (done for each VM at each look)
     except OSError:

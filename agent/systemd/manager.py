@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """systemd over D-Bus.
 
-JobRemoved can arrive before the method that made the job has returned, so every result is kept until it is
-asked for.
+The signal JobRemoved can arrive before the method that made the job returns. So this module keeps the last
+results until a caller asks for them.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _SERVICE_PROPERTIES = (
 _NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
 _EVIDENCE = f"/{EVIDENCE_PARENT}/"
 _ASK_SECONDS = 5.0
-"""How often systemd is asked whether it still has a job."""
+"""Seconds between two checks whether systemd still has a job."""
 _RESULTS_KEPT = 1024
 _MARGIN_SECONDS = 10.0
 _FOREVER = 2**64 - 1
 _UNBOUNDED_START_SECONDS = 3600.0
-"""How long a unit whose own timeouts are infinite may take for a restart."""
+"""Stands for an infinite timeout of a unit, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Short:
-    """What systemd lists of a unit."""
+    """A unit's state as ListUnitsByNames returns it."""
 
     load: str
     active: str
@@ -61,21 +61,21 @@ class _Short:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A unit as it was told at length, and when, on the monotonic clock."""
+    """A unit's full state, and when systemd was asked for it, in seconds on the monotonic clock."""
 
     unit: UnitState
     asked: float
 
     def is_vouched_for(self, listed: _Short | None, invocation: str) -> bool:
-        """Whether it must still be so: active all the time, and in the same invocation."""
+        """Whether the state still holds: the unit is active, and in the same invocation."""
         unit = self.unit
         same = listed == _Short(unit.load, unit.active, unit.sub, has_job=False) and not unit.has_job
-        # A drop-in that was renewed changes nothing of that.
+        # A changed drop-in changes neither the listed state nor the invocation. So ask again.
         same = same and unit.keeps_evidence and not unit.needs_reload
         return same and unit.is_active and invocation == unit.invocation_id
 
     def now(self) -> UnitState:
-        """The same, so much later."""
+        """The state as it is now: ``active_seconds`` has grown since systemd was asked."""
         if not self.unit.is_active:
             return self.unit
         later = time.clock_gettime(time.CLOCK_MONOTONIC) - self.asked
@@ -85,7 +85,7 @@ class _Known:
 class SystemBus:
     """`SystemManager` over the system bus.
 
-    ``on_job`` is called, in another thread, with the name of each unit whose job has ended, and with ""
+    Calls ``on_job`` in another thread: with a unit's name when a job of that unit has ended, and with ""
     when the connection is lost. It must return at once and must not raise.
     """
 
@@ -147,7 +147,7 @@ class SystemBus:
         return found
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
-        """See `SystemManager`. One call for all, and three for each unit that has changed."""
+        """See `SystemManager`. Makes one call for all units, and up to three for each that has changed."""
         listed = self._list(list(invocations))
         found = {}
         for name, invocation in invocations.items():
@@ -164,14 +164,14 @@ class SystemBus:
             )
         except Error as error:
             raise _refused("systemd", error) from None
-        # Between two looks most often nothing has changed, and to unpack what systemd says of a thousand
-        # units takes three times as long as to have it said.
+        # Most often nothing has changed since the last call. For a thousand units, unpacking the reply takes
+        # three times as long as the call itself.
         packed = bytes(reply.get_data_as_bytes().get_data())
-        last = self._listed  # once: threads that restart a VM ask as well
+        last = self._listed  # read once: threads that restart a VM call this too
         if packed != last[0]:
             rows = reply.unpack()[0]
             last = packed, {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
-            if len(names) > 1:  # a single unit's is soon unpacked, and would take the place of all
+            if len(names) > 1:  # a single unit's reply must not replace that of all
                 self._listed = last
         return last[1]
 
@@ -180,17 +180,17 @@ class SystemBus:
         return self._job(name, self._manager.TryRestartUnit)
 
     def restart_failed(self, name: str) -> str:
-        """See `SystemManager`. An agent without root has a unit of root's start what has failed."""
+        """See `SystemManager`. Without root, the agent starts `restart_unit`, which restarts it as root."""
         if os.geteuid() != 0:
             if self.unit(name).active != "failed":
                 return self._job(name, self._manager.TryRestartUnit)
-            with suppress(BusError):  # a rule of polkit's by an older version lets us do it by ourselves
+            with suppress(BusError):  # an older polkit rule lets the agent itself restart
                 return self._job(name, self._manager.StartUnit, restart_unit(name))
         try:
-            # A start limit that was hit would refuse the start, whatever its cause has become.
+            # If the unit has hit its start limit, systemd refuses a start, even if the cause is gone.
             self._manager.ResetFailedUnit(name, timeout=CALL_SECONDS)
         except Error as error:
-            # systemd unloads a unit that is down and has not failed. It then knows no start limit either.
+            # systemd unloads a unit that is down and has not failed. Its start limit is then gone too.
             if _NOT_LOADED not in reason(error):
                 raise _refused(name, error) from None
         return self._job(name, self._manager.RestartUnit)
@@ -204,7 +204,7 @@ class SystemBus:
         return self._job(name, self._manager.StartUnit)
 
     def _job(self, name: str, method: Callable[..., str], asked: str = "") -> str:
-        """Wait for a job of a unit's, or of another that is ``asked`` to do the same to it."""
+        """Start a job of the unit, or of ``asked``, which acts on it. Waits; returns the result."""
         asked = asked or name
         began, deadline = time.monotonic(), None
         try:
@@ -225,16 +225,16 @@ class SystemBus:
                         f"{name}: the connection to the bus was lost during its restart",
                         hint="what became of it is seen at the next look",
                     )
-            if is_gone:  # and its result is not here by now, so it was lost
+            if is_gone:  # and there is still no result, so its signal was lost
                 return "failed" if self.unit(name).active == "failed" else "done"
-            if deadline is None:  # most jobs end before anybody needs to know how long they may take
+            if deadline is None:  # asked late: most jobs end before the limit matters
                 deadline = began + self.unit(name).restart_seconds + _MARGIN_SECONDS
             if time.monotonic() >= deadline:
                 return "no result in time"
             is_gone = not self._is_queued(asked, job)
 
     def _is_queued(self, name: str, job: str) -> bool:
-        """Whether systemd still has a unit's job: while it begins anew, its signals reach nobody."""
+        """Whether systemd still has a job. While systemd re-executes or reloads, its signals get lost."""
         try:
             path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
             queued: str = self._properties(path, _UNIT, ("Job",))["Job"][1]
@@ -244,15 +244,15 @@ class SystemBus:
 
     def close(self) -> None:
         """See `SystemManager`."""
-        with self._ended:  # the connection itself tells nobody once the loop has ended
+        with self._ended:  # once its loop has ended, the connection calls `_on_closed` no more
             self._alive = False
             self._ended.notify_all()
         self._bus.close()
 
     def _properties(self, path: str, interface: str, names: Iterable[str]) -> dict[str, Any]:
-        # Not through pydbus's proxies: those would introspect each unit first, a call and a class each.
+        # Not by pydbus's proxies: for each unit they would first make an introspection call and a class.
         reply = self._bus.call(_SYSTEMD, path, f"{PROPERTIES_INTERFACE}.GetAll", ("(s)", (interface,)))
-        # Only these: to unpack all of a service's, some 300, took nine tenths of a look at dozens of VMs.
+        # Unpack only these. A service has some 300: with dozens of VMs, unpacking all took 90 % of a cycle.
         table = reply.get_child_value(0)
         found = {name: table.lookup_value(name, None) for name in names}
         return {name: value.unpack() for name, value in found.items() if value is not None}
