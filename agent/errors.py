@@ -15,11 +15,11 @@ def describe(error: Exception) -> str:
 
 
 class ExitStatus(enum.IntEnum):
-    """Exit statuses of the command `credferry`, where there is one after sysexits.h."""
+    """Exit statuses of the command `credferry`, from sysexits.h where one fits."""
 
     OK = 0
     FAILED = 1
-    """Something that was to be done was not: a VM was refused, or its restart failed."""
+    """Some of the work was not done: a VM was refused, or its restart failed."""
     USAGE = 2
     CREDENTIAL = 65
     SOURCE = 66
@@ -31,7 +31,7 @@ class ExitStatus(enum.IntEnum):
 
 
 class CredferryError(Exception):
-    """Anything that ends a verb. The text names the thing and the limit, ``hint`` says what to do.
+    """An error that ends a verb. The text names the object and the limit; ``hint`` says what to do.
 
     Neither ever holds a secret value or the length of one.
     """
@@ -44,7 +44,7 @@ class CredferryError(Exception):
 
 
 class UsageError(CredferryError):
-    """A verb was asked for in a way that makes no sense here."""
+    """The arguments of a verb make no sense here."""
 
     status = ExitStatus.USAGE
 
@@ -56,11 +56,11 @@ class ConfigurationError(CredferryError):
 
 
 class VmError(CredferryError):
-    """A VM was refused, or its restart failed; the others were served."""
+    """A VM was refused, or its restart failed. The other VMs were served."""
 
 
 class OrderError(CredferryError):
-    """An operator's word on a VM cannot be followed. ``kind`` says why, in one word for programs."""
+    """An operator's order for a VM cannot be carried out. ``kind`` says why, in one word for programs."""
 
     def __init__(self, kind: str, message: str, *, hint: str) -> None:
         super().__init__(message, hint=hint)
@@ -78,7 +78,7 @@ class HiddenSourceError(SourceError):
 
 
 class KeyFileError(CredferryError):
-    """A credential key file is missing, unsafe, or somebody else's."""
+    """A credential key file is missing, unsafe, or belongs to another user or machine."""
 
     status = ExitStatus.KEY
 
@@ -96,17 +96,17 @@ class StoreError(CredferryError):
 
 
 class StoreFormError(CredferryError):
-    """The store is of a later release's form: to start again does not help."""
+    """The store has the form of a later release. A restart of the agent does not help."""
 
     status = ExitStatus.CONFIGURATION
 
 
 class UnsyncedStoreError(StoreError):
-    """The store was written, and a power failure may still undo that: the last sync has failed."""
+    """The store was written, but a power failure may undo that: the last sync failed."""
 
 
 class JournalError(CredferryError):
-    """The journal that is to be read is not there, or not for us to read."""
+    """The journal to read does not exist, or this process may not read it."""
 
     status = ExitStatus.UNAVAILABLE
 
@@ -118,6 +118,6 @@ class BusError(CredferryError):
 
 
 def place(error: BaseException) -> str:
-    """The kind of an error that nobody expected, and where it was raised: its own text may quote a value."""
+    """The type and place of an unexpected error. Its text is left out: it may quote a secret."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {frame.name}, line {frame.lineno}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Keeping what this process's memory holds to itself: no core dumps, no reader of its own user, no swap.
 
-The unit says much of it by ``LimitCORE=0`` and ``MemorySwapMax=0``; this holds for verbs run by hand, and
-against what no setting of a unit covers: a core piped to a handler, and other processes of the same user.
+The unit sets ``LimitCORE=0`` and ``MemorySwapMax=0``. This module also protects verbs that an operator runs
+by hand. It also covers what no unit setting does: a core piped to a handler, and processes of the same user.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import resource
 from dataclasses import dataclass
 
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
-# include/uapi/asm-generic/mman.h; other on alpha, powerpc and sparc, none of which has cloud-hypervisor
+# include/uapi/asm-generic/mman.h; different on alpha, powerpc and sparc, where cloud-hypervisor does not run
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_MAP_NORESERVE = 0x4000  # the same; Python has a name for it from 3.13 on
+_MAP_NORESERVE = 0x4000  # the same file; Python has this name since 3.13
 _PLENTY = 1 << 36
-"""Bytes of address space: more than the agent comes to use, less than any 64-bit process may have."""
+"""Bytes of address space: more than the agent ever uses, less than the limit of a 64-bit process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardening:
-    """What was done, each by its reason for not having been done: empty where it was."""
+    """By measure: the reason why it failed; empty where it succeeded."""
 
     dumpable: str
     core: str
@@ -31,15 +31,15 @@ class Hardening:
 
 
 def harden() -> Hardening:
-    """Do what is permitted, and go on without the rest. May be called again. Raises nothing.
+    """Apply each measure that is permitted. May be called again. Raises nothing.
 
-    For this process alone: what it starts inherits no more than the limit on cores.
+    This holds for this process alone. Child processes inherit only the limit on cores.
     """
     return Hardening(hide(), _forbid_core_dumps(), _lock_memory())
 
 
 def hide() -> str:
-    """Make the process undumpable; why that failed, or nothing.
+    """Make the process undumpable. Returns why that failed; empty for success.
 
     The kernel then writes no core, neither to a file nor to a handler (fs/coredump.c, do_coredump), gives
     /proc/PID's files to root (fs/proc/base.c, task_dump_owner), and lets nobody without CAP_SYS_PTRACE
@@ -49,19 +49,19 @@ def hide() -> str:
 
 
 def _forbid_core_dumps() -> str:
-    # A handler that the pattern pipes to is run whatever this limit is (fs/coredump.c): it is not enough.
+    # Not enough alone: the kernel pipes a core to a handler whatever this limit is (fs/coredump.c).
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (OSError, ValueError) as error:  # Python has a ValueError for EPERM
+    except (OSError, ValueError) as error:  # Python raises ValueError for EPERM
         return "" if resource.getrlimit(resource.RLIMIT_CORE)[0] == 0 else str(error)
     return ""
 
 
 def _lock_memory() -> str:
-    """Keep all memory, also that which comes later, out of swap; a page is locked when it is first used.
+    """Keep all present and later memory out of swap. Each page is locked when it is first used.
 
-    Not under a limit: address space then counts whole, used or not, and what is mapped later fails to be
-    (mm/mmap.c, mlock_future_ok). Whether one applies to us the kernel is asked, by mapping a lot.
+    Not done under a limit: the limit counts all address space, used or not, and later mappings would fail
+    (mm/mmap.c, mlock_future_ok). A large test mapping shows whether a limit applies to this process.
     """
     refused = _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
     if refused:
@@ -75,7 +75,7 @@ def _lock_memory() -> str:
 
 
 def _call(function: str, *arguments: int) -> str:
-    """Call into the C library; why it failed, or nothing."""
+    """Call a function of the C library. Returns why it failed; empty for success."""
     library = ctypes.CDLL(None, use_errno=True)
     # prctl() is variadic, and takes unsigned longs.
     if getattr(library, function)(*map(ctypes.c_ulong, arguments)) == 0:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """journald's sockets, as one meets them while journald is stopped, hangs, or is started again.
 
-sd_journal_sendv(3) waits for ever on the full socket of a journald that hangs, fails on one that nobody
-listens to, and either way forgets the record. A service's standard error is a stream to journald, and is
-broken for good once journald was stopped (systemd src/journal/journald-stream.c).
+sd_journal_sendv(3) blocks without a limit if journald hangs and its socket is full. It fails if journald is
+stopped, and the record is lost. A service's standard error is a stream to journald. After a stop of
+journald, that stream stays broken (systemd src/journal/journald-stream.c).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _STREAM = "/run/systemd/journal/stdout"
 _SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
 _QUICK_SECONDS = 0.05
-"""What takes no longer was no wait."""
+"""A send that is faster than this does not count as a wait."""
 _UNSENT_MAX = 1000
 _STANDARD_ERROR = 2
 
 
 class Sender:
-    """Sends records in their order; those that cannot be sent go before the next that can.
+    """Sends records in order. A record that cannot be sent is kept, and sent before later ones.
 
-    A journald that hangs, or is slow, is waited for at most a second within any minute, however many
-    records there are: meanwhile they are kept. Any thread may send.
+    If journald hangs or is slow, all sends together wait at most about a second in a minute. Meanwhile the
+    newest `_UNSENT_MAX` records are kept. Any thread may send.
     """
 
     def __init__(self, path: str = _SOCKET) -> None:
@@ -46,7 +46,7 @@ class Sender:
         self._lock = threading.Lock()
         self._wait_left = _SECONDS
         self._patient_again = 0.0
-        """When it may be waited for again, monotonic."""
+        """When sends may wait again, in seconds on the monotonic clock."""
 
     @property
     def is_behind(self) -> bool:
@@ -54,13 +54,13 @@ class Sender:
         return bool(self._unsent)
 
     def send(self, fields: Sequence[str]) -> bool:
-        """Send a record of ``NAME=value`` fields, or keep it for later; takes a second at most.
+        """Send a record of ``NAME=value`` fields, or keep it for later. Takes a second at most.
 
-        Whether it was sent, and all before it. Raises nothing.
+        Returns whether this record and all earlier ones were sent. Raises nothing.
         """
         record = b"".join(map(_serialized, fields))
         with self._lock:
-            if record not in self._unsent:  # one that is sent again may still be waiting
+            if record not in self._unsent:  # a record that is sent again may still be in the queue
                 self._unsent.append(record)
             began = time.monotonic()
             if began >= self._patient_again:
@@ -81,10 +81,10 @@ class Sender:
 
 
 def _be_patient(peer: socket.socket, seconds: float) -> None:
-    """How long the next send may wait for room in journald's queue."""
+    """Set how long the next send may wait for room in journald's queue."""
     if seconds <= 0:
         peer.setblocking(False)
-    else:  # 0 would be for ever
+    else:  # 0 would mean no limit
         whole = max(1, int(seconds * 1_000_000))
         peer.setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", whole // 1_000_000, whole % 1_000_000)
@@ -92,15 +92,15 @@ def _be_patient(peer: socket.socket, seconds: float) -> None:
 
 
 def reconnect_standard_error(identifier: str) -> bool:
-    """Make standard error a stream to journald again; False where it was none, or there is no journald."""
+    """Connect standard error to journald again. False if it was no such stream, or journald is not there."""
     if "JOURNAL_STREAM" not in os.environ:
         return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:
             peer.settimeout(_SECONDS)
             peer.connect(_STREAM)
-            # As sd_journal_stream_fd(3): identifier, unit (journald sees which), priority, whether lines
-            # may have a prefix that says theirs, and three places for copies.
+            # As in sd_journal_stream_fd(3): identifier, unit (empty: journald finds it), priority, whether a
+            # line may have a priority prefix, and three flags for copies.
             peer.sendall(f"{identifier}\n\n{syslog.LOG_INFO}\n1\n0\n0\n0\n".encode())
             peer.settimeout(None)
             os.dup2(peer.fileno(), _STANDARD_ERROR)
@@ -124,7 +124,7 @@ def _send(peer: socket.socket, path: str, record: bytes) -> None:
     except OSError as error:
         if error.errno not in {errno.EMSGSIZE, errno.ENOBUFS}:
             raise
-        # Too large for a datagram: journald takes a sealed file in its place.
+        # Too large for a datagram: journald accepts a sealed memory file instead.
         descriptor = os.memfd_create("record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with os.fdopen(descriptor, "wb") as file:
             file.write(record)

@@ -59,10 +59,10 @@ class Conditions:
 
 @contextmanager
 def _missing(*packages: str) -> Iterator[None]:
-    """Meanwhile, packages that are not yet loaded are as if they were not installed."""
+    """Within this context, packages that are not loaded yet seem not to be installed."""
     hidden = [each for each in packages if each not in sys.modules]
-    # The import system's own way to say so (The Python Language Reference, 5.3.1).
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # typeshed knows of modules only
+    # None in sys.modules makes an import fail (The Python Language Reference, 5.3.1).
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # typeshed allows modules only
     try:
         yield
     finally:
@@ -70,8 +70,8 @@ def _missing(*packages: str) -> Iterator[None]:
             del sys.modules[each]
 
 
-# structlog loads rich where it can, for consoles, and does without it where not (structlog/dev.py). A daemon
-# would keep those 5 MiB for good. So this module is to be loaded before others that use structlog.
+# structlog loads rich for consoles if it is installed (structlog/dev.py). A daemon would keep those 5 MiB
+# for its whole life. So load this module before others that use structlog.
 with _missing(*(() if sys.stderr.isatty() else ("rich",))):
     import structlog
 
@@ -104,7 +104,7 @@ def configure() -> None:
 
 
 def hardened(done: Hardening) -> None:
-    """Tell what could not be done to keep the process's memory to itself; of swap quietly."""
+    """Log which protection of the process's memory failed: as a warning, or for swap as debug."""
     logger = structlog.get_logger()
     if done.dumpable:
         logger.warning("other processes of this user may read this one's memory", reason=done.dumpable)
@@ -121,7 +121,7 @@ class _Logger:
         self._connect_again = 0.0
 
     def msg(self, message: str) -> None:
-        """Write a line, to the journald that is there now where the one before it is gone."""
+        """Write a line. If that fails, connect to the present journald and try once more."""
         line = f"{message}\n".encode(errors="backslashreplace")
         try:
             _write(line)
@@ -129,7 +129,7 @@ class _Logger:
             now = time.monotonic()
             if now < self._connect_again:
                 return
-            self._connect_again = now + _CONNECT_AGAIN_SECONDS  # a journald that hangs takes a second
+            self._connect_again = now + _CONNECT_AGAIN_SECONDS  # an attempt may take 1 s if journald hangs
             if reconnect_standard_error("credferry"):
                 self._connect_again = 0.0
                 with suppress(OSError):
@@ -139,18 +139,18 @@ class _Logger:
 
 
 def _write(line: bytes) -> None:
-    """Write to standard error, unless that is journald's and full: a journald that hangs empties nothing."""
+    """Write to standard error. Drops the line if that is a full journald socket: the write would block."""
     if "JOURNAL_STREAM" in os.environ:
         poll = select.poll()
         poll.register(_STANDARD_ERROR, select.POLLOUT)
-        # Where there is room, three quarters of the socket's buffer are free (Linux net/unix/af_unix.c).
+        # POLLOUT means that three quarters of the socket's buffer are free (Linux net/unix/af_unix.c).
         if not poll.poll(0):
             return
     os.write(_STANDARD_ERROR, line)
 
 
 def _prefix_priority(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-    """One line with journald's priority prefix, as sd-daemon(3) has it."""
+    """One line with journald's priority prefix (sd-daemon(3))."""
     priority = _PRIORITIES.get(event.pop("level", "info"), syslog.LOG_INFO)
     message = event.pop("event", "")
     pairs = "".join(f" {key}={value!r}" for key, value in sorted(event.items()))

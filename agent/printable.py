@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Text from others, made harmless for whoever shows it. All output of the command passes through here.
 
-A VM's own records, names of units and files, and reasons that systemd gives may hold anything: what a
-terminal obeys, what reorders a line, and what a spreadsheet evaluates.
+A VM's own records, names of units and files, and systemd's reasons may contain any character: commands for
+the terminal, controls that reorder a line, and formulas that a spreadsheet evaluates.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 from typing import Any
 
 _FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for a formula at a cell's beginning; the last four are the fullwidth forms."""
+"""Characters that start a formula in a spreadsheet cell. The last four are the fullwidth forms."""
 
 
 def printable(text: str) -> str:
-    """Text on one line, with an escape in hexadecimal for each character that does not just print.
+    """Text on one line. A hexadecimal escape replaces each character that is not printable.
 
-    Those are control characters, ends of lines, controls of the writing direction, invisible characters, and
-    bytes that are no text. Printable text is returned as it is.
+    Those are control characters, line ends, controls of the writing direction, invisible characters, and
+    bytes that are not text. Printable text is returned unchanged.
     """
     if text.isprintable():
         return text
@@ -26,12 +26,12 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same, but for ends of lines, which stay."""
+    """As `printable`, but line ends stay."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def cell(value: Any) -> Any:  # noqa: ANN401 (whatever a row of CSV holds)
-    """A value as a cell of CSV. Text that a spreadsheet would evaluate gets a ``'`` before it.
+    """A value as a cell of CSV. A ``'`` is put before text that a spreadsheet would evaluate.
 
     See: OWASP, CSV Injection.
     """
@@ -42,7 +42,7 @@ def cell(value: Any) -> Any:  # noqa: ANN401 (whatever a row of CSV holds)
 
 
 def json_text(document: Any, indent: int | None = None) -> str:  # noqa: ANN401 (whatever JSON takes)
-    """A document as JSON: the same data, escaped where it does not just print."""
+    """A document as JSON: the same data, with characters that are not printable escaped."""
     text = json.dumps(document, indent=indent, ensure_ascii=False)
     return "\n".join(
         line

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One connection to the system bus; the only module that knows pydbus and GLib.
 
-pydbus waits for ever unless told otherwise, and its shared connection kills the process when the bus goes
-(GDBus's exit-on-close). So each connection is its owner's alone, lives in a thread with a GLib loop of its
-own, and has a deadline for everything: a dbus-daemon that is stopped answers nothing, and takes what it is
-sent until the socket is full.
+By default, pydbus waits without a limit, and its shared connection ends the process when the bus closes it
+(GDBus's exit-on-close). So each owner has its own connection, with its own thread and GLib loop. Everything
+has a deadline: a dbus-daemon that is stopped does not answer, and messages to it fill the socket.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gi.repository import Gio, GLib
-from pydbus.generic import signal as signal  # noqa: PLC0414 (for what is published)
+from pydbus.generic import signal as signal  # noqa: PLC0414 (for published objects)
 from pydbus.registration import ObjectRegistration, ObjectWrapper
 
 from credferry.agent.bus.names import BUS, ERROR_PREFIX, PROPERTIES_INTERFACE
@@ -43,7 +42,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls a method of a published object, by the bus's own word."""
+    """The caller of a published object's method, as the bus identifies it."""
 
     uid: int
 
@@ -52,9 +51,9 @@ Serve = Callable[[Caller, Callable[[], None]], bool]
 
 
 class Bus:
-    """A connection to the system bus; everything that comes over it is handled in its thread, ``name``.
+    """A connection to the system bus. Its own thread, ``name``, handles everything that arrives.
 
-    ``on_closed`` is called there once when the connection is lost; not after `close`. Raises `BusError`.
+    That thread calls ``on_closed`` once when the connection is lost, not after `close`. Raises `BusError`.
     """
 
     def __init__(self, name: str, on_closed: Callable[[], None] = lambda: None) -> None:
@@ -70,13 +69,13 @@ class Bus:
         self._thread.start()
         if not self._ready.wait(CONNECT_SECONDS):
             self._is_given_up = True
-            self._cancellable.cancel()  # ends the handshake; what comes after it has GDBus's own 25 seconds
+            self._cancellable.cancel()  # ends the handshake; later steps have GDBus's limit of 25 s
             raise _no_connection(f"it does not answer within {CONNECT_SECONDS:.0f} s")
         if self._failure is not None:
             raise _no_connection(reason(self._failure)) from None
 
     def _run(self) -> None:
-        # What is made while this is the thread's default context is told of in it, the connection's end too.
+        # Objects made while this is the thread's default context send their events to it, "closed" too.
         self._context.push_thread_default()
         try:
             self.connection = Gio.DBusConnection.new_for_address_sync(
@@ -106,11 +105,11 @@ class Bus:
 
     @property
     def pydbus(self) -> Any:  # noqa: ANN401 (pydbus has no types)
-        """The connection as pydbus has it; calls by it need a ``timeout`` each."""
+        """The pydbus object for the connection. Each call by it needs a ``timeout``."""
         return self.connection.pydbus
 
     def invoke(self, work: Callable[[], _T]) -> _T:
-        """Do something in the connection's thread; what it returns, or raises. Raises `BusError`."""
+        """Run ``work`` in the connection's thread. Returns or raises what it does. Raises `BusError`."""
         if threading.current_thread() is self._thread:
             return work()
         done = threading.Event()
@@ -120,7 +119,7 @@ class Bus:
         def run(*_: object) -> bool:
             try:
                 results.append(work())
-            except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            except Exception as error:  # noqa: BLE001 (raised in the waiting thread)
                 failures.append(error)
             done.set()
             return False
@@ -145,7 +144,7 @@ class Bus:
         arguments: tuple[str, tuple[Any, ...]] = ("()", ()),
         seconds: float = CALL_SECONDS,
     ) -> Any:  # noqa: ANN401 (a GLib.Variant, which has no types)
-        """Call ``interface.method`` of an object; the reply, still packed. Raises `Error`."""
+        """Call ``interface.method`` of an object. Returns the packed reply. Raises `Error`."""
         interface, _, name = method.rpartition(".")
         return self.connection.call_sync(
             service,
@@ -162,7 +161,7 @@ class Bus:
     def subscribe(
         self, service: str, path: str, signal_name: str, handle: Callable[[tuple[Any, ...]], None]
     ) -> None:
-        """Have ``interface.signal`` of an object handled, with its arguments, in the connection's thread."""
+        """Call ``handle`` in the connection's thread with the arguments of each ``interface.signal``."""
         interface, _, member = signal_name.rpartition(".")
         self.invoke(
             lambda: self.connection.signal_subscribe(
@@ -177,22 +176,22 @@ class Bus:
         )
 
     def own(self, name: str) -> bool:
-        """Ask for a name; whether it is ours now, until the connection ends: it may be another's.
+        """Own a name until the connection ends. Returns False where another connection owns it.
 
-        Raises `Error` where the bus's policy does not let us.
+        Raises `Error` where the bus's policy refuses.
         """
         reply = self.call(*BUS, f"{BUS[0]}.RequestName", ("(su)", (name, _DO_NOT_QUEUE)))
         return reply.unpack()[0] in {_OWNER, _ALREADY_OWNER}
 
     def publish(self, path: str, target: object, serve: Serve) -> Any:  # noqa: ANN401 (pydbus has no types)
-        """Publish an object, whose ``dbus`` is its introspection data; what is returned has ``unregister``.
+        """Publish an object; ``dbus`` is its introspection data. The result has ``unregister``.
 
-        Its properties are read in the connection's thread. Its methods are given the `Caller` before their
-        arguments, and are handed to ``serve``, which says whether it takes the caller's call.
+        The connection's thread reads its properties. Each method call goes to ``serve``, which returns
+        whether it accepts the call. A method gets the `Caller` before its other arguments.
         """
 
         def register() -> object:
-            xml = target.dbus  # type: ignore[attr-defined]  # pydbus's own way
+            xml = target.dbus  # type: ignore[attr-defined]  # pydbus requires this name
             interfaces = Gio.DBusNodeInfo.new_for_xml(xml).interfaces
             wrapper = _Published(self, target, interfaces, serve)
             return ObjectRegistration(self.pydbus, path, interfaces, wrapper, own_wrapper=True)
@@ -200,9 +199,9 @@ class Bus:
         return self.invoke(register)
 
     def find_caller(self, name: str, found: Callable[[Caller | None], None]) -> None:
-        """Ask the bus whose connection has a unique name, and pass that on; None where it has gone.
+        """Ask the bus who has a unique name. Calls ``found`` with the caller; None where it is unknown.
 
-        To be called in the connection's thread, which does not wait for the answer and calls ``found``.
+        Call this in the connection's thread. It does not wait; the same thread calls ``found`` later.
         """
         known = self._callers.get(name)
         if known is not None:
@@ -215,7 +214,7 @@ class Bus:
             except GLib.Error:
                 found(None)
                 return
-            self._callers[name] = caller  # the bus gives a unique name to one connection only
+            self._callers[name] = caller  # the bus never reuses a unique name
             while len(self._callers) > _CALLERS_MAX:
                 self._callers.popitem(last=False)
             found(caller)
@@ -233,18 +232,18 @@ class Bus:
         )
 
     def close(self) -> None:
-        """Let the connection go, without waiting for a bus that does not answer. May be called again."""
+        """Close the connection without waiting for a bus that does not answer. May be called again."""
         self._is_given_up = True
-        self._attach(lambda *_: bool(self._loop.quit()))  # once it runs: an earlier quit would be forgotten
+        self._attach(lambda *_: bool(self._loop.quit()))  # a quit before the loop runs has no effect
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=_QUIT_SECONDS)
         if not self.connection.is_closed():
-            # Nobody waits for it: what is sent already may never be taken.
+            # Without waiting: the bus may never read what was sent.
             self.connection.close(None, None)
 
 
 class ServedError(Exception):
-    """What a method of a published object answers with: a D-Bus error of this name."""
+    """Raised by a method of a published object. The caller gets a D-Bus error of this name."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(text)
@@ -252,7 +251,7 @@ class ServedError(Exception):
 
 
 class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
-    """pydbus's wrapper, with errors of our names, no traceback of one in the log, and methods elsewhere."""
+    """pydbus's wrapper with this project's error names, and no logged traceback. `Serve` runs methods."""
 
     def __init__(self, bus: Bus, target: object, interfaces: list[Any], serve: Serve) -> None:
         super().__init__(target, interfaces)
@@ -269,7 +268,7 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
         parameters: tuple[Any, ...],
         invocation: Any,  # noqa: ANN401 (Gio.DBusMethodInvocation has no stubs)
     ) -> None:
-        """Answer one call; GDBus has checked it against the introspection data."""
+        """Answer one call. GDBus has checked it against the introspection data."""
         if interface == PROPERTIES_INTERFACE:
             function = {"Get": self.Get, "GetAll": self.GetAll}[method]
             signature = {"Get": "(v)", "GetAll": "(a{sv})"}[method]
@@ -298,22 +297,22 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
             invocation.return_value(GLib.Variant(signature, call()))
         except ServedError as error:
             invocation.return_dbus_error(error.name, str(error))
-        except Exception as error:  # noqa: BLE001 (its text may quote anything; its kind may not)
+        except Exception as error:  # noqa: BLE001 (answers its type only: its text may quote a secret)
             invocation.return_dbus_error(f"{ERROR_PREFIX}Internal", type(error).__name__)
 
 
 def variants(types: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values packed as D-Bus knows them, by their types' signatures."""
+    """Values packed for D-Bus, by the signatures in ``types``."""
     return {key: GLib.Variant(types[key], value) for key, value in values.items()}
 
 
 def reason(error: Any) -> str:  # noqa: ANN401 (GLib.Error has no stubs)
-    """What an `Error` says, without GDBus's own prefix."""
+    """The text of an `Error`, without GDBus's prefix."""
     return str(error.message).removeprefix("GDBus.Error:").strip()
 
 
 def remote_error(error: Any) -> tuple[str, str]:  # noqa: ANN401 (GLib.Error has no stubs)
-    """The D-Bus name of an `Error`, empty where it is one of this end, and its text."""
+    """The D-Bus name of an `Error` and its text. The name is empty for a local error."""
     name = Gio.DBusError.get_remote_error(error) or ""
     return name, reason(error).removeprefix(f"{name}:").strip()
 

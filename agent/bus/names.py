@@ -8,10 +8,10 @@ import re
 MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus")
-"""The bus itself: its name, which is that of its interface too, and its object's path."""
+"""The bus itself: its name, which is also its interface's name, and its object path."""
 ERROR_PREFIX = "org.credferry.Error."
 
 
 def label(name: str) -> str:
-    """A name in an object path, escaped as systemd does it for units (sd_bus_path_encode(3))."""
+    """A name escaped for an object path, as systemd escapes unit names (sd_bus_path_encode(3))."""
     return re.sub(rb"[^A-Za-z0-9]|\A[0-9]", lambda found: b"_%02x" % found[0][0], name.encode()).decode()

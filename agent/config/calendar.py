@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Moments and restart windows in systemd's syntax, which systemd is asked about and nobody here knows."""
+"""Moments and restart windows in systemd's syntax. systemd-analyze parses them, not this module."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _NEVER = float("inf")
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Ask systemd-analyze, in no language but systemd's own.
+    """Run systemd-analyze in the locale C.
 
-    Raises `OSError` where it does not run, `TimeoutExpired` where it does not end, `ValueError` for a NUL.
+    Raises `OSError` where it cannot run, `TimeoutExpired` where it does not end in time, and
+    `ValueError` for a NUL.
     """
     return subprocess.run(
         ["systemd-analyze", *arguments],
@@ -36,9 +37,9 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def next_elapse(event: str, after: float) -> float:
-    """The first moment of a calendar event after another, in seconds since 1970; infinity for never.
+    """The first moment of a calendar event after ``after``, in seconds since 1970; infinity for never.
 
-    The event is in systemd's syntax and, where it names no zone, in the host's local time (systemd.time(7)).
+    The event is in systemd's syntax (systemd.time(7)). Without a time zone it is in the host's local time.
     Raises `ConfigurationError` where systemd cannot read it.
     """
     try:
@@ -52,7 +53,7 @@ def next_elapse(event: str, after: float) -> float:
     if asked.returncode:
         raise _none(event)
     lines = dict(line.strip().partition(": ")[::2] for line in asked.stdout.splitlines())
-    # The second line is there where the host's zone is another.
+    # The line "(in UTC)" is there if the host's zone is not UTC.
     moment = lines.get("(in UTC)") or lines.get("Next elapse", "never")
     if moment == "never":
         return _NEVER
@@ -67,7 +68,7 @@ def _none(event: str) -> ConfigurationError:
 
 
 def opens(windows: Iterable[Window], now: float) -> float:
-    """When one of these is open next, in seconds since 1970: ``now`` where one is, infinity for never.
+    """When a window opens next, in seconds since 1970; ``now`` if one is open, infinity for never.
 
     Raises `ConfigurationError`.
     """
@@ -81,7 +82,7 @@ def opens(windows: Iterable[Window], now: float) -> float:
 
 
 def check_windows(config: Config) -> None:
-    """Raise `ConfigurationError`, naming file and key, for a window that systemd cannot read."""
+    """Raise `ConfigurationError` with file and key for a window that systemd cannot read."""
     known: set[Window] = set()
     for vm in config.vms.values():
         for window in vm.windows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the types of the configuration cannot say: names, order, and what goes with what."""
+"""Checks that types cannot express: names, order, and settings that exclude or need each other."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
 
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
-"""A template without its instance is none (systemd.unit(5))."""
+"""A template without an instance does not match (systemd.unit(5))."""
 _UNIT_NAME_MAX = 255
 """Bytes: UNIT_NAME_MAX."""
 
 
 def check_vm(vm: VmConfig, path: Path) -> None:
-    """Raise `ConfigurationError` for what a VM cannot be."""
+    """Raise `ConfigurationError` for a VM whose settings are not valid."""
     key = f"vms.{vm.name}"
-    # systemd refuses the call for a name that is none, and one VM's would end each look at all of them.
+    # systemd refuses a call with an invalid name. One such VM would end each check of all VMs.
     if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
         raise ConfigurationError(
             f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
@@ -43,7 +43,7 @@ def check_vm(vm: VmConfig, path: Path) -> None:
 
 
 def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path) -> None:
-    """Raise `ConfigurationError` where VMs are to be restarted in an order that is none."""
+    """Raise `ConfigurationError` for an unknown VM in ``canaries`` or ``after``, or a cycle in ``after``."""
     for canary in canaries:
         if canary not in vms:
             raise ConfigurationError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The configuration file: TOML into frozen, validated records; every error names file, key and remedy."""
+"""Reads the TOML configuration file into frozen, checked records. Errors name file, key and remedy."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SIZE_MAX = 1 << 20
-"""Bytes of a configuration file; ten thousand credentials stay below it."""
+"""Limit for a configuration file, in bytes. Ten thousand credentials stay below it."""
 
 
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
-    Raises `ConfigurationError`, whose text names the file, the key and what is expected there.
+    Raises `ConfigurationError`. Its text names the file, the key and what is expected there.
     """
     try:
         with path.open("rb") as file:
@@ -61,8 +61,8 @@ def parse(content: bytes, path: Path) -> Config:
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path}: not UTF-8", hint="save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        # tomllib quotes at most one character of the file. A number of thousands of digits is no
-        # TOMLDecodeError but int()'s own ValueError.
+        # tomllib quotes at most one character of the file. A number of thousands of digits raises no
+        # TOMLDecodeError, but int()'s own ValueError.
         raise ConfigurationError(
             f"{path}: not TOML: {error}", hint="see https://toml.io/en/v1.0.0"
         ) from None
@@ -136,7 +136,7 @@ def _convert(table: object, kind: type[_T], path: Path, key: str) -> _T:
 
 
 def _explain(message: str, key: str) -> tuple[str, str]:
-    """Split msgspec's ``expectation - at `$.a.b` `` into our dotted key and the expectation."""
+    """Split msgspec's ``expectation - at `$.a.b` `` into a dotted key and the expectation."""
     expectation, _, at = message.partition(" - at `$")
     inner = at.rstrip("`").lstrip(".")
     where = ".".join(part for part in (key, inner) if part)

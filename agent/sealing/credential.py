@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""systemd's encrypted-credential format with the host key, both ways; pure.
+"""Writes and reads systemd's encrypted-credential format with the host key; pure.
 
 Source of the format: systemd, src/shared/creds-util.{c,h}; the same bytes in 252, 257 and main of 2026.
 All integers are little-endian::
@@ -72,7 +72,7 @@ def seal(
     """Seal a value under a name, as ``systemd-creds encrypt --with-key=host --name=NAME`` does.
 
     ``timestamp`` and ``not_after`` are microseconds since 1970; the timestamp is now unless given. Returns
-    Base64 in lines of 79 characters. Raises `SealError` for a name systemd would not take, a value
+    Base64 in lines of 79 characters. Raises `SealError` for a name that systemd does not accept, a value
     over 1 MiB, or a not-after that is not after the timestamp.
     """
     if len(value) > PLAINTEXT_MAX:
@@ -100,9 +100,9 @@ def seal(
 def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None = None) -> bytes:
     """Open what `seal` or ``systemd-creds encrypt --with-key=host`` made.
 
-    ``name`` must be the one inside, unless the one inside is empty; None leaves it unchecked. ``now`` is in
-    microseconds since 1970. Raises `SealError` on anything that systemd refuses, and on null-key blobs,
-    which it accepts.
+    ``name`` must equal the name inside, unless the name inside is empty. None skips this check. ``now`` is
+    in microseconds since 1970. Raises `SealError` on anything that systemd refuses, and on null-key blobs,
+    which systemd accepts.
     """
     label = f"credential {name!r}" if name is not None else "a credential"
     data = _decode(blob, label)
@@ -132,18 +132,18 @@ def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None
 
 
 def one_line(blob: bytes) -> bytes:
-    """The same sealed credential as one line of Base64, as an OEM string must have it."""
+    """The same sealed credential as one line of Base64, as an OEM string needs it."""
     return b"".join(blob.split())
 
 
 def sealed_size(name: str, value: bytes) -> int:
-    """Characters that a value takes once it is sealed and on one line."""
+    """The number of characters of a sealed value on one line."""
     metadata = (_METADATA.size + len(name) + 7) & ~7
     return 4 * ((_AAD_SIZE + metadata + len(value) + _TAG_SIZE + 2) // 3)
 
 
 def is_valid_name(name: str) -> bool:
-    """Whether systemd takes it for a credential's name (filename_is_valid() and fdname_is_valid())."""
+    """Whether systemd accepts this credential name (filename_is_valid() and fdname_is_valid())."""
     return (
         0 < len(name) <= _NAME_MAX
         and all(" " <= character <= "~" and character not in "/:" for character in name)

@@ -3,8 +3,8 @@
 
 The file is systemd's ``struct credential_host_secret_format`` (src/shared/creds-util.c): 16 bytes of
 application-specific machine id, then 1 to 4096 bytes of secret data. systemd deletes a file whose first
-16 bytes are not its own machine's, even when it is only asked to decrypt; so this module checks them
-before anything else does, and never overwrites a key.
+16 bytes belong to another machine, even if it only decrypts. So this module checks them first, and never
+overwrites a key.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 _APPLICATION_ID = bytes.fromhex("d3acecba0dad4cdfb8c9381528936c58")
 _HEADER_SIZE = 16
 _DATA_MAX = 4096
-"""systemd 252 and 257 abort on more, though they bound the file at 16 MiB."""
+"""systemd 252 and 257 abort on more, although they allow a file of 16 MiB."""
 _MODE = 0o400
 KEY_DIGITS = 8
-"""The last hex digits of a digest say which key of the host made it."""
+"""This many hex digits at the end of a digest show which host key made it."""
 
 
 @final
 class CredentialKey:
-    """A credential key, and what is derived from it. Shows itself nowhere."""
+    """A credential key, and values derived from it. Its repr hides it, and it cannot be pickled."""
 
     __slots__ = ("_data", "_derived", "aes_key")
 
@@ -54,7 +54,7 @@ class CredentialKey:
         return cls(content[_HEADER_SIZE:])
 
     def derive(self, purpose: str) -> bytes:
-        """32 bytes for one purpose, from which neither the key nor another purpose's can be told."""
+        """32 bytes for one purpose. They reveal neither the key nor the bytes for another purpose."""
         known = self._derived.get(purpose)
         if known is None:
             known = hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
@@ -63,7 +63,7 @@ class CredentialKey:
 
     @property
     def digest_id(self) -> str:
-        """What the digests that this key makes end with."""
+        """The last digits of every digest that this key makes."""
         return self.derive("digest key id").hex()[:KEY_DIGITS]
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class CredentialKey:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CredentialKey) and hmac.compare_digest(self._data, other._data)
 
-    __hash__ = None  # type: ignore[assignment]  # nobody keeps keys by their hashes
+    __hash__ = None  # type: ignore[assignment]  # a key is never in a set or a dict's key
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a key is not pickled")
@@ -100,10 +100,10 @@ def hashed_machine_id(machine_id: str) -> bytes:
 
 
 def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | None = None) -> CredentialKey:
-    """The key in a file, under systemd's own conditions: a regular file, one link, mode 0400.
+    """Read a key file under systemd's own conditions: a regular file, one link, mode 0400.
 
-    ``machine_id`` is whose it must be, and ``owners`` are the uids that may own it; None leaves that open.
-    Raises `KeyFileError`; `FileNotFoundError` when there is none.
+    The file must be for the machine ``machine_id``, and one of the uids ``owners`` must own it. None skips
+    that check. Raises `KeyFileError`, and `FileNotFoundError` when there is no file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,7 +149,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
 
 
 def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
-    """The host's key, made as systemd would make it where there is none; never overwritten.
+    """The host's key. Makes one, as systemd does, where there is none; never overwrites one.
 
     Raises `KeyFileError`.
     """
@@ -160,7 +160,7 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
         try:
             create_key(path, machine_id=machine_id)
         except FileExistsError:
-            pass  # systemd, or another of us, was faster: theirs is the key
+            pass  # systemd, or another credferry process, was faster: use its key
         except KeyFileError as error:
             raise KeyFileError(str(error), hint="make it once, as root: systemd-creds setup") from None
     try:
@@ -170,7 +170,7 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
 
 
 def read_host_key(path: Path, *, machine_id: str) -> CredentialKey:
-    """The host's key; only root's, or that of the user who asks. Raises as `read_key` does."""
+    """The host's key, owned by root or the calling user. Raises as `read_key` does."""
     return read_key(path, machine_id=machine_id, owners={0, os.geteuid()})
 
 
@@ -187,7 +187,8 @@ def read_machine_id(path: Path) -> str:
 def create_key(path: Path, *, machine_id: str) -> None:
     """Make a key file that the systemd of the machine with this id accepts: whole, durable, mode 0400.
 
-    Raises `FileExistsError` rather than touch a file that is there, `KeyFileError` when it cannot be made.
+    Raises `FileExistsError` where a file exists, which stays as it is. Raises `KeyFileError` when the key
+    cannot be made.
     """
     header = hashed_machine_id(machine_id)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Hints that something was mounted or unmounted on the way to the source, which inotify does not tell.
+"""Hints that something was mounted or unmounted on the way to the source. inotify does not see that.
 
-The kernel tells of each change of the table of mounts (proc(5), mountinfo: "poll"). Like all hints these are
-no data: a table that cannot be watched leaves mounts to the resync.
+The kernel reports each change of the table of mounts (proc(5), mountinfo: "poll"). A hint carries no data.
+If the table cannot be watched, the resync finds the change.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class MountTable:
     def __init__(self, hint: Callable[[str], None]) -> None:
         self._hint = hint
         self.paths: frozenset[str] = frozenset()
-        """Directories: what is mounted on one of them, or above it, is of interest."""
+        """Directories. A mount on one of them, or above it, causes a hint."""
         self._thread: threading.Thread | None = None
         self._wake = -1
 
     def start(self) -> None:
-        """Begin to watch, where there is a table that can be."""
+        """Begin to watch. Does nothing where the table cannot be opened."""
         try:
             table = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -66,7 +66,7 @@ class MountTable:
             os.close(wake)
 
     def _mounts(self, table: int) -> list[tuple[bytes, bytes]]:
-        """The numbers and places of the mounts of interest."""
+        """The ids and mount points of the mounts on `paths` or above them."""
         content = bytearray()
         with suppress(OSError):
             os.lseek(table, 0, os.SEEK_SET)

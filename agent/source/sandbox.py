@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the agent's unit hides from it: a source there looks well to everybody else, and is never seen.
+"""Paths that the agent's unit hides from the agent. Other processes see a source there; the agent does not.
 
-The unit's own settings decide, drop-ins included; where systemd cannot be asked, those that are shipped.
-From inside, the table of mounts tells the same.
+The unit's own settings decide, drop-ins included. If systemd cannot be asked, the shipped settings stand in.
+Inside the unit, the table of mounts shows the same.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class Hidden:
 
     @property
     def text(self) -> str:
-        """What is wrong, in words."""
+        """The problem, as a sentence for the operator."""
         return f"{self.path} is hidden from the agent: its unit has {self.setting}"
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A drop-in's lines that show it to the agent. They do not show what replaces it later."""
+        """Lines for a drop-in that show the path to the agent. They do not show a later replacement."""
         show = f"BindReadOnlyPaths=-{self.path}"
-        if self.setting == "ProtectHome=yes":  # below what is inaccessible, systemd mounts nothing
+        if self.setting == "ProtectHome=yes":  # systemd mounts nothing below an inaccessible path
             return ("ProtectHome=tmpfs", show)
         return (show,)
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """What the operator can do about it."""
         return (
             "publish below /run, or show it to the agent with a drop-in of credferry.service and one of "
             f"credferry-seal.service that say, in [Service]: {', '.join(self.lines)}"
@@ -59,14 +59,14 @@ class Sandbox:
     """A unit's settings that hide paths."""
 
     inaccessible: Mapping[str, str]
-    """Each path that cannot be entered, and by which setting. Nothing can be mounted below it."""
+    """By path that cannot be entered: the setting. Nothing can be mounted below such a path."""
     empty: Mapping[str, str]
-    """Each path that another directory is mounted on."""
+    """By path that another directory is mounted on: the setting."""
     shown: frozenset[str] = frozenset()
-    """What is mounted there all the same."""
+    """Paths that a mount makes visible again."""
 
     def hides(self, path: str, *, is_step: bool = False) -> Hidden | None:
-        """Whether a path, without links in it, is hidden; a step on the way need only be there."""
+        """What hides a path without links in it; None for nothing. For a step, it is enough to exist."""
         above = [path, *(str(each) for each in Path(path).parents)]
         for each in above:
             if each in self.inaccessible:
@@ -81,7 +81,7 @@ class Sandbox:
 
 
 def of_unit(properties: Mapping[str, Any]) -> Sandbox:
-    """What a unit hides, by its properties as systemd has them (org.freedesktop.systemd1(5))."""
+    """What a unit hides, from its properties in systemd (org.freedesktop.systemd1(5))."""
     inaccessible = {
         each.lstrip("-+"): "InaccessiblePaths=" for each in properties.get("InaccessiblePaths", ())
     }
@@ -89,7 +89,7 @@ def of_unit(properties: Mapping[str, Any]) -> Sandbox:
     homes = properties.get("ProtectHome", "no")
     if homes in {"yes", "tmpfs"}:
         (inaccessible if homes == "yes" else empty).update(dict.fromkeys(_HOMES, f"ProtectHome={homes}"))
-    # From version 257 on there is a third answer, "disconnected", which hides them as well.
+    # Since version 257 there is a third value, "disconnected". It hides them too.
     if properties.get("PrivateTmp", False) or properties.get("PrivateTmpEx", "no") != "no":
         empty.update(dict.fromkeys(_TMP, "PrivateTmp=yes"))
     shown = {each[1] for key in ("BindPaths", "BindReadOnlyPaths") for each in properties.get(key, ())}
@@ -104,7 +104,7 @@ SHIPPED = of_unit({"ProtectHome": "yes", "PrivateTmp": True, "PrivateDevices": T
 
 
 def of_this_process() -> Sandbox:
-    """What systemd hides from this process, by the table of its mounts (proc(5)); nothing outside a unit."""
+    """What systemd hides from this process, by its table of mounts (proc(5)). Outside a unit: nothing."""
     inaccessible: dict[str, str] = {}
     empty: dict[str, str] = {}
     shown: set[str] = set()
@@ -112,7 +112,7 @@ def of_this_process() -> Sandbox:
         for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
             fields = line.split(" ", _FIELDS)
             root, place = fields[3:5]
-            for known in (inaccessible, empty):  # of several mounts on one place the last is on top
+            for known in (inaccessible, empty):  # the last mount on a place is on top
                 known.pop(place, None)
             shown.discard(place)
             # /run/systemd/inaccessible, or within a container /run/host/inaccessible.
@@ -126,7 +126,7 @@ def of_this_process() -> Sandbox:
 
 
 def hidden(sandbox: Sandbox, source: str, names: Iterable[str] = ()) -> Hidden | None:
-    """What is hidden on the way to a source, or on those from there to some names. Links are followed."""
+    """The first hidden path on the way to a source, or from there to a name; None for none."""
     trail = Trail()
     path = os.path.abspath(source)  # noqa: PTH100 (does not follow links)
     target = trail.follow(path, to_directory=True)

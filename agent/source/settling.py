@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether what was read is settled: a symlink's swap commits at once, writes in place must fall quiet."""
+"""When content is settled: at once after the swap of a symlink; after writes in place, once they stop."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def _key() -> bytes:
 
 @dataclass(slots=True)
 class Changes:
-    """Remembers what was published for each VM: a digest of it, by a key that never leaves the process."""
+    """Remembers a digest of each VM's published secrets. Its key never leaves the process."""
 
     _key: bytes = field(default_factory=_key, repr=False)
     _digests: dict[str, bytes] = field(default_factory=dict)
     _generation: Generation | None = None
 
     def since_last(self, vms: Collection[VmConfig], snapshot: Snapshot) -> list[VmConfig]:
-        """The VMs whose secrets a swap has changed since this was last asked; none the first time.
+        """The VMs whose secrets a swap has changed since the last call. The first call returns none.
 
-        What was written in place counts as no change: it may not be whole yet.
+        A write in place is not counted as a change, because it may not be complete yet.
         """
         before, self._digests = self._digests, {vm.name: self._digest(vm, snapshot) for vm in vms}
         is_swap = snapshot.generation.is_swap_of(self._generation)
@@ -54,7 +54,7 @@ class Changes:
 
 @dataclass(slots=True)
 class Settler:
-    """Remembers what was seen last. Time is monotonic, in seconds, and given by the caller."""
+    """Remembers the content of the last call. The caller passes the time: monotonic, in seconds."""
 
     quiet_seconds: float
     quiet_max_seconds: float
@@ -64,9 +64,9 @@ class Settler:
     _waiting_since: float | None = field(default=None, init=False)
 
     def wait(self, generation: Generation, content: object, now: float) -> float:
-        """How many seconds to wait before believing this content; 0.0 for none.
+        """The seconds to wait before this content may be used; 0.0 if it is settled.
 
-        ``content`` is anything that compares equal exactly when what was read is the same.
+        ``content`` is any object that compares equal if, and only if, the same was read.
         """
         swapped = generation.is_swap_of(self._generation)
         if generation != self._generation or content != self._content:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The way to a path: the directories that it leads through, its names in them, and the links on it.
 
-A path is followed as the kernel follows it, step by step. What a path leads to can change wherever one of
-its steps does, so these are the places to watch.
+`Trail` follows a path step by step, as the kernel does. If any step changes, the path can lead elsewhere. So
+these are the places to watch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 LINKS_MAX = 40
-"""As many as the kernel follows (MAXSYMLINKS)."""
+"""The kernel's own limit (MAXSYMLINKS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,16 @@ class Link:
 
 @dataclass(slots=True)
 class Trail:
-    """The ways to any number of paths. Each place is looked at once, by its path, so it costs little."""
+    """The ways to any number of paths. Each place is read once only, so this is fast."""
 
     names: dict[str, set[str]] = field(default_factory=dict)
-    """By directory, which of its entries the ways lead through. The last of a way may not exist."""
+    """By directory: its entries that the ways lead through. The last entry of a way may not exist."""
     links: dict[str, Link] = field(default_factory=dict)
-    """The links that stand for a directory on a way, by path. Replacing one moves all that is below it."""
+    """By path: the links that stand for a directory on a way. Replacing one moves everything below it."""
     _seen: dict[str, Link | None] = field(default_factory=dict)
 
     def follow(self, path: str, start: str = "/", *, to_directory: bool = False) -> str | None:
-        """Where a path leads, all links resolved; None where it ends on the way, or leads in a circle.
+        """The path with all links resolved; None where a step does not exist, or links form a loop.
 
         A relative path begins at ``start``, which has no links in it. ``to_directory`` says that the path
         itself stands for a directory, so that a link at its end counts among `links`.
@@ -86,7 +86,7 @@ class Trail:
 
 
 def read_link(path: str) -> Link | None:
-    """A symlink as it is now; None for something else. Raises OSError where there is nothing."""
+    """Read a symlink; None for another kind of file. Raises OSError where there is nothing."""
     try:
         target = os.readlink(path)  # noqa: PTH115 (done for each secret at each look)
     except OSError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What each start of a VM was given: the copy of the manifest that root keeps of it.
+"""Evidence of what each start of a VM was given: root's copy of the manifest.
 
 ``ExecStartPre=`` of a VM's unit has root copy the manifest that PID 1 has just opened to
 ``/run/credferry-evidence/VM@INVOCATION``, and ``ExecStopPost=`` has root remove it. Only root can write
-there. So a VM's user, and a neighbour that runs as the same user, cannot forge what a VM was started with.
+there. So neither a VM's user nor another VM of the same user can forge what a VM was started with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_SIZE_MAX = 1 << 20  # systemd takes no larger credential
+_SIZE_MAX = 1 << 20  # systemd accepts no larger credential
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -36,14 +36,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceDirectory:
-    """The evidence of all VMs. Each file is read once: what root has copied does not change."""
+    """The evidence of all VMs. Each file is read once, because root's copies do not change."""
 
     runtime: Path
     _read: dict[str, Evidence] = field(default_factory=dict)
-    """The evidence that was read last, by VM."""
+    """By VM: the evidence that was read last."""
 
     def invocations(self) -> Mapping[str, str]:
-        """The invocation of each VM that evidence is kept of; none of a VM where there are several."""
+        """By VM: the invocation that has evidence; empty where a VM has evidence of several."""
         found: dict[str, str] = {}
         try:
             names = os.listdir(self._path) if self._is_root_s() else []  # noqa: PTH208 (done at each look)
@@ -55,7 +55,7 @@ class EvidenceDirectory:
         return found
 
     def of(self, vm: str, invocation_id: str) -> Evidence | None:
-        """The evidence of one start; None where there is none that can be believed."""
+        """The evidence of one start; None where there is none, or where it cannot be trusted."""
         known = self._read.get(vm)
         if known is not None and known.invocation_id == invocation_id:
             return known
@@ -80,12 +80,12 @@ class EvidenceDirectory:
         return self.runtime / EVIDENCE_PARENT
 
     def _is_root_s(self) -> bool:
-        """Whether nobody but root could have put something there. Raises OSError where there is nothing."""
+        """Whether only root could write to the directory. Raises OSError where it does not exist."""
         status = os.lstat(self._path)
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid in _trusted()
         return is_own and not status.st_mode & _OTHERS_WRITE
 
 
 def _trusted() -> set[int]:
-    # The agent's own user could deceive nobody but the agent itself, and cannot write there.
+    # The agent's own user could only deceive the agent itself, and cannot write there.
     return {0, os.geteuid()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writing that survives a power failure, and is seen whole or not at all."""
+"""Writes that survive a power failure. A reader sees the whole change or none of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OPEN_MAX = 64
 
 
 class UnsyncedError(OSError):
-    """The change is in place, and a power failure may still undo it: the last sync has failed."""
+    """The change is in place, but a power failure may undo it: the last sync failed."""
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, mode 0700, with those above it. Raises OSError."""
+    """Make a directory and its missing parents, mode 0700, durably. Raises OSError."""
     missing = [path]
     while not missing[-1].parent.is_dir():
         missing.append(missing[-1].parent)
@@ -30,10 +30,10 @@ def make_directory(path: Path) -> None:
 
 
 def write_all_durably(directory: Path, contents: Iterable[tuple[str, bytes]]) -> None:
-    """Write new files into a directory, mode 0600, and have its entries last as well. Raises OSError.
+    """Write new files into a directory, mode 0600, and sync them and the directory. Raises OSError.
 
-    All is written before anything is waited for: a file system that keeps a journal then commits it a few
-    times, and not for each file.
+    Up to `_OPEN_MAX` files are written before the first of them is synced. A file system with a journal then
+    commits a few times, not once per file.
     """
     for batch in _batches(contents):
         with ExitStack() as stack:
@@ -44,14 +44,14 @@ def write_all_durably(directory: Path, contents: Iterable[tuple[str, bytes]]) ->
 
 
 def _batches(contents: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """A few at a time, since each is a descriptor."""
+    """Split into groups of `_OPEN_MAX`, because each file needs an open descriptor."""
     left = iter(contents)
     while batch := list(islice(left, _OPEN_MAX)):
         yield batch
 
 
 def _write_new(stack: ExitStack, path: Path, content: bytes) -> int:
-    """Write a new file; its descriptor, open for as long as the stack."""
+    """Write a new file. Returns its descriptor, which the stack closes."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, descriptor)
     left = memoryview(content)
@@ -61,14 +61,14 @@ def _write_new(stack: ExitStack, path: Path, content: bytes) -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Have a directory's entries survive a power failure. Raises OSError."""
+    """Make a directory's entries survive a power failure. Raises OSError."""
     with _opened(path) as descriptor:
         os.fsync(descriptor)
 
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[int]:
-    """A directory's descriptor. Opened before a rename, it cannot be lacking after it."""
+    """Open a directory before a rename in it, so that the sync after the rename needs no open."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -85,16 +85,17 @@ def _sync_last(directory: int) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where what is to replace a path is made: always the same place, or each crash would leave one more."""
+    """The temporary path for a replacement: always the same, so that crashes do not leave more and more."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     return temporary
 
 
 def point(link: Path, target: str) -> None:
-    """Make a symlink lead elsewhere, in one step.
+    """Make a symlink point to another target, in one step.
 
-    Raises `UnsyncedError` where it leads there already, and any other OSError where it does not.
+    Raises `UnsyncedError` where it points to the new target, but a power failure may undo that. Raises any
+    other OSError where it does not point there.
     """
     with _opened(link.parent) as directory:
         temporary = _beside(link)
@@ -110,8 +111,9 @@ def point(link: Path, target: str) -> None:
 def replace_durably(path: Path, content: bytes) -> None:
     """Replace a file's content whole, mode 0600, so that it survives a power failure.
 
-    The caller keeps other processes and threads from doing the same at the same time. Raises
-    `UnsyncedError` where the file has the new content already, and any other OSError where it has not.
+    The caller must prevent other processes and threads from doing the same at the same time. Raises
+    `UnsyncedError` where the file has the new content, but a power failure may undo that. Raises any other
+    OSError where it does not have the new content.
     """
     with _opened(path.parent) as directory:
         temporary = _beside(path)

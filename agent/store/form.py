@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The form of the store: which releases can work with it.
 
-``STATE/form`` holds its number. A store without that file is of form 1, or empty. Form 2 binds each value
-to its generation's manifest, which the launcher checks. A release of form 1 would take such manifests for
-spoiled, and seal all anew in its own form, which the present launcher refuses. So in form 2 the file that
-a release of form 1 locks for each sealing, ``STATE/lock``, is a directory: such a release then seals and
-restarts nothing.
+``STATE/form`` holds the number of the form. A store without that file is empty or has form 1. Form 2 binds
+each value to its generation's manifest, and the launcher checks that. A release that knows only form 1 would
+treat such manifests as damaged, and seal everything again in form 1, which the present launcher refuses.
+Such a release locks the file ``STATE/lock`` for each sealing. So in form 2 ``STATE/lock`` is a directory:
+the old release then cannot seal or restart anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIGITS_MAX: Final = 4
 
 
 def read(state: Path) -> int:
-    """The form of a store; 1 where nothing says so. Raises `StoreError` where that cannot be read."""
+    """The form of a store; 1 where there is no file, or no number in it. Raises `StoreError`."""
     try:
         content = read_untrusted(state / _FILE, limit=_DIGITS_MAX + 1, below=state).strip()
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def read(state: Path) -> int:
 
 
 def check(state: Path) -> None:
-    """Raises `StoreFormError` for a store of a later release's, and `StoreError`."""
+    """Raise `StoreFormError` for the form of a later release. Raises `StoreError` as `read` does."""
     found = read(state)
     if found > FORM:
         raise StoreFormError(
@@ -52,12 +52,12 @@ def check(state: Path) -> None:
 
 
 def is_barred(state: Path) -> bool:
-    """Whether releases that know form 1 alone can seal nothing there."""
+    """Whether the store is closed to releases that know only form 1."""
     return (state / _BARRED).is_dir()
 
 
 def write(state: Path) -> None:
-    """Note that a store is of the present form, and bar releases that know form 1 alone. Raises OSError."""
+    """Write the present form, and close the store to releases that know only form 1. Raises OSError."""
     barred = state / _BARRED
     if not barred.is_dir():
         barred.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_store(config: Config) -> Store:
-    """The store of a configuration, with the host's key, made where there is none.
+    """The store of a configuration. Makes the host's key where there is none.
 
     Raises `KeyFileError`, `StoreFormError` and `StoreError`.
     """
@@ -26,9 +26,9 @@ def open_store(config: Config) -> Store:
 
 
 def open_store_untouched(config: Config) -> Store:
-    """The same for verbs that change nothing. Raises as `open_store` does.
+    """The store of a configuration, for verbs that change nothing. Raises as `open_store` does.
 
-    Where there is no host key yet, nothing can have been sealed with it: a passing one stands in.
+    Without a host key, nothing in the store can have been sealed. So a temporary random key is enough.
     """
     try:
         key = present_key(config)
@@ -39,11 +39,11 @@ def open_store_untouched(config: Config) -> Store:
 
 
 def present_key(config: Config) -> CredentialKey:
-    """The host's key as it is now. Raises `KeyFileError`, and `FileNotFoundError` where there is none."""
+    """The present host key. Raises `KeyFileError`, and `FileNotFoundError` where there is none."""
     machine_id = read_machine_id(Path(config.machine_id_file))
     return read_host_key(Path(config.host_key), machine_id=machine_id)
 
 
 def guest_key_path(config: Config, vm: str) -> Path:
-    """Where the master copy of a guest's key is."""
+    """The path of the master copy of a guest's key."""
     return Path(config.state_directory) / "guest-keys" / f"{vm}.secret"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Root in another user's state directory: where the agent is not root, what root's verbs make is its.
+"""Root's verbs in another user's state directory: the files that they make belong to that user.
 
-Were it root's, the agent could open no lock and prune no generation that a verb has made. To give it away
-afterwards would let the agent's user, who may leave symbolic links there, be given anything. So the kernel
-checks what root does to files, and owns what it makes, as if that user did it: by the thread's file system
-user (setfsuid(2)). To systemd and to the journal root stays root.
+If the files belonged to root, an agent without root could not open a verb's lock or remove a verb's
+generation. A chown afterwards is unsafe: the agent's user can put symbolic links there, and so get any file.
+So this module sets the thread's file system user (setfsuid(2)). The kernel then checks root's file access as
+if the agent's user made it, and gives new files to that user. For systemd and the journal, root stays root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
 _CAP_DAC_READ_SEARCH = 1 << 2
 _NOBODY_ASKS = 2**32 - 1
-"""As an id, (uid_t) -1: changes nothing, and tells what is."""
+"""(uid_t) -1: as an argument it changes nothing, and the call returns the present id."""
 
 
 class _Header(ctypes.Structure):
@@ -41,15 +41,16 @@ class _Data(ctypes.Structure):
 
 @contextmanager
 def as_owner_of(directory: Path) -> Iterator[None]:
-    """Within this, what root makes belongs to the owner of a directory, and root changes what that user may.
+    """Within this context, root makes and changes files as the owner of a directory.
 
-    Everything can still be read. Without root, or without the directory, nothing is different. Holds for the
-    calling thread, and for those that it starts meanwhile. Raises `StoreError` where the kernel refuses.
+    Root can still read everything. Without root, or without the directory, nothing changes. This holds for
+    the calling thread, and for threads that it starts meanwhile. Raises `StoreError` where the kernel
+    refuses.
     """
     try:
         status = directory.stat()
     except OSError:
-        yield  # it is made with the first thing that is put there, and by the unit given to the agent
+        yield  # the first write makes the directory, and the unit gives it to the agent
         return
     if os.geteuid() != 0 or status.st_uid == 0:
         yield
@@ -59,7 +60,7 @@ def as_owner_of(directory: Path) -> Iterator[None]:
         yield
     finally:
         _library().setfsgid(os.getegid())
-        _library().setfsuid(os.geteuid())  # gives back what capabilities it took
+        _library().setfsuid(os.geteuid())  # also restores the capabilities that it removed
         hardening.hide()
 
 
@@ -69,15 +70,15 @@ def _become(uid: int, gid: int, directory: Path) -> None:
     library.setfsuid(uid)
     if library.setfsuid(_NOBODY_ASKS) != uid or library.setfsgid(_NOBODY_ASKS) != gid:
         raise _refused(directory)
-    # With that all capabilities over files go (security/commoncap.c, cap_task_fix_setuid). This one comes
-    # back: secrets, and the host's key, belong to others.
+    # That removes all capabilities over files (security/commoncap.c, cap_task_fix_setuid). Restore this one,
+    # because the secrets and the host's key belong to other users.
     header, data = _Header(_LINUX_CAPABILITY_VERSION_3, 0), (_Data * 2)()
     if library.capget(ctypes.byref(header), data) != 0:
         raise _refused(directory)
     data[0].effective |= data[0].permitted & _CAP_DAC_READ_SEARCH
     if library.capset(ctypes.byref(header), data) != 0:
         raise _refused(directory)
-    hardening.hide()  # the change has undone it where fs.suid_dumpable is set (kernel/cred.c, commit_creds)
+    hardening.hide()  # with fs.suid_dumpable set, the change undid it (kernel/cred.c, commit_creds)
 
 
 def _library() -> ctypes.CDLL:

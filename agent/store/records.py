@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the store remembers of a VM beside its generations: small records, each a JSON file of its own."""
+"""Small records of a VM beside its generations. Each is one JSON file."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import msgspec
 
 
 class Assumed(msgspec.Struct, frozen=True):
-    """What an invocation that no evidence was kept of is taken to run: what was current when it was seen."""
+    """What an invocation without evidence is assumed to run: the generation that was current then."""
 
     invocation_id: str
     digest: str
     generation: int = 0
-    """0 where it is not known."""
+    """0 where it is unknown."""
 
 
 class Outcome(enum.StrEnum):
-    """How far a rollout onto a digest has come, where that has not ended well."""
+    """The state of a rollout onto a digest that has not succeeded."""
 
     RESTARTING = "restarting"
-    """Written before systemd is asked: a VM that is down after a crash of ours was taken down by us."""
+    """Written before the restart. If the agent crashes and the VM is down, the agent took it down."""
     FAILED = "failed"
-    """Its restart failed, and it is to be put back on what it ran before."""
+    """The restart failed. The agent will roll the VM back."""
     ROLLED_BACK = "rolled back"
     HALTED = "halted"
-    """It was held back, since another VM's restart for the same change failed."""
+    """Not restarted, because another VM's restart for the same change failed."""
     RETRY = "retry"
-    """It is to be tried again: an operator has said so, or the failure says nothing of the generation."""
+    """To be tried again: an operator asked for it, or the generation did not cause the failure."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -39,24 +39,24 @@ class Attempt(msgspec.Struct, frozen=True):
     reason: str = ""
     previous: int = 0
     run: str = ""
-    """The change that it rolled out; a change's rollout stops at the first VM that fails."""
+    """The change that it rolled out. The rollout of a change stops at the first VM that fails."""
     by_operator: bool = False
-    """Whether it was an operator who had the VM put back: nothing has failed."""
+    """Whether an operator asked for the rollback. Then nothing has failed."""
     order: str = ""
-    """The run of the operator's order that it carries out; empty for none."""
+    """The run of the operator's order that this rollout carries out; empty for none."""
     halted_for: str = ""
-    """The VM whose failure held this one back, where the outcome is `Outcome.HALTED`."""
+    """The VM whose failure stopped this rollout, where the outcome is `Outcome.HALTED`."""
     before: str = ""
-    """The unit's invocation when it was noted; while that is the last, nothing has come of it."""
+    """The unit's invocation when this was written. While it is unchanged, the restart has had no effect."""
 
 
 class Renewed(msgspec.Struct, frozen=True):
-    """What digests made with an earlier key of the host are with the present one."""
+    """Translations of digests: from those of earlier host keys to those of the present key."""
 
     digests: dict[str, str] = {}
 
 
 class Restarts(msgspec.Struct, frozen=True):
-    """When a VM was last restarted by us, in seconds since the host's boot."""
+    """When the agent last restarted a VM, in seconds since the host's boot."""
 
     moments: list[float] = []

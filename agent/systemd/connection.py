@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The connection to systemd, made anew where it was lost; sealing goes on without it."""
+"""The connection to systemd. It is made again after a loss; sealing continues without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 
 class Connection:
-    """Has at most one connection at a time; that it is lacking is reported once, until it is had again."""
+    """Keeps at most one connection. Logs its loss once, and once when it is there again."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Connection:
 
     @property
     def present(self) -> SystemManager | None:
-        """What is connected now, if anything. Any thread may ask."""
+        """The present connection; None for none. Any thread may call this."""
         return self._manager
 
     def get(self) -> SystemManager | None:
-        """The same, connected first where it is time to try again."""
+        """The present connection. Connects first, if there is none and `RETRY_SECONDS` have passed."""
         if self._manager is None and self._monotonic() >= self._retry_at:
             try:
                 self._manager = self._connect()
@@ -54,7 +54,7 @@ class Connection:
         return self._manager
 
     def lose(self, error: BusError) -> None:
-        """Let go of it, for what it has failed with; it is tried again after `RETRY_SECONDS`."""
+        """Close the connection after an error. `get` tries again after `RETRY_SECONDS`."""
         self.close()
         self._manager = None
         self._retry_at = self._monotonic() + RETRY_SECONDS
@@ -62,6 +62,6 @@ class Connection:
             _log.error("no restarts until systemd can be reached", reason=describe(error))
 
     def close(self) -> None:
-        """Wake those that wait for a job; their calls fail from now on."""
+        """Close the connection. Threads that wait for a job wake up, and their calls fail."""
         if self._manager is not None:
             self._manager.close()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""How the last job of a unit since the host's boot has ended, by what PID 1 has written to the journal.
+"""How the last job of a unit since the host's boot ended, according to PID 1's journal entries.
 
-systemd keeps no result of a job that is over, and tells it only to those that listen at that moment. An
-operator's stop and a start that another unit's failure has kept from happening leave a unit in one state.
+systemd does not keep the result of an ended job; it only sends a signal when the job ends. An operator's
+stop, and a start that failed because of another unit, leave a unit in the same state. The result tells
+them apart.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from itertools import islice
 from credferry.agent.audit.records import reader, text
 
 _ENTRIES_MAX = 200
-"""How many of PID 1's entries about a unit are looked at, from the newest."""
+"""Limit for the entries of PID 1 about a unit that are read, newest first."""
 
 
 def last_result(unit: str) -> str:
-    """Say it in systemd's word, such as ``done``; empty where the journal does not tell."""
+    """The result in systemd's word, such as ``done``; empty where the journal has none."""
     with suppress(OSError), reader(None) as entries:
         entries.seek_tail()
-        # The newest entry of all is of this boot. The agent's sandbox hides the kernel's word for it.
+        # The newest entry is from this boot. The agent's sandbox hides the kernel's own boot id.
         boot = text(entries.get_previous().get("_BOOT_ID", ""))
-        # All of these are trusted but the last: journald adds them, and PID 1 alone has that number.
+        # journald itself adds _BOOT_ID and _PID, so they can be trusted. Only PID 1 has that number.
         entries.add_match(_BOOT_ID=boot)
         entries.add_match(_PID="1")
         entries.add_match(UNIT=unit)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """polkit's rule for an agent that is not root: it may restart the configured VMs.
 
-systemd tells polkit the unit and the verb, and not the job's mode: SECURITY.md says what that leaves.
+systemd gives polkit the unit and the verb, but not the job's mode. SECURITY.md says what this allows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config
 
 _RESTARTS = ("try-restart",)
-"""What the agent asks of a VM's unit, in polkit's words (systemd, src/core/dbus-manager.c, ``verb``).
+"""The agent's calls on a VM's unit, in polkit's words (systemd, src/core/dbus-manager.c, ``verb``).
 
-Not ``restart``, which starts what an operator has stopped: `restart_unit` does that for what has failed.
+Not ``restart``: that would also start a unit that an operator stopped. `restart_unit` starts failed units.
 """
 _STARTS = ("start",)
 
-# ECMAScript 5 is what both of polkit's interpreters take, mozjs and duktape. A call may come without a unit
-# (StartTransientUnit does). It says NO, as a rule that comes later could say YES.
+# Both of polkit's interpreters, mozjs and duktape, accept ECMAScript 5. A call may come without a unit
+# (StartTransientUnit does). The rule returns NO, because a later rule could return YES.
 _RULE = """\
 // Made by `credferry polkit-rule` from {file}: make it again when VMs or their units change.
 polkit.addRule(function (action, subject) {{
@@ -37,11 +37,11 @@ polkit.addRule(function (action, subject) {{
 
 
 def rule(config: Config, user: str) -> str:
-    """The rule by which a user may restart the units of a configuration's VMs, and check their health."""
+    """The rule that lets a user restart the units of a configuration's VMs, and check their health."""
     granted: dict[str, tuple[str, ...]] = {vm.unit: _RESTARTS for vm in config.vms.values()}
     granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}
     granted |= {HEALTH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.health}
-    # A path is the one thing here that may hold anything, an end of line included.
+    # Only the path may contain any character, including a line end.
     return _RULE.format(
         file=ascii(str(config.file))[1:-1],
         granted=json.dumps(granted, indent=8).replace("\n}", "\n    }"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is known of a VM's unit, and what is asked of systemd; how it is asked is `manager`'s."""
+"""The state of a VM's unit, and the interface to systemd. `manager` implements it over D-Bus."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 DONE, CANCELED, DEPENDENCY = "done", "canceled", "dependency"
-"""systemd's words for the ends of jobs: the second says that another job took its place, the third that the
-unit was stopped and could not be started, since a unit that it requires failed."""
+"""systemd's words for the results of jobs. ``canceled``: another job replaced it. ``dependency``: the unit
+was stopped and could not be started, because a unit that it requires failed."""
 _NO_STOPS = frozenset({DEPENDENCY, "skipped"})
-"""How no stop ends that somebody has asked for: a start that did not come to be has left the unit down."""
+"""Job results that a requested stop never has. They mean that a failed start left the unit down."""
 _RESTART_UNIT = "credferry-restart@{unit}.service"
 HEALTH_UNIT = "credferry-health@{vm}.service"
-"""What checks a VM's health, where it has a check; made by its name."""
+"""The unit that checks a VM's health, if it has a check. It gets the VM's name."""
 FLAPS = 2
-"""So often started anew by systemd, a unit counts as one that fails over and over."""
+"""A unit that systemd has restarted this many times counts as flapping."""
 
 
 def restart_unit(unit: str) -> str:
-    """The unit that starts another again which has failed; escaped as by systemd-escape(1)."""
+    """The name of the unit that restarts a failed unit, escaped as by systemd-escape(1)."""
     escaped = re.sub(
         rb"[^A-Za-z0-9:_.]|\A\.",
         lambda found: b"-" if found[0] == b"/" else b"\\x%02x" % found[0][0],
@@ -37,7 +37,7 @@ def restart_unit(unit: str) -> str:
 class UnitState:
     """What systemd says of a unit at one moment.
 
-    ``active_seconds`` is how long it has been active, on the monotonic clock; 0.0 when it is not.
+    ``active_seconds`` is how long the unit has been active, on the monotonic clock; 0.0 if it is not active.
     """
 
     name: str
@@ -49,21 +49,21 @@ class UnitState:
     has_job: bool = False
     active_seconds: float = 0.0
     changed_at: float = 0.0
-    """When it came to be in its state, in seconds since 1970."""
+    """When the unit's state last changed, in seconds since 1970."""
     restarts: int = 0
-    """How often systemd has started it anew by itself (``Restart=``) since somebody had it started."""
+    """How often systemd has restarted the unit by itself (``Restart=``) since the last requested start."""
     restart_seconds: float = 0.0
-    """How long a restart may take by the unit's own timeouts."""
+    """How long a restart may take, by the unit's own timeouts, in seconds."""
     keeps_evidence: bool = True
-    """Whether root keeps evidence of each of its starts, by the unit as systemd has loaded it."""
+    """Whether root keeps evidence of each start, according to the unit as systemd has loaded it."""
     needs_reload: bool = False
-    """Whether its files have changed since systemd has read them."""
+    """Whether the unit's files have changed since systemd read them."""
     credentials: tuple[tuple[str, str], ...] | None = None
-    """``LoadCredentialEncrypted=`` as systemd has loaded it: names and paths; None where nobody asked."""
+    """``LoadCredentialEncrypted=`` as systemd has loaded it: names and paths; None where it was not read."""
 
     is_left_down: bool = False
-    """Whether it is down since a restart that could not start it, as a unit that it requires failed. It then
-    looks as if somebody had stopped it: only who asks for it (`as_left`) learns the difference."""
+    """Whether the unit is down because a restart could not start it: a unit that it requires failed. Its
+    state then looks as if an operator had stopped it. Only `as_left` sets this."""
 
     @property
     def is_loaded(self) -> bool:
@@ -72,61 +72,61 @@ class UnitState:
 
     @property
     def is_active(self) -> bool:
-        """Whether it is up and staying so."""
+        """Whether the unit is active, and not on its way up or down."""
         return self.active == "active"
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was ended by somebody's wish, and not by a failure."""
+        """Whether the unit was stopped on request, and not by a failure."""
         return self.active == "inactive" and self.result == "success" and not self.is_left_down
 
     @property
     def is_flapping(self) -> bool:
-        """Whether it is started over and over: active now and then, and never for long."""
+        """Whether systemd restarts the unit again and again."""
         return self.restarts >= FLAPS
 
     @property
     def is_changing(self) -> bool:
-        """Whether it is on its way up or down."""
+        """Whether the unit has a job, or is on its way up or down."""
         return self.has_job or self.active in {"activating", "deactivating", "reloading", "refreshing"}
 
 
 class SystemManager(Protocol):
-    """What is asked of systemd. Every method raises `BusError` when systemd cannot be reached or refuses."""
+    """The calls to systemd. Every method raises `BusError` when systemd cannot be reached or refuses."""
 
     def unit(self, name: str) -> UnitState:
         """The unit's state; one that does not exist has ``load`` of ``not-found``."""
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
-        """The states of several units, each with the invocation that something beside systemd tells of.
+        """The states of several units. The caller has each unit's invocation from elsewhere (evidence).
 
-        That, and systemd saying the same in short as last time, vouch for what was asked at length then.
-        An empty one vouches for nothing.
+        If the invocation and systemd's short state are unchanged, the last full state still holds.
+        For an empty invocation, the full state is always read again.
         """
 
     def try_restart(self, name: str) -> str:
         """Restart a unit if it runs, wait for the job's end, and return systemd's word for its result.
 
-        Anything but ``done`` is a failure; ``done`` says no more than that the job ended.
+        Anything but ``done`` is a failure. ``done`` only says that the job ended.
         """
 
     def restart_failed(self, name: str) -> str:
-        """Start again a unit that a restart of ours left down: the same, without minding that it is down."""
+        """Restart a unit as `try_restart` does, also if it is down: the agent's own restart left it so."""
 
     def start(self, name: str) -> str:
         """Start a unit, wait for the job's end, and return systemd's word for its result."""
 
     def ended(self, name: str) -> str:
-        """How the unit's last job since the host's boot ended, in systemd's word; empty if nothing tells."""
+        """The result of the unit's last job since the host's boot, in systemd's word; empty if unknown."""
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
 
 
 def as_left(unit: UnitState, manager: SystemManager) -> UnitState:
-    """The same unit, where a restart was noted for it: whether that has left it down. Raises `BusError`.
+    """The same state, with ``is_left_down`` set if a noted restart left the unit down. Raises `BusError`.
 
-    The agent that asked for the restart may have ended before it saw how that ended.
+    The agent that asked for the restart may have ended before it saw the result.
     """
     if not unit.is_stopped or unit.has_job:
         return unit
