@@ -66,7 +66,7 @@ class Sandbox:
     """Paths that a mount makes visible again."""
 
     def hides(self, path: str, *, is_step: bool = False) -> Hidden | None:
-        """What hides a path without links in it; None for nothing. For a step, it is enough to exist."""
+        """What hides a path without links in it; None for nothing. A step on the way only has to exist."""
         above = [path, *(str(each) for each in Path(path).parents)]
         for each in above:
             if each in self.inaccessible:

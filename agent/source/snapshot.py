@@ -120,7 +120,7 @@ def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Sna
 
 def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
     trail = Trail()
-    start = trail.follow(os.path.abspath(path), to_directory=True)  # noqa: PTH100 (done at each look)
+    start = trail.follow(os.path.abspath(path), to_directory=True)  # noqa: PTH100 (done in each cycle)
     with ExitStack() as stack:
         target = _target(path)
         try:
@@ -157,7 +157,7 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
 
 def _target(path: Path) -> str | None:
     try:
-        return os.readlink(path)  # noqa: PTH115 (done at each look)
+        return os.readlink(path)  # noqa: PTH115 (done in each cycle)
     except OSError:
         return None
 

@@ -48,7 +48,7 @@ class Trail:
             if part in {"", "."}:
                 continue
             if part == "..":
-                here = os.path.dirname(here)  # noqa: PTH120 (done for each secret at each look)
+                here = os.path.dirname(here)  # noqa: PTH120 (done for each secret in each cycle)
                 continue
             self.names.setdefault(here, set()).add(part)
             place = os.path.join(here, part)  # noqa: PTH118 (the same)
@@ -88,7 +88,7 @@ class Trail:
 def read_link(path: str) -> Link | None:
     """Read a symlink; None for another kind of file. Raises OSError where there is nothing."""
     try:
-        target = os.readlink(path)  # noqa: PTH115 (done for each secret at each look)
+        target = os.readlink(path)  # noqa: PTH115 (done for each secret in each cycle)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return None

@@ -46,7 +46,7 @@ class EvidenceDirectory:
         """By VM: the invocation that has evidence; empty where a VM has evidence of several."""
         found: dict[str, str] = {}
         try:
-            names = os.listdir(self._path) if self._is_root_s() else []  # noqa: PTH208 (done at each look)
+            names = os.listdir(self._path) if self._is_root_s() else []  # noqa: PTH208 (done in each cycle)
         except OSError:
             return found
         for name in names:

@@ -82,7 +82,7 @@ def rollout_lock(vm: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The sealed generations below one state directory. Directories have mode 0700, files 0600."""
+    """The sealed generations below one state directory. Its directories have mode 0700."""
 
     state: Path
     key: CredentialKey
@@ -464,7 +464,7 @@ def _take(descriptor: int, *, wait: bool) -> bool:
 def _identity(directory: str) -> tuple[int, ...] | None:
     """An identity that changes when a generation's manifest or its list of files changes."""
     try:
-        parts = [os.stat(path) for path in (directory, f"{directory}/{MANIFEST_FILE}")]  # noqa: PTH116 (done for each VM at each look)
+        parts = [os.stat(path) for path in (directory, f"{directory}/{MANIFEST_FILE}")]  # noqa: PTH116 (done for each VM in each cycle)
     except OSError:
         return None
     return tuple(

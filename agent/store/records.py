@@ -9,7 +9,7 @@ import msgspec
 
 
 class Assumed(msgspec.Struct, frozen=True):
-    """What an invocation without evidence is assumed to run: the generation that was current then."""
+    """What an invocation without evidence is assumed to run: what was current when the agent saw it."""
 
     invocation_id: str
     digest: str

@@ -234,7 +234,7 @@ class SystemBus:
             is_gone = not self._is_queued(asked, job)
 
     def _is_queued(self, name: str, job: str) -> bool:
-        """Whether systemd still has a job. While systemd re-executes or reloads, its signals get lost."""
+        """Whether systemd still has a job. While systemd re-executes, its signals are lost."""
         try:
             path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
             queued: str = self._properties(path, _UNIT, ("Job",))["Job"][1]
