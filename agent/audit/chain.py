@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether the audit's chain holds: what was removed, edited, added, moved, or is lost at its end. Pure.
+"""Verifies the audit's chain: finds what was removed, edited, added, moved, or lost at its end. Pure.
 
-A record that is in the chain says its number, the hash of the one before, and a hash over all that, keyed
-by the host's key. So whoever has not that key can change nothing without its showing, but for the ends: of
-the beginning a journal forgets what is old; the end is told by the head that the state directory keeps.
+A record in the chain contains its number, the hash of the previous record, and a hash over all its fields,
+keyed with the host's key. Without that key, every change between the chain's ends is detected. The ends need
+more: a journal forgets its oldest records, and only the head in the state directory shows a lost end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _LOST_MAX = 10_000_000
-"""A kept head so far from the journal's last record is a spoiled one."""
+"""A kept head that is further from the journal's last record than this counts as unreadable."""
 
 KEY_CHANGED = "host key"
 """The label of the record that the agent writes when the host has another key."""
@@ -30,7 +30,7 @@ KEY_CHANGED = "host key"
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A record of the chain as a journal holds it. Nothing of it is believed but its place there."""
+    """A record of the chain as a journal holds it. Only its place in the journal is trusted."""
 
     sequence: int | None
     hash: str
@@ -40,7 +40,7 @@ class Link:
     label: str
 
     def is_authentic(self, key: bytes) -> bool:
-        """Whether it is to the letter what the holder of the key wrote."""
+        """Whether the record is exactly what the holder of the key wrote."""
         return hmac.compare_digest(chain_hash(key, self.fields), self.hash)
 
 
@@ -48,7 +48,7 @@ class Link:
 class Kept:
     """What the state directory keeps: the head, and the number of the last record known to be sent.
 
-    ``sequence_after``: the head's number once the journal was read, as the agent may have gone on meanwhile.
+    ``sequence_after``: the head's number after the journal was read, because the agent may write meanwhile.
     """
 
     sequence: int
@@ -59,7 +59,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a chain's verification found wrong, what there is to know besides, and how many records held."""
+    """Result of a chain's verification: faults, other notes, and how many records are authentic."""
 
     findings: tuple[str, ...]
     notes: tuple[str, ...]
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verdict:
-    """Check records, in the journal's order, against each other and against what is kept."""
+    """Check records, given in the journal's order, against each other and against what is kept."""
     good, bad = _sorted_out(links, key)
     findings: list[str] = []
     notes: list[str] = []
@@ -121,19 +121,19 @@ class _Good:
 
 
 def _sorted_out(links: Iterable[Link], key: bytes) -> tuple[list[_Good], list[Link]]:
-    """Authentic records, each once, and the others, each once."""
+    """Separate the authentic records from the others. Each record appears once."""
     good: dict[str, _Good] = {}
     bad: dict[Link, None] = {}
     for place, link in enumerate(links):
         if link.sequence is None or not link.is_authentic(key):
             bad.setdefault(link)
-        elif link.hash not in good:  # a record sent twice counts where it came first
+        elif link.hash not in good:  # the first copy of a record counts
             good[link.hash] = _Good(link.sequence, link.hash, link.previous, link.time, link.label, place)
     return list(good.values()), list(bad)
 
 
 def _chains(good: Sequence[_Good]) -> list[list[_Good]]:
-    """Records of each chain, by their numbers: a chain begins with a record of number 1."""
+    """Records of each chain, sorted by number. A record with number 1 begins a new chain."""
     by_hash = {each.hash: each for each in good}
     piece: dict[str, int] = {}
     pieces: list[list[_Good]] = []
@@ -154,14 +154,14 @@ def _chains(good: Sequence[_Good]) -> list[list[_Good]]:
 
 
 def _written_with_another_key(chains: list[list[_Good]], bad: list[Link]) -> list[Link]:
-    """Records before the host's key changed, which the present key cannot vouch for."""
+    """Records from before the host's key changed, which the present key cannot verify."""
     if not chains or KEY_CHANGED not in {each.label for each in chains[0][:2]}:
         return []
     return [each for each in bad if each.sequence is not None and each.sequence < chains[0][0].sequence]
 
 
 def _within(chain: list[_Good], known: set[int]) -> list[str]:
-    """What is wrong between a chain's first and last record; ``known`` numbers are told of elsewhere."""
+    """Faults between a chain's first and last record; ``known`` numbers are reported elsewhere."""
     findings = []
     for one, two in pairwise(chain):
         missing = [number for number in range(one.sequence + 1, two.sequence) if number not in known]
@@ -189,8 +189,8 @@ def _within(chain: list[_Good], known: set[int]) -> list[str]:
 
 
 def _moved(chain: list[_Good]) -> list[_Good]:
-    """The fewest records that, put elsewhere, bring the journal's order into that of the numbers."""
-    ends: list[int] = []  # the least place with which so many in order can end
+    """The fewest records to move until the journal's order is the order of the numbers."""
+    ends: list[int] = []  # at index n: the lowest place that ends n + 1 records in order
     lengths = []
     for each in chain:
         length = bisect_left(ends, each.place)
@@ -217,7 +217,7 @@ def _end(chain: list[_Good], kept: Kept | None, known: set[int]) -> tuple[list[s
     if last > kept.sequence_after:
         text = f"the journal goes to number {last}, and the kept head is number {kept.sequence_after}"
         return [f"{text}: an older state directory was put back"], []
-    # What the agent wrote while the journal was read is of no concern.
+    # Records that the agent wrote while the journal was read are not checked.
     missing = [number for number in range(last + 1, kept.sequence + 1) if number not in known]
     lost = [number for number in missing if number <= kept.sent]
     unsent = [number for number in missing if number > kept.sent]

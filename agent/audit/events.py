@@ -50,7 +50,7 @@ class Event(enum.Enum):
 
     @property
     def label(self) -> str:
-        """What people read for it."""
+        """The event's name for people."""
         return self.name.lower().replace("_", " ")
 
 

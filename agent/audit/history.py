@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What the journal holds about the past: our records, what PID 1 says of VMs' units, and when boots ended.
+"""Reads the journal: the audit's records, PID 1's records about VMs' units, and when boots ended.
 
-Entries are found by the journal's own index of MESSAGE_IDs: whatever else a journal holds costs nothing.
+The journal's own index of MESSAGE_IDs finds the entries, so other entries in the journal cost no time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SYNC_SECONDS = 30.0
 
 
 class UnitEvent(enum.Enum):
-    """What PID 1 says of a unit; the values are its MESSAGE_IDs (systemd src/systemd/sd-messages.h)."""
+    """PID 1's messages about a unit; the values are its MESSAGE_IDs (systemd src/systemd/sd-messages.h)."""
 
     STARTED = "39f53479d3a045ac8e11786248231fbf"
     STOPPED = "9d1aaa27d60140bd96365438aad20286"
@@ -53,7 +53,7 @@ class UnitRecord:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that the audit tells from. ``boots``: the last moment of each boot but the last."""
+    """The data for the audit's reports. ``boots``: the last moment of each boot except the last boot."""
 
     records: tuple[Record, ...]
     units: tuple[UnitRecord, ...] = ()
@@ -61,7 +61,7 @@ class History:
 
 
 def load(directory: Path | None) -> History:
-    """All that a journal holds, of a directory elsewhere or this host's. Raises `JournalError`."""
+    """Load a directory's journal, or this host's journal for None. Raises `JournalError`."""
     records = tuple(read(directory))
     launched = [record for record in records if record.event is Event.LAUNCHED]
     units = sorted({record.unit for record in launched})
@@ -74,17 +74,17 @@ def load(directory: Path | None) -> History:
 
 
 def read(directory: Path | None) -> Iterator[Record]:
-    """The audit's records that may be believed, oldest first, each once. Raises `JournalError`."""
+    """The audit's trusted records, oldest first, each once. Raises `JournalError`."""
     with _opened(directory) as entries:
         _match(entries)
         yield from records.trusted(entries)
 
 
 def links(directory: Path | None) -> Iterator[Link]:
-    """The records that are to be links of the chain, as the journal holds them. Raises `JournalError`."""
-    if directory is None:  # what was sent a moment ago may not have been written yet
+    """The records that should form the chain, as the journal holds them. Raises `JournalError`."""
+    if directory is None:  # journald may not have written the latest records yet
         command = ["journalctl", "--sync"]
-        with suppress(OSError, subprocess.TimeoutExpired):  # without a journald, nothing is to be waited for
+        with suppress(OSError, subprocess.TimeoutExpired):  # without journald there is nothing to wait for
             subprocess.run(command, capture_output=True, check=False, timeout=_SYNC_SECONDS)
     with _opened(directory) as entries:
         _match(entries)
@@ -101,11 +101,11 @@ def links(directory: Path | None) -> Iterator[Link]:
 
 
 def follow(directory: Path | None, show: Callable[[Record], None], *, since: float | None = None) -> None:
-    """Show the last records, or those since a moment, and from then on each that comes. Never returns.
+    """Show the last records, or those since a moment, and then each new record. Never returns.
 
     Raises `JournalError`, and whatever ``show`` raises.
     """
-    # All before are gone through: they say which unit is which VM's.
+    # Earlier records are read, too: they name the unit of each VM.
     held: deque[Record] = deque(maxlen=_SHOWN_BEFORE_FOLLOWING if since is None else None)
     caught_up = False
 
@@ -127,7 +127,7 @@ def follow(directory: Path | None, show: Callable[[Record], None], *, since: flo
 
 
 def _endless(entries: Any, on_end: Callable[[], None]) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 (python-systemd has no types)
-    # Not sd_journal_wait(3): it begins anew when a signal comes, and Ctrl-C would be noticed at the next
+    # Not sd_journal_wait(3): after a signal it waits again, so Ctrl-C would take effect only at the next
     # entry (systemd src/libsystemd/sd-journal/sd-journal.c).
     poll = select.poll()
     poll.register(entries.fileno(), entries.get_events())
@@ -159,7 +159,8 @@ def _match(entries: Any) -> None:  # noqa: ANN401 (as above)
 def _unit_records(directory: Path | None, units: Iterable[str]) -> Iterator[UnitRecord]:
     by_id = {event.value: event for event in UnitEvent}
     with _opened(directory) as entries:
-        # Alternatives of one field, and all fields: sd_journal_add_match(3). Without a unit, nothing.
+        # Matches of one field are alternatives, and all fields must match: sd_journal_add_match(3). Without
+        # a unit, the empty name matches nothing.
         for unit in units or [""]:
             entries.add_match(UNIT=unit)
         for event in UnitEvent:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The audit as one page of HTML: a timeline per VM, and the stories below. Pure.
 
-It holds no script, refers to nothing outside itself, and forbids the browser both by its policy. Every text
-from the journal is escaped, and has no control characters: a VM's unit may say anything.
+The page has no script and refers to nothing outside itself. Its policy makes the browser block both. Every
+text from the journal is escaped and has no control characters, because a VM's unit may send any text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HUES = 8
 _WIDTH, _LEFT, _RIGHT = 1000.0, 170.0, 12.0
 _LANE, _BAR = 26.0, 18.0
 _LETTER = 6.2
-"""Width of a letter of the bars' text, at least; where it does not fit, the bar has none."""
+"""Minimum width of a letter of a bar's text. A bar that is too narrow for its text has none."""
 _TICKS_MAX = 7
 _MINUTE, _DAY = 60, 86_400
 _STEPS = (
@@ -84,7 +84,7 @@ _POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; for
 
 
 class _Scale(NamedTuple):
-    """A page's stretch of time, and where its moments are."""
+    """The period that a page shows, and the x coordinate of each moment."""
 
     begin: datetime
     end: datetime
@@ -97,7 +97,7 @@ class _Scale(NamedTuple):
 def page(
     story: Story, periods: Sequence[Period], *, since: float | None = None, until: float | None = None
 ) -> str:
-    """The whole page. Without bounds it goes from the first to the last moment that is told of."""
+    """The whole page. Without bounds it covers all known moments, from the first to the last."""
     scale = _scale(story, periods, since, until)
     vms = sorted({each.vm for each in periods} | {each.vm for each in story.rotations})
     bad = sum(each.is_bad for each in story.rotations)
@@ -137,7 +137,7 @@ def _scale(story: Story, periods: Sequence[Period], since: float | None, until: 
         datetime.fromtimestamp(since, UTC) if since is not None else min(times, default=datetime.now(UTC))
     )
     end = datetime.fromtimestamp(until, UTC) if until is not None else max([*ends, *times], default=begin)
-    # What still runs at the end shows for a while.
+    # Extra time at the end, so that the bar of a VM that has just started is visible.
     end += max((end - begin) * 0.03, timedelta(seconds=1)) if until is None else timedelta()
     return _Scale(begin, max(end, begin + timedelta(seconds=1)))
 
@@ -230,7 +230,7 @@ def _marks(
         if not kind or not scale.begin <= time <= scale.end:
             continue
         x, y = scale.x(time), top + _BAR / 2
-        # Shapes as well as colours, for those who do not tell these apart.
+        # Shapes as well as colours, for readers who cannot tell the colours apart.
         shape = {
             "good": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="mark-good">',
             "bad": f'<path d="M{x:.1f} {y - 6:.1f}l6 11h-12z" class="mark-bad">',

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Which VM ran which fingerprint of which secret, from when to when. Pure.
 
-A period is one start of a VM: from the launcher's word to PID 1's that the unit ended, or to the VM's next
-start, or to the end of the host's boot.
+A period is one start of a VM. It begins with the launcher's record. It ends when PID 1 reports that the unit
+ended, or with the end of the host's boot, or at the VM's next start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """One start of a VM, and what it ran. ``end`` is None where it still runs, at the journal's end."""
+    """One start of a VM, and what it ran. ``end`` is None if it still runs at the journal's end."""
 
     vm: str
     unit: str
@@ -39,15 +39,15 @@ class Period:
     end: datetime | None
     ended_by: str
     ready: datetime | None
-    """When systemd took the unit for started, where that waits for the guest's word."""
+    """When systemd counted the unit as started, if the unit waits for the guest's notification."""
     fingerprints: Mapping[str, str]
-    """By credential; empty where the journal no longer holds the generation's sealing."""
+    """By credential. Each is empty if the journal no longer holds the record of the generation's sealing."""
     run: str
     channel: str
 
 
 def periods(history: History) -> tuple[Period, ...]:
-    """Every start that the journal tells of, oldest first."""
+    """Every start that the journal records, oldest first."""
     starts = [record for record in history.records if record.event is Event.LAUNCHED]
     sealed = _Sealed(history)
     reboots = {(each.vm, each.invocation) for each in history.records if each.event is Event.GUEST_REBOOT}
@@ -78,7 +78,7 @@ def periods(history: History) -> tuple[Period, ...]:
 
 
 class _Sealed:
-    """What each generation held, by what was sealed last under its number before it was started."""
+    """Finds what each generation held: the last record of its sealing before the start."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -91,7 +91,7 @@ class _Sealed:
                 held[record.vm, record.generation] = record
             elif id(record) in wanted:
                 sealing = held.get((record.vm, record.generation))
-                # A number can be used again once a state directory is gone; a run cannot.
+                # After a state directory is removed, a number can be used again; a run id cannot.
                 is_it = sealing is not None and sealing.run == record.run
                 yield sealing.fingerprints if sealing is not None and is_it else {}
 
@@ -116,7 +116,7 @@ def _end(
 
 
 def _ready(start: Record, of_unit: list[UnitRecord]) -> datetime | None:
-    # Only a unit that waits for word from within (Type=notify) is started after its process has begun.
+    # Only a unit that waits for a notification (Type=notify) counts as started later than its process.
     return next(
         (each.time for each in of_unit if each.event is UnitEvent.STARTED and each.time > start.time), None
     )

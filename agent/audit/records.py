@@ -30,7 +30,7 @@ _HEAD_MAX, _SENT_MAX = 1 << 20, 128
 
 
 def sent(state: Path) -> tuple[int, str]:
-    """Number and hash of the last record that is known to have been sent; 0 where none is known."""
+    """Number and hash of the last record that is known to have been sent; the number is 0 if none is."""
     try:
         match = _SENT.fullmatch(
             read_untrusted(state / SENT_FILE, limit=_SENT_MAX, below=state).decode("ascii")
@@ -41,7 +41,7 @@ def sent(state: Path) -> tuple[int, str]:
 
 
 def chain_hash(key: bytes, fields: Sequence[str]) -> str:
-    """The hash of a record, over its fields but for the hash itself, in any order. 64 hex digits."""
+    """The hash of a record over ``fields``, which exclude the hash, in any order. 64 hex digits."""
     return hmac.digest(key, json.dumps(sorted(fields)).encode(), "sha256").hex()
 
 
@@ -58,34 +58,35 @@ class Record:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     credentials: tuple[str, ...] = ()
     unit: str = ""
-    """The VM's unit: where it is the agent that speaks, as it says; else the sender's."""
+    """The VM's unit: in an agent's record the unit that it names, in a launcher's the sender's unit."""
     channel: str = ""
     boot: str = ""
     invocation: str = ""
-    """Of the sender's unit."""
+    """Invocation id of the sender's unit."""
     sequence: int | None = None
     order: str = ""
-    """What an operator ordered; so with the next three, of who did and why."""
+    """What an operator ordered. The next three fields name the caller, the user id and the reason."""
     caller: str = ""
     caller_uid: int | None = None
     reason: str = ""
 
 
 def reader(directory: Path | None) -> journal.Reader:
-    """A journal whose entries can be gone through whatever their senders wrote. Raises OSError."""
+    """Open a journal so that no content of an entry stops the reading. Raises OSError."""
     return journal.Reader(
         path=str(directory) if directory else None,
-        # python-systemd's own converters of these let OverflowError through, and anybody can send the one.
+        # python-systemd's own converters of the first two can raise OverflowError, and any user can send
+        # the first.
         converters={
             "COREDUMP_TIMESTAMP": bytes,
             "_SOURCE_REALTIME_TIMESTAMP": _moment,
-            "PRIORITY": bytes.decode,  # to the letter, for the chain's hash
+            "PRIORITY": bytes.decode,  # unchanged, for the chain's hash
         },
     )
 
 
 def moment(entry: _Entry) -> datetime:
-    """When an entry was sent, by journald's word."""
+    """When an entry was sent, according to journald."""
     sent_at = entry.get("_SOURCE_REALTIME_TIMESTAMP") or entry["__REALTIME_TIMESTAMP"]
     return sent_at.astimezone(UTC) if isinstance(sent_at, datetime) else datetime.now(UTC)
 
@@ -93,12 +94,12 @@ def moment(entry: _Entry) -> datetime:
 def _moment(microseconds: bytes) -> datetime:
     try:
         return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
-    except (OverflowError, OSError):  # the latter where it fits into a float and into no year
+    except (OverflowError, OSError):  # OSError: it fits into a float, but into no year
         raise ValueError from None
 
 
 def trusted(entries: Iterable[_Entry]) -> Iterator[Record]:
-    """The records among a journal's entries that may be believed, each once. Raises nothing."""
+    """The trusted records among a journal's entries, each once. Raises nothing."""
     seen: set[str] = set()
     for record, entry in believed(entries):
         chain = text(entry.get("CREDFERRY_HASH", ""))
@@ -109,11 +110,11 @@ def trusted(entries: Iterable[_Entry]) -> Iterator[Record]:
 
 
 def believed(entries: Iterable[_Entry]) -> Iterator[tuple[Record, _Entry]]:
-    """The same with their entries, and as often as they are there. Raises nothing.
+    """The trusted records with their entries, as often as the journal has them. Raises nothing.
 
-    A record counts as trusted when journald says that root sent it, or the agent's unit, or, for what a
-    launcher sends, that it came from the VM's own unit; which one that is, the former say. Anybody can send
-    our MESSAGE_IDs.
+    Any user can send credferry's MESSAGE_IDs. A record of the agent is trusted if journald says that root or
+    the agent's unit sent it. A record of a launcher is trusted if journald says that it came from the VM's
+    own unit. The agent's records name that unit.
     """
     units: dict[str, str] = {}
     for entry in entries:
@@ -126,7 +127,7 @@ def believed(entries: Iterable[_Entry]) -> Iterator[tuple[Record, _Entry]]:
 
 
 def own_fields(entry: _Entry) -> list[str]:
-    """What `chain_hash` is taken over: the fields of an entry that its sender wrote, as it wrote them."""
+    """The fields that `chain_hash` covers: those that the sender of an entry wrote, unchanged."""
     fields = []
     for name, value in entry.items():
         if name.startswith("CREDFERRY_") or name in _CHAINED:
@@ -137,14 +138,14 @@ def own_fields(entry: _Entry) -> list[str]:
 _BY_ID = {event.value: event for event in Event}
 _NUMBER = re.compile(r"[0-9]{1,19}")
 FROM_LAUNCHER = frozenset({Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.LAUNCH_WARNING, Event.GUEST_REBOOT})
-"""What a launcher tells, which has no part in the chain."""
+"""Events that a launcher reports. Their records are not part of the chain."""
 _CHAINED = {"MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
 _AGENT_UNITS = {"credferry.service", "credferry-seal.service"}
-"""Where the agent may be another user than root; nobody but PID 1 puts a process there."""
+"""Units in which the agent may run as another user than root. Only PID 1 puts processes into them."""
 
 
 def _record(entry: _Entry) -> Record | None:
-    message_id = entry.get("MESSAGE_ID")  # a list where a sender gave several, which we never do
+    message_id = entry.get("MESSAGE_ID")  # a list if a sender gave several; credferry never does
     event = _BY_ID.get(message_id.hex) if isinstance(message_id, UUID) else None
     if event is None:
         return None
@@ -174,7 +175,7 @@ def _record(entry: _Entry) -> Record | None:
 
 
 def _is_trusted(record: Record, entry: _Entry, units: Mapping[str, str]) -> bool:
-    """Whether the sender may say so; ``units`` are VMs' units, by earlier records of the agent."""
+    """Whether the sender may send this record. ``units``: VMs' units, from the agent's earlier records."""
     if record.event in FROM_LAUNCHER:
         unit = units.get(record.vm) or f"microvm@{record.vm}.service"
         return text(entry.get("_SYSTEMD_UNIT", "")) == unit
@@ -191,7 +192,7 @@ def _values(value: object) -> list[object]:
 
 
 def text(value: object) -> str:
-    """A field as text: the first of several; bytes that are none are replaced."""
+    """A field as text: the first of several values; bytes that are not UTF-8 are replaced."""
     if isinstance(value, list):
         value = value[0] if value else ""
     if isinstance(value, UUID):

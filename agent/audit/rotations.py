@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Each rotation as one story: published, sealed, restart asked for, result, launched, guest ready. Pure.
 
-Records of one change have its run's id; but a rollback tells of the generation that it goes back to, and so
-names that one's run: what a restart led to belongs to the restart's story, whatever generation it ended in.
+All records of one change carry the id of its run. A rollback is an exception: its records name the run of
+the generation that the VM goes back to. Therefore the results of a restart belong to the restart's story,
+whatever generation the VM ends with.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Outcome(enum.StrEnum):
-    """What became of a rotation."""
+    """Result of a rotation so far."""
 
     RESTARTED = "restarted"
     STARTED = "started"
-    """Somebody started the VM, and so it got the new values."""
+    """The VM was started for another reason, and so got the new values."""
     ROLLED_BACK = "rolled back"
     DOWN = "down"
     FAILED = "failed"
@@ -34,18 +35,18 @@ class Outcome(enum.StrEnum):
     REFUSED = "launch refused"
     UNDER_WAY = "under way"
     SEALED = "sealed"
-    """For the VM's next start, which has not come."""
+    """Sealed for the VM's next start, which has not happened yet."""
     SUPERSEDED = "superseded"
     """Another change came before the VM was started with this one."""
     PUBLISHED = "published"
     ORDERED = "ordered"
-    """An operator gave an order, and nothing has come of it yet."""
+    """An operator gave an order that has no result yet."""
     DROPPED = "dropped"
     """An operator's order was not carried out."""
 
     @property
     def is_bad(self) -> bool:
-        """Whether somebody should look at it."""
+        """Whether an operator should look at it."""
         return self in {
             Outcome.ROLLED_BACK,
             Outcome.DOWN,
@@ -58,7 +59,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One moment of a story: an event's label, or ``guest ready``."""
+    """One event of a story. ``label`` is the event's label, or ``guest ready``."""
 
     time: datetime
     label: str
@@ -67,7 +68,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A generation that held the same value, and when it was sealed."""
+    """An earlier generation that held the same value, and when it was sealed."""
 
     generation: int | None
     time: datetime
@@ -75,7 +76,7 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """What an operator ordered, who that was by the bus's or the kernel's word, and why."""
+    """An operator's order, the caller as the bus or the kernel reported it, and the reason."""
 
     order: str
     caller: str
@@ -91,40 +92,40 @@ class Rotation:
     run: str
     steps: list[Step] = field(default_factory=list)
     later: list[Step] = field(default_factory=list)
-    """Starts and reboots with the same generation, once the rotation was over."""
+    """Starts and reboots with the same generation after the rotation was over."""
     generation: int | None = None
     changed: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the credentials that changed, by name."""
     reverted: dict[str, Earlier] = field(default_factory=dict)
-    """Of these, those that went back to an earlier value."""
+    """The credentials in ``changed`` that went back to an earlier value."""
     outcome: Outcome = Outcome.PUBLISHED
     ordered: Ordered | None = None
 
     @property
     def is_bad(self) -> bool:
-        """Whether somebody should look at it; a rollback that was ordered went well."""
+        """Whether an operator should look at it. A rollback that an operator ordered is not bad."""
         is_wanted = self.ordered is not None and self.ordered.order == Order.ROLL_BACK
         return self.outcome.is_bad and not (is_wanted and self.outcome is Outcome.ROLLED_BACK)
 
     @property
     def began(self) -> datetime:
-        """The first thing that is known of it."""
+        """Time of the first step."""
         return self.steps[0].time
 
     @property
     def ended(self) -> datetime:
-        """The last step that is its own."""
+        """Time of the last step; ``later`` does not count."""
         return self.steps[-1].time
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Seconds from the first step to the last."""
         return (self.ended - self.began).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All rotations, and the records that belong to none, each oldest first."""
+    """All rotations, and the records that belong to no rotation, each oldest first."""
 
     rotations: tuple[Rotation, ...]
     facts: tuple[Record, ...]
@@ -145,16 +146,16 @@ _OUTCOMES = {
 }
 _RESTART_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED, Event.ORDER_DROPPED}
 _RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
-"""Orders that a restart may follow, and so a story."""
+"""Orders that may lead to a restart, and so begin a story."""
 _ASKED = Event.RESTART_ASKED.label
 _LATE_SECONDS = 5.0
 _ENDED = {Outcome.RESTARTED, Outcome.STARTED, Outcome.ROLLED_BACK, Outcome.SUPERSEDED}
 _OF_A_VM = {Event.LAUNCHED, Event.GUEST_REBOOT, Event.LAUNCH_REFUSED, Event.WAITING}
-"""What is told by somebody who does not know the rotation, or before it is known."""
+"""Events whose sender does not know the rotation, or that come before it is known."""
 
 
 def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
-    """The story of a whole journal's records, oldest first."""
+    """Build the story from all records of a journal, given oldest first."""
     teller = _RotationBuilder()
     for record in records:
         teller.hear(record)
@@ -193,7 +194,7 @@ class _RotationBuilder:
         step = Step(record.time, record.event.label, _text(record))
         is_over = rotation.outcome in _ENDED and record.vm not in self._restarting
         if record.event is Event.LAUNCHED and _lacks_launch(rotation, record):
-            # The launcher leaves its stamp first, and the agent may be faster to tell.
+            # The launcher writes its stamp before its record, so the agent's record may come first.
             rotation.steps.append(step)
             return
         if record.event in _OF_A_VM and is_over:
@@ -232,11 +233,11 @@ class _RotationBuilder:
                 return self._of_run(record) if record.run else None
 
     def _of_order(self, record: Record) -> Rotation:
-        """Begin a story: what is sealed already waits for its start all the same."""
+        """Begin a story for an order. A sealed change that waits for its start is not superseded."""
         ordered = Ordered(record.order, record.caller, record.caller_uid, record.reason)
         rotation = Rotation(record.vm, record.run, ordered=ordered)
         self.rotations[record.run, record.vm] = self._ordered[record.vm] = rotation
-        if record.order == Order.ROLL_BACK:  # it asks for its restart without a record of that
+        if record.order == Order.ROLL_BACK:  # no record says that a rollback asks for its restart
             self._restarting[record.vm] = rotation
         return rotation
 
@@ -264,26 +265,26 @@ class _RotationBuilder:
             rotation.outcome = Outcome.STARTED
 
     def _deliver(self, record: Record) -> None:
-        """An order's restart gave the VM what an earlier change had sealed."""
+        """Mark the latest change as started, if an order's restart gave the VM its generation."""
         latest = self._latest.get(record.vm)
         is_it = latest is not None and latest.generation == record.generation
         if latest is not None and is_it and latest.outcome is Outcome.SEALED:
             latest.outcome = Outcome.STARTED
 
     def _learn(self, record: Record, rotation: Rotation) -> None:
-        """Remember when each value was sealed first, and see whether one that changed is an old one."""
+        """Remember when each value was sealed, and note which changed values are earlier ones."""
         rotation.generation = record.generation
         for name, fingerprint in record.fingerprints.items():
             known = self._values.setdefault((record.vm, name), {})
             if self._now.get((record.vm, name), fingerprint) != fingerprint and fingerprint in known:
                 rotation.reverted[name] = known[fingerprint]
-            # The last time that it was sealed, so that "back to" names the newest of its generations.
+            # The last time that it was sealed: "back to" names the newest generation with this value.
             known[fingerprint] = Earlier(record.generation, record.time)
             self._now[record.vm, name] = fingerprint
 
 
 def _lacks_launch(rotation: Rotation, record: Record) -> bool:
-    """Whether a restart was found good, and this record right after tells of the launch that it had."""
+    """Whether this launch record belongs to a restart that was just recorded as successful."""
     last = rotation.steps[-1] if rotation.steps else None
     ends = {Event.RESTARTED.label, *({Event.ROLLED_BACK.label} if rotation.ordered else ())}
     if last is None or last.label not in ends or record.generation != rotation.generation:
@@ -297,25 +298,25 @@ def _lacks_launch(rotation: Rotation, record: Record) -> bool:
 
 
 def _text(record: Record) -> str:
-    """What a record says, but for the VM's name that it begins with."""
+    """A record's message without the VM's name at its beginning."""
     text = record.message.removeprefix(f"{record.vm}: ")
     return text.removeprefix(f"VM {record.vm} ")
 
 
 def of_credential(rotations: Sequence[Rotation], name: str) -> list[Rotation]:
-    """Those in which a credential changed."""
+    """The rotations in which a credential changed."""
     return [each for each in rotations if name in each.changed]
 
 
 def within(rotation: Rotation, since: float | None, until: float | None) -> bool:
-    """Whether any of a rotation lies between two moments, in seconds since 1970."""
+    """Whether a rotation overlaps a period. Bounds are seconds since 1970; None is no bound."""
     return (since is None or rotation.ended.timestamp() >= since) and (
         until is None or rotation.began.timestamp() <= until
     )
 
 
 def describe_revert(earlier: Mapping[str, Earlier], name: str) -> str:
-    """That a value is an old one, in words; nothing where it is new."""
+    """Say that a value is an earlier one; empty if the value is new."""
     if name not in earlier:
         return ""
     return (

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The audit: writes facts to journald, as one chain of records.
 
-Each record of ours carries a sequence number and a keyed hash over itself and the record before; the head
-of that chain is kept, fsynced, in the state directory before the record is sent. So a gap, an edit, or a
-lost tail shows. A crash between the two leaves a record unsent: the last one is therefore sent again, to
-the letter, at each start, and before the next record where it is not known to have been sent; readers count
-it once. What was sent is written down as well, so that a record that was never sent is not taken for lost.
+Each record of the agent carries a sequence number and a keyed hash over itself and the previous record.
+Before the agent sends a record, it keeps it, fsynced, as the chain's head in the state directory. So a gap,
+an edit, or a lost tail is detected. A crash between keeping and sending leaves a record unsent. The agent
+therefore sends the last record again, unchanged, at each start, and before the next record if the last one
+is not known to have been sent. Readers count it once. The agent also notes which record was sent last, so
+that an unsent record does not count as lost.
 """
 
 from __future__ import annotations
@@ -36,26 +37,26 @@ if TYPE_CHECKING:
 HEAD_FILE = "audit.json"
 KEY_CHANGE = "the host's key is another: all is sealed anew"
 LOST = "lost"
-"""Stands for the hash of the record before, where the head was there and could not be read."""
-# A FIFO keeps nobody waiting who writes there.
+"""Replaces the hash of the previous record if the head was there and could not be read."""
+# With O_NONBLOCK, opening a FIFO for writing does not wait for a reader.
 _SENT_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FACILITY_AUTHPRIV = 10
 _SENDER = ("SYSLOG_IDENTIFIER=credferry", f"SYSLOG_FACILITY={_FACILITY_AUTHPRIV}")
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The last record of the chain, whole, so that it can be sent again."""
+    """The complete last record of the chain, so that it can be sent again."""
 
     sequence: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
     hash: str = ""
     fields: list[Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]*=")]] = []
     key: str = ""
-    """What tells the key that it was written with from another; empty in the head of an older agent."""
+    """Identifies the key that the record was written with; empty in the head of an older agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What listeners are told of a record: which, and about what; no names of credentials."""
+    """What listeners learn about a record. It contains no names of credentials."""
 
     event: Event
     vm: str
@@ -68,10 +69,10 @@ class Fact:
 class Audit:
     """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept.
 
-    ``listeners`` are told of each record that was sent, in the thread that wrote it. They must not raise.
-    ``present_key`` reads the host's key as it is now; it raises `KeyFileError` or `FileNotFoundError`. The
-    chain changes its key once, by a record that says so, whichever thread or process notices first: a
-    restart that began under the key before is recorded with the new one.
+    ``listeners`` are called for each record that was kept, in the thread that wrote it. They must not raise.
+    ``present_key`` reads the host's present key; it raises `KeyFileError` or `FileNotFoundError`. The first
+    thread or process that notices another key writes one record about it. From then on the chain uses that
+    key, also for a restart that began under the old key.
     """
 
     store: Store
@@ -79,7 +80,7 @@ class Audit:
     listeners: Sequence[Callable[[Fact], None]] = ()
     present_key: Callable[[], CredentialKey] | None = None
     keys: dict[str, CredentialKey] = field(default_factory=dict)
-    """Keys that have written records, by `_id`; to be shared by all that write in one process."""
+    """Keys that have written records, by `_id`. All writers in one process must share this mapping."""
 
     def record(
         self,
@@ -93,7 +94,7 @@ class Audit:
         fingerprints: Mapping[str, str] | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one fact. ``fingerprints`` are the credentials it is about, by name."""
+        """Write one fact. ``fingerprints`` are those of the credentials that it is about, by name."""
         named = {
             "CREDFERRY_VM": vm,
             "CREDFERRY_RUN": run,
@@ -110,7 +111,7 @@ class Audit:
         with self.store.lock("audit.lock"):
             head = self._head()
             if head.fields and sent(self.store.state)[1] != head.hash:
-                # Whoever kept it came to an end before sending it, or found no journal.
+                # The process that kept it ended before sending it, or journald did not take it.
                 self._send(head)
             key = self._key_after(head)
             if not _is_with(head, key) and event is not Event.HOST_KEY:
@@ -123,10 +124,10 @@ class Audit:
                 listener(fact)
 
     def _key_after(self, head: Head) -> CredentialKey:
-        """The key for the record after a head: where the store's has not written that, the host's of now.
+        """The key for the next record: the store's key if it wrote the head, else the host's present key.
 
-        Where the host's cannot be read, the chain stays with the key that has written the head: it does not
-        go back to one that the host had before.
+        If the host's key cannot be read, the chain keeps the key that wrote the head. The chain does not go
+        back to a key that the host had before.
         """
         if _is_with(head, self.store.key) or self.present_key is None:
             return self.store.key
@@ -136,7 +137,7 @@ class Audit:
             return self.keys.get(head.key, self.store.key)
 
     def _append(self, head: Head, key: CredentialKey, fields: Iterable[str]) -> Head:
-        """Keep one more record in the chain, and send it; the head from then on. Under the lock."""
+        """Keep one more record in the chain, send it, and return the new head. Needs the lock."""
         fields = [*fields, f"CREDFERRY_SEQUENCE={head.sequence + 1}", f"CREDFERRY_PREVIOUS={head.hash}"]
         digest = chain_hash(key.derive("audit"), fields)
         fields.append(f"CREDFERRY_HASH={digest}")
@@ -147,22 +148,22 @@ class Audit:
         return kept
 
     def repeat_last(self) -> None:
-        """Send the last record again: a crash may have come between keeping and sending it."""
+        """Send the last record again: a crash may have prevented that after the record was kept."""
         with self.store.lock("audit.lock"):
             if (head := self._head()).fields:
                 self._send(head)
 
     def catch_up(self) -> None:
-        """Send what could not be sent, where journald takes it by now; without a wait where it does not."""
+        """Send the records that journald did not take before. Waits no longer than `Sender.send` does."""
         if self.sender.is_behind:
             self.repeat_last()
 
     def _send(self, head: Head) -> None:
-        """Send a record that is kept, and write down that it was."""
+        """Send a record that is kept, and note that it was sent."""
         if not self.sender.send([*head.fields, *_SENDER]):
             return
         path = self.store.state / SENT_FILE
-        # In place and not fsynced: where this is lost, the record is sent once more.
+        # Written in place and not fsynced: if the note is lost, the record is sent once more.
         with suppress(OSError):
             try:
                 descriptor = os.open(path, _SENT_FLAGS)
@@ -187,7 +188,7 @@ class Audit:
 
 
 def _fields(event: Event, message: str) -> list[str]:
-    # As the journal will hold it: names from the file system may be no text.
+    # As the journal will hold it: names from the file system may not be valid UTF-8.
     message = message.encode(errors="backslashreplace").decode()
     return [f"MESSAGE={message}", f"MESSAGE_ID={event.value}", f"PRIORITY={event.priority}"]
 
@@ -197,7 +198,7 @@ def _id(key: CredentialKey) -> str:
 
 
 def _is_with(head: Head, key: CredentialKey) -> bool:
-    """Whether a head was written with a key; none, or one that could not be read, may have been."""
+    """Whether a head was written with this key. True also for no head, and for one that is lost."""
     if not head.fields:
         return True
     if head.key:
@@ -207,9 +208,9 @@ def _is_with(head: Head, key: CredentialKey) -> bool:
 
 
 def kept_head(state: Path) -> Head | None:
-    """The last record of the chain, as a state directory keeps it; None where it keeps none.
+    """The last record of the chain, as a state directory keeps it; None if it keeps none.
 
-    One that cannot be read counts as lost; beginning anew shows in the chain as what it is.
+    A head that cannot be read counts as lost. The next record then says so, and begins a new chain.
     """
     try:
         return msgspec.json.decode(
@@ -218,5 +219,5 @@ def kept_head(state: Path) -> Head | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
-        # msgspec has three exceptions for what it cannot decode, ValueErrors but for deep nesting.
+        # For what msgspec cannot decode, it raises ValueErrors, and RecursionError for deep nesting.
         return Head(hash=LOST)

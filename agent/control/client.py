@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The running agent, asked over the system bus by verbs that leave to it what it can do better."""
+"""Client of the running agent on the system bus, for verbs that leave their work to the agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config
 
 _ANSWER_SECONDS = 3.0
-"""An agent that does not answer in this time counts as none."""
+"""An agent that does not answer within this time counts as absent."""
 _CALL_SECONDS = CALL_SECONDS + 10.0
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -34,9 +34,9 @@ class NoObjectError(BusError):
 
 
 class RemoteAgent:
-    """The agent that is running now; one that is started later is another. Close it, or use it as a context.
+    """Connection to the agent process that runs now, not to a later one. Close it, or use it with ``with``.
 
-    Every method raises `BusError` where it does not answer, else what the agent says is wrong.
+    Every method raises `BusError` if the agent does not answer, else the error that the agent returns.
     """
 
     def __init__(self, bus: Bus, owner: str) -> None:
@@ -55,11 +55,11 @@ class RemoteAgent:
         self.close()
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         self._bus.close()
 
     def call(self, method: str, *words: str) -> Any:  # noqa: ANN401 (as the interface says)
-        """Call a method of the agent, all of whose arguments are strings."""
+        """Call a method of the agent. All arguments are strings."""
         arguments = (f"({'s' * len(words)})", words)
         return self._call(PATH, f"{AGENT_INTERFACE}.{method}", arguments)
 
@@ -81,21 +81,21 @@ class RemoteAgent:
         return [interfaces[VM_INTERFACE] for interfaces in objects.values()]
 
     def order(self, order: Order, vm: str, reason: str) -> None:
-        """Give an order on a VM."""
+        """Give an order for a VM."""
         self.call("Order", order.value, vm, reason)
 
     def carry_out(self, order: Order, name: str, reason: str) -> dict[str, Any]:
-        """Give an order on a VM, and wait until it is carried out; the VM's properties then."""
+        """Give an order for a VM, wait until it is carried out, and return the VM's properties."""
         self.order(order, name, reason)
         while self.vm(name)["Order"]:
             time.sleep(_LOOK_AGAIN_SECONDS)
-        # What is shown beside its end may be of a look that began before that.
-        with suppress(CredferryError):  # no source, say, which is no matter of the order's
+        # The properties at the order's end may come from a look that began before that end.
+        with suppress(CredferryError):  # such as a missing source, which does not concern the order
             self.call("Sync")
         return self.vm(name)
 
     def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        """Have the agent look, and wait until it has restarted what it may restart now, of these VMs."""
+        """Make the agent look, wait for the restarts of these VMs that it may do now, return properties."""
         self.call("Sync")
         while True:
             found = {name: self.vm(name) for name in names}
@@ -111,9 +111,9 @@ class RemoteAgent:
 
 
 def running_agent(config: Config | None) -> RemoteAgent | None:
-    """The agent that works by a configuration, or with None by any, where it answers, and lets us ask.
+    """The running agent, if it answers and uses this configuration; with None, any configuration counts.
 
-    One that has not read a changed file again does not count: it would go by what that said before.
+    An agent that has not reloaded a changed file does not count: it would act on the old content.
     """
     try:
         bus = Bus("agent-signals")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The system bus: its own names, what the agent publishes there, and how a VM looks from it."""
+"""The agent's D-Bus interface: its names, its errors, and the introspection data of its objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ERRORS: dict[str, type[CredferryError]] = {
     "Store": StoreError,
     "Systemd": BusError,
 }
-"""What follows the prefix, for errors that have no kind of their own, as an `OrderError` has."""
+"""Names after the prefix, for errors without a ``kind`` attribute; an `OrderError` has one."""
 
 _CONSTANT = '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>'
 

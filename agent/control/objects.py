@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 class VmObject:
-    """A VM's object; its properties are those of the last look."""
+    """D-Bus object of a VM. Its properties show the last look and the VM's orders."""
 
     dbus = VM_XML
     PropertiesChanged = signal()
@@ -45,14 +45,14 @@ class VmObject:
     def __init__(self, properties: dict[str, Any]) -> None:
         self.properties = properties
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (a property's type is the introspection data's)
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the introspection data gives each property's type)
         try:
             return self.__dict__["properties"][name]
         except KeyError:
             raise AttributeError(name) from None
 
     def update(self, properties: dict[str, Any]) -> None:
-        """Take on other properties, and tell of those that have changed."""
+        """Replace the properties, and emit a signal with those that have changed."""
         changed = {key: value for key, value in properties.items() if self.properties[key] != value}
         self.properties = properties
         if changed:
@@ -86,7 +86,7 @@ class AgentObject:
 
     @property
     def ConfigurationId(self) -> str:  # noqa: N802
-        """Stands for what that file said when it was read."""
+        """Identifies the content of that file at the time when the agent read it."""
         return self._orders.config.id
 
     @property
@@ -99,12 +99,12 @@ class AgentObject:
         return {vm_path(name): packed(vm.properties) for name, vm in list(self.vms.items())}
 
     def Sync(self, _caller: Caller) -> None:  # noqa: N802
-        """Look now; returns when that is done. Restarts that follow from it go on."""
+        """Look now, and return when the look is done. Restarts that it causes may still run then."""
         _served(self._orders.sync)
-        self._refresh()  # who asked may read what was found
+        self._refresh()  # the caller can then read the result
 
     def Plan(self, _caller: Caller) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
-        """What a look would do now: per VM its state, steps, and reasons for not more."""
+        """What a look would do now: for each VM its state, the steps, and reasons why there are no more."""
         return _served(
             lambda: [
                 (each.vm.name, each.state.value, steps(each), list(each.reasons))
@@ -113,19 +113,19 @@ class AgentObject:
         )
 
     def Order(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802
-        """Give an order on a VM, by the verb's name, with a reason for the audit; its run."""
+        """Give an order, named as its verb, with a reason for the audit. Returns the order's run id."""
         return self._give(caller, order, vm, reason)
 
     def Rotate(self, caller: Caller, vm: str) -> None:  # noqa: N802
-        """Have a VM restarted onto what is sealed, past windows and rates."""
+        """Order a restart of a VM onto the sealed generation, regardless of windows and rates."""
         self._give(caller, Order.ROTATE, vm)
 
     def Rollback(self, caller: Caller, vm: str) -> None:  # noqa: N802
-        """Have a VM put back on the generation before, until its secrets change."""
+        """Order a rollback of a VM to the previous generation, which it keeps until its secrets change."""
         self._give(caller, Order.ROLL_BACK, vm)
 
     def Hold(self, caller: Caller, vm: str) -> None:  # noqa: N802
-        """Restart a VM no more until it is released."""
+        """Order that a VM is not restarted until it is released."""
         self._give(caller, Order.HOLD, vm)
 
     def Release(self, caller: Caller, vm: str) -> None:  # noqa: N802
@@ -133,7 +133,7 @@ class AgentObject:
         self._give(caller, Order.RELEASE, vm)
 
     def Retry(self, caller: Caller, vm: str) -> None:  # noqa: N802
-        """Try again what failed for a VM."""
+        """Order a retry of what failed for a VM."""
         self._give(caller, Order.RETRY, vm)
 
     def _give(self, caller: Caller, order: str, vm: str, reason: str = "") -> str:
@@ -143,17 +143,17 @@ class AgentObject:
             return self._orders.give(vm, Order(order), Operator.of_user(caller.uid, reason))
 
         run = _served(give)
-        self._refresh()  # who gave it may wait for its end
+        self._refresh()  # the caller can then wait for the order's end
         return run
 
 
 def packed(properties: dict[str, Any]) -> dict[str, Any]:
-    """Return the properties of a VM as the bus takes them, by their interface."""
+    """Return the properties of a VM as D-Bus variants, under the name of their interface."""
     return {VM_INTERFACE: variants(VM_PROPERTIES, properties)}
 
 
 def _served(word: Callable[[], _T]) -> _T:
-    """Do as told; what is wrong is raised as a D-Bus error with its remedy."""
+    """Call ``word``, and raise its errors as D-Bus errors that name the remedy."""
     try:
         return word()
     except OrderError as error:
@@ -166,7 +166,7 @@ def _served(word: Callable[[], _T]) -> _T:
 
 
 def vm_properties(vm: VmStatus) -> dict[str, Any]:
-    """The properties of a VM's object, by `VM_PROPERTIES`, but for those of its orders."""
+    """The properties that `VM_PROPERTIES` lists, except those about the VM's orders."""
     return {
         "Name": vm.name,
         "Unit": vm.unit,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The agent on the system bus: its states for others to read and follow, and operators' words for it.
+"""The agent's service on the system bus: it publishes the state of VMs and accepts operators' orders.
 
-Nothing here is done by the loop's thread. A thread of its own connects, publishes and owns the name, and
-does so again when the bus was lost; methods run in threads that last as long as the call. Without a bus, or
-where its policy lets nobody own the name, the agent does its work all the same.
+The loop's thread does none of this work. A separate thread connects, publishes and owns the name, and does
+so again after the bus was lost. Each call runs in a thread of its own, which ends with the call. Without a
+bus, or if the bus policy refuses the name, the agent continues its other work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
-"""Doubled each time: dbus-daemon logs whom it refuses a name."""
+"""The pause doubles after each failure: dbus-daemon logs each refusal of a name."""
 _STOP_SECONDS = 2.0
 _ABOUT_GENERATIONS = {
     Event.SEALED: "Sealed",
@@ -84,7 +84,7 @@ class Control:
         self._work.put(lambda: self._tell(fact))
 
     def _refresh(self) -> None:
-        """Wait until objects are as the last look and the orders are."""
+        """Wait until the objects show the last look and the present orders, at most `_STOP_SECONDS`."""
         done = threading.Event()
 
         def refresh() -> None:
@@ -116,12 +116,12 @@ class Control:
                     work()
             except queue.Empty:
                 continue
-            except Exception as error:  # noqa: BLE001 (the bus may go at any moment; nothing of this may end)
+            except Exception as error:  # noqa: BLE001 (the bus may go at any moment; this thread must not end)
                 self._tell_lack(place(error))
         self._disappear()
 
     def _appear(self) -> None:
-        """Be on the bus under our name; what stands in the way is told once."""
+        """Connect, publish all objects, and take the name. Reports once what prevents this."""
         try:
             if self._bus is None:
                 self._bus = Bus("control-calls", lambda: self._work.put(self._disappear))
@@ -143,7 +143,7 @@ class Control:
                 _log.info("the agent is on the bus", name=NAME)
 
     def _withdraw(self) -> None:
-        """Publish nothing: who may hear signals is said for the name, and without it everybody may."""
+        """Unpublish all objects: the bus policy protects signals by the name, and not without it."""
         for registration in self._registrations.values():
             registration.unregister()
         self._registrations.clear()
@@ -163,7 +163,7 @@ class Control:
             self._registrations[path] = self._bus.publish(path, target, self._serve)
 
     def _serve(self, caller: Caller, answer: Callable[[], None]) -> bool:
-        """Answer a call in a thread of its own, where the caller has not too many under way already."""
+        """Answer a call in a thread of its own. Returns False if too many calls are under way."""
         if not self._admission.admit(caller.uid):
             return False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The daemon, put together: what it talks to, and how it tells of itself."""
+"""Starts the daemon with its parts: the log, the connection to systemd, and the control interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SWITCH_SECONDS = 0.0005
 
 def run(config: Path) -> None:
     """Run until SIGTERM or SIGINT. Raises as `Service.run` does."""
-    # A thread that restarts a VM must not wait 5 ms, again and again, while the loop is amid a look.
+    # With Python's 5 ms, a thread that restarts a VM would wait so long again and again during a look.
     sys.setswitchinterval(_SWITCH_SECONDS)
     log.configure()
     log.hardened(hardening.harden())

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What monitoring is told: how VMs stand, what was done, and what is lacking, as a Prometheus textfile.
+"""Metrics as a Prometheus textfile: states of VMs, what the agent has done, and what is unavailable.
 
-Names of VMs occur in it; never a fingerprint, a value or its length, nor the name of a credential.
+The file contains names of VMs. It never contains a fingerprint, a value, a value's length, or the name of a
+credential.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
 
 BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
-"""Seconds; above them are VMs that waited for a window, or were held."""
+"""Upper bounds in seconds. VMs that waited for a window, or were held, may exceed the last one."""
 LACKS = ("source", "bus", "store", "key")
-"""What may be lacking for a while, by the keys of the agent's `Conditions`."""
+"""What may be unavailable for a time, by the keys of the agent's `Conditions`."""
 RESULTS = {
     Event.RESTARTED: "done",
     Event.RESTART_FAILED: "failed",
@@ -49,12 +50,12 @@ _BEHIND = {
     State.HALTED,
     State.WAITING,
 }
-"""What is published is not what the VM runs, or cannot be. A VM that is changing stays what it was."""
+"""The VM does not run, or cannot run, what is published. A VM that is changing counts as it did before."""
 
 
 @dataclass(slots=True)
 class _Latencies:
-    """A histogram: how many were at most so long, by `BUCKETS`; and all."""
+    """A histogram. ``counts`` has, for each of `BUCKETS`, how many rotations took at most that time."""
 
     counts: list[int] = field(default_factory=lambda: [0] * len(BUCKETS))
     count: int = 0
@@ -69,20 +70,20 @@ class _Latencies:
 
 @dataclass(slots=True, eq=False)  # a registry keeps its collectors by identity
 class Metrics:
-    """Kept from the agent's start on. Facts come from any thread, looks from the loop."""
+    """Values since the agent's start. Any thread may call `hear`; only the loop calls `looked`."""
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     _states: dict[str, State] = field(default_factory=dict)
     _since: dict[str, float | None] = field(default_factory=dict)
-    """Since when each VM has been behind, on the wall; None where it is not."""
+    """Since when each VM has been behind, in wall-clock time; None if it is not behind."""
     _reconciled: float = 0.0
     _lacks: frozenset[str] = frozenset()
     _facts: dict[tuple[str, Event], int] = field(default_factory=dict)
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """The last change that was published for each VM, and when it was seen."""
+    """The run of the last published change of each VM, and the monotonic time when it was seen."""
     _sealed: dict[str, int | None] = field(default_factory=dict)
-    """The generation that the last change of each VM was sealed as."""
+    """The generation that holds the last change of each VM."""
     _latencies: _Latencies = field(default_factory=_Latencies)
     _sequence: int = 0
     _written: object = None
@@ -90,7 +91,7 @@ class Metrics:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hear(self, fact: Fact) -> None:
-        """Take note of what was just written to the audit."""
+        """Count a fact that was just written to the audit."""
         with self._lock:
             self._sequence = max(self._sequence, fact.sequence)
             self._facts[fact.vm, fact.event] = self._facts.get((fact.vm, fact.event), 0) + 1
@@ -107,7 +108,7 @@ class Metrics:
                 self._latencies.observe(self.monotonic() - seen)
 
     def looked(self, look: Look, store: Store, *, with_source: bool) -> None:
-        """Take note of how all VMs stand; ``store`` tells since when, for what began before this process."""
+        """Note the state of all VMs. ``store`` says when a state began, if that was before this process."""
         pairs = list(zip(look.observed, look.decisions, strict=True))
         with self._lock:
             self._states = {decision.vm.name: decision.state for _, decision in pairs}
@@ -119,7 +120,7 @@ class Metrics:
                 self._reconciled = self.wall()
 
     def write_if_due(self, path: Path, lacks: Collection[str], period: float) -> None:
-        """Write the textfile where something has changed, or so many seconds have passed. Raises OSError."""
+        """Write the textfile if something changed, or after ``period`` seconds. Raises OSError."""
         with self._lock:
             self._lacks = frozenset(lacks)
             now, told = self.monotonic(), self._told()
@@ -133,7 +134,7 @@ class Metrics:
         return dict(self._states), self._lacks, self._sequence, dict(self._facts)
 
     def _render(self) -> bytes:
-        # Takes longer to load, and more memory, than all else: only who wants metrics pays for it.
+        # This import takes more time and memory than all others: load it only if metrics are wanted.
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 (see above)
 
         registry = CollectorRegistry(auto_describe=False)
@@ -198,7 +199,7 @@ class Metrics:
         for what in LACKS:
             lacking.add_metric((what,), what in self._lacks)
         yield lacking
-        if self._sequence:  # without a store there is none, which is no step back to 0
+        if self._sequence:  # without a store it is unknown: it must not go back to 0
             yield GaugeMetricFamily(
                 "credferry_audit_sequence",
                 "The number of the agent's last record in the audit.",
@@ -216,7 +217,7 @@ class Metrics:
             return known
         wanted = observed.desired.digest if isinstance(observed.desired, Desired) else None
         if observed.sealed is not None and observed.sealed.digest == wanted:
-            # Sealed as soon as it was seen, maybe long before this process began.
+            # It was sealed as soon as it was seen, maybe long before this process began.
             return store.sealed_at(observed.sealed) or self.wall()
         return self.wall()
 
@@ -224,8 +225,8 @@ class Metrics:
 def replace(path: Path, content: bytes) -> None:
     """Replace a file that others read, mode 0644 whatever the umask, in one step. Raises OSError.
 
-    prometheus-client's own ``write_to_textfile`` leaves the mode to the umask, and a collector that may
-    not read a file drops it. Nor does this follow a symlink that somebody may have put there.
+    prometheus-client's own ``write_to_textfile`` leaves the mode to the umask, and a collector drops a file
+    that it may not read. This function also follows no symlink that another user may have put there.
     """
     temporary = path.with_name(f".{path.name}.new")  # a collector takes *.prom only
     temporary.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class Front(Protocol):
 
 
 class NoFront:
-    """A daemon that nobody can ask."""
+    """Publishes nothing."""
 
     def start(self) -> None:
         """See `Front`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What lasts is told once, and summed up when it is over."""
+"""Reports a lasting condition once when it begins, and summarises it when it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REFUSED = {State.REFUSED, State.NO_UNIT}
 
 @dataclass(slots=True)
 class Reporter:
-    """Reports that a VM is refused, or waits, once; and again only when the reasons change."""
+    """Reports once that a VM is refused or waits, and again only when the reasons change."""
 
     audit: Audit
     _conditions: Conditions = field(default_factory=Conditions)
@@ -29,7 +29,7 @@ class Reporter:
     def report(self, decisions: Iterable[Decision]) -> None:
         """Write what is new in these decisions to the audit. Raises `StoreError`."""
         for decision in decisions:
-            if decision.look_again:  # what passes within a second is nothing to tell of
+            if decision.look_again:  # a state that ends within a second is not reported
                 continue
             self._refused(decision)
             self._waits(decision)

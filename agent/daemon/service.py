@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The daemon: waits for hints and timers, looks, seals, and hands restarts to threads of their own.
+"""The daemon's loop: it waits for hints and timers, looks, seals, and passes restarts to worker threads.
 
-The loop never waits for a VM. A turn looks at everything, or first at what a swap has just changed, and the
-next at everything; a turn that completes feeds systemd's watchdog.
+The loop never waits for a VM. A turn looks at all VMs. After a change in the source, one turn first acts on
+the change, and the next turn looks at all VMs. Each turn ends with a message to systemd's watchdog.
 """
 
 from __future__ import annotations
@@ -59,43 +59,43 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 _LOOK_AGAIN_SECONDS = 1.0
 _LOOK_OWED_SECONDS = 0.05
-"""After restarts were asked for: so that their threads and a look at everything do not slow each other."""
+"""Pause after a request for restarts: the restart threads and the next look do not slow each other then."""
 _JITTER = 0.1
 _STORE_RETRY_SECONDS = 5.0
 _UNSENT_SECONDS = 5.0
-"""How often it is tried to send what journald has not taken."""
+"""How often the agent retries to send a record that journald has not taken."""
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
-"""Connects to systemd; is given what to call when a unit's job has ended or the connection is lost."""
+"""Connects to systemd. Its argument is called when a unit's job ends or when the connection is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the daemon has of the host beside systemd; a test can put models in their place."""
+    """The parts of the host, other than systemd, that the daemon uses. A test can replace them."""
 
     sender: Callable[[], Sender] = Sender
     watch: Callable[[Path, Callable[[str], None]], Watch] = Watch
     hire: Callable[[Callable[[str], None], int, float], Dispatcher] = Dispatcher
-    """Makes what carries restarts out."""
+    """Makes the dispatcher, which carries out restarts."""
     stop: Callable[[], threading.Event] = threading.Event
-    """Makes what ends waiting early once it is set."""
+    """Makes the event that ends waiting early once it is set."""
     clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a turn of the loop has come to. The next turn goes on from there."""
+    """Result of a turn of the loop. The next turn continues from it."""
 
     delay: float = 0.0
-    """Seconds until the next turn, where no hint comes before."""
+    """Seconds until the next turn, if no hint comes before."""
     failure: CredferryError | None = None
-    """What kept the turn from its work: the source, the bus or the store."""
+    """The error of the source, the bus or the store that stopped the turn."""
     is_settled: bool = True
-    """Whether the turn has looked at everything, and has believed what it saw."""
+    """False if the turn has not looked at all VMs, or if the source was still settling."""
     owes_look: bool = False
-    """Whether only VMs with a change were looked at: the next turn looks at all of them."""
+    """Whether the turn acted only on a change: the next turn must look at all VMs."""
     is_unsteady: bool = False
-    """Whether a VM's unit fails and is started over and over."""
+    """Whether a VM's unit fails and is started again and again."""
 
 
 def _no_front(_orders: Orders) -> Front:
@@ -135,16 +135,16 @@ class Service:
             lambda: self._hints.put("rollout"),
             self._parts.hire,
         )
-        identity = rekey.identity(Path(config.host_key))  # before it is read, or made
+        identity = rekey.identity(Path(config.host_key))  # before the key is read or made
         store = open_store(config)
         self._use(config, store, self._audit_of(config, store))
         self._key_identity = identity
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+        """Run until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
-        Raises `ConfigurationError` and `KeyFileError`, which end it; what may pass by itself, such as a
-        missing source or bus or a full disk, is reported once and waited for.
+        Raises `ConfigurationError` and `KeyFileError`, which end the daemon. Other conditions such as a
+        missing source or bus or a full disk may end by themselves: the daemon reports it once and retries.
         """
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -161,18 +161,18 @@ class Service:
                 if not ready:
                     daemon.notify("READY=1")
                     ready = True
-                    # What is there by now stays, and need not be gone through at each collection.
+                    # The objects that exist now stay: the garbage collector need not examine them again.
                     gc.collect()
                     gc.freeze()
                 self._wait(turn)
             daemon.notify("STOPPING=1")
         self._orders.abandon()
-        with suppress(StoreError):  # told already, and no reason not to end
+        with suppress(StoreError):  # already reported, and no reason not to end
             self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 
     def _audit_of(self, config: Config, store: Store) -> Audit:
         listeners = (self._metrics.hear, self._front.hear)
-        # One sender for the whole run: what it could not send yet outlives a reload.
+        # One sender for the whole run: a reload must not lose the records that it could not send yet.
         return Audit(store, self._sender, listeners, partial(present_key, config), self._audit_keys)
 
     def _use(self, config: Config, store: Store, audit: Audit) -> None:
@@ -188,22 +188,22 @@ class Service:
         self._reporter = Reporter(self._audit)
         self._settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
         self._watch = self._parts.watch(Path(config.source.path), self._hints.put)
-        # Without a slash, and where links lead nowhere else, a secret is in the source itself.
+        # A secret without a slash in its name is in the source directory itself, unless links are followed.
         follow = config.source.follow_links
         self._watched = [name for name in config.secrets if follow or "/" in name]
         self._orders.use(session, lambda: self._connection.present)
 
     def _go_over_to(self, config: Config, news: str = "") -> None:
-        """Go over to a configuration, where there is news of one, and to the host's key as it is now.
+        """Switch to a configuration, if ``news`` announces a new one, and to the host's present key.
 
-        What is sealed, and what is known of VMs, is carried over to another key. Raises `KeyFileError` and
-        `StoreError`; nothing has changed then.
+        If the key is another one, the sealed generations and the records about VMs are moved to it. Raises
+        `KeyFileError` and `StoreError`; in that case nothing has changed.
         """
-        identity = rekey.identity(Path(config.host_key))  # before the key is read: a newer one differs
+        identity = rekey.identity(Path(config.host_key))  # before the key is read: a later key differs
         store = open_store(config)
         audit, is_other_key = self._audit_of(config, store), store.key != self._store.key
         if is_other_key:
-            # VMs that only one of the configurations has, too: they may come back.
+            # Also VMs that only one of the two configurations has: they may come back.
             rekey.renew([config, self._config], self._store, store)
             audit.record(Event.HOST_KEY, KEY_CHANGE)
         if news:
@@ -215,8 +215,8 @@ class Service:
         self._key_identity = identity
 
     def _turn(self, before: Turn) -> Turn:
-        """A look, at what has changed or at all, and what follows."""
-        # Armed before looking: a change after the look then has its hint.
+        """Look at the change or at all VMs, and act on the result."""
+        # Armed before the look: a change after the look then causes a hint.
         self._watch.arm(self._watched)
         self._orders.begin_look()
         try:
@@ -261,13 +261,13 @@ class Service:
             self._is_announced = True
 
     def _take_over(self) -> None:
-        """Bring a store of an earlier form to the present one, before anything is decided by it."""
+        """Convert a store of an earlier form to the present form, before any decision uses it."""
         if not self._is_taken_over:
             vms, manager = self._config.vms.values(), self._connection.get()
             self._is_taken_over = take_over(vms, self._store, self._observer, manager)
 
     def _heed_host_key(self) -> None:
-        """With another key of the host, work with that: PID 1 opens nothing of the old one's any more."""
+        """Switch to the host's key if it is another one: PID 1 opens nothing sealed with the old key."""
         identity = rekey.identity(Path(self._config.host_key))
         if identity == self._key_identity and identity is not None:
             return
@@ -286,7 +286,7 @@ class Service:
         except SourceError as error:
             if self._conditions.begin("source", str(error), now):
                 self._audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
-            # A VM that a restart of ours left down is put back without a source, too.
+            # A VM that the agent's own restart left down is rolled back even without a source.
             look = self._observer.look_at(without_source(error), vms, manager)
             self._restarts.ask(look)
             self._metrics.looked(look, self._store, with_source=False)
@@ -310,7 +310,7 @@ class Service:
         self._show(look)
         self._reporter.report(look.decisions)
         if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
-            self._hints.put("sealed")  # to show it; restarts make the loop look by themselves
+            self._hints.put("sealed")  # to publish it; a restart causes a look anyway
         daemon.notify(f"STATUS={_summary(look)}")
         is_unsteady = any(decision.look_again for decision in look.decisions)
         if is_unsteady or self._connection.present is None:
@@ -319,17 +319,20 @@ class Service:
         return Turn(min([self._resync(), *waits]))
 
     def _go_first(self, changed: Iterable[VmConfig], snapshot: Snapshot, manager: SystemManager) -> None:
-        """Do what follows for VMs that something else is published for, as one change."""
+        """Act on the VMs whose published values have changed, under one run id.
+
+        If some VMs wait for others, or there are canaries, this looks at all VMs in their order.
+        """
         names, run = {vm.name for vm in changed}, new_run()
         is_ordered = bool(self._config.rollout.canaries) or any(vm.after for vm in self._config.vms.values())
         vms = [self._config.vms[name] for name in self._restarts.order if is_ordered or name in names]
         look = self._observer.look_at(snapshot, vms, manager)
-        # Where none waits for another, each is restarted while the next is sealed.
+        # If no VM waits for another, each VM is restarted while the next one is sealed.
         for part in [look] if is_ordered else look.each():
             self._act_on(part, run)
 
     def _act_on(self, look: Look, run: str = "") -> tuple[Look, list[str]]:
-        """Do what follows from a look; the look with what has to wait, and the VMs that were sealed."""
+        """Seal, and ask for restarts. Returns the look after limits, and the names of sealed VMs."""
         self._rollout.forget_ended(look)
         sealed = self._sealer.seal_due(look, run)
         look = self._pacer.hold_back(look)
@@ -337,17 +340,17 @@ class Service:
         return look, sealed
 
     def _unsettled(self, look: Look) -> float:
-        """Seconds until what is to be sealed may be believed; 0.0 when it may be now."""
+        """Seconds until the source has settled and sealing may start; 0.0 if nothing has to wait."""
         left = self._settler.wait(look.generation, look.content, self._monotonic())
         return left if any(decision.seal for decision in look.decisions) else 0.0
 
     def _show(self, look: Look) -> None:
-        """Have others see what was found, sealing included."""
+        """Publish the state of all VMs, including what was just sealed."""
         pairs = zip(look.observed, look.decisions, strict=True)
         self._front.show(standing(observed, decision, self._store) for observed, decision in pairs)
 
     def _end_watch(self) -> None:
-        self._watch.stop()  # the present one: a reload makes another
+        self._watch.stop()  # the watch in use now: a reload makes another
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.begin("store", str(error), self._monotonic()):
@@ -377,13 +380,13 @@ class Service:
         return period * random.uniform(1 - _JITTER, 1)  # noqa: S311 (spreads load, guards nothing)
 
     def _wait(self, turn: Turn) -> None:
-        """Wait for a hint, until the next turn is due; then take all hints that are there."""
+        """Wait until a hint comes or the next turn is due, take all hints, and reload if one asks for it."""
         hints: set[str] = set()
         with suppress(queue.Empty):
             hints.add(self._hints.get(timeout=turn.delay))
             if turn.is_unsteady:
-                # Hints come in step with a unit that fails and is started over and over: looks in step with
-                # it would find it just started, for ever.
+                # A unit that fails and is started again and again causes hints in its own rhythm. Without a
+                # random pause, each look would find the unit just started.
                 self._stop.wait(random.uniform(0, _LOOK_AGAIN_SECONDS / 2))  # noqa: S311 (guards nothing)
             while True:
                 hints.add(self._hints.get_nowait())
