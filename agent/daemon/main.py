@@ -19,7 +19,7 @@ _SWITCH_SECONDS = 0.0005
 
 def run(config: Path) -> None:
     """Run until SIGTERM or SIGINT. Raises as `Service.run` does."""
-    # With Python's 5 ms, a thread that restarts a VM would wait so long again and again during a look.
+    # With Python's default, a thread that restarts a VM waits 5 ms again and again while the loop looks.
     sys.setswitchinterval(_SWITCH_SECONDS)
     log.configure()
     log.hardened(hardening.harden())

@@ -143,8 +143,8 @@ class Service:
     def run(self) -> None:
         """Run until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
-        Raises `ConfigurationError` and `KeyFileError`, which end the daemon. Other conditions such as a
-        missing source or bus or a full disk may end by themselves: the daemon reports it once and retries.
+        Raises `ConfigurationError` and `KeyFileError`, which end the daemon. For a condition that may end by
+        itself, such as a missing source or bus or a full disk, the daemon reports it once and retries.
         """
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A VM's arguments for cloud-hypervisor: would the launcher refuse them at the VM's next start?
+"""Checks whether the launcher would refuse a VM's cloud-hypervisor arguments at the VM's next start.
 
 The launcher itself judges them (``credferry-launch --check``). The arguments come from the VM's script,
-wrapper or spec, which are read as data. Nothing is run that anybody but root could have put there.
+wrapper or spec, which are read as data. The doctor runs only programs that root alone can change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.finding import Finding
 
     _Trust = Callable[[Path], Path]
-    """Where a path leads; raises `UnseenError` where that is not to be read or run."""
+    """Returns where a path leads. Raises `UnseenError` if the target must not be read or run."""
 
 _CHECK: Final = "vm.arguments"
 _LAUNCHER: Final = "credferry-launch"
@@ -33,14 +33,14 @@ _STARTS_SPEC: Final = re.compile(rf"((?:/[\w.+@-]+)*/?{_LAUNCHER}) --spec\b")
 _VERSION: Final = "--hypervisor-version"
 _OWN: Final = frozenset({"--real", _VERSION, "--vm"})
 _DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
-"""A spec's, where it names none."""
+"""The hypervisor of a spec that names none."""
 _REFUSED: Final = (64, 65)
 """The launcher's exit statuses for arguments, and for credentials or a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the launcher says of the arguments that a file gives; ``refusal`` is empty where it accepts."""
+    """The launcher's verdict on the arguments in a file. ``refusal`` is empty if it accepts them."""
 
     file: str
     refusal: str = ""
@@ -49,7 +49,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """How the launcher is started for the VM: ``own`` are its arguments, ``argv`` cloud-hypervisor's."""
+    """How the VM starts the launcher: ``own`` are its arguments, ``argv`` those of cloud-hypervisor."""
 
     program: str
     own: tuple[str, ...]
@@ -86,9 +86,9 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def judge(vm: VmConfig, unit: Mapping[str, Any]) -> Verdict | None:
-    """The launcher's verdict on what a VM's unit starts; None where no launcher is there to judge.
+    """The launcher's verdict on what a VM's unit starts; None if the unit starts no launcher.
 
-    Raises `UnseenError` where it cannot be told; the text says why.
+    Raises `UnseenError` if there is no verdict; the text says why.
     """
     found = launcher.wiring(unit)
     if not found.wired or found.file is None:
@@ -106,16 +106,18 @@ def judge(vm: VmConfig, unit: Mapping[str, Any]) -> Verdict | None:
 
 
 def judge_script(vm: VmConfig, script: Path) -> Verdict:
-    """The launcher's verdict on a script of microvm.nix that the caller names and, unless root, trusts.
+    """The launcher's verdict on a microvm.nix script that the caller names.
 
-    Where NixOS builds a host, files of the store may seem to be nobody's. Raises `UnseenError`.
+    For a caller other than root, this function does not check who can change the files: while NixOS builds a
+    host, files of the store may seem to belong to nobody. The caller then must trust them. Raises
+    `UnseenError`.
     """
     trust = _roots if probe.is_root() else _target
     return _ask(vm, _of_script(script.absolute(), trust), str(script), trust)
 
 
 def assumed(vm: VmConfig) -> tuple[str, ...]:
-    """The options of ``--check`` that say what the configuration says of a VM."""
+    """The options of ``--check`` that pass on a VM's configuration."""
     kinds = ",".join(f"{name}={vm.kind(name).value}" for name in vm.credentials)
     return (
         f"--channel={vm.channel.value}",
@@ -130,7 +132,7 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     program = call.program if call.program.startswith("/") else shutil.which(call.program)
     if program is None:
         raise UnseenError(f"there is no {call.program}")
-    # The words of the VM stay the first: the launcher is what they start, with these arguments.
+    # The launcher's own arguments from the VM stay first, as at a start of the VM.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
     answer = probe.run(str(trust(Path(program))), *words, user=user)
     if answer.returncode == 0:
@@ -143,7 +145,7 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
 
 
 def _of_script(file: Path, trust: _Trust) -> _Call:
-    """The launcher's call in a script, or in the wrapper that the script starts in its place."""
+    """The launcher's call in a script, or in the wrapper that the script starts instead."""
     words = _last_command(trust(file)).with_arguments(())
     if Path(words[0]).name == _LAUNCHER:
         return _of_words(words, trust)
@@ -154,7 +156,7 @@ def _of_script(file: Path, trust: _Trust) -> _Call:
 
 
 def _launcher_of(unit: Mapping[str, Any]) -> str:
-    """The launcher as the unit of a VM from a spec names it."""
+    """The launcher that the unit names, for a VM that is started from a spec."""
     command = " ".join(word for line in probe.command_lines(unit) for word in line)
     found = _STARTS_SPEC.search(command)
     return found[1] if found is not None else _LAUNCHER
@@ -180,7 +182,7 @@ def _of_words(words: Sequence[str], trust: _Trust) -> _Call:
 
 
 def _own(words: Sequence[str]) -> dict[str, str]:
-    """The launcher's own options. Raises `UnseenError` for one that starts something else than a VM."""
+    """The launcher's own options. Raises `UnseenError` for an option that does not start a VM."""
     found = {}
     left = list(words)
     while left:
@@ -199,7 +201,7 @@ def _last_command(file: Path) -> shell.Command:
 
 
 def _roots(path: Path) -> Path:
-    """Where a path leads, which only root can change. Raises `UnseenError`."""
+    """Where a path leads. Raises `UnseenError` if another user than root can change the target."""
     target = _target(path)
     found = probe.changeable(target)
     if found is not None:

@@ -47,7 +47,7 @@ def check(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_name(_chain: Chain) -> Iterator[Finding]:
-    """Whether an agent that runs could take its name on the bus."""
+    """Whether a running agent owns its name on the bus."""
     if probe.unit(AGENT)["ActiveState"] != "active":
         return
     ask = ("call", *BUS, BUS[0], "NameHasOwner", "s", NAME)
@@ -116,5 +116,5 @@ def _texts() -> Iterator[str]:
 
 
 def _body(text: str) -> str:
-    """A rule without its first line, which names the file that it was made from."""
+    """A rule without its first line, which names the configuration file."""
     return text.partition("\n")[2]

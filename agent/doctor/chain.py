@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all checks look at: the configuration, the units' names, and one look of the agent's own kind."""
+"""Data that all checks use: the configuration, the units' names, and one look as the agent does it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 AGENT: Final = "credferry.service"
 SEAL: Final = "credferry-seal.service"
 HOST_KEY: Final = Path("/var/lib/systemd/credential.secret")
-"""Where PID 1 has it, and nowhere else."""
+"""PID 1 reads the key from this path only."""
 
 
 class Chain:
-    """The chain from the source to the guests, on this host. Lazy: what is broken breaks what needs it.
+    """The chain from the source to the guests, on this host. Each part is loaded when a check needs it.
 
-    Without a readable configuration its defaults stand in, and there are no VMs.
+    If the configuration cannot be read, the defaults apply, and there are no VMs.
     """
 
     def __init__(self, file: Path, names: Sequence[str] = ()) -> None:
@@ -55,9 +55,9 @@ class Chain:
 
     @cached_property
     def observed(self) -> Mapping[str, tuple[Observed, Decision]]:
-        """What the agent would see of each VM, and what it would do. Values stay inside.
+        """What the agent would see of each VM, and what it would do. Findings must not contain the values.
 
-        Raises `KeyFileError`, `SourceError` and `BusError`; `UnseenError` where not everything can be read.
+        Raises `KeyFileError`, `SourceError` and `BusError`; `UnseenError` if the caller is not root.
         """
         if not probe.is_root():
             raise UnseenError("what is published and sealed")
@@ -74,7 +74,7 @@ class Chain:
         return {seen.vm.name: (seen, decision) for seen, decision in pairs}
 
     def seen(self, vm: VmConfig) -> tuple[Observed, Decision]:
-        """The same of one VM. Raises `UnseenError` for what stands in the way, which has its own finding."""
+        """As `observed`, for one VM. Raises `UnseenError`; the cause is reported as a separate finding."""
         try:
             return self.observed[vm.name]
         except (KeyFileError, SourceError, BusError) as error:
@@ -91,5 +91,5 @@ class Chain:
 
     @cached_property
     def agent_user(self) -> str:
-        """Whom the agent runs as. Raises `UnseenError`."""
+        """The user that the agent runs as. Raises `UnseenError`."""
         return probe.unit(AGENT).get("User") or "root"

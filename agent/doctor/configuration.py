@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The configuration: whether it can be read, says something, and is only root's to change."""
+"""The configuration: whether it can be read, configures VMs, and can be changed by root only."""
 
 from __future__ import annotations
 

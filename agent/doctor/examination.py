@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Walks the whole chain on this host, from the published secrets to the guests; it changes nothing.
+"""Examines the whole chain on this host, from the published secrets to the guests. It changes nothing.
 
-Each check is isolated: what one stumbles over is a finding of its own, and the others go on.
+Each check is isolated: if a check fails, that is a finding, and the other checks continue.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
 HOST_CHECKS: tuple[Check, ...] = (
     ("configuration", configuration.check),
     ("source", source.check),
-    # Before the first look at the agent's units: systemd 252 notices a new drop-in directory only once it
-    # has looked for a unit that it does not have, and each unit is asked about once.
+    # Before the checks of the agent's units: systemd 252 notices a new drop-in directory only after it has
+    # looked for a unit that does not exist, and the doctor asks about each unit only once.
     ("source.producer", source.check_producer),
     ("source.seen", source.check_seen),
     ("key", key.check),
@@ -61,7 +61,7 @@ HOST_CHECKS: tuple[Check, ...] = (
     ("host.swap", host.check_swap),
     ("host.clock", host.check_clock),
 )
-"""In the chain's order; a check's findings have its name, or names below it."""
+"""Checks of the host, in the chain's order. A check's findings have its name, or names below it."""
 
 VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.generation", store.check_vm),
@@ -80,13 +80,13 @@ VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.health", vm_unit.check_health),
     ("vm.state", vm_state.check),
 )
-"""Of each VM."""
+"""Checks of each VM."""
 
 
 def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
-    """All findings, in the chain's order; of the VMs named, or of all.
+    """All findings, in the chain's order, about the named VMs, or about all VMs if none is named.
 
-    Raises `ConfigurationError` for a VM that is named and not configured; nothing else.
+    Raises only `ConfigurationError`, for a named VM that is not configured.
     """
     chain = Chain(file, names)
     for name, check in HOST_CHECKS:
@@ -97,7 +97,7 @@ def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
 
 
 def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") -> Iterator[Finding]:
-    """A check's findings; whatever it raises becomes one."""
+    """A check's findings. An exception of the check becomes a finding."""
     try:
         yield from check()
     except UnseenError as error:
@@ -106,5 +106,5 @@ def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") ->
         yield hint(name, f"not seen: {error}", vm=vm, remedy=error.hint)
     except PermissionError as error:
         yield unseen(name, f"{error.filename}: {error.strerror}", vm)
-    except Exception as error:  # noqa: BLE001 (a broken host is what this is for; no exception's own text: it may quote a value)
+    except Exception as error:  # noqa: BLE001 (the host may be broken in any way; the exception's own text may quote a value)
         yield hint(name, f"not seen: the check failed: {place(error)}", vm=vm, remedy="please report it")

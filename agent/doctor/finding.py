@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a check has found: how bad it is, what it is, why it matters, and what mends it."""
+"""What a check has found: how bad it is, what it is, why it matters, and how to repair it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Severity(enum.StrEnum):
 
     OK = "ok"
     HINT = "hint"
-    """Worth knowing, or not to be seen from here; rotations work."""
+    """Worth knowing, or not visible to this process; rotations work."""
     PROBLEM = "problem"
-    """A rotation fails, is lost or is late because of it, or soon will."""
+    """It makes a rotation fail, get lost or be late, or soon will."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding. ``check`` is a stable name; ``vm`` is empty for what concerns the host.
+    """One finding. ``check`` is a stable name. ``vm`` is empty for a finding about the host.
 
-    ``commands`` are for a POSIX shell as root, in this order; together they mend it. Where no command can
-    know what is wanted, ``remedy`` alone says what to do. Nothing in here tells a value.
+    ``commands`` are for a POSIX shell as root, in this order. Together they repair it. If the repair depends
+    on what the operator wants, only ``remedy`` says what to do. No field contains a secret value.
     """
 
     severity: Severity
@@ -40,30 +40,30 @@ class Finding:
 
 
 class UnseenError(Exception):
-    """Something cannot be looked at from here; the text says what, and why."""
+    """This process cannot examine something. The text says what, and why."""
 
 
 def ok(check: str, what: str, vm: str = "") -> Finding:
-    """All is well."""
+    """Make a finding that says that all is well."""
     return Finding(Severity.OK, check, what, vm)
 
 
 def hint(
     check: str, what: str, *, vm: str = "", why: str = "", remedy: str = "", commands: Sequence[str] = ()
 ) -> Finding:
-    """Worth knowing."""
+    """Make a finding that is worth knowing."""
     return Finding(Severity.HINT, check, what, vm, why, remedy, tuple(commands))
 
 
 def problem(
     check: str, what: str, *, vm: str = "", why: str, remedy: str, commands: Sequence[str] = ()
 ) -> Finding:
-    """To be mended."""
+    """Make a finding that needs a repair."""
     return Finding(Severity.PROBLEM, check, what, vm, why, remedy, tuple(commands))
 
 
 def unseen(check: str, what: str, vm: str = "") -> Finding:
-    """What could not be looked at."""
+    """Make a finding about something that could not be examined."""
     remedy = (
         "mend what else is found, and look again" if os.geteuid() == 0 else "run credferry doctor as root"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the guest can take: its systemd's budget, its own key, and its kernel."""
+"""Whether the guest can take its credentials: its systemd's limit, its own key, and its kernel."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _IN_GUEST: Final = "test -r /sys/firmware/dmi/entries/11-0/raw"
 
 
 def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether what is published fits into what the guest's systemd reads. No size is told."""
+    """Whether the published secrets fit into what the guest's systemd reads. Reports no secret's size."""
     observed, _ = chain.seen(vm)
     wanted = observed.desired
     if not isinstance(wanted, Desired):
-        return  # its state is a finding
+        return  # `vm.state` reports why
     other = observed.hint.other_oem_bytes if observed.hint is not None else 0
     most = wanted.delivery.oem_total_max
     why = "what does not fit is refused, and the VM keeps what it has"
@@ -58,7 +58,7 @@ def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether the master copy of the guest's own key is there, and its owner's alone."""
+    """Whether the master copy of the guest's own key is there, and only its owner can read it."""
     if not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
         return
     path = guest_key_path(chain.config, vm.name)
@@ -87,7 +87,7 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def check_kernel(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether the guest's kernel shows OEM strings, where its configuration lies beside it."""
+    """Whether the guest's kernel shows OEM strings, if its configuration lies beside it."""
     wired = wiring(chain.unit(vm))
     kernel = re.search(r"--kernel[ =]'?(/[^\s']+)|^kernel\s*=\s*\"(/[^\"]+)", wired.text, re.MULTILINE)
     path = Path(kernel[1] or kernel[2]) if kernel else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The host around it: processor, journal, swap, clock."""
+"""The host: processor, journal, swap, clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JOURNALD: Final = "/etc/systemd/journald.conf.d/zz-credferry.conf"
 
 
 def check(_chain: Chain) -> Iterator[Finding]:
-    """Whether guests here can have SMBIOS strings, and systemd is new enough."""
+    """Whether guests on this host can have SMBIOS strings, and whether /dev/kvm is there."""
     machine = os.uname().machine
     if machine == "x86_64":
         yield ok("host.machine", "x86_64: cloud-hypervisor makes SMBIOS tables")
@@ -43,7 +43,7 @@ def check(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_journal(_chain: Chain) -> Iterator[Finding]:
-    """Whether the audit, which is in the journal, is kept, and over a reboot."""
+    """Whether the journal, and so the audit in it, is kept, also across a reboot."""
     storage = "auto"
     for line in probe.quiet_lines("systemd-analyze", "cat-config", "systemd/journald.conf"):
         if found := re.match(r"\s*Storage\s*=\s*(\w*)", line):
@@ -78,7 +78,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_swap(_chain: Chain) -> Iterator[Finding]:
-    """Whether memory can come to lie on a disk as it is."""
+    """Whether memory can be swapped to a disk unencrypted."""
     lines = (probe.text_of(Path("/proc/swaps")) or "").splitlines()[1:]
     plain = [name for name in (line.split()[0] for line in lines) if not _is_safe(Path(name))]
     if plain:
@@ -93,7 +93,7 @@ def check_swap(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_clock(_chain: Chain) -> Iterator[Finding]:
-    """Whether the clock is set by something."""
+    """Whether the clock is synchronised."""
     said = dict(line.partition("=")[::2] for line in probe.quiet_lines("timedatectl", "show"))
     if said.get("NTPSynchronized") == "no":
         yield hint(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The host's credential key: under the conditions that systemd has for it, some of which are traps."""
+"""The host's credential key: whether it meets systemd's conditions, some of which are traps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WHY = "PID 1 opens a VM's credentials with it: without, no VM starts"
 
 
 def check(chain: Chain) -> Iterator[Finding]:
-    """Machine id, place, mode, and whose it is."""
+    """The machine id, and the key's path, its mode, and the machine that it belongs to."""
     try:
         machine_id = read_machine_id(Path(chain.config.machine_id_file))
         hashed_machine_id(machine_id)

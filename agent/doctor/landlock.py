@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``--landlock`` in the api channel, where it confines less than on cloud-hypervisor's own command line."""
+"""``--landlock`` in the api channel, which confines less there than on cloud-hypervisor's command line."""
 
 from __future__ import annotations
 

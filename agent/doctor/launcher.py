@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The launcher: whether it stands where the hypervisor stood, what it makes of it, and what runs now."""
+"""The launcher: whether the VM starts it, whether it knows the hypervisor, and what runs now."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _LAUNCHED_BY: Final = re.compile(rf"((?:/[\w.+@-]+)*/)?{_LAUNCHER}\b")
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """How a VM's unit comes to its hypervisor. ``file`` is what says so, ``text`` all that was read."""
+    """How a VM's unit starts its hypervisor, as ``file`` says. ``text`` is all of its text that was read."""
 
     wired: bool | None
-    """None where it cannot be told."""
+    """Whether the unit starts the launcher; None if that cannot be seen."""
     file: Path | None
     text: str
     real: str = ""
     launcher: str = ""
     bare: str = ""
-    """The hypervisor as it is started where no launcher is."""
+    """The hypervisor's program, if it is started without the launcher."""
     directory: Path = Path("/")
 
 
@@ -52,7 +52,7 @@ def wiring(unit: Mapping[str, Any]) -> Wiring:
     command = "\n".join(" ".join(argv) for argv in probe.command_lines(unit))
     directory = Path(unit.get("WorkingDirectory", "").lstrip("-!") or "/")
     if directory.name == _WORK and directory.parent.parent == _MICROVMS:
-        directory = directory.parent  # what root has put there; the VM's user has links to it
+        directory = directory.parent  # this directory is root's; the VM's user has links to it
     spec = directory / "current/vm.toml"
     text = probe.text_of(spec)
     if text is not None and f"{_LAUNCHER} --spec" in command:
@@ -62,7 +62,7 @@ def wiring(unit: Mapping[str, Any]) -> Wiring:
     text = probe.text_of(script)
     if text is None:
         script, text = Path(unit.get("FragmentPath", "/")), command + "\n"
-    # A wrapper stands where the binary stands, under its name.
+    # A wrapper replaces the hypervisor's binary, under the same name.
     texts = [text, *(_script(Path(each)) for each in _PROGRAM.findall(text) if each.startswith("/"))]
     for each in texts:
         by, real = _LAUNCHED_BY.search(each), _REAL.search(each)
@@ -86,7 +86,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             vm=vm.name,
             why="the VM cannot be started",
             remedy="make it so" if changed is None else f"see what {changed[1]} has put there",
-            # Nobody else may choose the file that root is to open for all.
+            # If another user could choose the file, root must not run chmod on it.
             commands=[f"chmod a+rx {shlex.quote(str(found.file.resolve()))}"] if changed is None else (),
         )
     if found.wired:
@@ -111,7 +111,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Which cloud-hypervisor it is, and whether the launcher knows it: the launcher is asked."""
+    """Ask the launcher which cloud-hypervisor the VM has, and whether the launcher knows it."""
     unit = chain.unit(vm)
     found = wiring(unit)
     if not found.wired or unit["LoadState"] != "loaded":
@@ -141,7 +141,7 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 remedy=f"give the program to root: chown root {changed[0]}; chmod go-w {changed[0]}",
             )
             return
-    # As the VM's user, though both programs are root's: the version is asked as it would be at a start.
+    # As the VM's user, though both programs belong to root: the launcher asks for the version as at a start.
     answer = probe.run(
         program, *asked, "--explain", *behind, user=unit.get("User") or "", directory=found.directory
     )
@@ -169,7 +169,7 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def _version(answer: str) -> str | None:
-    """The hypervisor's version in what the launcher explains; None where it is something else."""
+    """The hypervisor's version in the launcher's answer; None if the answer is something else."""
     try:
         version = json.loads(answer)["hypervisor_version"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -210,7 +210,7 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def _script(path: Path) -> str:
-    """A wrapper's text; nothing for a binary, and for what cannot be read."""
+    """A wrapper's text; empty for a binary, and for a file that cannot be read."""
     try:
         text = probe.text_of(path) or ""
     except UnseenError:
@@ -219,7 +219,7 @@ def _script(path: Path) -> str:
 
 
 def _rewire(vm: VmConfig, found: Wiring) -> tuple[str, ...]:
-    """Put the launcher before the hypervisor, where its script can be edited."""
+    """Commands that put the launcher before the hypervisor; none if the script cannot be edited."""
     real = found.bare if found.bare.startswith("/") else shutil.which(found.bare)
     file = found.file.resolve() if found.file is not None else None
     if file is None or real is None or file.name != _SCRIPT or file.is_relative_to("/nix/store"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Looking at the host without touching it: small files, short programs, and systemd's properties of units.
+"""Examines the host without a change to it: reads small files and units' properties, runs short programs.
 
-Some of what is read belongs to the VMs' user, who might put anything there. Nothing that is read can
-block or be large. Where that user could have made a link, nothing is read that the user could not read
-by itself. Nothing is run that anybody but root could have put there.
+Some of the files belong to the VMs' user, who can put anything there. A file that could block or is large is
+not read. If that user could have made a link, a file is read only if every user may read it. The doctor runs
+only programs that root alone can change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEPT: Final = ("PATH", "DBUS_SYSTEM_BUS_ADDRESS")
 
 
 def is_root() -> bool:
-    """Whether everything can be looked at."""
+    """Whether this process can examine everything."""
     return os.geteuid() == 0
 
 
@@ -40,9 +40,9 @@ def is_nixos() -> bool:
 
 
 def text_of(path: Path) -> str | None:
-    """A small regular file's text; None where there is none.
+    """The text of a small regular file; None if the file does not exist.
 
-    Raises `UnseenError` where it may not be read, or is no such file.
+    Raises `UnseenError` if it may not be read, or is not a small regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -54,14 +54,17 @@ def text_of(path: Path) -> str | None:
         status = os.fstat(descriptor)
         if not status.st_mode & stat.S_IROTH and changeable(path) is not None:
             raise UnseenError(f"{path}: others than root can change what it is, and may not read it")
-        # Files of /proc have no size of their own.
+        # Files in /proc report size 0.
         if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_MAX:
             raise UnseenError(f"{path}: not a small regular file")
         return file.read(_FILE_MAX).decode(errors="replace")
 
 
 def changeable(path: Path) -> tuple[Path, str] | None:
-    """The first component of a path, or of its target, that others than root can change, and who can."""
+    """The first component of a path, or of its target, that another user can change, and that user.
+
+    None if root alone can change them, or if a component cannot be examined.
+    """
     for start in (path, Path(os.path.realpath(path))):
         for component in (*reversed(start.parents), start):
             try:
@@ -70,7 +73,7 @@ def changeable(path: Path) -> tuple[Path, str] | None:
                 return None
             if status.st_uid != 0:
                 return component, _user_name(status.st_uid)
-            # Where only its owner may replace an entry (sticky, as /nix/store is), root's stay root's.
+            # In a sticky directory such as /nix/store, only root may replace root's entries.
             is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
             writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky
             if writable and not stat.S_ISLNK(status.st_mode):
@@ -81,9 +84,9 @@ def changeable(path: Path) -> tuple[Path, str] | None:
 def run(
     *argv: str, user: str = "", directory: Path = Path("/"), seconds: float = _SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program that changes nothing, as another user where root is asked to.
+    """Run a program that changes nothing. If this process is root, ``user`` names the user to run it as.
 
-    Raises `UnseenError` where it cannot be run, or does not end in time.
+    Raises `UnseenError` if the program cannot be run, or does not end in time.
     """
     identity: dict[str, Any] = {}
     if user and is_root():
@@ -122,8 +125,8 @@ def run(
 def unit(name: str) -> Mapping[str, Any]:
     """All of systemd's properties of a unit, as D-Bus types them (org.freedesktop.systemd1(5)).
 
-    One that does not exist has a ``LoadState`` of ``not-found``. Asked once for each name. Raises
-    `UnseenError`.
+    A unit that does not exist has a ``LoadState`` of ``not-found``. The answer is cached for each name.
+    Raises `UnseenError`.
     """
     # systemctl of version 252 shows LoadCredentialEncrypted= as [unprintable].
     path = f"/org/freedesktop/systemd1/unit/{label(name)}"
@@ -143,7 +146,7 @@ def command_lines(properties: Mapping[str, Any], name: str = "ExecStart") -> lis
 
 
 def quiet_lines(*argv: str) -> Sequence[str]:
-    """What a program prints, in lines; none where it fails. Raises `UnseenError`."""
+    """The lines that a program prints; none if it fails. Raises `UnseenError`."""
     done = run(*argv)
     return done.stdout.splitlines() if done.returncode == 0 else ()
 

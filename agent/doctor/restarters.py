@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Others that restart the same VM when its secrets change: each rotation would then be two restarts."""
+"""Finds other causes of a VM's restart when its secrets change: each rotation would restart it twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WHY = "each rotation restarts the VM twice, once without order, limits and roll
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Path units, what the VM's unit is triggered by, and sops-nix's own restarts."""
+    """Path units that trigger the VM's unit or restart it, and sops-nix's own restarts."""
     unit = chain.unit(vm)
     if unit["LoadState"] != "loaded":
         return
@@ -54,13 +54,13 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def _paths_to(name: str) -> set[str]:
-    """Path units in use whose service's command restarts a unit."""
+    """Path units in use that trigger a service whose command restarts the unit ``name``."""
     return {path for path, commands in _path_units().items() if any(name in each for each in commands)}
 
 
 @cache
 def _path_units() -> dict[str, list[str]]:
-    """Each path unit in use, with those of its services' commands that restart something."""
+    """Each path unit in use, with those commands of its services that restart something."""
     found = {}
     for line in probe.quiet_lines("systemctl", "list-units", "--type=path", "--plain", "--no-legend"):
         path = line.split()[0]
@@ -76,7 +76,7 @@ def _path_units() -> dict[str, list[str]]:
 
 @cache
 def _sops_restarts() -> dict[str, set[str]]:
-    """By unit, the secrets on whose change sops-nix restarts it, by the manifest that its service names."""
+    """For each unit, the secrets whose change makes sops-nix restart it, from sops-nix's manifest."""
     found: dict[str, set[str]] = {}
     for argv in probe.command_lines(probe.unit(PRODUCERS[0])):
         for word in argv:

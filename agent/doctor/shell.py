@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Reads the last command of a shell script as data: its words, where the script alone decides them.
+"""Reads the words of a shell script's last command as data, if the script's text alone decides them.
 
-Nothing is run and nothing is expanded. A word that depends on more than the script's text is not guessed.
+This module runs nothing and expands nothing. A word that depends on more than the text is not guessed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ _DOUBLE: Final = re.compile(r'"((?:[^"\\$`]|\\[\\"$`])*)"')
 _ESCAPED: Final = re.compile(r"\\([^\n])")
 _ALL: Final = re.compile(r'"\$@"(?=\s|\Z)')
 _ADDED: Final = re.compile(r"\$(?:runtime_args|\{runtime_args(?::-)?\})(?=\s|\Z)")
-"""Where microvm.nix adds what `microvm.extraArgsScript` prints."""
+"""The place where microvm.nix inserts the output of `microvm.extraArgsScript`."""
 _ASSIGNED: Final = re.compile(r"^[ \t]*runtime_args=(.*)", re.MULTILINE)
 
 
 class UnclearError(Exception):
-    """The words cannot be told from the text; the message says why, without quoting it."""
+    """The text alone does not decide the words. The message says why, and does not quote the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that a script ends with. None stands for the script's own arguments, ``"$@"``."""
+    """The command that a script ends with. None stands for the script's own arguments, ``"$@"``."""
 
     words: tuple[str | None, ...]
 
     def with_arguments(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """The words, where the script is given these arguments."""
+        """The words for a script that is started with these arguments."""
         return tuple(each for word in self.words for each in (arguments if word is None else (word,)))
 
 
 def last_command(text: str) -> Command:
-    """The command that a script becomes at its end, without ``exec`` and ``-a NAME``.
+    """The command that a script executes at its end, without ``exec`` and ``-a NAME``.
 
     Raises `UnclearError`.
     """
@@ -59,7 +59,7 @@ def last_command(text: str) -> Command:
 
 
 def _words(text: str, at: int) -> list[str | None]:
-    """The words from here to the end of the line, behind which there is no other command."""
+    """The words from ``at`` to the end of the line. No other command may follow that line."""
     words: list[str | None] = []
     while True:
         at = _end(_BLANKS, text, at)
@@ -81,7 +81,7 @@ def _words(text: str, at: int) -> list[str | None]:
 
 
 def _word(text: str, at: int) -> tuple[str, int]:
-    """A word, and where it ends."""
+    """The word at ``at``, and the position after it."""
     parts = []
     while at < len(text) and text[at] not in " \t\n" and not text.startswith("\\\n", at):
         for kind in (_PLAIN, _SINGLE, _DOUBLE, _ESCAPED):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The source: what it is, whether its producer is done, and whether the secrets that VMs name are there.
 
-No secret is read here: names, kinds, modes, and whether a file is empty.
+This module reads no secret. It examines only a file's name, kind, mode and size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.finding import Finding
 
 PRODUCERS: Final = ("sops-install-secrets.service", "agenix.service", "agenix-install-secrets.service")
-"""Units that publish, where it is not an activation script that does."""
+"""Units that publish secrets. On other hosts an activation script does that."""
 
 
 def check(chain: Chain) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def check(chain: Chain) -> Iterator[Finding]:
 
 
 def check_seen(chain: Chain) -> Iterator[Finding]:
-    """Whether the agent's units let it see the source: they hide homes and temporary directories."""
+    """Whether the agent can see the source: its units hide home and temporary directories from it."""
     for unit, found in hidden(chain.config):
         yield problem(
             "source.seen",
@@ -64,12 +64,12 @@ def check_seen(chain: Chain) -> Iterator[Finding]:
 
 
 def hidden(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
-    """The agent's units that hide the source from it, and what hides it. Links are followed.
+    """The agent's units that hide the source from the agent, and the settings that do so.
 
-    Where systemd does not answer, or has no such unit, the unit that is shipped is what counts.
+    Links are followed. If systemd does not answer, or has no such unit, the shipped unit's settings count.
     """
     names = config.secrets if config.source.follow_links else ()
-    for unit in (SEAL, AGENT):  # a restart of the agent begins with the other
+    for unit in (SEAL, AGENT):  # a restart of the agent starts SEAL first
         try:
             properties = probe.unit(unit)
         except UnseenError:
@@ -108,7 +108,7 @@ def check_producer(chain: Chain) -> Iterator[Finding]:
 def _known_producers() -> list[str]:
     try:
         return _producers()
-    except UnseenError:  # without systemd's word the source is still worth a look
+    except UnseenError:  # the source is checked even if systemd does not answer
         return []
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The store: whether the agent can write it, whether others cannot, and whether what is in it opens."""
+"""The store: whether the agent alone can read and write it, and whether its sealed files can be opened."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check(chain: Chain) -> Iterator[Finding]:
 
 
 def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether a VM's current generation is there, and opens: for us, and for PID 1."""
+    """Whether a VM's current generation is there, and whether credferry and systemd can open it."""
     if not probe.is_root():
         raise UnseenError("sealed generations")
     current = chain.store.vm_directory(vm.name) / "current"
@@ -87,7 +87,7 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         )
         return
     yield ok("vm.generation", f"generation {manifest.generation} is sealed, and opens", vm.name)
-    # Only where the key is known to be this machine's, as it is here: systemd would delete any other.
+    # Only after a check that the key is this machine's, as here: systemd would delete any other key.
     if Path(chain.config.host_key) == HOST_KEY:
         yield _opened_by_systemd(vm, current / MANIFEST_FILE)
 
@@ -144,7 +144,7 @@ def _not_of(top: Path, uid: int) -> Path | None:
             try:
                 owner = path.lstat().st_uid
             except FileNotFoundError:
-                continue  # the agent is at work
+                continue  # the agent has removed it meanwhile
             if owner != uid:
                 return path
         if seen > _LOOKED_AT_MAX:

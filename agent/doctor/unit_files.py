@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Commands that change units: what is printed as advice, and nothing that is done here."""
+"""Commands that change units. The doctor prints them as advice and runs none of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 SYSTEM: Final = "/etc/systemd/system"
 _LAST: Final = "zz-credferry.conf"
-"""Drop-ins are read in the order of their names, wherever they are (systemd.unit(5)): this one wins."""
+"""systemd reads drop-ins in the order of their names, in all directories (systemd.unit(5)): this is last."""
 
 
 def write(path: str, lines: Iterable[str]) -> tuple[str, ...]:
-    """Write a file anew, with the directory that it needs."""
+    """Commands that replace a file, and make its directory."""
     directory = shlex.quote(path.rpartition("/")[0])
     content = " ".join(shlex.quote(line) for line in lines)
     return (f"mkdir -p {directory}", f"printf '%s\\n' {content} >{shlex.quote(path)}")
 
 
 def extend(unit: str, section: str, lines: Sequence[str], *, restart: bool = False) -> tuple[str, ...]:
-    """Add settings to a unit, behind all that others say of it; none on NixOS, whose modules do that."""
+    """Commands that add settings to a unit, after all others; none on NixOS, whose modules set them."""
     if probe.is_nixos():
         return ()
     directory = shlex.quote(f"{SYSTEM}/{unit}.d")
@@ -38,13 +38,13 @@ def extend(unit: str, section: str, lines: Sequence[str], *, restart: bool = Fal
 
 
 def reload_units(restart: str = "") -> tuple[str, ...]:
-    """Have systemd read its units again, and restart one of them if it runs."""
+    """Commands that make systemd reload its units, and restart the unit ``restart`` if it runs."""
     again = (f"systemctl try-restart {shlex.quote(restart)}",) if restart else ()
     return ("systemctl daemon-reload", *again)
 
 
 def unmask(unit: str) -> tuple[str, ...]:
-    """Undo ``systemctl mask``, be it for this boot or for good, of the unit or of its template."""
+    """Commands that undo ``systemctl mask``, for this boot and permanently, of the unit and its template."""
     template = re.sub(r"@.+(?=\.)", "@", unit)
     names = " ".join(shlex.quote(each) for each in dict.fromkeys((unit, template)))
     return (f"systemctl unmask {names}", f"systemctl unmask --runtime {names}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The agent's own units: whether they run, come back, and are what the files say."""
+"""The agent's own units: whether they run, start at the next boot, and match their files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INSTALL: Final = "install credferry's units: its package, or contrib/systemd"
 
 
 def check_agent(chain: Chain) -> Iterator[Finding]:
-    """Whether the agent runs, is watched, and starts with the next boot."""
+    """Whether the agent runs, has a watchdog, and starts at the next boot."""
     unit = probe.unit(AGENT)
     yield from _loaded(AGENT, unit, "agent")
     if unit["LoadState"] != "loaded":
@@ -56,7 +56,7 @@ def check_agent(chain: Chain) -> Iterator[Finding]:
 
 
 def check_seal(_chain: Chain) -> Iterator[Finding]:
-    """Whether the first sealing of this boot was done, and the next boot's will be."""
+    """Whether the first sealing of this boot was done, and whether the next boot will do one."""
     unit = probe.unit(SEAL)
     yield from _loaded(SEAL, unit, "seal")
     if unit["LoadState"] != "loaded":
@@ -84,7 +84,7 @@ def check_seal(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_configuration_in_force(chain: Chain) -> Iterator[Finding]:
-    """Whether the agent has read the configuration since it was written."""
+    """Whether the agent has read the configuration after its last change."""
     unit = probe.unit(AGENT)
     if unit["ActiveState"] != "active" or chain.error is not None:
         return
@@ -107,7 +107,7 @@ def check_configuration_in_force(chain: Chain) -> Iterator[Finding]:
 
 
 def check_process(_chain: Chain) -> Iterator[Finding]:
-    """What the agent takes of the host."""
+    """How much memory and how many threads the agent uses."""
     unit = probe.unit(AGENT)
     if not unit.get("MainPID"):
         return
@@ -130,7 +130,7 @@ def check_process(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_journal(_chain: Chain) -> Iterator[Finding]:
-    """Whether the agent's present invocation has told of errors lately."""
+    """Whether systemd has restarted the agent, and whether this invocation has logged errors lately."""
     unit = probe.unit(AGENT)
     if unit.get("NRestarts", 0):
         yield hint(

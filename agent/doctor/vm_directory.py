@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The directory of a VM's files: whether somebody but root could change what root's helpers run."""
+"""The directory of a VM's files: whether another user than root can change what root's helpers run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def _is_refused(instance: str) -> bool:
-    """Whether the VM's helpers are those that check the path: they go through the launcher."""
+    """Whether the VM's helpers go through the launcher, which checks the path and refuses it."""
     return any(
         _LAUNCHER in word
         for helper in _HELPERS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a VM stands by the agent's own reckoning, and whether its unit stays up."""
+"""The state of a VM as the agent computes it, and whether the VM's unit stays up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REFUSALS: Final = {64, 65, 69}
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether the VM is in step, or what keeps it from being."""
+    """Whether the VM runs what is published; if not, the reasons."""
     yield from _unit(chain, vm)
     observed, decision = chain.seen(vm)
     reasons = "; ".join(decision.reasons)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A VM's unit: whether there is one, with the settings of contrib/systemd/credferry-vm.conf."""
+"""A VM's unit: whether it exists and has the settings of contrib/systemd/credferry-vm.conf."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.chain import Chain
 
 _REFUSALS: Final = (64, 65, 69)
-"""The launcher's exit statuses for what starting again cannot help."""
+"""The launcher's exit statuses for faults that another start does not repair."""
 _NIXOS: Final = "credferry's NixOS module sets it: services.credferry.vms.{vm}; then switch"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of the drop-in; ``{vm}`` and ``{store}`` are filled in."""
+    """A setting of the drop-in. Its users replace ``{vm}`` and ``{store}`` in the line."""
 
     check: str
     section: str
     line: str
     holds: Callable[[Mapping[str, Any], str], bool]
-    """Whether a unit has it, by its properties and the line."""
+    """Whether a unit with these properties has the setting in this line."""
     why: str
     severity: Severity = Severity.PROBLEM
     restart: bool = False
-    """Whether a VM that runs must be restarted for it."""
+    """Whether a running VM must be restarted before the setting takes effect."""
 
 
 def _loads(unit: Mapping[str, Any], line: str) -> bool:
@@ -61,7 +61,7 @@ _EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATIO
 
 
 def _names_evidence(unit: Mapping[str, Any], line: str) -> bool:
-    """Whether a command of the unit names the same file as the line's; the program may lie elsewhere."""
+    """Whether a command of the unit names the same file as the line. The program's path may differ."""
     name, _, command = line.partition("=")
     return any(command.rpartition(" ")[2] in argv for _program, argv, *_ in unit[name])
 
@@ -165,11 +165,11 @@ SETTINGS: Final = (
         restart=True,
     ),
 )
-"""The drop-in, but for `vm.restart`, which VMs' units have by themselves."""
+"""The drop-in's settings, and `vm.restart`, which VMs' units already have."""
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether systemd has the unit, as its files say, and could start it."""
+    """Whether systemd has the unit, has read its latest files, and could start it."""
     unit = chain.unit(vm)
     why = "the VM cannot be started"
     match unit["LoadState"]:
@@ -224,7 +224,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether the unit has all that the way of a secret needs of it."""
+    """Whether the unit has all settings that a secret needs on its way to the guest."""
     unit = chain.unit(vm)
     if unit["LoadState"] != "loaded":
         return
@@ -254,7 +254,7 @@ def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 
 def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether the health check that a VM is said to have can be started."""
+    """Whether the VM's health check can be started, if the configuration says that there is one."""
     if not vm.health:
         return
     name = HEALTH_UNIT.format(vm=vm.name)
