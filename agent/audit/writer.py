@@ -137,7 +137,7 @@ class Audit:
             return self.keys.get(head.key, self.store.key)
 
     def _append(self, head: Head, key: CredentialKey, fields: Iterable[str]) -> Head:
-        """Keep one more record in the chain, send it, and return the new head. Needs the lock."""
+        """Keep one more record in the chain, send it, and return the new head. The caller holds the lock."""
         fields = [*fields, f"CREDFERRY_SEQUENCE={head.sequence + 1}", f"CREDFERRY_PREVIOUS={head.hash}"]
         digest = chain_hash(key.derive("audit"), fields)
         fields.append(f"CREDFERRY_HASH={digest}")

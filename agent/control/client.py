@@ -95,7 +95,10 @@ class RemoteAgent:
         return self.vm(name)
 
     def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        """Make the agent look, wait for the restarts of these VMs that it may do now, return properties."""
+        """Make the agent look, and wait for the restarts of these VMs that are due.
+
+        Returns the properties of each VM.
+        """
         self.call("Sync")
         while True:
             found = {name: self.vm(name) for name in names}

@@ -143,7 +143,10 @@ class Control:
                 _log.info("the agent is on the bus", name=NAME)
 
     def _withdraw(self) -> None:
-        """Unpublish all objects: the bus policy protects signals by the name, and not without it."""
+        """Unpublish all objects.
+
+        The bus policy limits who receives the signals only while the agent owns its name.
+        """
         for registration in self._registrations.values():
             registration.unregister()
         self._registrations.clear()

@@ -55,7 +55,10 @@ _BEHIND = {
 
 @dataclass(slots=True)
 class _Latencies:
-    """A histogram. ``counts`` has, for each of `BUCKETS`, how many rotations took at most that time."""
+    """A histogram. ``counts`` has, for each of `BUCKETS`, how many rotations took at most that time.
+
+    ``count`` and ``sum`` are those of all rotations.
+    """
 
     counts: list[int] = field(default_factory=lambda: [0] * len(BUCKETS))
     count: int = 0

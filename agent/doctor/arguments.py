@@ -132,7 +132,7 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     program = call.program if call.program.startswith("/") else shutil.which(call.program)
     if program is None:
         raise UnseenError(f"there is no {call.program}")
-    # The launcher's own arguments from the VM stay first, as at a start of the VM.
+    # The VM's own arguments for the launcher come first, as at a start of the VM.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
     answer = probe.run(str(trust(Path(program))), *words, user=user)
     if answer.returncode == 0:
