@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``credferry-launch``: stands where cloud-hypervisor's binary stands, and becomes it."""
+"""``credferry-launch``: runs in place of cloud-hypervisor's binary, and becomes cloud-hypervisor."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except LaunchError as error:
         _report(error, manifests, quiet=arguments.is_question(words))
         sys.exit(error.status)
-    except Exception as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
+    except Exception as error:  # noqa: BLE001 (any exception's text may hold a value)
         sys.stderr.write(f"credferry-launch: internal error: {type(error).__name__}: please report it\n")
         sys.exit(_INTERNAL)
 
 
 def _run_or_refuse(asked: Arguments, manifests: list[Manifest]) -> None:
-    """Do what is asked; what the host lacks for a moment is a refusal after which systemd tries again."""
+    """Do what the arguments ask. If resources are short for a moment, raises `LaunchError` (LATER)."""
     try:
         _run(asked, manifests)
     except (OSError, MemoryError) as error:
@@ -58,11 +58,11 @@ def _run_or_refuse(asked: Arguments, manifests: list[Manifest]) -> None:
 
 
 def _run(asked: Arguments, manifests: list[Manifest]) -> None:
-    """Do what is asked; ``manifests`` takes the generation's, so that a refusal can be told about it."""
+    """Do what the arguments ask. Adds the generation's manifest to ``manifests``, for a refusal's report."""
     if asked.spec is not None:
-        from pathlib import Path  # noqa: PLC0415 (likewise)
+        from pathlib import Path  # noqa: PLC0415 (VMs of microvm.nix do not need it)
 
-        from credferry.launcher.spec import (  # noqa: PLC0415 (microvm.nix's way does without it)
+        from credferry.launcher.spec import (  # noqa: PLC0415 (VMs of microvm.nix do not need it)
             model as spec,
         )
 
@@ -81,7 +81,7 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
 
 
 def _root_program(words: Sequence[str]) -> NoReturn:
-    """Become a program, where nobody but root can have put it there. Raises `LaunchError`."""
+    """Become a program, if only root can change its file. Raises `LaunchError`."""
     from credferry.launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
 
     if len(words) != 1:
@@ -164,7 +164,7 @@ def _start(asked: Arguments, manifests: list[Manifest], vm: Spec | None) -> None
 
 
 def _of_spec(request: plan.Request, vm: Spec) -> plan.Request:
-    from credferry.launcher.spec import (  # noqa: PLC0415 (microvm.nix's way does without it)
+    from credferry.launcher.spec import (  # noqa: PLC0415 (VMs of microvm.nix do not need it)
         command as speccommand,
     )
 
@@ -173,7 +173,7 @@ def _of_spec(request: plan.Request, vm: Spec) -> plan.Request:
 
 
 def _become(real: str, words: tuple[str, ...]) -> NoReturn:
-    """Let cloud-hypervisor answer for itself: what stands in its place is asked for its version, too."""
+    """Let cloud-hypervisor itself answer, since callers also ask the launcher for its version."""
     try:
         os.execv(real, [real, *words])  # noqa: S606 (no shell is wanted)
     except OSError as error:
@@ -196,7 +196,7 @@ def _version(asked: str | None, real: str) -> tuple[str, int]:
 
 
 def _unit_s_vm() -> str | None:
-    """The VM that the unit's runtime directory names; None where it names none."""
+    """The VM that the unit's runtime directory names, or None."""
     for directory in os.environ.get("RUNTIME_DIRECTORY", "").split(":"):
         parent, _, vm = directory.rpartition("/")
         if parent.endswith(f"/{RUNTIME_PARENT}"):
@@ -205,7 +205,7 @@ def _unit_s_vm() -> str | None:
 
 
 def _runtime(vm: str | None) -> str | None:
-    """The unit's directory for this VM; ``RuntimeDirectory=`` may name several."""
+    """The unit's runtime directory for this VM, or None. ``RuntimeDirectory=`` may name several."""
     for directory in os.environ.get("RUNTIME_DIRECTORY", "").split(":"):
         if vm is not None and directory.endswith(f"/{RUNTIME_PARENT}/{vm}"):
             return directory
@@ -217,7 +217,7 @@ def _without_program(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _own_name(argv: tuple[str, ...]) -> str | None:
-    """The name that microvm.nix runs its hypervisor under (``exec -a``), where it reached us."""
+    """The name under which microvm.nix runs its hypervisor (``exec -a``), or None if it is not there."""
     names = (*argv[:1], *sys.orig_argv[:1])
     return next((name for name in names if name.startswith(plan.PROCESS_PREFIX)), None)
 

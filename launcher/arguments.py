@@ -45,10 +45,10 @@ _SWITCHES: Final = frozenset({"--explain", _CHECK}) | _CHECK_SWITCHES | _HOST_VE
 
 
 class Arguments(Record):
-    """What is asked for. ``argv`` are cloud-hypervisor's; a spec takes their place.
+    """The parsed arguments. ``argv`` are cloud-hypervisor's; a spec replaces them.
 
-    ``verb`` is one of those with which a VM's units prepare the host. With ``check``, the arguments are only
-    judged, for a VM with these credentials.
+    ``verb`` is one of the options for a VM's units, which work on the host. With ``check``, the launcher
+    only checks the arguments, for a VM with these credentials.
     """
 
     real: str | None = None
@@ -103,7 +103,7 @@ def parse(words: Sequence[str]) -> Arguments:
 
 
 def is_question(words: Sequence[str]) -> bool:
-    """Whether a command line starts nothing, so that no refusal of it is a VM's that was not started."""
+    """Whether a command line only asks (--explain, --check): its refusal then concerns no VM's start."""
     return not {"--explain", _CHECK}.isdisjoint(_halves(words)[0])
 
 
@@ -121,7 +121,7 @@ def _check(flags: set[str], values: Mapping[str, str]) -> Assumed | None:
 
 
 def _halves(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """What stands before the first ``--``, whether there is one, and what stands behind it."""
+    """The words before the first ``--``, whether there is a ``--``, and the words after it."""
     words = list(words)
     if "--" not in words:
         return words, False, []

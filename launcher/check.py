@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``--check``: the launcher's judgement of a command line, before any VM is started with it.
+"""``--check``: checks a command line before any VM starts with it.
 
-The judgement is the plan's own: a VM's start would refuse the same arguments with the same line. Where real
-values will be, there are the smallest possible ones: a limit exceeded here is exceeded by any values.
+The plan makes the checks: a VM's start would refuse the same arguments with the same line. The smallest
+possible values stand in for the real ones. If they exceed a limit, any values would.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _DIGITS_MAX: Final = 4
 
 
 class Assumed(Record):
-    """What a VM's configuration would say: how credentials travel, and their names and kinds."""
+    """The assumed configuration of a VM: how credentials travel, and their names and kinds."""
 
     delivery: Delivery
     credentials: tuple[tuple[str, Kind], ...]
 
 
 def assume(flags: Container[str], values: Mapping[str, str]) -> Assumed:
-    """What the options of ``--check`` say. Raises `LaunchError` (USAGE)."""
+    """The configuration that the options of ``--check`` describe. Raises `LaunchError` (USAGE)."""
     channel = values.get("--channel", Channel.API.value)
     if channel not in {each.value for each in Channel}:
         raise usage("--channel is neither api nor command", "give one of them")
@@ -53,14 +53,14 @@ def assume(flags: Container[str], values: Mapping[str, str]) -> Assumed:
         channel=Channel(channel),
         guest_systemd=Delivery().guest_systemd if systemd is None else _number("--guest-systemd", systemd),
         plaintext_in_argv="--plaintext-in-argv" in flags,
-        allowed_names=tuple(name for name, _ in credentials),  # names are for the configuration to judge
+        allowed_names=tuple(name for name, _ in credentials),  # the agent's configuration checks names
         initrd="--initrd" in flags,
     )
     return Assumed(delivery, credentials)
 
 
 def delivered(assumed: Assumed, vm: str | None) -> Delivered:
-    """A generation with these credentials, each as small as it can be."""
+    """A generation with these credentials, each as small as possible."""
     credentials = tuple(Credential(name, kind, _least(name, kind)) for name, kind in assumed.credentials)
     manifest = Manifest(
         vm=vm or _VM,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What PID 1 unsealed for this start: the manifest and the values that it names."""
+"""The generation that PID 1 unsealed for this start: the manifest and the values that it names."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ class Credential(Record):
 
     @property
     def redacted(self) -> str:
-        """Its OEM string as it may be shown."""
+        """Its OEM string without the value, safe to show."""
         return oem_string(self.name, self.kind, Secret(b"")).reveal().decode() + "<redacted>"
 
 
 class Delivered(Record):
-    """A generation as it arrived: the manifest, and all that it names, in its order."""
+    """A generation as it arrived: the manifest, and all credentials that it names, in its order."""
 
     manifest: Manifest
     credentials: tuple[Credential, ...]
 
     @property
     def has_plaintext(self) -> bool:
-        """Whether a secret is among them that is not sealed for the guest."""
+        """Whether any credential is a secret that is not sealed for the guest."""
         return any(credential.kind is Kind.PLAIN for credential in self.credentials)
 
 
 def read(directory: str | os.PathLike[str]) -> Delivered:
-    """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS)."""
+    """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS or LATER)."""
     data = _read(directory, MANIFEST_FILE, "the manifest")
     try:
         manifest = Manifest.from_bytes(data.reveal())

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def usage(message: str, hint: str) -> LaunchError:
-    """A refusal of the command line."""
+    """An error that refuses the command line (USAGE)."""
     return LaunchError(message, hint=hint, status=Exit.USAGE)
 
 
 class Exit(enum.IntEnum):
-    """Exit statuses. ``RestartPreventExitStatus=`` names all but `LATER`: another start cannot help."""
+    """Exit statuses. ``RestartPreventExitStatus=`` names all but `LATER`: a retry helps only there."""
 
     USAGE = 64
-    """The launcher's own arguments, or a cloud-hypervisor option that it does not know."""
+    """The launcher's own arguments are wrong, or it does not know a cloud-hypervisor option."""
     CREDENTIALS = 65
     """Credentials are missing, malformed, or over a limit."""
     HYPERVISOR = 69
-    """cloud-hypervisor is not there, or refuses the VM."""
+    """cloud-hypervisor is missing, or refuses the VM."""
     LATER = 75
-    """What the start lacks may be there in a moment: room, memory, descriptors, or a store in the present
-    form, which the agent makes when it starts. So systemd tries again."""
+    """A retry may succeed, so systemd makes one. The start needs room, memory, descriptors, or a store in
+    the current form, which the agent makes when it starts."""
 
 
 _PASSING: Final = frozenset(
@@ -50,13 +50,13 @@ _PASSING: Final = frozenset(
         errno.ETXTBSY,
     }
 )
-"""What the kernel answers where the same call may succeed later, without anybody correcting anything."""
+"""Errors of the kernel after which the same call may succeed later without any correction."""
 
 _AGAIN: Final = "the next start may do better; see to the host's memory, room and open files"
 
 
 class LaunchError(Exception):
-    """A start that is refused: the text names thing and limit, the hint the remedy; never a value."""
+    """A refused start. The text names the cause and the limit, the hint names the remedy; never a value."""
 
     def __init__(self, message: str, *, hint: str, status: Exit) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ class LaunchError(Exception):
 
 
 def failed(message: str, error: OSError | MemoryError, *, hint: str, status: Exit) -> LaunchError:
-    """The refusal for a call that failed. Where that may pass by itself, systemd tries again after it."""
+    """The error for a failed call. It has status LATER if a retry by systemd may succeed."""
     if isinstance(error, MemoryError):
         return LaunchError(f"{message}: no memory", hint=_AGAIN, status=Exit.LATER)
     message = f"{message}: {error.strerror}"

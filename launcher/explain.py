@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def render(plan: Plan, *, real: str, version: str, events_fd: int) -> str:
-    """What would be executed and sent. OEM strings that the command line has already are shown."""
+    """What the launcher would execute and send. Shows the OEM strings that the command line already has."""
     credentials = plan.delivered.credentials if plan.delivered else ()
     return json.dumps(
         {

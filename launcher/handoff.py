@@ -2,8 +2,8 @@
 """The contract between agent and launcher: file names, manifest, stamp, and the form of an OEM string.
 
 The agent writes a generation of sealed credentials; PID 1 unseals it into the VM unit's credential
-directory; the launcher reads it there and leaves a stamp. Both sides import this module and nothing
-else of one another.
+directory; the launcher reads it there and leaves a stamp. This module is the only code that both sides
+share.
 """
 
 from __future__ import annotations
@@ -25,38 +25,39 @@ if TYPE_CHECKING:
 else:
 
     def final(kind: type) -> type:
-        """Stands for that of `typing`, which is for type checkers alone."""
+        """Replaces `typing.final`, which only type checkers need."""
         return kind
 
 
 CREDENTIAL_PREFIX = "credferry"
-"""ID of the unit's ``LoadCredentialEncrypted=`` of a whole generation directory."""
+"""ID in the unit's ``LoadCredentialEncrypted=``, which loads a whole generation directory."""
 
 MANIFEST_FILE = "manifest"
 VALUE_PREFIX = "value."
 RUNTIME_PARENT = "credferry-vms"
-"""``RuntimeDirectory=credferry-vms/%i`` of the VM's own unit: it goes when the VM stops."""
+"""``RuntimeDirectory=credferry-vms/%i`` of the VM's own unit: systemd removes it when the VM stops."""
 STAMP_FILE = "stamp.json"
 EVIDENCE_PARENT = "credferry-evidence"
-"""Below the system's runtime directory, root's alone. At each start, root copies the manifest that PID 1 has
-opened to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""
+"""Root's directory below the system's runtime directory. At each start, root copies the manifest that PID 1
+has unsealed to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""
 MANIFEST_VERSION = 2
-"""Manifests of version 1 had no key and no digests of values."""
+"""Version of the manifest's format. Version 1 had no key and no digests of values."""
 STAMP_VERSION = 1
 GENERATION_MAX = 2**31 - 1
-"""Numbers of generations are published over D-Bus as 32 bits."""
+"""The highest generation number: D-Bus publishes these numbers as 32 bits."""
 
 NAME_MAX = 255 - len(f"{CREDENTIAL_PREFIX}_{VALUE_PREFIX}")
-"""Bytes. systemd allows 255 (CREDENTIAL_NAME_MAX, src/shared/creds-util.h) for the unit's own name of it."""
+"""Bytes of a credential's name. systemd allows 255 for the name with its prefix in the unit
+(CREDENTIAL_NAME_MAX, src/shared/creds-util.h)."""
 
 OEM_TOTAL_BEFORE_257 = 4091
 """Bytes of all OEM strings that a guest's systemd 252 to 256 sees: one read() of a 4096-byte sysfs page,
-less the 5-byte header. The string that straddles the limit is cut silently (systemd PR #33539)."""
+less the 5-byte header. systemd silently cuts the string that crosses the limit (systemd PR #33539)."""
 OEM_TOTAL_MAX = 65_398
 """Bytes of all OEM strings that fit between 0xF0000 and 0x100000 beside cloud-hypervisor's own tables
 (arch/src/x86_64/smbios.rs, which does not check)."""
 OEM_COUNT_MAX = 255
-"""The SMBIOS type 11 count is one byte, and cloud-hypervisor lets it wrap."""
+"""The most OEM strings of a VM. The SMBIOS type 11 count is one byte, and cloud-hypervisor lets it wrap."""
 INITRD_TOTAL_MAX = 1 << 20
 """Bytes of credentials that a guest takes from its initrd (systemd's CREDENTIALS_TOTAL_SIZE_MAX,
 src/shared/creds-util.h)."""
@@ -73,7 +74,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class HandoffError(ValueError):
-    """A manifest or stamp that does not keep the contract; the text never quotes its content."""
+    """A manifest or stamp that breaks the contract. The error's text never quotes its content."""
 
 
 class EarlierFormError(HandoffError):
@@ -82,7 +83,7 @@ class EarlierFormError(HandoffError):
 
 @final
 class Secret:
-    """Bytes that do not show themselves: no repr, no format, no pickle tells the value or its length."""
+    """Bytes that are never shown: repr and format hide the value and its length, and pickle is refused."""
 
     __slots__ = ("_value",)
 
@@ -90,7 +91,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> bytes:
-        """The value. The caller sees to it that it goes nowhere but to its destination."""
+        """The value. The caller must pass it to its destination only."""
         return self._value
 
     def __repr__(self) -> str:
@@ -104,21 +105,21 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and self._value == other._value
 
-    __hash__ = None  # type: ignore[assignment]  # a hash would be a digest of the value without a key
+    __hash__ = None  # type: ignore[assignment]  # a hash would be an unkeyed digest of the value
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a secret is not pickled")
 
 
 class Kind(enum.StrEnum):
-    """What a credential's bytes are when they leave the host."""
+    """How a credential's bytes are protected when they leave the host."""
 
     PLAIN = "plain"
-    """A secret, readable by whoever sees the OEM string."""
+    """A secret that everyone who sees the OEM string can read."""
     SEALED = "sealed"
     """A secret sealed with the guest's own key: systemd's encrypted credential, Base64 on one line."""
     TEXT = "text"
-    """Not a secret: its text stands in the configuration."""
+    """Not a secret: the configuration holds its text."""
 
 
 class Channel(enum.StrEnum):
@@ -129,10 +130,10 @@ class Channel(enum.StrEnum):
 
 
 class Delivery(Record):
-    """What a VM's configuration says about handing credentials over.
+    """How a VM's configuration says that credentials reach the guest.
 
-    ``guest_systemd`` is the lowest systemd version the guest may run; it sets the budget of OEM strings.
-    With ``initrd``, sealed credentials do not become OEM strings: they travel in the guest's initrd.
+    ``guest_systemd`` is the lowest systemd version that the guest may run. It sets the OEM strings' limit.
+    With ``initrd``, sealed credentials travel in the guest's initrd and not as OEM strings.
     """
 
     channel: Channel = Channel.API
@@ -152,9 +153,10 @@ class Delivery(Record):
 
 
 class ManifestEntry(Record):
-    """One credential of a generation. The fingerprint is keyed: it tells nothing without the host's key.
+    """One credential of a generation.
 
-    ``digest`` (64 hex digits) binds the value to this entry; see `value_digest`.
+    The fingerprint is keyed: without the host's key, it reveals nothing about the value. ``digest`` (64 hex
+    digits) binds the value to this entry; see `value_digest`.
     """
 
     name: str
@@ -164,12 +166,12 @@ class ManifestEntry(Record):
 
 
 class Manifest(Record):
-    """What a generation holds. It is itself one of the generation's sealed credentials.
+    """The content of a generation. The manifest is itself one of the generation's sealed credentials.
 
-    ``digest`` (64 hex digits) stands for everything that the guest gets; ``run`` is the correlation id
-    (32 hex digits) under which the journal tells this generation's story. ``key`` (64 hex digits) is random,
-    and keys the digests of the values. So whoever can read a manifest can test guesses of the values: only
-    the VM's user, root and the agent may.
+    ``digest`` (64 hex digits) identifies everything that the guest gets. ``run`` (32 hex digits) is the
+    correlation ID of this generation's journal records. ``key`` (64 hex digits) is random and keys the
+    digests of the values. A reader of the manifest can therefore test guesses of the values: only the VM's
+    user, root and the agent may read it.
     """
 
     vm: str
@@ -189,11 +191,11 @@ class Manifest(Record):
         return self.but(credentials=entries, key=key)
 
     def holds(self, entry: ManifestEntry, value: Secret) -> bool:
-        """Whether a value is the one that this manifest was made for under this entry."""
+        """Whether a value is the one to which this manifest binds the entry."""
         return value_digest(self.key, self, entry, value) == entry.digest
 
     def to_bytes(self) -> bytes:
-        """UTF-8 JSON, keys sorted, the same bytes for the same manifest."""
+        """UTF-8 JSON with sorted keys: equal manifests give equal bytes."""
         return _dump(MANIFEST_VERSION, asdict(self))
 
     @classmethod
@@ -204,11 +206,12 @@ class Manifest(Record):
 
 
 class Stamp(Record):
-    """What the launcher reports of one start of its VM.
+    """The launcher's report of one start of its VM.
 
-    The VM's user writes it, so the agent takes it for a hint: it says that the launcher has launched this
-    invocation, and ``other_oem_bytes``, the bytes that OEM strings of others took, so that the agent can
-    tell beforehand whether a new generation still fits. What the VM was started with is evidence of root's.
+    The VM's user writes the stamp, so the agent treats it only as a hint. It says that the launcher has
+    launched this invocation. ``other_oem_bytes`` are the bytes of the VM's OEM strings that are not
+    credferry's: with them, the agent checks beforehand whether a new generation fits. Only root's evidence
+    shows which generation the VM was started with.
     """
 
     vm: str
@@ -236,15 +239,15 @@ def is_credential_name(name: str) -> bool:
 
 
 def is_vm_name(name: str) -> bool:
-    """Whether a name can be a unit's instance, a directory and a journal field's value without escaping."""
+    """Whether a name needs no escaping as a unit's instance, a directory and a journal field's value."""
     return 0 < len(name) <= 64 and _NAME.issuperset(name) and name[0] not in ".-"  # noqa: PLR2004 (HOST_NAME_MAX)
 
 
 def is_powerful_name(name: str) -> bool:
-    """Whether the guest's systemd would let a credential of this name change the guest itself."""
+    """Whether a credential of this name can change the guest itself."""
     if "." not in name:
         return False
-    from credferry.launcher import power  # noqa: PLC0415 (names without a dot do without it)
+    from credferry.launcher import power  # noqa: PLC0415 (names without a dot do not need it)
 
     return power.is_powerful(name)
 
@@ -255,15 +258,15 @@ def value_file(name: str) -> str:
 
 
 def unit_credential(file: str) -> str:
-    """Name of a generation's file in ``$CREDENTIALS_DIRECTORY``; it is sealed under this name, too."""
+    """Name of a generation's file in ``$CREDENTIALS_DIRECTORY``. The agent seals it under the same name."""
     return f"{CREDENTIAL_PREFIX}_{file}"
 
 
 def oem_string(name: str, kind: Kind, value: Secret) -> Secret:
     """The SMBIOS OEM string of a credential, without its NUL.
 
-    Plain values travel as Base64, since no other form survives every version's parser; sealed ones are
-    Base64 already and must stay text, or `LoadCredentialEncrypted=` cannot read them.
+    Plain values travel as Base64, since every version's parser keeps only that form unchanged. Sealed ones
+    are Base64 already and must stay text: `LoadCredentialEncrypted=` cannot read them otherwise.
     """
     if kind is Kind.SEALED:
         return Secret(b"io.systemd.credential:" + name.encode() + b"=" + value.reveal())
@@ -272,14 +275,14 @@ def oem_string(name: str, kind: Kind, value: Secret) -> Secret:
 
 
 def oem_size(strings: Iterable[bytes]) -> int:
-    """Bytes that OEM strings take in the SMBIOS table: each with its NUL."""
+    """Bytes that OEM strings take in the SMBIOS table, each with its NUL."""
     return sum(len(string) + 1 for string in strings)
 
 
 def value_digest(key: str, manifest: Manifest, entry: ManifestEntry, value: Secret) -> str:
-    """What binds a value to its VM, generation, name and kind: 64 hex digits, keyed by the manifest's key.
+    """Digest that binds a value to its VM, generation, name and kind: 64 hex digits, keyed with ``key``.
 
-    Each part is preceded by its length, so no two different lists of parts are the same bytes.
+    Each part follows its length, so different lists of parts never give the same bytes.
     """
     parts = (
         b"credferry value",
@@ -299,12 +302,12 @@ def evidence_name(vm: str, invocation_id: str) -> str:
 
 
 def stamp_path(vm: str, runtime: Path) -> Path:
-    """Where a VM's stamp is, below the system's runtime directory (``/run``)."""
+    """Path of a VM's stamp below ``runtime``, the system's runtime directory (``/run``)."""
     return runtime / RUNTIME_PARENT / vm / STAMP_FILE
 
 
 def write_stamp(directory: str | os.PathLike[str], stamp: Stamp) -> None:
-    """Put a stamp into a runtime directory: whole or not at all, readable by everyone."""
+    """Write a stamp into a runtime directory, whole or not at all, readable by everyone."""
     temporary = os.path.join(directory, f".{STAMP_FILE}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -337,7 +340,7 @@ def _load(what: str, version: int, data: bytes, build: Any) -> Any:  # noqa: ANN
 
 
 def _manifest(fields: dict[str, Any]) -> Manifest:
-    # Manifests sealed before there was an initrd channel say nothing of it.
+    # Manifests that were sealed before the initrd option existed do not have this key.
     delivery = _table({"initrd": False, **fields.pop("delivery")}, Delivery)
     entries = [_table(entry, ManifestEntry) for entry in _list(fields.pop("credentials"))]
     manifest = Manifest(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keeping the values in this process's memory from core dumps, and from other processes of the same user."""
+"""Protects the values in this process's memory from core dumps and from the same user's other processes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import resource
 
 
 def forbid_core_dumps() -> None:
-    """No core of this process, nor of the cloud-hypervisor that it becomes, which holds the values, too.
+    """Forbid core dumps of this process and of the cloud-hypervisor that it becomes: both hold the values.
 
-    Before the first value is read. A handler that the kernel pipes cores to is told the limit and need not
-    mind it; systemd-coredump does.
+    Call it before the first value is read. A handler to which the kernel pipes cores gets the limit, but
+    may ignore it. systemd-coredump respects it.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def hide() -> None:
-    """No core, no debugger and no reader of /proc/PID/mem without CAP_SYS_PTRACE, until an exec undoes it.
+    """Forbid core dumps, and debuggers and readers of /proc/PID/mem without CAP_SYS_PTRACE.
 
-    So it is for the child that stays beside cloud-hypervisor (fs/coredump.c, kernel/ptrace.c, fs/exec.c).
+    An exec undoes this. So it is for the child that stays beside cloud-hypervisor (fs/coredump.c,
+    kernel/ptrace.c, fs/exec.c).
     """
-    import ctypes  # noqa: PLC0415 (3 ms that only the child has time for, while cloud-hypervisor starts)
+    import ctypes  # noqa: PLC0415 (takes 3 ms: only the child has the time, while cloud-hypervisor starts)
 
     pr_set_dumpable = 4
     ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)

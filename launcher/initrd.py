@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Sealed credentials in the initrd: the way past the limits of SMBIOS, and nothing secret on it.
+"""Sealed credentials in the initrd: this way avoids the limits of SMBIOS, and carries nothing in plaintext.
 
 Linux unpacks one cpio archive after another, and PID 1 in an initrd takes ``/.extra/credentials/NAME.cred``
-for encrypted credentials (systemd src/core/import-creds.c, since v251). So a small archive is put behind a
-copy of the VM's initramfs. The copy has no name anywhere: it is opened through the descriptor that
-cloud-hypervisor inherits. A memfd would do, but for Landlock, which takes no rule for one (EBADFD).
+for encrypted credentials (systemd src/core/import-creds.c, since v251). So the launcher appends a small
+archive to a copy of the VM's initramfs. The copy has no name: cloud-hypervisor opens it through a descriptor
+that it inherits. It is not a memfd, since Landlock takes no rule for one (EBADFD).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from credferry.launcher.credentials import Credential
 
 DESCRIPTOR: Final = 99
-"""Number under which cloud-hypervisor has the copy: below the event pipe's, above those of command lines."""
+"""cloud-hypervisor's descriptor for the copy: below the event pipe's, above those of command lines."""
 PATH: Final = f"/proc/self/fd/{DESCRIPTOR}"
 
 _ALIGNMENT: Final = 4
-"""An uncompressed archive that begins elsewhere is "invalid magic" to Linux (init/initramfs.c)."""
+"""Linux refuses an uncompressed archive at other offsets as "invalid magic" (init/initramfs.c)."""
 _DIRECTORIES: Final = (".extra", ".extra/credentials")
 _TRAILER: Final = "TRAILER!!!"
 _CHUNK: Final = 1 << 20
 
 
 def check(credentials: Sequence[Credential]) -> None:
-    """Refuse more than the guest's systemd takes. Raises `LaunchError` (CREDENTIALS)."""
+    """Refuse more bytes than the guest's systemd takes. Raises `LaunchError` (CREDENTIALS)."""
     total = 0
     for credential in credentials:
         total += len(credential.value.reveal())
@@ -50,7 +50,7 @@ def check(credentials: Sequence[Credential]) -> None:
 def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
     """A newc archive (Documentation/driver-api/early-userspace/buffer-format.rst) of ``.extra/credentials``.
 
-    Everything is root's, and 0400. ``files`` are credentials' names with what is to be in them.
+    Root owns all entries; files have mode 0400. ``files`` are the credentials' names and contents.
     """
     entries = [(name, stat.S_IFDIR | 0o755, b"") for name in _DIRECTORIES]
     entries += [(f"{_DIRECTORIES[-1]}/{name}.cred", stat.S_IFREG | 0o400, data) for name, data in files]
@@ -59,9 +59,10 @@ def archive(files: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def attach(initramfs: str, credentials: Sequence[Credential], directory: str | os.PathLike[str]) -> int:
-    """A copy of the initramfs with the credentials behind it, in a file without a name of this directory.
+    """Descriptor of a copy of the initramfs with the credentials appended.
 
-    The descriptor is open for reading and not inheritable. Raises `LaunchError`.
+    The copy is an unnamed file in this directory. The descriptor is open for reading and not inheritable.
+    Raises `LaunchError`.
     """
     extra = archive((credential.name, credential.value.reveal()) for credential in credentials)
     with contextlib.ExitStack() as stack:

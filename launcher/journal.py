@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Records for journald, in its native protocol (systemd docs/JOURNAL_NATIVE_PROTOCOL.md).
 
-A VM never fails to start for want of a journal: no socket, a full one, or none who listens is silence.
+A VM starts even if the journal is unavailable: the launcher drops the record and reports no error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGITS: Final = 16
 
 
 def fields(manifest: Manifest) -> list[tuple[str, str]]:
-    """What tells a generation in every record about it."""
+    """The fields that identify a generation in each record about it."""
     return [
         ("CREDFERRY_VM", manifest.vm),
         ("CREDFERRY_GENERATION", str(manifest.generation)),
@@ -39,7 +39,7 @@ def fields(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def record_launch(manifest: Manifest) -> None:
-    """Tell that the VM was started with this generation."""
+    """Record that the VM was started with this generation."""
     send(
         f"VM {manifest.vm} was started with generation {manifest.generation}",
         message_id=MESSAGE_ID_LAUNCHED,
@@ -49,7 +49,7 @@ def record_launch(manifest: Manifest) -> None:
 
 
 def warn(manifest: Manifest, message: str) -> None:
-    """Tell that something about a VM that was started is not as it should be."""
+    """Record a warning about a VM that was started."""
     send(
         f"VM {manifest.vm}: {message}",
         message_id=MESSAGE_ID_LAUNCH_WARNING,
@@ -66,7 +66,7 @@ def send(
     extra: Iterable[tuple[str, str]] = (),
     path: str = SOCKET,
 ) -> None:
-    """Send one record, or do nothing. The caller sees to it that no field holds a value."""
+    """Send one record, or drop it if that fails. The caller must pass no field that holds a secret value."""
     record = b"".join(
         _field(key, value)
         for key, value in [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""HMAC-SHA256, at a fraction of what the import of `hmac` takes of a VM's start: that loads OpenSSL."""
+"""HMAC-SHA256 without an import of `hmac`, which loads OpenSSL and slows a VM's start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def digest(key: bytes, message: bytes) -> bytes:
 
 
 def _sha256(data: bytes) -> bytes:
-    # Interpreters may be built without these two modules, which are CPython's own.
+    # These two modules are CPython's own. An interpreter may be built without them.
     try:
         from _sha256 import sha256  # type: ignore[import-not-found]  # noqa: PLC0415 (up to 3.11)
     except ImportError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Every limit that credentials meet on their way into a guest, checked before anything starts.
+"""Checks of every limit on a credential's way into the guest, made before anything starts.
 
-A refusal names the credential, the limit and the ways out; never a value, and never its length.
+A refusal names the credential, the limit and the remedies. It never shows a value or a value's length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BODY_MAX: Final = 51_200
 """Bytes of an API request's body up to v53 (micro_http's MAX_PAYLOAD_SIZE, src/server.rs)."""
 BODY_MAX_AFTER_53: Final = 4 << 20
-"""Bytes, since cloud-hypervisor commit 247fa0c1a91f."""
+"""Bytes of an API request's body after v53 (cloud-hypervisor commit 247fa0c1a91f)."""
 _LAST_WITH_SMALL_BODY: Final = 53
 
 ARGUMENT_MAX: Final = 128 << 10
@@ -41,9 +41,9 @@ ARGUMENT_MAX: Final = 128 << 10
 
 _ARCHITECTURE: Final = "x86_64"
 SEALED_START: Final = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a 20000000 01000000 0c000000 10000000")
-"""How a systemd credential begins that a guest's own key sealed: the key type's ID, and the sizes of key,
-block, IV and tag (systemd src/shared/creds-util.c). The agent seals for a guest with this type alone. Any
-other type needs a TPM or a user of the guest, or is the null key, which proves nothing."""
+"""First bytes of a systemd credential that is sealed with a guest's own key: the key type's ID, and the
+sizes of key, block, IV and tag (systemd src/shared/creds-util.c). The agent uses only this type for guests.
+Other types need a TPM or a user of the guest, or use the null key, which proves nothing."""
 _IV_END: Final = 44
 _HEADER: Final = 48
 _METADATA: Final = 20
@@ -54,9 +54,9 @@ _GUEST_STRINGS: Final = ("io.systemd.credential:", "io.systemd.credential.binary
 
 
 def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: Delivery) -> None:
-    """Refuse what would not arrive whole in the guest. Raises `LaunchError` (CREDENTIALS).
+    """Refuse credentials that would not reach the guest complete. Raises `LaunchError` (CREDENTIALS).
 
-    ``existing`` are the OEM strings that the command line has already.
+    ``existing`` are the OEM strings that the command line already has.
     """
     for credential in credentials:
         _check_one(credential, delivery)
@@ -90,7 +90,7 @@ def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: 
 
 
 def check_machine(machine: str) -> None:
-    """Refuse machines on which cloud-hypervisor gives the guest no OEM strings."""
+    """Refuse machines on which cloud-hypervisor has no OEM strings. Raises `LaunchError` (CREDENTIALS)."""
     if machine != _ARCHITECTURE:
         raise _refuse(
             f"cloud-hypervisor has no OEM strings on {machine}",
@@ -99,7 +99,7 @@ def check_machine(machine: str) -> None:
 
 
 def body_max(major: int) -> int:
-    """Bytes that the body of an API request may have."""
+    """The most bytes that this cloud-hypervisor takes as the body of an API request."""
     return BODY_MAX if major <= _LAST_WITH_SMALL_BODY else BODY_MAX_AFTER_53
 
 
@@ -108,7 +108,7 @@ def check_trusted(
 ) -> None:
     """Refuse OEM strings for a confidential guest. Raises `LaunchError` (CREDENTIALS).
 
-    Since v254, a systemd that finds itself in one takes nothing from SMBIOS, as it does not trust the host
+    In a confidential guest, systemd since v254 takes nothing from SMBIOS, as it does not trust the host
     (src/core/import-creds.c). It does take credentials from its initrd.
     """
     word = "--igvm" if is_igvm else _confidential(platform, grammar)
@@ -122,11 +122,11 @@ def check_trusted(
 
 
 def _confidential(platform: str, grammar: Grammar) -> str | None:
-    """The word of a ``--platform`` value that makes the guest a confidential one."""
+    """The ``--platform`` setting that makes the guest confidential, or None."""
     try:
         said = dict(words(platform, grammar))  # the last one counts
     except OptionError:
-        return None  # refused elsewhere
+        return None  # another check refuses this value
     on = (
         key
         for key, value in said.items()
@@ -137,11 +137,11 @@ def _confidential(platform: str, grammar: Grammar) -> str | None:
 
 
 def check_body(size: int, credentials: Sequence[Credential], major: int) -> None:
-    """Refuse a ``vm.create`` of this many bytes, if cloud-hypervisor would. Raises `LaunchError`."""
+    """Refuse a ``vm.create`` body that is too large for cloud-hypervisor. Raises `LaunchError`."""
     limit = body_max(major)
     if size <= limit:
         return
-    # A string of ours takes two quotes and a comma in JSON, and nothing in it is escaped.
+    # In JSON, a credential's string takes two quotes and a comma. None of its characters needs an escape.
     before = size - sum(length + 2 for _, length in _sizes(credentials))
     if before > limit:
         raise _refuse(
@@ -158,7 +158,7 @@ def check_body(size: int, credentials: Sequence[Credential], major: int) -> None
 
 
 def check_arguments(words: Iterable[str]) -> None:
-    """Refuse an argument that the kernel would (`execve` says no more than E2BIG)."""
+    """Refuse an argument that is too long for the kernel, as `execve` would report only E2BIG."""
     option = "an argument"
     for word in words:
         if word.startswith("--"):
@@ -190,12 +190,12 @@ def _check_one(credential: Credential, delivery: Delivery) -> None:
 
 
 def sealed_least(name: str) -> int:
-    """Bytes of the smallest credential that is sealed under a name."""
+    """Bytes of the smallest possible credential that is sealed under this name."""
     return _HEADER + (_METADATA + len(name) + 7) // 8 * 8 + _TAG
 
 
 def _is_sealed(name: str, blob: bytes) -> bool:
-    """Whether this can be a credential that was sealed for the guest under a name, on one line."""
+    """Whether this looks like a credential sealed for the guest under this name, in Base64 on one line."""
     try:
         data = binascii.a2b_base64(blob, strict_mode=True)
     except binascii.Error:
@@ -217,7 +217,7 @@ def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> 
 
 
 def _named(string: str) -> str | None:
-    """The credential that an OEM string is for the guest's systemd; None where it is none."""
+    """Name of the credential that the guest's systemd reads from an OEM string, or None."""
     for prefix in _GUEST_STRINGS:
         if string.startswith(prefix):
             name, equals, _ = string.removeprefix(prefix).partition("=")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What will be started: decided and checked in full before anything happens."""
+"""The plan of a start: all decisions and checks, made before the launcher changes anything."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _LANDLOCK: Final = (
 
 
 class Request(Record):
-    """What is asked for: cloud-hypervisor's arguments without its name, and what surrounds them.
+    """The requested start: cloud-hypervisor's arguments without its name, and their context.
 
-    For VMs from a spec, ``notify`` is the socket for what the guest's systemd says, and ``sockets`` are
-    those that an earlier run may have left; microvm.nix's runner sees to both by itself.
+    For VMs from a spec, ``notify`` is the socket for messages of the guest's systemd, and ``sockets`` are
+    those that an earlier run may have left. microvm.nix's runner handles both by itself.
     """
 
     real: str
@@ -76,9 +76,9 @@ class Endpoint(Record):
 
 
 class Start(Record):
-    """One channel's way to start the VM. ``words`` follow argv[0]; ``shown`` are they, redacted.
+    """How one channel starts the VM. ``words`` follow argv[0]; ``shown`` are the same words, redacted.
 
-    The event monitor is not among them yet: its descriptor is known only at the start.
+    They do not contain ``--event-monitor`` yet: its descriptor is known only at the start.
     """
 
     words: tuple[str, ...] = field(repr=False)
@@ -91,14 +91,14 @@ class Start(Record):
 
 
 class Initrd(Record):
-    """What is put behind a copy of which initramfs; the command names the copy already."""
+    """The initramfs to copy, and the credentials to append. The command line names the copy already."""
 
     initramfs: str
     credentials: tuple[Credential, ...]
 
 
 class Plan(Record):
-    """A start in full. ``events`` is where the command line itself wants the events to go."""
+    """A complete start. ``events`` is the event monitor that the given command line names."""
 
     channel: Channel
     vm: str | None
@@ -114,7 +114,10 @@ class Plan(Record):
 
 
 def make(request: Request, delivered: Delivered | None) -> Plan:
-    """The plan, with every limit checked. Without credentials, the api channel's. Raises `LaunchError`."""
+    """The plan, with every limit checked. Raises `LaunchError`.
+
+    Without credentials, the plan is for the api channel.
+    """
     _check_text(request.argv)
     options = cmdline.parse(request.argv)
     grammar = Grammar.of(request.major)
@@ -157,7 +160,7 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
 def _initrd(
     options: list[Option], credentials: Sequence[Credential], delivery: Delivery
 ) -> tuple[Initrd | None, list[Option]]:
-    """What goes into the initrd, and the command line that names the copy with it."""
+    """The credentials for the initrd, and the options with ``--initramfs`` changed to the extended copy."""
     sealed = tuple(credential for credential in credentials if not delivery.is_oem(credential.kind))
     if not sealed:
         return None, options
@@ -187,7 +190,7 @@ def _by_command(options: Sequence[Option], credentials: Sequence[Credential], gr
 def _by_api(
     options: Sequence[Option], credentials: Sequence[Credential], request: Request, vm: str | None
 ) -> Start:
-    from credferry.launcher.hypervisor import (  # noqa: PLC0415 (the command channel does without it)
+    from credferry.launcher.hypervisor import (  # noqa: PLC0415 (the command channel does not need it)
         vmconfig,
     )
 
@@ -222,7 +225,7 @@ def _document(config: VmConfig, strings: Sequence[str]) -> dict[str, Any]:
 
 
 def _merged(options: Sequence[Option], strings: Sequence[str], grammar: Grammar) -> tuple[str, ...]:
-    """The command line with these strings in its ``--platform``, and nothing else changed."""
+    """The command line with these strings added to its ``--platform``. Nothing else changes."""
     if not strings:
         return tuple(word for option in options for word in option.words)
     words: list[str] = []
@@ -253,7 +256,7 @@ def _existing(platform: str, grammar: Grammar) -> list[str]:
 
 
 def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
-    """Plaintext goes neither into a world-readable argument vector nor into a log."""
+    """Refuse options that would show a plaintext secret in arguments, in a log or on D-Bus."""
     secret = next((c.name for c in delivered.credentials if c.kind is Kind.PLAIN), None)
     if secret is None:
         return
@@ -310,7 +313,7 @@ def _api_socket(options: Sequence[Option], grammar: Grammar) -> Endpoint | None:
     try:
         return _endpoint(value, grammar, "--api-socket")
     except LaunchError:
-        # A bare path: whatever is neither path= nor fd= (cloud-hypervisor main.rs, parse_api_socket).
+        # A value without path= and fd= is a bare path (cloud-hypervisor main.rs, parse_api_socket).
         return Endpoint(value, None)
 
 
@@ -329,6 +332,6 @@ def _endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | No
 
 
 def _descriptor(digits: str) -> int:
-    """A descriptor's number; -1, which the start refuses, for what cannot be one."""
+    """A descriptor's number, or -1 for text that cannot be one. The start refuses -1."""
     number = int(digits) if digits.isascii() and digits.isdigit() else -1
     return number if number <= _DESCRIPTOR_MAX else -1

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Credentials by which whoever sets them changes the guest itself: a table, as of `READ_AT`.
+"""Names of credentials that can change the guest itself: a table, as of `READ_AT`.
 
 A guest's systemd hands a system credential to each unit that imports it by its name. Units import whole
-groups of names, and the groups grow with each release. So every name of such a group counts as powerful,
-known or not. Names that are known and give no power are listed one by one. `contrib/nixos/power.nix` has the
-same table.
+groups of names, and the groups grow with each release. So every name in such a group counts as powerful,
+known or not. `HARMLESS` lists the known names that give no power. `contrib/nixos/power.nix` has the same
+table.
 
 Sources: systemd.system-credentials(7), the ``ImportCredential=`` lines of systemd's units and its callers of
 ``read_credential``; agetty(8) and login(1) of util-linux.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 READ_AT: Final = {"systemd": 262, "util-linux": "2.42"}
-"""The releases that the table was read at."""
+"""The releases that the table describes."""
 
 GROUPS: Final = frozenset(
     {
@@ -49,7 +49,7 @@ GROUPS: Final = frozenset(
         "vmm",  # where the guest's systemd sends its messages
     }
 )
-"""What stands before the first dot of names that programs of the system read."""
+"""The part before the first dot of the names that programs of the guest's system read."""
 
 HARMLESS: Final = frozenset(
     {

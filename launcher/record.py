@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Frozen records: what a frozen, slotted dataclass is, at a fraction of what its import takes.
+"""Frozen records: they work like frozen, slotted dataclasses, but import much faster.
 
-`dataclasses` imports `inspect`, `ast`, `dis` and `re`, and compiles each class's methods from text: 15 ms of
-a VM's start. Here all records share their methods. Type checkers take them for dataclasses.
+`dataclasses` imports `inspect`, `ast`, `dis` and `re`, and compiles each class's methods from text. That
+takes 15 ms of a VM's start. Here, all records share their methods. Type checkers treat them as dataclasses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_said: object) -> object:
-        """Stands for that of `typing`, which is for type checkers alone."""
+        """Replaces `typing.dataclass_transform`, which only type checkers need."""
         return lambda kind: kind
 
 
@@ -31,7 +31,7 @@ class _Field:
 
 
 def field(*, default: Any = _REQUIRED, repr: bool = True) -> Any:  # noqa: A002, ANN401 (as dataclasses has it)
-    """What there is to say of a field beside its type: a default, and that no repr shows it."""
+    """Properties of a field besides its type: a default, and whether the repr shows the field."""
     return _Field(default, shown=repr)
 
 
@@ -52,7 +52,7 @@ class _RecordType(type):
 
 
 class Record(metaclass=_RecordType):
-    """Base of all records, which have no heirs. Equal are those of one class whose values are equal."""
+    """Base of all records. Records are equal if their class and values are. A record has no subclasses."""
 
     if TYPE_CHECKING:
         __match_args__: ClassVar[tuple[str, ...]]
@@ -68,7 +68,7 @@ class Record(metaclass=_RecordType):
             _set(self, name, value)
 
     def _complete(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
-        """A value for each field. Raises `TypeError` for none, two, or one of no field."""
+        """A value for each field. Raises `TypeError` for a missing, repeated or unknown field."""
         names = self.__match_args__
         given = dict(zip(names, values, strict=False))
         whole = {**dict(zip(names, self._defaults, strict=True)), **given, **named}
@@ -103,13 +103,13 @@ class Record(metaclass=_RecordType):
         return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
     def but(self, **changes: object) -> Self:
-        """The same with some values changed."""
+        """A copy of the record with some values changed."""
         make: Callable[..., Self] = type(self)
         return make(**{**{name: getattr(self, name) for name in self.__match_args__}, **changes})
 
 
 def asdict(record: Record) -> dict[str, Any]:
-    """The fields' values by name; those that are records, alone or in a tuple, likewise."""
+    """The fields' values by name. Converts nested records likewise, and tuples to lists."""
     return {name: _plain(getattr(record, name)) for name in record.__match_args__}
 
 

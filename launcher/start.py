@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Becoming cloud-hypervisor: pipe, child, exec.
+"""The start: open a pipe, fork a child, and exec cloud-hypervisor.
 
-The launcher's process is the unit's main process and stays it, as an exec keeps the process. Descriptors
-from 3 up, which microvm.nix opens for macvtap, go to cloud-hypervisor as they are.
+The launcher's process is the unit's main process, and an exec does not change that. Descriptors from 3 up,
+which microvm.nix opens for macvtap, pass to cloud-hypervisor unchanged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from credferry.launcher.spec.notify import Bridge
 
 _EVENTS_FROM: Final = 100
-"""Lowest number for the event pipe: below are those that a command line may name."""
+"""Lowest number for the event pipe. A command line may name lower ones."""
 _NO_INVOCATION: Final = "0" * 32
 _INVOCATION_DIGITS: Final = 32
 
 
 def events_fd_number() -> int:
-    """The number that the event pipe would get now."""
+    """The descriptor number that the event pipe would get now."""
     probe = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         number = fcntl.fcntl(probe, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
@@ -43,7 +43,7 @@ def events_fd_number() -> int:
 
 
 def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn:
-    """Become cloud-hypervisor. Raises `LaunchError` where that cannot be."""
+    """Become cloud-hypervisor. Raises `LaunchError` if that fails."""
     _check_descriptors(plan)
     if plan.initrd is not None:
         _open_initrd(plan.initrd, runtime)
@@ -53,7 +53,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     sink = _open_sink(plan.events)
     stamp = _stamp(plan, delivered)
     with contextlib.suppress(OSError):
-        os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, where the directory is preserved
+        os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, if the unit preserves the directory
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
         _remove_socket(plan.start.api.path)
     reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -82,11 +82,11 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     if plan.channel is Channel.COMMAND:
         task.leave_stamp()
         journal.record_launch(delivered.manifest)
-    # Python ignores these two, and an exec would hand that on.
+    # Python ignores these two signals, and cloud-hypervisor would inherit that through the exec.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
-        os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606 (its trade)
+        os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606 (no shell is wanted)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(runtime, STAMP_FILE))
@@ -114,10 +114,10 @@ def _remove_socket(path: str) -> None:
 
 
 def _be_child(task: Task) -> NoReturn:
-    """Never returns, and never lets an exception with a value in it reach the standard error."""
+    """Run as the child. Never returns, and never prints an exception's text: it may hold a value."""
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # systemd signals the whole unit; the VMM decides when it is over.
+            # systemd signals the whole unit. The child ends only when the VMM ends.
             signal.signal(number, signal.SIG_IGN)
         _keep_only(task)
         hardening.hide()
@@ -126,7 +126,7 @@ def _be_child(task: Task) -> NoReturn:
         )
 
         supervise.run(task)
-    except BaseException as error:  # noqa: BLE001 (whatever it is, its text may hold a value)
+    except BaseException as error:  # noqa: BLE001 (any exception's text may hold a value)
         with contextlib.suppress(BaseException):
             if task.boot is not None:
                 signal.pidfd_send_signal(task.vmm, FAILED_SIGNAL)
@@ -137,7 +137,7 @@ def _be_child(task: Task) -> NoReturn:
 
 
 def _keep_only(task: Task) -> None:
-    """Let go of what the child must not hold: its VMM's end of the pipe, standard input, tap devices."""
+    """Close what the child must not hold: the VMM's end of the pipe, standard input, tap devices."""
     keep = {task.vmm, task.events, task.sink}
     if task.bridge is not None:
         keep |= task.bridge.descriptors
@@ -154,7 +154,7 @@ def _keep_only(task: Task) -> None:
 
 
 def _open_initrd(extended: Initrd, runtime: str) -> None:
-    """Have the extended initramfs under the number by which the command names it."""
+    """Open the extended initramfs under the descriptor number that the command line names."""
     with contextlib.suppress(OSError):
         os.fstat(initrd.DESCRIPTOR)
         raise usage(
@@ -167,7 +167,7 @@ def _open_initrd(extended: Initrd, runtime: str) -> None:
 
 
 def _open_bridge(path: str | None) -> Bridge | None:
-    """Where the guest says that it is up, if the unit's systemd wants to know."""
+    """The bridge for the guest's messages, if the unit has a notification socket. Raises `LaunchError`."""
     target = os.environ.get("NOTIFY_SOCKET")
     if path is None or not target:
         return None
@@ -202,9 +202,10 @@ def _check_descriptor(descriptor: int, option: str) -> None:
 
 
 def _open_sink(events: Endpoint | None) -> int | None:
-    """Where the command line wants the events: the VMM writes to our pipe, and we copy.
+    """Open the event monitor that the command line names: the VMM writes to a pipe, and the child copies.
 
-    Opened as cloud-hypervisor opens it, and not passed on, so that its reader sees the end of the stream.
+    This function opens it as cloud-hypervisor does. The VMM does not inherit it, so the reader sees the end
+    of the stream when the child ends. Raises `LaunchError`.
     """
     if events is None:
         return None

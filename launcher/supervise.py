@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The launcher's child: creates and boots the VM over the API, then watches for guest reboots.
 
-cloud-hypervisor is the unit's main process, so the launcher becomes it and this child does the talking. It
-ends when the VMM does: the VMM's end of the event pipe closes with it, and its pidfd becomes readable.
+cloud-hypervisor is the unit's main process. So the launcher becomes cloud-hypervisor, and this child talks
+to it. The child ends when the VMM ends: the event pipe closes, and the VMM's pidfd becomes readable.
 
-A guest that reboots from inside gets the strings of its first boot again, as cloud-hypervisor keeps the
-configuration (vmm/src/lib.rs, `vm_reboot`). So a reboot ends the VMM, and systemd starts it with fresh ones.
+After a reboot from inside, cloud-hypervisor would give the guest the strings of its first boot again, since
+it keeps the configuration (vmm/src/lib.rs, `vm_reboot`). So the child ends the VMM when the guest reboots,
+and systemd starts the VM with fresh strings.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ _END_SECONDS: Final = 3.0
 _RETRY_MS: Final = 1
 _RETRY_MS_MAX: Final = 100
 _RETRY_LONGER: Final = 1.25
-"""What a VM's start waits too long is then at most a quarter of what it had to wait."""
+"""Factor between two pauses. So a start waits at most a quarter longer than it has to."""
 _ENDED_MS: Final = 5
-"""A VMM whose connection broke may be ending."""
+"""Milliseconds to wait after a broken connection: the VMM may be ending."""
 _TROUBLE_SECONDS: Final = 1.0
-"""Between two tries of what the kernel refused."""
+"""Pause before a retry of what the kernel refused."""
 _REBOOTING: Final = Event("vm", "rebooting")
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
 
 
 class _RefusedError(Exception):
-    """The VM cannot be started, now or ever; the text may be shown."""
+    """A retry cannot start the VM either. The text may be shown."""
 
 
 class _FailedError(Exception):
-    """The VM could not be started this time; the text may be shown."""
+    """This start failed, but a retry may succeed. The text may be shown."""
 
 
 class _GoneError(Exception):
@@ -63,13 +64,13 @@ class _GoneError(Exception):
 
 
 def run(task: Task) -> None:
-    """Do the child's work to its end. Raises nothing with a value in it, and nothing once the VM runs."""
+    """Do all of the child's work. Raises nothing once the VM runs, and never an error that holds a value."""
     if task.boot is None or _is_booted(task, task.boot):
         _watch(task)
 
 
 def _is_booted(task: Task, boot: Boot) -> bool:
-    """Boot the VM. Where that fails, tell why, and end the VMM by the signal that says what may help."""
+    """Boot the VM. If that fails, report why, and end the VMM with the signal that says if a retry helps."""
     try:
         _boot(task, boot)
     except _GoneError:
@@ -91,7 +92,7 @@ def _is_booted(task: Task, boot: Boot) -> bool:
 
 
 class _Tolerate:
-    """Whatever fails is told: once the VM runs, no failure of the launcher's is a reason to end it."""
+    """Reports the first failure and suppresses all: no failure of the launcher may end a running VM."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -138,15 +139,15 @@ def _request(  # noqa: PLR0917 (the parts of one request)
         raise _FailedError(f"cloud-hypervisor did not answer: {error}") from None
     if not answer.good:
         said = f": {_printable(answer.body)}" if boot.quotable else ""
-        # Only vm.boot touches the host: devices, files, sockets. What comes before it is judged by its form,
-        # but for a VM that is to be confined to its files.
+        # Only vm.boot touches the host's devices, files and sockets: a retry of it may succeed. Earlier
+        # requests fail only because of their form, unless vm.create confines the VM to its files.
         touches = endpoint == _BOOT or boot.confines
         refused = _FailedError if touches else _RefusedError
         raise refused(f"cloud-hypervisor refused {endpoint} with status {answer.status}{said}")
 
 
 def _connect(task: Task, deadline: float) -> socket:
-    """A connection to this VMM's own socket: a listener from before it would get the secrets otherwise."""
+    """A connection to this VMM's own socket, checked so that no earlier listener gets the secrets."""
     assert task.socket is not None  # noqa: S101 (the api channel always has one)
     problem = "nobody listens"
     pause: float = _RETRY_MS
@@ -167,7 +168,7 @@ def _connect(task: Task, deadline: float) -> socket:
 
 
 def _watch(task: Task) -> None:
-    """Watch the VMM until it ends, and end it when its guest reboots. Raises nothing."""
+    """Watch the VMM until it ends. End it when its guest reboots. Raises nothing."""
     parser = EventParser()
     has_rebooted = False
     guard = _Tolerate(task)
@@ -193,7 +194,7 @@ def _watch(task: Task) -> None:
 
 
 def _read(task: Task) -> bytes:
-    """What the VMM says next of its events; nothing once it has ended."""
+    """The next piece of the VMM's event stream, or empty bytes once the VMM has ended."""
     poll = select.poll()
     poll.register(task.events, select.POLLIN)
     poll.register(task.vmm, select.POLLIN)
@@ -201,7 +202,7 @@ def _read(task: Task) -> bytes:
 
 
 def _wait(task: Task, poll: select.poll) -> set[int]:
-    """Which of the VMM's descriptors are readable; meanwhile, what the guest says is passed on."""
+    """Wait until a VMM's descriptor is readable; pass the guest's messages on meanwhile."""
     own = {task.events, task.vmm}
     while True:
         theirs = task.bridge.wanted if task.bridge is not None else set()
@@ -218,14 +219,14 @@ def _wait(task: Task, poll: select.poll) -> set[int]:
 
 
 def _copy(task: Task, data: bytes) -> None:
-    """Pass the events on. As with cloud-hypervisor itself, what a slow reader has no room for is lost."""
+    """Pass the events on. A slow reader loses events, as it would with cloud-hypervisor itself."""
     if task.sink is not None:
         with contextlib.suppress(OSError):
             os.write(task.sink, data)
 
 
 def _end(task: Task) -> None:
-    """End the VMM: as gently as it lets us."""
+    """End the VMM: over the API if possible, then with SIGTERM, then with SIGKILL."""
     if task.socket is not None:
         deadline = time.monotonic() + _END_SECONDS
         with contextlib.suppress(OSError, api.ApiError):

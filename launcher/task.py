@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the child beside cloud-hypervisor is told: made before the fork, so apart from what it imports."""
+"""The task of the child beside cloud-hypervisor: made before the fork, so apart from the child's imports."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from credferry.launcher.spec.notify import Bridge
 
 REFUSED_SIGNAL: Final = signal.SIGUSR2
-"""Ends the VMM where starting it again cannot help, so that ``RestartPreventExitStatus=SIGUSR2`` can name
-it: no program here uses it otherwise, it is deadly by default, and leaves no core."""
+"""Ends the VMM if a restart cannot help: ``RestartPreventExitStatus=SIGUSR2`` names this signal. No other
+program here uses it. By default, it ends the process and leaves no core."""
 FAILED_SIGNAL: Final = signal.SIGUSR1
-"""Ends it where the next try may do better: a tap device still busy, a virtiofsd not up yet. ``Restart=``
-applies, as it would if cloud-hypervisor had been given its command line and had ended with an error."""
+"""Ends the VMM if a retry may succeed, for example after a busy tap device or before virtiofsd is up.
+``Restart=`` applies, as it does if cloud-hypervisor itself ends with an error."""
 
 
 class Socket(Record):
-    """The VMM's API socket; ``listener`` is who must have made it listen, if that is known."""
+    """The VMM's API socket. ``listener`` is the PID that must have made it listen, or None if unknown."""
 
     path: str
     listener: int | None
 
 
 class Boot(Record):
-    """What the api channel has to do. ``quotable``: an answer's text cannot hold a secret.
+    """The api channel's work. ``quotable``: an answer's text cannot hold a secret.
 
-    ``confines``: ``vm.create`` opens the VM's files to confine the VM to them, and fails for want of one.
+    ``confines``: ``vm.create`` opens the VM's files to confine the VM to them, and fails if one is missing.
     """
 
     body: Secret
@@ -45,7 +45,7 @@ class Boot(Record):
 
 
 class Task(Record):
-    """All that the child needs; descriptors are its own. ``notes`` are for the journal, once the VM runs."""
+    """All that the child needs. The child writes ``notes`` to the journal once the VM runs."""
 
     manifest: Manifest
     stamp: Stamp
@@ -59,7 +59,7 @@ class Task(Record):
     notes: tuple[str, ...] = ()
 
     def leave_stamp(self) -> None:
-        """Leave the stamp. It is a hint to the agent, so a VM runs on where it cannot be written."""
+        """Write the stamp. It is only a hint to the agent: if this fails, the VM runs on, with a warning."""
         try:
             write_stamp(self.runtime, self.stamp)
         except OSError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What root's helpers of a VM read and run: only what nobody but root can have put there.
+"""Path checks for root's helpers of a VM: they read and run only files that root alone can change.
 
-A VM's user must not decide what root does. So each component of the path, and of the targets of links on
-it, belongs to root and is not writable for others. A sticky directory such as /tmp may be writable: only
-root can replace root's entries there. Then only root can change what the path leads to, before this check
+A VM's user must not decide what root does. So root must own each component of the path, and of the targets
+of links on it. Other users must not have write access. A sticky directory such as /tmp may be writable:
+only root can replace root's entries there. So only root can change what the path leads to, before the check
 and after it.
 """
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from typing import Final
 
 _LINKS_MAX: Final = 40
-"""As the kernel has it (MAXSYMLINKS)."""
+"""The kernel's limit (MAXSYMLINKS)."""
 _DIRECTORY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_file(path: str) -> int:
-    """A descriptor of a regular file that only root can have put there; without root, of any file.
+    """A descriptor of a regular file that only root can change. Without root, opens any file unchecked.
 
-    Raises `LaunchError` (USAGE), which names the component that somebody else can change, and `OSError`.
+    Raises `LaunchError` (USAGE), which names the component that another user can change, and `OSError`.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     if os.geteuid() != 0:
@@ -43,9 +43,9 @@ def open_file(path: str) -> int:
 
 
 def check_directory(path: str) -> None:
-    """Refuse a directory in which, or on the way to which, somebody but root can change entries.
+    """Refuse a directory if a user other than root can change entries in it or on the path to it.
 
-    Does nothing without root. Raises `LaunchError` (USAGE), and `OSError`.
+    Does nothing without root. Raises `LaunchError` (USAGE) and `OSError`.
     """
     if os.geteuid() != 0:
         return
@@ -58,7 +58,7 @@ def check_directory(path: str) -> None:
 
 
 def _walk(path: str) -> int:
-    """A descriptor (O_PATH) of what a path leads to, each component judged when it is opened."""
+    """A descriptor (O_PATH) of the path's target. Checks each component when it opens it."""
     left = os.path.abspath(path).split("/")[:0:-1]
     opened = [os.open("/", _DIRECTORY)]
     links = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""cloud-hypervisor's REST API over its AF_UNIX socket: one request a connection, deadlines on all.
+"""cloud-hypervisor's REST API over its AF_UNIX socket: one request per connection, each with a deadline.
 
-Its server (micro_http) takes lines of up to 1,024 bytes and a body of ``Content-Length``; descriptors come
-with the first bytes (SCM_RIGHTS).
+Its server (micro_http) takes lines of up to 1,024 bytes and a body of ``Content-Length`` bytes. Descriptors
+travel with the first bytes (SCM_RIGHTS).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class ApiError(Exception):
 
 
 class Answer(Record):
-    """What cloud-hypervisor said. The body can quote the VM's configuration, secrets and all."""
+    """cloud-hypervisor's answer. The body can quote the VM's configuration, including its secrets."""
 
     status: int
     body: bytes = field(repr=False)
 
     @property
     def good(self) -> bool:
-        """Whether it did what it was asked."""
+        """Whether the request succeeded."""
         return self.status in _GOOD
 
 
 def connect(path: str, deadline: float) -> socket.socket:
-    """A connection. Raises `OSError` at once where nobody listens (yet)."""
+    """A connection to the socket at ``path``. Raises `OSError` at once if no process listens there (yet)."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.settimeout(_left(deadline))
@@ -58,7 +58,7 @@ def connect(path: str, deadline: float) -> socket.socket:
 
 
 def listener_pid(connection: socket.socket) -> int:
-    """The process that made the socket listen; an exec in between does not change it (SO_PEERCRED)."""
+    """PID of the process that made the socket listen. A later exec does not change it (SO_PEERCRED)."""
     size = struct.calcsize("3i")
     pid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
     return pid
@@ -67,7 +67,7 @@ def listener_pid(connection: socket.socket) -> int:
 def put(
     connection: socket.socket, endpoint: str, *, deadline: float, body: bytes = b"", fds: Sequence[int] = ()
 ) -> Answer:
-    """Send one PUT and return the answer; closes the connection. Raises `ApiError`.
+    """Send one PUT, return the answer, and close the connection. Raises `ApiError`.
 
     ``deadline`` is a time of `time.monotonic`.
     """
@@ -90,7 +90,7 @@ def put(
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     rights = struct.pack(f"{len(fds)}i", *fds)
     sent = connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else [])
-    # Not an empty send: that fails where the answer has come already and the connection is closed.
+    # An empty send would fail if the answer has already come and the connection is closed.
     if data[sent:]:
         connection.sendall(data[sent:])
 
@@ -102,7 +102,7 @@ def _send_all(connection: socket.socket, data: bytes, deadline: float) -> None:
     try:
         connection.sendall(data)
     except (BrokenPipeError, ConnectionResetError):
-        return  # An answer may be there all the same: a body over the limit is refused before it is read.
+        return  # There may still be an answer: the server refuses a body over the limit before it reads it.
 
 
 def _receive(connection: socket.socket, deadline: float) -> Answer:
@@ -131,7 +131,7 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
 
 
 def _length(head: bytes) -> int:
-    """Bytes of the body: none where the head does not say."""
+    """Bytes of the body, or 0 if the head does not say."""
     said = _LENGTH.search(head)
     if said is None:
         return 0
@@ -142,7 +142,7 @@ def _length(head: bytes) -> int:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until the deadline. Raises `TimeoutError` at it."""
+    """Seconds until the deadline. Raises `TimeoutError` once the deadline is reached."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

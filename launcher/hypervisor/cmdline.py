@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A cloud-hypervisor argument vector, taken apart as its own command line parser (clap) does.
+"""Splits a cloud-hypervisor argument vector into options, as its own command line parser (clap) does.
 
-How many values an option takes: cloud-hypervisor src/main.rs, `get_cli_options_sorted`. Refusals name
-the option and never a value.
+Source for the number of values of each option: cloud-hypervisor src/main.rs, `get_cli_options_sorted`.
+Refusals name the option and never a value.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ VERBOSE: Final = "-v"
 
 
 class Option(Record):
-    """One occurrence of an option: its name without dashes, its values, and the words it was written as."""
+    """One occurrence of an option: its name without dashes, its values, and its original words."""
 
     name: str
     values: tuple[str, ...] = field(repr=False)
@@ -81,7 +81,7 @@ class Option(Record):
 
     @property
     def known(self) -> bool:
-        """Whether it is known how many values the option takes."""
+        """Whether this module knows how many values the option takes."""
         return self.name in SWITCHES | SINGLE | LISTS | OPTIONAL_VALUE or self.is_verbose
 
     @property
@@ -98,8 +98,8 @@ class Option(Record):
 def parse(argv: Sequence[str]) -> list[Option]:
     """The options of an argument vector without its program name, in order.
 
-    What cloud-hypervisor's own parser refuses about known options is refused here: a missing value, too
-    many values, an option given more than once. Options that are not known keep all their words.
+    For known options, raises `LaunchError` (USAGE) where cloud-hypervisor's own parser would refuse them: a
+    missing value, too many values, an option given more than once. Unknown options keep all their words.
     """
     options: list[Option] = []
     seen: set[str] = set()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The stream of ``--event-monitor``, parsed as it comes.
+"""Parser for the stream of ``--event-monitor``.
 
-cloud-hypervisor writes one pretty-printed JSON object an event, over several lines and with blank lines
-between (event_monitor/src/lib.rs), and reads come in any pieces. Garbage is skipped; what is kept of an
-unfinished event is bounded.
+cloud-hypervisor writes one pretty-printed JSON object per event, over several lines and with blank lines
+between events (event_monitor/src/lib.rs). A read may return any piece of the stream. The parser skips
+garbage, and limits how much of an unfinished event it keeps.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from typing import Final
 
 _EVENT_MAX: Final = 64 << 10
-"""Bytes of one event; real ones have a few hundred."""
+"""The most bytes of one event. Real events have a few hundred."""
 
 
 class Event(Record):
-    """Something that happened in the VMM: ``vm`` ``rebooting``, for one."""
+    """An event of the VMM, such as ``vm`` ``rebooting``."""
 
     source: str
     name: str
 
 
 class EventParser:
-    """Takes the stream in pieces and gives the events that they complete."""
+    """Takes the stream in pieces and returns each event when it is complete."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -42,7 +42,7 @@ class EventParser:
         events: list[Event] = []
         for byte in data:
             if byte == ord("{") and self._line_start:
-                # Within an event, cloud-hypervisor indents: whatever was held is cut off or garbage.
+                # cloud-hypervisor indents lines within an event: the kept bytes are incomplete or garbage.
                 self._reset()
             self._line_start = byte == ord("\n")
             if not self._depth and byte != ord("{"):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""cloud-hypervisor's option grammar: parse, merge, render, as each version's own parser does it.
+"""cloud-hypervisor's option grammar: parse, merge and render, as each version's own parser reads it.
 
 Source of the grammar: cloud-hypervisor option_parser/src/lib.rs. It changed once, in v48.0 (commit
-9825397350aa): until then quotes were dropped when the option was split and lists were split at every
-comma; since then quotes stay in list elements, and brackets and quotes protect commas there.
+9825397350aa). Before, the parser dropped quotes when it split the option, and split lists at every comma.
+Since then, quotes stay in list elements, and brackets and quotes protect commas there.
 
-There is no escape for a comma, so not every string can be written down: a merge is read back and refused
-where the parser would make something else of it. No error of this module quotes an option's value.
+The grammar has no escape for a comma, so it cannot express every string. A merge therefore reads its result
+back, and refuses it if the parser would read something different. No error of this module quotes a value.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WHITESPACE: Final = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-"""What Rust's ``str::trim`` takes off (Unicode White_Space); ``str.strip`` takes four characters more."""
+"""What Rust's ``str::trim`` removes (Unicode White_Space). ``str.strip`` removes four more characters."""
 
 OEM_STRINGS: Final = "oem_strings"
 
 
 class Grammar(enum.Enum):
-    """Which of the two parsers reads the option."""
+    """Version of the parser that reads the option."""
 
     UP_TO_47 = 47
     FROM_48 = 48
@@ -40,7 +40,7 @@ class Grammar(enum.Enum):
 
 
 class Fault(enum.Enum):
-    """Why cloud-hypervisor would refuse an option; or why a merge is refused before it sees it."""
+    """Why cloud-hypervisor would refuse an option, or why this module refuses to merge it."""
 
     SYNTAX = "quotes or brackets do not match, or a key has no value"
     UNKNOWN_KEY = "it has a key that this cloud-hypervisor does not know"
@@ -50,7 +50,7 @@ class Fault(enum.Enum):
 
 
 class OptionError(ValueError):
-    """An option that is refused. The text says why and never what stands in the option."""
+    """A refused option. The text says why, and never quotes the option's content."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.value)
@@ -63,7 +63,7 @@ def split_commas(text: str, grammar: Grammar) -> list[str]:
 
 
 def _split(text: str, grammar: Grammar) -> list[tuple[str, str]]:
-    """Each piece as the parser sees it, and as it was written (they differ in quotes up to v47)."""
+    """Each piece as the parser reads it and as it was written. Up to v47, they differ in quotes."""
     drop_quotes = grammar is Grammar.UP_TO_47
     pieces: list[tuple[str, str]] = []
     seen: list[str] = []
@@ -93,7 +93,7 @@ def _split(text: str, grammar: Grammar) -> list[tuple[str, str]]:
 
 
 def parse(text: str, keys: Container[str], grammar: Grammar) -> dict[str, str]:
-    """Raw values by key; of a repeated key the last one, as cloud-hypervisor has it.
+    """Raw values by key. The last value of a repeated key counts, as in cloud-hypervisor.
 
     Raises `OptionError` (SYNTAX, UNKNOWN_KEY).
     """
@@ -119,7 +119,7 @@ def words(text: str, grammar: Grammar) -> list[tuple[str, str | None]]:
 
 
 def plain(value: str, grammar: Grammar) -> str:
-    """A value with its quotes taken off: in quotes, ``""`` stands for one quote (from v48 on)."""
+    """A value without its quotes. From v48 on, ``""`` within quotes stands for one quote."""
     if grammar is Grammar.UP_TO_47:
         return value
     out: list[str] = []
@@ -137,10 +137,10 @@ def plain(value: str, grammar: Grammar) -> str:
 
 
 def render(values: Mapping[str, str], grammar: Grammar) -> str:
-    """An option that this grammar's parser reads as these values; inverse of `parse` and `plain`.
+    """The option's text, which this grammar's parser reads as these values; inverse of `parse` and `plain`.
 
-    What is between brackets, being a list, is left as it is. Raises `OptionError` (UNFAITHFUL) for what
-    cannot be written down, which up to v47 is everything with a comma, a bracket or a quote.
+    Leaves lists, which stand in brackets, as they are. Raises `OptionError` (UNFAITHFUL) for values that the
+    grammar cannot express: up to v47, these are all values with a comma, a bracket or a quote.
     """
     rendered = ",".join(f"{key}={_quoted(value, grammar)}" for key, value in values.items())
     try:
@@ -171,15 +171,15 @@ def string_list(value: str, grammar: Grammar) -> list[str]:
 
 
 def oem_strings(platform: str, grammar: Grammar) -> list[str]:
-    """The OEM strings of a ``--platform`` value. Raises `OptionError`, also where they are given twice."""
+    """The OEM strings of a ``--platform`` value. Raises `OptionError`, also if they are given twice."""
     return _strings(_pieces(platform, grammar), grammar)
 
 
 def merge_oem_strings(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
-    """The ``--platform`` value with more OEM strings after those that it has.
+    """The ``--platform`` value with these OEM strings added after its own.
 
-    All else in it stays as it was written. The result is read back: it gives exactly the strings that
-    were there and then the new ones, or `OptionError` (UNFAITHFUL) is raised.
+    Everything else in it stays as it was written. This function reads the result back. It raises
+    `OptionError` (UNFAITHFUL) unless that gives exactly the old strings and then the new ones.
     """
     pieces = _pieces(platform, grammar)
     wanted = [*_strings(pieces, grammar), *strings]

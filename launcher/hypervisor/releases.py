@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which releases of cloud-hypervisor take which option, and what their API does not take: as data.
+"""Tables of the releases of cloud-hypervisor that take an option, and of options that the API does not take.
 
-Source: the parsers in cloud-hypervisor vmm/src/config.rs and cloud-hypervisor/src/main.rs, tags v46.0 to
-v53.0 and main of 2026-08 compared. A key is an option and one of its keys; ``""`` is the option itself.
+Source: the parsers in cloud-hypervisor vmm/src/config.rs and cloud-hypervisor/src/main.rs, compared for the
+tags v46.0 to v53.0 and main of 2026-08. The tables' keys are pairs of an option and one of its keys; ``""``
+means the option itself.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ SINCE: Final[dict[tuple[str, str], int]] = {
     ("rng", "pci_segment"): 52,
     ("console", "pci_segment"): 52,
 }
-"""The first release that takes a key of an option (``""``: the option itself); all others are older."""
+"""The first release that takes an option's key (``""``: the option itself). Other keys are older."""
 
 LAST: Final[dict[tuple[str, str], int]] = {("sgx-epc", ""): 47, ("numa", "sgx_epc_sections"): 47}
-"""The last release that takes it."""
+"""The last release that takes an option's key (``""``: the option itself)."""
 
 _BUILT_IN: Final = "the API silently ignores it where cloud-hypervisor was built without it"
 REFUSED: Final[dict[tuple[str, str], str]] = {
@@ -94,4 +95,4 @@ REFUSED: Final[dict[tuple[str, str], str]] = {
     ("platform", "iommufd_fd"): "vm.create drops descriptors",
     ("device", "fd"): "vm.create drops descriptors",
 }
-"""What does not go through the API, and why."""
+"""Options and keys that the launcher does not send through the API, and why."""

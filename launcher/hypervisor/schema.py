@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What each of cloud-hypervisor's options may hold, what JSON calls it, and since which release: as data.
+"""Tables of cloud-hypervisor's options: the keys of each option, their names in JSON, their converters.
 
-Source: the parsers in cloud-hypervisor vmm/src/config.rs and the structs in vmm/src/vm_config.rs, tags
-v46.0 to v53.0 and main of 2026-08 compared.
+Source: the parsers in cloud-hypervisor vmm/src/config.rs and the structs in vmm/src/vm_config.rs, compared
+for the tags v46.0 to v53.0 and main of 2026-08.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BACKING: Final[Keys] = {
 }
 
 IGNORED: Final = ""
-"""The JSON name of a key that the command line's parser takes and does nothing with."""
+"""The JSON name of a key that the command line's parser accepts and ignores."""
 
 OPTIONS: Final[dict[str, Keys]] = {
     "cpus": {
@@ -188,7 +188,7 @@ OPTIONS: Final[dict[str, Keys]] = {
 }
 
 MODES: Final = {"off": "Off", "pty": "Pty", "tty": "Tty", "null": "Null", "file": "File", "socket": "Socket"}
-"""Of consoles, in the order in which the parser looks for them."""
+"""Modes of consoles, in the order in which the parser looks for them."""
 
 FORCED: Final[dict[str, dict[str, Json]]] = {
     "cpus": {"boot_vcpus": 1},
@@ -197,7 +197,7 @@ FORCED: Final[dict[str, dict[str, Json]]] = {
     "balloon": {"size": 0},
     "rng": {"src": "/dev/urandom"},
 }
-"""What the command line's parser fills in and JSON requires."""
+"""Defaults of the command line's parser for keys that JSON requires."""
 
 REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "memory-zone": ("id",),
@@ -262,4 +262,4 @@ VMM_OWNED: Final = frozenset(
         "seccomp",
     }
 )
-"""Options that an idle cloud-hypervisor takes; they stay on its command line."""
+"""Options that stay on cloud-hypervisor's command line when it starts without a VM."""

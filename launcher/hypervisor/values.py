@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Values of cloud-hypervisor's options, converted to what its JSON interface wants in their place.
+"""Converts values of cloud-hypervisor's options to the values that its JSON interface takes.
 
 Source of each conversion: cloud-hypervisor option_parser/src/lib.rs and the `FromStr` of each type in
-vmm/src/config.rs. A converter raises `ValueError` (`OptionError` is one) for what the parser would
-refuse; the text never holds the value.
+vmm/src/config.rs. A converter raises `ValueError` (`OptionError` is one) if the parser would refuse the
+value. The error's text never holds the value.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _VIRTIO_TYPES: Final = {
 """Names of virtio device types (`GenericVhostUserConfig::parse`), numbered as in linux/virtio_ids.h."""
 _VIRTIO_UNSUPPORTED: Final = frozenset({_VIRTIO_TYPES["watchdog"], _VIRTIO_TYPES["iommu"]})
 _LIST_MAX: Final = 65_536
-"""Elements of all integer lists of a value: a bound, so that ``0-99999999999`` does not eat the memory."""
+"""The most elements of all integer lists of a value: ``0-99999999999`` must not use up the memory."""
 
 
 def _refused() -> OptionError:
@@ -94,7 +94,7 @@ def _refused() -> OptionError:
 
 
 def text(value: str, grammar: Grammar) -> Json:
-    """A string, as it is."""
+    """A string, without its quotes."""
     return plain(value, grammar)
 
 
@@ -132,7 +132,7 @@ def strings(value: str, grammar: Grammar) -> Json:
 
 
 def choice(**names: str) -> Converter:
-    """One of a few words (``_`` stands for ``-``), in any case, to the name that JSON has for it."""
+    """A converter from one of these words (``_`` stands for ``-``), in any case, to its name in JSON."""
     table = {word.replace("_", "-"): name for word, name in names.items()}
 
     def convert(value: str, grammar: Grammar) -> Json:
@@ -145,7 +145,7 @@ def choice(**names: str) -> Converter:
 
 
 def pairs(first: str, second: str, *, many: bool) -> Converter:
-    """A list like ``[0@[1-2],1@[3]]``, each pair an object with these two keys."""
+    """A converter for a list like ``[0@[1-2],1@[3]]``: each pair becomes an object with these two keys."""
 
     def convert(value: str, grammar: Grammar) -> Json:
         trimmed = value.strip(WHITESPACE)
@@ -154,7 +154,7 @@ def pairs(first: str, second: str, *, many: bool) -> Converter:
         out: list[Json] = []
         room = _LIST_MAX
         for pair in split_commas(trimmed[1:-1], grammar):
-            # Blanks around a pair: since cloud-hypervisor 54, and harmless before.
+            # cloud-hypervisor takes blanks around a pair since 54; before, they do no harm.
             left, at, right = pair.strip(WHITESPACE).partition("@")
             if not at:
                 raise _refused()
@@ -176,14 +176,14 @@ def topology(value: str, grammar: Grammar) -> Json:
 
 
 def cpu_features(value: str, grammar: Grammar) -> Json:
-    """A list of CPU features; there is one."""
+    """A list of CPU features. Only ``amx`` exists."""
     if set(string_list(value, grammar)) != {"amx"}:
         raise _refused()
     return {"amx": True}
 
 
 def virtio_type(value: str, grammar: Grammar) -> Json:
-    """A virtio device's type, by number or by name; two of them cloud-hypervisor cannot have."""
+    """A virtio device's type, by number or by name. cloud-hypervisor does not support two of them."""
     word = plain(value, grammar)
     number = _VIRTIO_TYPES.get(word) or (_number(word) if word[:1] in set("123456789") else 0)
     if not number or number in _VIRTIO_UNSUPPORTED:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which cloud-hypervisor is it? Option grammar, names and limits differ between releases.
+"""The version of a cloud-hypervisor binary: option grammar, names and limits differ between releases.
 
-Asking takes 5 ms, and 50 where the binary is not in memory yet. Where the unit has a cache directory
-(``CacheDirectory=``), the answer is kept there for as long as the file stays the same.
+``--version`` takes 5 ms, or 50 ms if the binary is not in memory yet. If the unit has a cache directory
+(``CacheDirectory=``), the launcher keeps the answer there until the binary changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CACHE_FILE: Final = "hypervisor-version"
 
 
 def parse(text: str) -> tuple[str, int] | None:
-    """``53.0`` and 53, from ``53.0``, ``v53.0`` or what ``--version`` prints."""
+    """``53.0`` and 53, from ``53.0``, ``v53.0`` or the output of ``--version``; None for other text."""
     text = text.lstrip().removeprefix("cloud-hypervisor ").removeprefix("v")
     end = _after_digits(text, 0, _MAJOR_DIGITS)
     if not end:
@@ -41,13 +41,13 @@ def parse(text: str) -> tuple[str, int] | None:
 
 
 def _after_digits(text: str, start: int, most: int) -> int:
-    """Where the digits end that begin there, or so many of them."""
+    """Index after the digits that begin at ``start``, of which at most ``most`` count."""
     ahead = text[start : start + most]
     return start + len(ahead) - len(ahead.lstrip("0123456789"))
 
 
 def ask(real: str, cache: str | os.PathLike[str] | None = None) -> tuple[str, int]:
-    """Version and major version of a binary, from ``--version``, or from this directory's record of it.
+    """Version and major version of a binary, from ``--version`` or from the record in ``cache``.
 
     Raises `LaunchError` (HYPERVISOR).
     """
@@ -67,7 +67,7 @@ def ask(real: str, cache: str | os.PathLike[str] | None = None) -> tuple[str, in
 
 
 def _identity(real: str) -> str:
-    """What changes when the binary does, on one line."""
+    """One line that changes when the binary changes: its path, inode, size and modification time."""
     path = os.path.realpath(real)
     status = os.stat(path)
     return f"{path!r} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
@@ -122,8 +122,8 @@ def _ask(real: str) -> tuple[str, int]:
 
 
 def _run(real: str) -> str | None:
-    """What it prints; None where that does not end in time. Raises `OSError`."""
-    import select  # noqa: PLC0415 (where nobody has said which it is)
+    """The output of ``--version``, or None if none comes in time. Raises `OSError`."""
+    import select  # noqa: PLC0415 (only if the version is not known already)
     import signal  # noqa: PLC0415 (likewise)
     import time  # noqa: PLC0415 (likewise)
 
@@ -157,6 +157,6 @@ def _run(real: str) -> str | None:
             output += data
     finally:
         os.close(reading)
-        os.kill(pid, signal.SIGKILL)  # It has said all it was asked; a zombie does not mind.
+        os.kill(pid, signal.SIGKILL)  # No effect if the program has ended already: it is a zombie.
         os.waitpid(pid, 0)
     return output.decode(errors="replace") if output or has_ended else None

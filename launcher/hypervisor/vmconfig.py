@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A cloud-hypervisor command line → the ``vm.create`` document, and what is left for an idle VMM.
+"""Converts a cloud-hypervisor command line to the ``vm.create`` document and an idle VMM's own options.
 
-The document holds the keys that the command line sets and those that the command line's parser fills
-in while JSON requires them; everything else has the same default on both ways in. An option that is not
-known is refused by name: leaving it out would start another VM.
+The document holds the keys that the command line sets. It also holds the keys that JSON requires and for
+which the command line's parser has a default. All other keys have the same default in both. This module
+refuses an unknown option by name: without the option, the VM would be a different one.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ZONES_INHERIT_SINCE: Final = 52
 
 
 class AddNet(Record):
-    """A network device that goes through ``vm.add-net``, as ``vm.create`` drops descriptors."""
+    """A network device to add with ``vm.add-net``, as ``vm.create`` drops descriptors."""
 
     config: Document
     fds: tuple[int, ...]
 
 
 class VmConfig(Record):
-    """A command line, taken apart: the document, the networks to add after it, the idle VMM's own words."""
+    """A converted command line: the document, the networks to add after it, the idle VMM's own words."""
 
     document: Document
     add_net: tuple[AddNet, ...]
@@ -74,7 +74,7 @@ def convert(options: Sequence[Option], major: int) -> VmConfig:
         parts.document["payload"] = parts.payload
     _add_zones(parts, major)
     _validate(parts.document, major)
-    # Devices keep their order: from the first that needs a descriptor on, all networks are added later.
+    # To keep the devices' order, all networks from the first with a descriptor on are added later.
     first = next((index for index, net in enumerate(parts.nets) if "fds" in net), len(parts.nets))
     if parts.nets[:first]:
         parts.document["net"] = parts.nets[:first]
@@ -115,7 +115,7 @@ def _add_zones(parts: _Parts, major: int) -> None:
 
 
 def _validate(document: Document, major: int) -> None:
-    """What the command line refuses at once and ``vm.create`` would leave to ``vm.boot``."""
+    """Refuse what the command line refuses at once, and what over the API only ``vm.boot`` would refuse."""
     payload = document.get("payload", {})
     if "firmware" in payload:
         if "kernel" in payload:

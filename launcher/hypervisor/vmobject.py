@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One option's value → the object that stands for it in the ``vm.create`` document.
+"""Converts one option's value to its object in the ``vm.create`` document.
 
-What cloud-hypervisor's own parser would refuse is refused, as ``vm.create`` ignores keys that it does not
-know. Refusals name option and key, and never a value.
+This module refuses what cloud-hypervisor's own parser would refuse, as ``vm.create`` ignores unknown keys.
+Refusals name option and key, and never a value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEY_MAX: Final = 32
 
 
 def build(name: str, value: str, major: int) -> Object:
-    """The object of one value of option `name`, for this major version. Raises `LaunchError` (USAGE)."""
+    """The object for one value of option `name` in this major version. Raises `LaunchError` (USAGE)."""
     check_known(name, "", major)
     grammar = Grammar.of(major)
     try:
@@ -60,7 +60,7 @@ def build(name: str, value: str, major: int) -> Object:
 
 
 def check_known(name: str, key: str, major: int) -> None:
-    """Refuse what this cloud-hypervisor does not take (any more), and what the API cannot take."""
+    """Refuse an option or key that this cloud-hypervisor's release or its API does not take."""
     what = f"--{name}: {key}" if key else f"--{name}"
     if (name, key) in releases.REFUSED:
         raise usage(f"{what} does not go through the API: {releases.REFUSED[name, key]}", WAY_OUT)
@@ -75,7 +75,7 @@ def check_known(name: str, key: str, major: int) -> None:
 def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> None:
     check_known(name, key, major)
     if key not in schema.OPTIONS[name]:
-        # After a stray comma, the key of a --platform may be a piece of somebody's secret.
+        # After a misplaced comma, what looks like a key of --platform may be a part of a secret.
         named = raw is not None and name != "platform" and 0 < len(key) <= _KEY_MAX and _KEY.issuperset(key)
         shown = f" {key}" if named else ""
         raise usage(f"--{name} has a key{shown} that is not known to the api channel", WAY_OUT)
@@ -135,7 +135,7 @@ def _disk(entry: Object, major: int) -> None:
 
 
 def _buckets(entry: Object, _major: int) -> None:
-    """Token buckets; one without size or refill time does not exist (`DiskConfig::parse`)."""
+    """Token buckets. cloud-hypervisor ignores one without size or refill time (`DiskConfig::parse`)."""
     config: Object = {}
     for kind, json_name in (("bw", "bandwidth"), ("ops", "ops")):
         size, burst, refill = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A spec → cloud-hypervisor's arguments, in the order and the form in which microvm.nix gives them."""
+"""Converts a spec to cloud-hypervisor's arguments, in the order and the form that microvm.nix uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from credferry.launcher.spec.model import Spec, Table
 
 NOTIFY: Final = "io.systemd.credential:vmm.notify_socket=vsock-stream:2:8888"
-"""Tells the guest's systemd where to say that it is up; as microvm.nix has it."""
+"""Tells the guest's systemd where to report that it is up. microvm.nix uses the same string."""
 
 
 def arguments(spec: Spec, grammar: Grammar) -> list[str]:

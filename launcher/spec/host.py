@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a VM's units do on the host, for VMs from a spec: tap interfaces, shared directories, a clean end.
+"""Work of a VM's units on the host, for VMs from a spec: tap devices, shared directories, clean shutdown.
 
-Names and conventions are microvm.nix's: its programs ``tap-up``, ``tap-down``, ``virtiofsd-run`` and
-``microvm-shutdown`` do the same for VMs that have them.
+Names and conventions are those of microvm.nix. Its programs ``tap-up``, ``tap-down``, ``virtiofsd-run`` and
+``microvm-shutdown`` do the same for microvm.nix's own VMs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OLD_VIRTIOFSD: Final = "/usr/lib/qemu/virtiofsd"
 _VIRTIOFSD: Final = ("virtiofsd", "/usr/libexec/virtiofsd", _OLD_VIRTIOFSD)
-"""Where distributions have it: in the search path, Debian 13, Debian 12 (QEMU's)."""
+"""Where distributions install it: in the search path, Debian 13, Debian 12 (QEMU's)."""
 _ENDINGS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _API_SECONDS: Final = 10.0
 _UP_SECONDS: Final = 30.0
@@ -37,7 +37,7 @@ _POLL_SECONDS: Final = 0.02
 
 
 def tap_up(spec: Spec) -> None:
-    """Make the VM's tap devices, owned by its user, and bring them up. Raises `LaunchError`."""
+    """Create the VM's tap devices for its user, and bring them up. Raises `LaunchError`."""
     for network in spec.networks:
         if Path("/sys/class/net", network.tap).exists():
             _ip("link", "delete", network.tap)
@@ -49,7 +49,7 @@ def tap_up(spec: Spec) -> None:
 
 
 def tap_down(spec: Spec) -> None:
-    """Remove them; those that are gone already are passed over. Raises `LaunchError`."""
+    """Remove the VM's tap devices, and skip those that do not exist. Raises `LaunchError`."""
     for network in spec.networks:
         if Path("/sys/class/net", network.tap).exists():
             _ip("link", "delete", network.tap)
@@ -58,7 +58,7 @@ def tap_down(spec: Spec) -> None:
 def shutdown(spec: Spec, pid: int) -> None:
     """Press the guest's power button, and wait until the hypervisor is gone. Raises `LaunchError`.
 
-    There is no deadline: the unit's ``TimeoutStopSec=`` is one.
+    The wait has no deadline of its own: the unit's ``TimeoutStopSec=`` limits it.
     """
     try:
         vmm = os.pidfd_open(pid)
@@ -73,9 +73,10 @@ def shutdown(spec: Spec, pid: int) -> None:
 
 
 def virtiofsd(spec: Spec) -> None:
-    """Serve the VM's shares, each again when its VM is gone, until told to end. Raises `LaunchError`.
+    """Serve the VM's shares until a signal ends this process. Raises `LaunchError`.
 
-    systemd is told (``Type=notify``) once all of them listen.
+    Starts a share's virtiofsd again after the VM has ended. Once all of them listen, this function notifies
+    systemd (``Type=notify``).
     """
     if not spec.shares:
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
@@ -106,7 +107,7 @@ def virtiofsd(spec: Spec) -> None:
 
 
 def _check_socket(share: Share) -> None:
-    """Refuse a socket in a directory that others can change: root makes it, and changes its group."""
+    """Refuse a socket in a directory that others can change: root creates it, and changes its group."""
     directory, _, name = share.socket.rpartition("/")
     if not directory.startswith("/") or not name:
         raise usage(

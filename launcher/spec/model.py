@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A VM from a TOML file, for hosts without microvm.nix: it becomes arguments as microvm.nix gives them.
+"""The spec of a VM, a TOML file for hosts without microvm.nix.
 
-So there is one way from there on, for both. Tables hold cloud-hypervisor's own keys (schema.py) and a few
-more that say what the host does. Paths are relative to the working directory, as cloud-hypervisor has it.
+The launcher converts it to the arguments that microvm.nix would give. From there on, it handles both kinds
+of VM alike. Tables hold cloud-hypervisor's own keys (schema.py) and a few more for the host's part. Paths
+are relative to the working directory, as in cloud-hypervisor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NOTIFY_PORT: Final = 8888
 
 _DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
 SHARES_DIRECTORY: Final = "/run/credferry-shares"
-"""Below it is ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares. It is root's."""
+"""Root's directory, parent of ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares."""
 _SIZE_MAX: Final = 1 << 20
 _TEXTS: Final = frozenset(
     {
@@ -58,11 +59,11 @@ _OWN: Final = {
     "networks": frozenset({"addresses"}),
     "vsock": frozenset({"notify"}),
 }
-"""Keys that are not cloud-hypervisor's."""
+"""Keys of the spec that cloud-hypervisor does not know."""
 
 
 class Share(Record):
-    """A directory of the host, and the socket where its virtiofsd listens."""
+    """A shared directory of the host, and the socket where its virtiofsd listens."""
 
     tag: str
     source: str
@@ -79,7 +80,7 @@ class Network(Record):
 
 
 class Spec(Record):
-    """A VM. ``tables`` are as in the file, checked; ``user`` may open the tap devices."""
+    """A VM. ``tables`` are the file's, checked and completed; ``user`` may open the tap devices."""
 
     name: str
     hypervisor: str
@@ -91,13 +92,13 @@ class Spec(Record):
 
     @property
     def notify_socket(self) -> str | None:
-        """Where cloud-hypervisor connects when the guest says that it is up."""
+        """Socket to which cloud-hypervisor connects when the guest reports that it is up, or None."""
         vsock = self.tables.get("vsock", {})
         return f"{vsock['socket']}_{_NOTIFY_PORT}" if vsock.get("notify") else None
 
     @property
     def sockets(self) -> tuple[str, ...]:
-        """Sockets that a start makes: what an earlier run left there is in its way."""
+        """Sockets that a start creates. A socket from an earlier run would block it."""
         vsock = self.tables.get("vsock")
         return (self.api_socket, *([vsock["socket"]] if vsock else ()))
 
@@ -105,9 +106,9 @@ class Spec(Record):
 def load(path: Path) -> Spec:
     """Read and check a spec. Raises `LaunchError` (USAGE), whose text names file and key.
 
-    Root takes it only from where nobody but root can have put it.
+    Root reads only a file that no other user can change.
     """
-    import tomllib  # noqa: PLC0415 (microvm.nix's way does without it)
+    import tomllib  # noqa: PLC0415 (VMs of microvm.nix do not need it)
 
     try:
         with os.fdopen(trust.open_file(str(path)), "rb") as file:
@@ -116,13 +117,13 @@ def load(path: Path) -> Spec:
     except OSError as error:
         raise failed(f"{path} cannot be read", error, hint="correct --spec", status=Exit.USAGE) from None
     except (ValueError, RecursionError) as error:
-        # tomllib quotes one character at most.
+        # tomllib's errors quote at most one character of the file.
         raise usage(f"{path} is not TOML: {error}", "see https://toml.io/en/v1.0.0") from None
     return of_tables(tables, path)
 
 
 def of_tables(tables: Table, path: Path) -> Spec:
-    """The spec that a file's content says; ``path`` is for messages. Raises `LaunchError` (USAGE)."""
+    """The spec from a file's content; ``path`` is for messages. Raises `LaunchError` (USAGE)."""
     try:
         return _spec(tables)
     except _WrongError as wrong:
@@ -131,7 +132,7 @@ def of_tables(tables: Table, path: Path) -> Spec:
 
 
 class _WrongError(Exception):
-    """A key of the file, and what is expected there."""
+    """A key of the file with a wrong value, and the expected value."""
 
     def __init__(self, key: str, expected: str) -> None:
         super().__init__(key, expected)
@@ -180,7 +181,7 @@ def _name(tables: Table) -> str:
 
 
 def _complete(tables: Table, name: str) -> None:
-    """What microvm.nix would fill in."""
+    """Fill in the defaults that microvm.nix would."""
     for share in tables["shares"]:
         share.setdefault("socket", f"{SHARES_DIRECTORY}/{name}/{share['tag']}.sock")
     if tables["shares"]:

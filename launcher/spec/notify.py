@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a guest says of itself to the unit's systemd: that it is up, and a line of status.
+"""Passes a guest's messages to the unit's systemd: that the guest is up, and a line of status.
 
-The guest's systemd connects to vsock port 8888 of the host (``vmm.notify_socket``), for which
-cloud-hypervisor connects to a socket of ours. Of what comes, only ``READY=1`` and ``STATUS=`` are passed
-on: with ``NotifyAccess=all`` the rest of sd_notify(3) would be the guest's to use.
+The guest's systemd connects to vsock port 8888 of the host (``vmm.notify_socket``). cloud-hypervisor then
+connects to the launcher's socket. The launcher passes only ``READY=1`` and ``STATUS=`` on: with
+``NotifyAccess=all``, the guest could otherwise use all of sd_notify(3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LATER: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOME
 
 
 def listen(path: str) -> int:
-    """A listening socket for this user only, in place of what an earlier run left. Raises `OSError`."""
+    """A listening socket for this user only, replacing one from an earlier run. Raises `OSError`."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     before = os.umask(0o177)
@@ -42,10 +42,10 @@ def listen(path: str) -> int:
 
 
 class Bridge:
-    """Passes messages on, without ever waiting for a guest or for systemd.
+    """Passes messages on, and never waits for a guest or for systemd.
 
-    What the kernel refuses for a moment (no descriptor for a connection, no room in systemd's socket) is
-    tried again: a guest's READY=1 that was lost would have systemd end the VM.
+    If the kernel refuses something for a moment (no descriptor for a connection, no room in systemd's
+    socket), the bridge retries. If a guest's READY=1 were lost, systemd would end the VM.
     """
 
     def __init__(self, listening: int, target: str) -> None:
@@ -60,22 +60,22 @@ class Bridge:
 
     @property
     def descriptors(self) -> set[int]:
-        """All that it needs to stay open."""
+        """The descriptors that must stay open for the bridge."""
         return {*self._open, self._listening.fileno(), self._systemd.fileno()}
 
     @property
     def wanted(self) -> set[int]:
-        """What `serve` wants to hear about, when it becomes readable."""
+        """The descriptors to wait for. When one becomes readable, call `serve` with it."""
         closed = self._is_short or len(self._open) >= _CONNECTIONS_MAX
         return {*self._open, *(() if closed else [self._listening.fileno()])}
 
     @property
     def again_ms(self) -> int | None:
-        """When `serve` is to be called whatever is readable, in milliseconds from now."""
+        """Milliseconds until the next `serve`, even if nothing becomes readable; None for no limit."""
         return _AGAIN_MS if self._is_short or self._unsent else None
 
     def serve(self, readable: Iterable[int]) -> None:
-        """Go on with what is readable, and with what could not be done before. Raises nothing."""
+        """Handle the readable descriptors, and retry what failed before. Raises nothing."""
         self._is_short = False
         for descriptor in readable:
             if descriptor == self._listening.fileno():
@@ -90,7 +90,7 @@ class Bridge:
         except BlockingIOError:
             return
         except OSError:
-            self._is_short = True  # it stays readable: to ask again at once would be to ask for ever
+            self._is_short = True  # the socket stays readable: an immediate retry would loop for ever
             return
         connection.setblocking(False)
         self._open[connection.fileno()] = connection, bytearray()
