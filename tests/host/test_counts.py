@@ -376,18 +376,25 @@ def installed(bed: Bed) -> Iterator[Callable[[str, str], None]]:
 
 
 def woken(bed: Bed) -> Counter[str]:
-    """How often which threads of the agent wake while nothing happens, and no look is due."""
+    """How often which threads of the agent wake while nothing happens, and no look is due.
+
+    A thread that wakes regularly does so in each of up to three measurements.
+    """
     world = World(4, 2)
     bed.lay_out(world)
     contender = Credferry()
     contender.begin(bed, world)
     pid = bed.host.unit(AGENT)["MainPID"]
-    before = wake_ups(bed, pid)
-    for _ in range(RESTS):
-        bed.rest(AGENT)
-    after = wake_ups(bed, pid)
+    found: Counter[str] = Counter()
+    for _ in range(3):  # a thread may still be at what the agent's start has set going
+        before = wake_ups(bed, pid)
+        for _ in range(RESTS):
+            bed.rest(AGENT)
+        found = Counter(wake_ups(bed, pid)) - Counter(before)
+        if not found:
+            break
     contender.end(bed)
-    return Counter(after) - Counter(before)
+    return found
 
 
 def test_nothing_wakes_between_looks(bed: Bed) -> None:
@@ -399,7 +406,7 @@ def test_a_thread_that_wakes_is_noticed(bed: Bed, installed: Callable[[str, str]
     """Were there a thread that looks after something twice a second, the test above would say so."""
     thread = "threading.Thread(target=lambda: [time.sleep(0.5) for _ in range(100)], daemon=True).start()"
     installed("    log.configure()", f"    import threading, time; {thread}\n    log.configure()")
-    assert len(woken(bed)) == 1
+    assert any(times > 1 for times in woken(bed).values())
 
 
 def loaded(bed: Bed) -> set[str]:
