@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Final
-
-
 def usage(message: str, hint: str) -> LaunchError:
     """An error that refuses the command line (USAGE)."""
     return LaunchError(message, hint=hint, status=Exit.USAGE)
