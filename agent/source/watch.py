@@ -220,6 +220,7 @@ class Watch:
 
 def _assert_watchable(path: str) -> None:
     """Raise `OSError` where watchdog raises none: it would start, and never report an event."""
+    if os.access(path, os.R_OK | os.X_OK):
+        return
     os.stat(path)  # noqa: PTH116 (watchdog's paths are strings)
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -183,7 +183,7 @@ def test_a_window_that_stays_shut(pace: Pace) -> None:
     pace.begin('windows = [{ starts = "1999-12-31", minutes = 1 }]\n')
     starts = pace.deployment.starts("pace-a")
     pace.publish()
-    assert "never" in pace.wait_state("pace-a", "waiting")
+    assert "ever open again" in pace.wait_state("pace-a", "waiting")
     pace.deployment.credferry("sync", check=False)
     assert pace.deployment.starts("pace-a") == starts
     pace.reconfigure("[vms.pace-a]", "[vms.pace-a]\nwindows = []")

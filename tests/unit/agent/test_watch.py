@@ -230,3 +230,23 @@ def test_a_directory_that_goes_meanwhile_is_no_lack(tmp_path: Path, monkeypatch:
             watched.look()
             assert str((tmp_path / "secrets").resolve() / "vars/app") in watched.directories
     assert logs == []
+
+
+def test_a_directory_that_goes_while_it_is_asked_about_is_no_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way is asked about step by step: what is removed in between was not forbidden."""
+    publish(tmp_path, 1, 0)
+    numbers = iter(range(2, 100))
+    access = os.access
+
+    def swap_and_access(path: str, mode: int) -> bool:
+        if "secrets.d/" in path:
+            publish(tmp_path, next(numbers), 1)
+        return access(path, mode)
+
+    with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
+        patch.setattr(os, "access", swap_and_access)
+        with watching(tmp_path / "secrets", "vars/app/key") as watched:
+            assert watched.watch.is_whole
+    assert logs == []
