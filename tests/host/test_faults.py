@@ -633,7 +633,8 @@ def test_a_swap_per_millisecond(site: Site) -> None:
     site.publish()
     site.assert_arrives("a swap per millisecond")
     site.assert_costs_nothing(before)
-    assert site.told() == []
+    # On a slow machine no reading is done between two swaps: the agent reports that, and tries again.
+    assert [each for each in site.told() if "while it was being read" not in each] == []
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["before it is up", "after it is up"])
