@@ -54,7 +54,7 @@ HOST_CHECKS: tuple[Check, ...] = (
     ("agent", units.check_agent),
     ("agent.configuration", units.check_configuration_in_force),
     ("agent.process", units.check_process),
-    ("credferry.agent.audit.writer", units.check_journal),
+    ("agent.journal", units.check_journal),
     ("seal", units.check_seal),
     ("host", host.check),
     ("host.journal", host.check_journal),

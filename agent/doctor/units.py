@@ -134,7 +134,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
     unit = probe.unit(AGENT)
     if unit.get("NRestarts", 0):
         yield hint(
-            "credferry.agent.rollout.workers",
+            "agent.restarts",
             f"systemd has restarted the agent {unit['NRestarts']} time(s)",
             why="it ended, or hung, by itself",
             remedy=f"see journalctl -u {AGENT}",
@@ -150,13 +150,13 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
     lines = probe.quiet_lines(*asked)
     if lines:
         yield hint(
-            "credferry.agent.audit.writer",
+            "agent.journal",
             f"{len(lines)} error(s) in the last hour; the last: {json.loads(lines[-1]).get('MESSAGE')}",
             why="it may be over, or it may be a finding below",
             remedy=f"see journalctl -u {AGENT} -p err",
         )
     else:
-        yield ok("credferry.agent.audit.writer", "no errors in the last hour")
+        yield ok("agent.journal", "no errors in the last hour")
 
 
 def _loaded(name: str, unit: Mapping[str, Any], check: str) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -192,3 +194,26 @@ def test_commands_quote_what_they_name() -> None:
     commands = unit_files.extend("a\\x2db;c@x.service", "Service", ["A=b c"], restart=True)
     assert "'/etc/systemd/system/a\\x2db;c@x.service.d'" in commands[0]
     assert commands[-1] == "systemctl try-restart 'a\\x2db;c@x.service'"
+
+
+def on_the_page() -> set[str]:
+    """Names of checks in the tables of docs/doctor.md; ``.reload`` goes with its row's first name."""
+    found = set()
+    for line in (CHECKOUT / "docs/doctor.md").read_text(encoding="utf-8").splitlines():
+        names = re.findall(r"`([a-z_.-]+)`", line.split("|")[1]) if line.startswith("| `") else []
+        for name in names:
+            group = names[0].partition(".")[0]
+            found |= {name, f"{names[0]}{name}", f"{group}{name}"} if name.startswith(".") else {name}
+    return found
+
+
+def test_each_check_is_on_the_page() -> None:
+    """A finding is looked up by the name of its check: the page has every name that the code uses."""
+    names = set()
+    for path in (CHECKOUT / "agent/doctor").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(ast.Name("ok" | "hint" | "problem"), [ast.Constant(name), *_]):
+                    names.add(name)
+    assert len(names) > 20
+    assert names - on_the_page() == set()
