@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import secrets
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,21 +23,19 @@ from credferry.agent.errors import KeyFileError, SealError, StoreError
 from credferry.agent.reconcile.desired import (
     Fingerprints,
     Identity,
-    are_of_one_key,
     guest_id,
     identity_of,
     of_key,
 )
 from credferry.agent.reconcile.observer import Observer
-from credferry.agent.sealing.credential import seal, unseal
-from credferry.agent.store.files import sync_directory, write_all_durably
+from credferry.agent.sealing.credential import unseal
+from credferry.agent.store.files import sync_directory
 from credferry.launcher.handoff import (
     MANIFEST_FILE,
     Kind,
     Manifest,
     ManifestEntry,
     Secret,
-    unit_credential,
     value_file,
 )
 
@@ -99,7 +96,7 @@ class _Renewal:
             if digest not in known:  # else an interrupted run has sealed its generation
                 digests.setdefault(digest, _digest_of_other(digest, self.after.key))
         told = {old: digests.get(new, new) for old, new in known.items()} | digests
-        told = {old: new for old, new in told.items() if self._is_of_after(new) and old != new}
+        told = {old: new for old, new in told.items() if self.after.key.has_made(new) and old != new}
         if told != known:
             self.after.record_renewed(self.name, told)
         for _, manifest, values in renewed:
@@ -116,8 +113,7 @@ class _Renewal:
             except (StoreError, SealError):
                 continue  # it cannot be opened, and stays so
             now = self._identity(old, values)
-            new = old.but(digest=now.digest, credentials=now.entries)
-            yield old, new.bound(values, secrets.token_hex(32)), values
+            yield old, old.but(digest=now.digest, credentials=now.entries), values
 
     def _identity(self, manifest: Manifest, values: Mapping[str, Secret]) -> Identity:
         """Identity of a generation's values with the present key."""
@@ -156,11 +152,8 @@ class _Renewal:
         """Digests of the old key that evidence, an assumption or the last rollout names."""
         evidence = [each.kept_evidence(each.config.vms[self.name]) for each in self.observers]
         for each in (self.before.assumed(self.name), self.before.attempt(self.name), *evidence):
-            if each is not None and are_of_one_key(each.digest, of_key("", self.before.key)):
+            if each is not None and self.before.key.has_made(each.digest):
                 yield each.digest
-
-    def _is_of_after(self, digest: str) -> bool:
-        return are_of_one_key(digest, of_key("", self.after.key))
 
     def _replace(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
         """Replace a generation's files, which PID 1 cannot open, with renewed ones. Raises OSError.
@@ -169,21 +162,13 @@ class _Renewal:
         """
         directory = self.after.vm_directory(self.name)
         generation, made = directory / "generations" / str(manifest.generation), directory / "renewed"
-        contents = {value_file(name): value for name, value in values.items()}
-        contents[MANIFEST_FILE] = Secret(manifest.to_bytes())
         shutil.rmtree(made, ignore_errors=True)
         # Make the files outside the generation: PID 1 opens all files in it, and may do so now.
         made.mkdir(0o700)
         try:
-            write_all_durably(
-                made,
-                (
-                    (name, seal(content.reveal(), name=unit_credential(name), key=self.after.key))
-                    for name, content in contents.items()
-                ),
-            )
+            self.after.seal_files(made, manifest, values)
             written = generation.stat()
-            for name in contents:
+            for name in (*map(value_file, values), MANIFEST_FILE):
                 (made / name).rename(generation / name)
             os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is not newer
             sync_directory(generation)

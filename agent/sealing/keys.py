@@ -66,6 +66,10 @@ class CredentialKey:
         """The last digits of every digest that this key makes."""
         return self.derive("digest key id").hex()[:KEY_DIGITS]
 
+    def has_made(self, digest: str) -> bool:
+        """Whether this key has made a digest."""
+        return digest.endswith(self.digest_id)
+
     def __repr__(self) -> str:
         return "CredentialKey(…)"
 

@@ -120,8 +120,7 @@ class Store:
     def _open_manifest(self, vm: str, directory: Path) -> Manifest | None:
         try:
             directory = self._without_link(directory)
-            blob = self._read(directory / MANIFEST_FILE, SEALED_FILE_MAX)
-            manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
+            manifest = self._read_manifest(directory)
             files = {path.name for path in directory.iterdir()}
             number = directory.name
         except (OSError, SealError, HandoffError):
@@ -129,6 +128,11 @@ class Store:
         expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
         is_own = manifest.vm == vm and str(manifest.generation) == number
         return manifest if is_own and files == expected else None
+
+    def _read_manifest(self, directory: Path) -> Manifest:
+        """A manifest that is not checked against its place. Raises OSError, `SealError`, `HandoffError`."""
+        blob = self._read(directory / MANIFEST_FILE, SEALED_FILE_MAX)
+        return Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
 
     def generation(self, vm: str, number: int) -> Manifest | None:
         """The manifest of one generation; None where it is missing or cannot be opened."""
@@ -184,7 +188,6 @@ class Store:
     def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
         """Write a generation and publish it. When this returns, the generation survives a power failure.
 
-        A new random key binds the manifest to the values.
         For a rollback, the store keeps the newest whole generations (`KEEP`, with the new one) and those
         in ``keep``. It removes all others.
         Raises `UnsyncedStoreError` where the new generation is current, but a power failure may undo that.
@@ -193,22 +196,13 @@ class Store:
         """
         directory = self.vm_directory(manifest.vm)
         generation = directory / "generations" / str(manifest.generation)
-        bound = manifest.bound(values, secrets.token_hex(32))
-        contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
-        contents |= {value_file(name): value for name, value in values.items()}
         try:
             self._make(generation.parent)
             generation.mkdir(0o700)
         except OSError as error:
             raise _failed(generation, error) from None
         try:
-            write_all_durably(
-                generation,
-                (
-                    (name, seal(content.reveal(), name=unit_credential(name), key=self.key))
-                    for name, content in contents.items()
-                ),
-            )
+            self.seal_files(generation, manifest, values)
             sync_directory(generation.parent)
             point(directory / "current", f"generations/{manifest.generation}")
         except UnsyncedError as error:
@@ -222,13 +216,29 @@ class Store:
         self._whole.setdefault(manifest.vm, set()).add(manifest.generation)
         self._prune(manifest.vm, manifest.generation, keep)
 
+    def seal_files(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+        """Seal a generation's files into a directory, the manifest first. They survive a power failure.
+
+        A new random key binds the manifest to the values. Raises OSError and `SealError`.
+        """
+        bound = manifest.bound(values, secrets.token_hex(32))
+        contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
+        contents |= {value_file(name): value for name, value in values.items()}
+        write_all_durably(
+            directory,
+            (
+                (name, seal(content.reveal(), name=unit_credential(name), key=self.key))
+                for name, content in contents.items()
+            ),
+        )
+
     def revert(self, vm: str, number: int) -> Manifest | None:
         """Make an older generation current again. Returns its manifest; None where it cannot be opened.
 
         Raises `StoreError` where ``current`` cannot be changed.
         """
         directory = self.vm_directory(vm)
-        manifest = self._open_manifest(vm, directory / "generations" / str(number))
+        manifest = self.generation(vm, number)
         if manifest is not None:
             try:
                 point(directory / "current", f"generations/{number}")
@@ -241,9 +251,8 @@ class Store:
         current = self.current(vm)
         if current is None:
             return None
-        directory = self.vm_directory(vm) / "generations"
         older = (
-            self._open_manifest(vm, directory / str(number))
+            self.generation(vm, number)
             for number in sorted(self.numbers(vm), reverse=True)
             if number < current.generation
         )
@@ -317,7 +326,7 @@ class Store:
         had in between are then not used.
         """
         told = self.renewed(vm).get(digest)
-        return told if told is not None and told.endswith(self.key.digest_id) else digest
+        return told if told is not None and self.key.has_made(told) else digest
 
     def renewed(self, vm: str) -> Mapping[str, str]:
         """Known translations: from digests of earlier host keys to digests of the present key."""
@@ -445,8 +454,7 @@ class Store:
             sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
             if not sizes.get(MANIFEST_FILE) or not all(sizes.values()):
                 return True
-            blob = self._read(directory / MANIFEST_FILE, SEALED_FILE_MAX)
-            manifest = Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
+            manifest = self._read_manifest(directory)
         except (OSError, SealError, HandoffError):
             return False
         return not {value_file(entry.name) for entry in manifest.credentials} <= sizes.keys()
