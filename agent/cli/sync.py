@@ -150,10 +150,9 @@ def settled_look(
         now = time.monotonic()
         try:
             look = observer.look(vms, manager)
-        except HiddenSourceError:
-            raise
-        except SourceError:
-            if not now < deadline:  # nor where the deadline is no number
+        except SourceError as error:
+            # The deadline may be no number, and then nothing is waited for.
+            if isinstance(error, HiddenSourceError) or not now < deadline:
                 raise
             time.sleep(_LOOK_AGAIN_SECONDS)
             continue

@@ -37,7 +37,6 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, without_source
 from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.reconcile.status import standing
-from credferry.agent.reconcile.takeover import take_over
 from credferry.agent.rollout.orders import Orders
 from credferry.agent.rollout.pacing import Clock, RestartPolicyGate
 from credferry.agent.rollout.session import Session
@@ -182,6 +181,7 @@ class Service:
         self._audit = audit
         pacer = RestartPolicyGate(config, store, self._parts.clock)
         session = Session.of(config, store, audit, pacer, stop=self._stop, monotonic=self._monotonic)
+        self._session = session
         self._observer, self._pacer = session.observer, session.pacer
         self._sealer, self._rollout = session.sealer, session.rollout
         self._restarts.use(config, store, self._rollout)
@@ -263,8 +263,7 @@ class Service:
     def _take_over(self) -> None:
         """Convert a store of an earlier form to the present form, before any decision uses it."""
         if not self._is_taken_over:
-            vms, manager = self._config.vms.values(), self._connection.get()
-            self._is_taken_over = take_over(vms, self._store, self._observer, manager)
+            self._is_taken_over = self._session.take_over(self._connection.get())
 
     def _heed_host_key(self) -> None:
         """Switch to the host's key if it is another one: PID 1 opens nothing sealed with the old key."""
