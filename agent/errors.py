@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The agent's one base error, the table of exit statuses, and what is told of what nobody expected."""
+"""The agent's one base error, the table of exit statuses, and the report of an unexpected exception."""
 
 from __future__ import annotations
 

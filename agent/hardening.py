@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keeping what this process's memory holds to itself: no core dumps, no reader of its own user, no swap.
+"""Protects this process's memory: no core dumps, no reading by its own user's processes, no swap.
 
 The unit sets ``LimitCORE=0`` and ``MemorySwapMax=0``. This module also protects verbs that an operator runs
 by hand. It also covers what no unit setting does: a core piped to a handler, and processes of the same user.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""journald's sockets, as one meets them while journald is stopped, hangs, or is started again.
+"""Sends to journald's sockets, also while journald is stopped, hangs, or is started again.
 
 sd_journal_sendv(3) blocks without a limit if journald hangs and its socket is full. It fails if journald is
 stopped, and the record is lost. A service's standard error is a stream to journald. After a stop of

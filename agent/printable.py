@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Text from others, made harmless for whoever shows it. All output of the command passes through here.
+"""Makes text of other users harmless for terminals and spreadsheets. All output of the command passes here.
 
 A VM's own records, names of units and files, and systemd's reasons may contain any character: commands for
 the terminal, controls that reorder a line, and formulas that a spreadsheet evaluates.

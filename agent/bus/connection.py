@@ -199,7 +199,7 @@ class Bus:
         return self.invoke(register)
 
     def find_caller(self, name: str, found: Callable[[Caller | None], None]) -> None:
-        """Ask the bus who has a unique name. Calls ``found`` with the caller; None where it is unknown.
+        """Find the caller that has a unique name. Calls ``found`` with the caller; None where it is unknown.
 
         Call this in the connection's thread. It does not wait; the same thread calls ``found`` later.
         """

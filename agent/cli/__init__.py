@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The operator's command: one file a verb, and the documents that --json prints.
 
-May import: every room below it.
-Never: a decision: a verb asks the agent, or reads and prints.
+May import: `agent.doctor`, `agent.daemon`, `agent.control`, `agent.rollout`, `agent.reconcile`,
+`agent.systemd`, `agent.audit`, `agent.store`, `agent.source`, `agent.config`, `agent.sealing`,
+`agent.untrusted`, `agent.printable`, `agent.hardening`, `agent.errors`, `agent`, `launcher.handoff`.
+Never: a decision. A verb asks the agent, reads and prints, or does one pass as the agent does (`sync`).
 """
 
 from __future__ import annotations

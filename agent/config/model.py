@@ -108,7 +108,7 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What monitoring is told."""
+    """Where the agent writes its metrics."""
 
     textfile: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\.prom\Z")] | None = None
     """Where metrics are written, for node-exporter's textfile collector, which takes ``*.prom`` only."""
@@ -142,7 +142,7 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def delivery(self) -> Delivery:
-        """What the launcher is told."""
+        """How the launcher hands the credentials to the VM."""
         return Delivery(
             self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names, self.initrd
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The agent on D-Bus: the interface that it serves, and the client that verbs use.
 
-May import: `rollout` for orders, `reconcile` for states, `audit`, `bus`.
+May import: `agent.rollout`, `agent.reconcile`, `agent.audit`, `agent.config`, `agent.log`, `agent.bus`,
+`agent.errors`, `agent`.
 Never: a decision, or work on the loop's thread.
 """

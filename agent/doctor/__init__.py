@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What `credferry doctor` examines: one file for each link from the source to the guest.
 
-May import: rooms that read: `reconcile`, `store`, `systemd`, `audit`, `config`.
-Never: a change to the host: the doctor prints commands and runs none.
+May import: `agent.control`, `agent.reconcile`, `agent.systemd`, `agent.audit`, `agent.store`,
+`agent.source`, `agent.config`, `agent.sealing`, `agent.bus`, `agent.errors`, `launcher.handoff`.
+Never: a change to the host. The doctor runs only programs that read, and prints the commands that repair.
 """

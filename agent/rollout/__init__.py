@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Restarts: order, limits, checks before a restart, judging the result, rollback, operators' orders.
 
-May import: `reconcile`, `store`, `systemd`, `audit`, `config`.
+May import: `agent.reconcile`, `agent.systemd`, `agent.audit`, `agent.store`, `agent.config`,
+`agent.printable`, `agent.errors`, `launcher.handoff`.
 Never: D-Bus calls of its own: it asks a `SystemManager`.
 """

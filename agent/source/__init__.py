@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The published secrets: one consistent snapshot, the watches on the way to it, and settling.
 
-May import: `sealing` for limits, `errors`.
+May import: `agent.config`, `agent.sealing`, `agent.errors`, `launcher.handoff`.
 Never: what a secret is for, or which VM uses it.
 """

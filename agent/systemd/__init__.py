@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Units over D-Bus: their states, restarts and wiring, and polkit's rule for an agent without root.
 
-May import: `bus`, `errors`, `log`.
+May import: `agent.audit`, `agent.config`, `agent.log`, `agent.bus`, `agent.errors`, `launcher.handoff`.
 Never: when or why a unit is restarted.
 """

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A VM from a spec file, for hosts without microvm.nix, and what it needs on the host.
 
-May import: `hypervisor`, `launcher.handoff`, `launcher.errors`.
+May import: Python's standard library, `launcher.trust`, `launcher.hypervisor`, `launcher.handoff`,
+`launcher.record`, `launcher.errors`.
 Never: the hand-over of credentials.
 """

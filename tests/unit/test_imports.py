@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -56,12 +57,14 @@ def test_an_unused_arrow_is_found() -> None:
 
 
 def test_every_room_says_what_it_is_for() -> None:
-    """A package's docstring says what belongs there, what it may import, and what must never be in it."""
+    """A package's docstring says what belongs there, what must never be in it, and the table's arrows."""
     for name, path in MODULES.items():
         if path.name == "__init__.py" and name.count(".") > 1:
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             assert "May import:" in text, name
             assert "Never:" in text, name
+            named = re.findall(r"`([a-z.]+)`", text.partition("May import:")[2].partition("Never:")[0])
+            assert tuple(named) == ARROWS[rooms.room(name)], name
 
 
 def test_agent_and_launcher_share_the_handoff() -> None:
