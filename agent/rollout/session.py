@@ -13,7 +13,10 @@ from credferry.agent.audit.writer import Audit
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.reconcile.takeover import take_over
+from credferry.agent.rollout.jobs import RestartJobs
 from credferry.agent.rollout.pacing import RestartPolicyGate
+from credferry.agent.rollout.restarter import Restarter
+from credferry.agent.rollout.rollback import Rollback
 from credferry.agent.rollout.rollout import Rollout
 from credferry.agent.store.opening import open_store, present_key
 
@@ -52,10 +55,11 @@ class Session:
         stop = threading.Event() if stop is None else stop
         observer = Observer(config, store)
         sealer = Sealer(store, observer, audit)
-        return cls(
-            *(config, store, audit, observer, pacer, sealer),
-            Rollout(config, store, observer, audit, pacer, stop, monotonic),
-        )
+        jobs = RestartJobs(config, observer, stop, monotonic)
+        rollback = Rollback(store, observer, audit, jobs)
+        restarter = Restarter(config, store, observer, audit, pacer, jobs, rollback, monotonic)
+        rollout = Rollout(config, store, observer, audit, pacer, restarter, rollback, stop, monotonic)
+        return cls(config, store, audit, observer, pacer, sealer, rollout)
 
     @classmethod
     def for_one_pass(cls, config: Config) -> Self:

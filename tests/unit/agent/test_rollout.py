@@ -19,6 +19,8 @@ from credferry.agent.audit.events import Event
 from credferry.agent.errors import BusError, OrderError
 from credferry.agent.reconcile.decision import NOT_REPORTED, State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.rollout.rollback import generation_before
+from credferry.agent.rollout.session import Session
 from credferry.agent.store.generations import rollout_lock
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
@@ -69,12 +71,18 @@ class Host:
 
     def timed(self) -> Rollout:
         """The service's own, with the test's clock."""
-        return replace(self.rollout, monotonic=lambda: self.now)
+        return self._with_clock(lambda: self.now)
 
     def hasty(self) -> Rollout:
         """The service's own, with a clock by which half a second passes at each look at it."""
         ticks = itertools.count(1000)
-        return replace(self.rollout, monotonic=lambda: next(ticks) / 2)
+        return self._with_clock(lambda: next(ticks) / 2)
+
+    def _with_clock(self, monotonic: Callable[[], float]) -> Rollout:
+        now = self.rollout
+        return Session.of(
+            now.config, now.store, now.audit, now.pacer, stop=now.stop, monotonic=monotonic
+        ).rollout
 
     def look(self, *vms: str) -> Look:
         """A look at some VMs, or all."""
@@ -539,7 +547,9 @@ def test_a_key_that_changed_meanwhile_fails_no_generation(host: Host) -> None:
     assert (attempt.outcome, attempt.digest, attempt.run) == (Outcome.RETRY, noted.digest, noted.run)
     assert "'failed'" in attempt.reason
     host.note(outcome=Outcome.FAILED)
-    assert host.rollout._roll_back(host.look("a").observed[0].vm, attempt, host.units) is State.CHANGING
+    assert (
+        host.rollout.rollback.roll_back(host.look("a").observed[0].vm, attempt, host.units) is State.CHANGING
+    )
     assert host.store.attempt("a") == msgspec.structs.replace(attempt, outcome=Outcome.FAILED)
 
 
@@ -666,15 +676,15 @@ def test_what_lacks_after_a_restart_is_in_its_record(host: Host) -> None:
     """No report, no evidence: it is then written down what the VM is taken to run."""
     vm, manifest = host.look("a").observed[0].vm, host.current()
     unit = host.units.unit(A)
-    assert host.rollout._lacks(vm, manifest, unit) == ""
+    assert host.rollout.restarter._lacks(vm, manifest, unit) == ""
     other = replace(unit, invocation_id="e" * 32)
-    said = host.rollout._lacks(vm, manifest, other)
+    said = host.rollout.restarter._lacks(vm, manifest, other)
     assert NOT_REPORTED in said
     assert said.startswith("; ")
     assert said.endswith(A)
     assert host.store.assumed("a") == Assumed("e" * 32, manifest.digest, 2)
     host.store.assume("a", Assumed("d" * 32, manifest.digest, 1))
-    assert A not in host.rollout._lacks(vm, manifest, replace(other, active="failed"))
+    assert A not in host.rollout.restarter._lacks(vm, manifest, replace(other, active="failed"))
     assert host.store.assumed("a") == Assumed("d" * 32, manifest.digest, 1)
 
 
@@ -738,7 +748,7 @@ def test_the_generation_to_go_back_to_is_what_the_vm_last_ran_well(host: Host) -
     ]
     for attempt, is_known, previous in cases:
         seen = replace(now, attempt=attempt, evidence=now.evidence if is_known else None)
-        assert host.rollout._previous(seen) == previous, attempt
+        assert generation_before(host.store, seen) == previous, attempt
 
 
 def test_a_vm_is_worked_on_by_one_at_a_time(host: Host) -> None:

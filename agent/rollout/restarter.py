@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Restarts a VM onto a sealed generation: tries it several times, checks its health, rolls back a failure.
+
+The record of the attempt comes before each request to systemd, so a crash of the agent loses nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from credferry.agent.audit.events import Event
+from credferry.agent.reconcile.decision import NOT_REPORTED, State
+from credferry.agent.rollout.endings import Overruled, Succeeded
+from credferry.agent.rollout.jobs import run_job
+from credferry.agent.rollout.recording import record
+from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.systemd.units import CANCELED, DONE, HEALTH_UNIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from credferry.agent.audit.writer import Audit
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.reconcile.observer import Observer
+    from credferry.agent.rollout.jobs import RestartJobs
+    from credferry.agent.rollout.pacing import RestartPolicyGate
+    from credferry.agent.rollout.rollback import Rollback
+    from credferry.agent.store.generations import Store
+    from credferry.agent.systemd.units import SystemManager, UnitState
+    from credferry.launcher.handoff import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Restarter:
+    """Restarts VMs. The caller holds the VM's rollout lock."""
+
+    config: Config
+    store: Store
+    observer: Observer
+    audit: Audit
+    pacer: RestartPolicyGate
+    jobs: RestartJobs
+    rollback: Rollback
+    monotonic: Callable[[], float]
+
+    def restart(
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        previous: int,
+        manager: SystemManager,
+        unit: UnitState | None,
+        *,
+        order: str,
+    ) -> State:
+        """Restart a VM. ``unit`` is its unit's state a moment ago; this method reads later states itself."""
+        before = unit.invocation_id if unit is not None else ""
+        attempt = Attempt(
+            manifest.digest,
+            Outcome.RESTARTING,
+            previous=previous,
+            run=manifest.run,
+            order=order,
+            before=before,
+        )
+        # Record before asking systemd: after a crash this says who took the VM down, and what it ran.
+        self.store.record_attempt(vm.name, attempt)
+        pause = self.config.rollout.retry_seconds
+        reason, is_left_down = "", False
+        for number in range(1, self.config.rollout.attempts + 1):
+            began = self.monotonic()
+            again = number > 1
+            if again:
+                if self.jobs.stop.wait(pause):
+                    return State.CHANGING
+                if not is_left_down and not self.jobs.is_still_down(vm, manifest, manager):
+                    return State.CHANGING
+                pause, unit = 2 * pause, None
+            self.pacer.note_restart(vm)
+            record(self.audit, Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
+            ending = self.jobs.run(vm, manifest, manager, unit, again=again)
+            if isinstance(ending, Succeeded):
+                return self.check_health(vm, manifest, attempt, manager, began=began, unit=ending.unit)
+            if self.jobs.stop.is_set():
+                return State.CHANGING
+            if isinstance(ending, Overruled):
+                # Nothing failed and nothing remains to be done: the next start gets the sealed generation.
+                self.store.record_attempt(vm.name, None)
+                return State.CHANGING
+            reason, is_left_down = ending.reason, ending.is_left_down
+            message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
+            record(self.audit, Event.RESTART_FAILED, message, vm, manifest, attempt)
+        if self.observer.has_other_key():
+            # PID 1 could not open it because the host's key has changed: the generation is not at fault. The
+            # next check takes up the key.
+            again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=reason)
+            self.store.record_attempt(vm.name, again_later)
+            return State.CHANGING
+        return self._fail(vm, attempt, reason, manager, is_left_down=is_left_down)
+
+    def check_health(
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        attempt: Attempt,
+        manager: SystemManager,
+        *,
+        began: float,
+        unit: UnitState,
+    ) -> State:
+        """Run the VM's health check, if it has one, and record how the restart ended."""
+        # Report what the VM was started on: a newer generation may have been sealed while it was down.
+        ran = self.observer.evidence(vm, unit) or manifest
+        if vm.health:
+            check = HEALTH_UNIT.format(vm=vm.name)
+            result, reason = run_job(manager.start, check, manager, check)
+            if self.jobs.stop.is_set():
+                return State.CHANGING
+            if result != DONE:
+                if result == CANCELED or self._is_overruled(vm, unit, manager):
+                    return State.CHANGING  # the next check tries again
+                message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
+                record(self.audit, Event.RESTART_FAILED, message, vm, ran, attempt)
+                return self._fail(vm, attempt, reason, manager)
+        took = self.monotonic() - began
+        message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
+        record(self.audit, Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
+        self.store.record_attempt(vm.name, None)
+        return State.IN_STEP
+
+    def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
+        """What is missing after a restart (report or evidence), as text for its audit record."""
+        said = ""
+        if self.observer.hint(vm, unit) is None:
+            said += f"; {NOT_REPORTED}"
+        if self.observer.evidence(vm, unit) is None and unit.is_active:
+            # The VM got the generation that was current when systemd started it, or a newer one. Assume the
+            # older: at worst the agent restarts the VM once more.
+            self.store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))
+            said += "; no evidence of its start was kept: see journalctl -u " + vm.unit
+        return said
+
+    @staticmethod
+    def _is_overruled(vm: VmConfig, before: UnitState, manager: SystemManager) -> bool:
+        """Whether somebody stopped or restarted the VM during its health check."""
+        unit = manager.unit(vm.unit)
+        return unit.is_stopped or unit.has_job or unit.invocation_id != before.invocation_id
+
+    def _fail(
+        self,
+        vm: VmConfig,
+        attempt: Attempt,
+        reason: str,
+        manager: SystemManager,
+        *,
+        is_left_down: bool = False,
+    ) -> State:
+        attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
+        self.store.record_attempt(vm.name, attempt)
+        if not attempt.previous:
+            return State.FAILED
+        return self.rollback.roll_back(vm, attempt, manager, is_left_down=is_left_down)
