@@ -26,9 +26,9 @@ from systemd import daemon
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.writer import KEY_CHANGE, Audit
 from credferry.agent.config import loading as configuration
-from credferry.agent.daemon.metrics import Metrics
 from credferry.agent.daemon.publisher import Front, NoFront
 from credferry.agent.daemon.reporter import Reporter
+from credferry.agent.daemon.textfile import Textfile
 from credferry.agent.errors import BusError, CredferryError, KeyFileError, SourceError, StoreError, describe
 from credferry.agent.journald import Sender
 from credferry.agent.log import Conditions
@@ -118,7 +118,7 @@ class Service:
         self._stop = self._parts.stop()
         self._conditions = Conditions()
         self._connection = Connection(lambda: connect(self._on_job), self._conditions, self._monotonic)
-        self._metrics = Metrics()
+        self._metrics = Textfile()
         self._orders = Orders(self._hints.put, self._monotonic)
         self._front = appear(self._orders)
         self._is_announced = False
@@ -170,6 +170,7 @@ class Service:
             self._audit.record(Event.AGENT_STOPPED, "credferry stops; nothing it started is stopped with it")
 
     def _audit_of(self, config: Config, store: Store) -> Audit:
+        self._metrics.use(config.metrics)  # before the audit's first record
         listeners = (self._metrics.hear, self._front.hear)
         # One sender for the whole run: a reload must not lose the records that it could not send yet.
         return Audit(store, self._sender, listeners, partial(present_key, config), self._audit_keys)
@@ -242,15 +243,13 @@ class Service:
         return replace(turn, delay=min(turn.delay, _UNSENT_SECONDS)) if self._sender.is_behind else turn
 
     def _write_metrics(self) -> None:
-        textfile, now = self._config.metrics.textfile, self._monotonic()
-        if textfile is None:
-            return
+        config, now = self._config.metrics, self._monotonic()
         lacks, period = self._conditions.keys, self._config.source.resync_seconds * (1 - _JITTER)
         try:
-            self._metrics.write_if_due(Path(textfile), lacks, period)
+            self._metrics.write_if_due(config, lacks, period)
         except OSError as error:
             if self._conditions.begin("metrics", str(error), now):
-                _log.error("metrics cannot be written", file=textfile, reason=error.strerror)
+                _log.error("metrics cannot be written", file=config.textfile, reason=error.strerror)
         else:
             self._tell_over("metrics", "metrics can be written again")
 

@@ -160,4 +160,6 @@ def _all_names() -> set[str]:
     """Names of all metrics of an agent that has written to its audit."""
     metrics = Metrics()
     metrics.hear(Fact(Event.AGENT_STARTED, "", "", None, 1))
-    return {family.name + ("_total" if family.type == "counter" else "") for family in metrics.collect()}
+    return {
+        family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()
+    }

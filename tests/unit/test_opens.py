@@ -21,7 +21,7 @@ ALLOWED = {
     "agent/store/form.py": "makes a file in a directory that it has just made (O_NOFOLLOW, O_NONBLOCK)",
     "agent/audit/writer.py": "writes in place (O_NOFOLLOW, O_NONBLOCK)",
     "agent/sealing/keys.py": "key files: no link, never blocks, systemd's conditions; and /etc/machine-id",
-    "agent/daemon/metrics.py": "writes a new file (O_EXCL)",
+    "agent/daemon/textfile.py": "writes a new file (O_EXCL)",
     "agent/source/mounts.py": "the kernel's table of mounts",
     "agent/rollout/nixos.py": "the kernel's list of locks",
     "agent/source/sandbox.py": "the kernel's account of this process",

@@ -17,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.writer import Fact
 from credferry.agent.config.loading import parse
-from credferry.agent.daemon.metrics import Metrics, replace
+from credferry.agent.config.model import MetricsConfig
+from credferry.agent.daemon.metrics import Metrics
+from credferry.agent.daemon.textfile import Textfile, replace
 from credferry.agent.reconcile.decision import Observed, State, decide
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observer import Look
@@ -61,11 +63,11 @@ class World:
 
     directory: Path
     clock: Clock = field(default_factory=Clock)
-    metrics: Metrics = field(init=False)
+    textfile: Textfile = field(init=False)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(wall=self.clock, monotonic=self.clock)
+        self.textfile = Textfile(self.clock, Metrics(self.clock, self.clock))
         self.store = Store(self.directory, CredentialKey(bytes(32)))
 
     @property
@@ -75,20 +77,20 @@ class World:
 
     def look(self, *, running: str = NEW, refused: bool = False, held: bool = False) -> None:
         """Look at both VMs: web as is said, db in step."""
-        observed = (
-            _observed("web", running, refused=refused, held=held),
-            _observed("db", NEW),
-        )
+        self.look_at(_observed("web", running, refused=refused, held=held), _observed("db", NEW))
+
+    def look_at(self, *observed: Observed) -> None:
+        """Look at these VMs."""
         look = Look(source.NOTHING, observed, tuple(decide(each) for each in observed))
-        self.metrics.looked(look, self.store, with_source=True)
+        self.textfile.looked(look, self.store, with_source=True)
 
     def tell(self, event: Event, run: str = "r", sequence: int = 1) -> None:
         """Tell of a record about web."""
-        self.metrics.hear(Fact(event, "web", run, 7, sequence))
+        self.textfile.hear(Fact(event, "web", run, 7, sequence))
 
     def write(self, *lacks: str, period: float = 60.0) -> None:
         """Write the file where it is due."""
-        self.metrics.write_if_due(self.file, lacks, period)
+        self.textfile.write_if_due(MetricsConfig(textfile=str(self.file)), lacks, period)
 
     def samples(self) -> dict[tuple[str, ...], float]:
         """All samples of the file, by name and the values of their labels in the order of these."""
@@ -184,6 +186,46 @@ def test_a_rotation(world: World) -> None:
     assert samples["credferry_audit_sequence",] == 4
 
 
+def test_a_vm_that_is_configured_no_more(world: World) -> None:
+    """No series names a VM that the configuration does not name, and its counters begin at 0 afterwards."""
+    world.look()
+    world.tell(Event.SEALED)
+    world.tell(Event.RESTARTED)
+    world.write()
+    assert world.samples()["credferry_generations_sealed_total", "web"] == 1
+    world.look_at(_observed("db", NEW))
+    world.write()
+    assert not [key for key in world.samples() if "web" in key]
+    world.look()
+    world.write()
+    assert world.samples()["credferry_generations_sealed_total", "web"] == 0
+    assert world.samples()["credferry_restarts_total", "done", "web"] == 0
+
+
+def test_no_series_about_series(world: World) -> None:
+    """The file has the series that are documented, and not prometheus-client's times of their making."""
+    world.look()
+    world.write()
+    assert not [name for name, *_ in world.samples() if name.endswith("_created")]
+
+
+def test_metrics_begin_when_they_are_asked_for(tmp_path: Path) -> None:
+    """Without a file in the configuration there are no metrics; with one, they begin, and go on after it."""
+    textfile, file = Textfile(), tmp_path / "credferry.prom"
+    wanted = MetricsConfig(textfile=str(file))
+    textfile.use(MetricsConfig())
+    textfile.hear(Fact(Event.SEALED, "web", "r", 7, 1))
+    textfile.write_if_due(wanted, (), 60)
+    assert not file.exists()
+    textfile.use(wanted)
+    textfile.hear(Fact(Event.SEALED, "web", "r", 8, 2))
+    textfile.use(MetricsConfig())
+    textfile.hear(Fact(Event.SEALED, "web", "r", 9, 3))
+    textfile.use(wanted)
+    textfile.write_if_due(wanted, (), 60)
+    assert 'credferry_generations_sealed_total{vm="web"} 2.0' in file.read_text().splitlines()
+
+
 def test_what_is_lacking(world: World) -> None:
     """A source, bus, store or key that the agent must do without shows, and the last good look's time."""
     world.look()
@@ -239,7 +281,7 @@ def test_the_file(tmp_path: Path) -> None:
 
 
 def test_its_library_is_loaded_when_it_is_needed() -> None:
-    """An agent without metrics does without what renders them."""
-    code = "import sys, credferry.agent.daemon.service; sys.exit('prometheus_client' in sys.modules)"
+    """An agent without metrics does not load what makes them."""
+    code = "import sys, credferry.agent.daemon.main; sys.exit('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == 0
