@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from credferry.launcher.errors import usage
 from credferry.launcher.handoff import is_vm_name
-from credferry.launcher.record import Record, field
+from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Final
 
-    from credferry.launcher.check import Assumed
+    from credferry.launcher.check import AssumedVm
 
 USAGE: Final = (
     "usage: credferry-launch --real PATH [--explain] [--hypervisor-version V] [--vm NAME] -- ARGV…\n"
@@ -44,7 +44,7 @@ _HOST_VERBS: Final = frozenset({"--tap-up", "--tap-down", "--virtiofsd", "--shut
 _SWITCHES: Final = frozenset({"--explain", _CHECK}) | _CHECK_SWITCHES | _HOST_VERBS
 
 
-class Arguments(Record):
+class Arguments(FrozenRecord):
     """The parsed arguments. ``argv`` are cloud-hypervisor's; a spec replaces them.
 
     ``verb`` is one of the options for a VM's units, which work on the host. With ``check``, the launcher
@@ -58,7 +58,7 @@ class Arguments(Record):
     vm: str | None = None
     spec: str | None = None
     verb: str | None = None
-    check: Assumed | None = None
+    check: AssumedVm | None = None
 
 
 def parse(words: Sequence[str]) -> Arguments:
@@ -107,7 +107,7 @@ def is_question(words: Sequence[str]) -> bool:
     return not {"--explain", _CHECK}.isdisjoint(_halves(words)[0])
 
 
-def _check(flags: set[str], values: Mapping[str, str]) -> Assumed | None:
+def _check(flags: set[str], values: Mapping[str, str]) -> AssumedVm | None:
     stray = min((flags & _CHECK_SWITCHES) | (values.keys() & _CHECK_WITH_VALUE), default=None)
     if _CHECK not in flags:
         if stray is not None:

@@ -21,7 +21,7 @@ from credferry.launcher.handoff import (
     Secret,
     is_credential_name,
 )
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ _VM: Final = "VM"
 _DIGITS_MAX: Final = 4
 
 
-class Assumed(Record):
+class AssumedVm(FrozenRecord):
     """The assumed configuration of a VM: how credentials travel, and their names and kinds."""
 
     delivery: Delivery
     credentials: tuple[tuple[str, Kind], ...]
 
 
-def assume(flags: Container[str], values: Mapping[str, str]) -> Assumed:
+def assume(flags: Container[str], values: Mapping[str, str]) -> AssumedVm:
     """The configuration that the options of ``--check`` describe. Raises `LaunchError` (USAGE)."""
     channel = values.get("--channel", Channel.API.value)
     if channel not in {each.value for each in Channel}:
@@ -56,10 +56,10 @@ def assume(flags: Container[str], values: Mapping[str, str]) -> Assumed:
         allowed_names=tuple(name for name, _ in credentials),  # the agent's configuration checks names
         initrd="--initrd" in flags,
     )
-    return Assumed(delivery, credentials)
+    return AssumedVm(delivery, credentials)
 
 
-def delivered(assumed: Assumed, vm: str | None) -> Delivered:
+def delivered(assumed: AssumedVm, vm: str | None) -> Delivered:
     """A generation with these credentials, each as small as possible."""
     credentials = tuple(Credential(name, kind, _least(name, kind)) for name, kind in assumed.credentials)
     manifest = Manifest(

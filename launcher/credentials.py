@@ -19,7 +19,7 @@ from credferry.launcher.handoff import (
     unit_credential,
     value_file,
 )
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _SIZE_MAX: Final = 1 << 20
 _SETTING: Final = f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:/var/lib/credferry/vms/%i/current"
 
 
-class Credential(Record):
+class Credential(FrozenRecord):
     """One credential on its way into the guest."""
 
     name: str
@@ -49,7 +49,7 @@ class Credential(Record):
         return oem_string(self.name, self.kind, Secret(b"")).reveal().decode() + "<redacted>"
 
 
-class Delivered(Record):
+class Delivered(FrozenRecord):
     """A generation as it arrived: the manifest, and all credentials that it names, in its order."""
 
     manifest: Manifest

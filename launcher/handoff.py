@@ -15,7 +15,7 @@ import json
 import os
 
 from credferry.launcher import keyed
-from credferry.launcher.record import Record, asdict, field
+from credferry.launcher.record import FrozenRecord, asdict, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Channel(enum.StrEnum):
     COMMAND = "command"
 
 
-class Delivery(Record):
+class Delivery(FrozenRecord):
     """How a VM's configuration says that credentials reach the guest.
 
     ``guest_systemd`` is the lowest systemd version that the guest may run. It sets the OEM strings' limit.
@@ -152,7 +152,7 @@ class Delivery(Record):
         return OEM_TOTAL_MAX if self.guest_systemd >= SYSTEMD_READS_ALL_OEM_STRINGS else OEM_TOTAL_BEFORE_257
 
 
-class ManifestEntry(Record):
+class ManifestEntry(FrozenRecord):
     """One credential of a generation.
 
     The fingerprint is keyed: without the host's key, it reveals nothing about the value. ``digest`` (64 hex
@@ -165,7 +165,7 @@ class ManifestEntry(Record):
     digest: str = field(default="", repr=False)
 
 
-class Manifest(Record):
+class Manifest(FrozenRecord):
     """The content of a generation. The manifest is itself one of the generation's sealed credentials.
 
     ``digest`` (64 hex digits) identifies everything that the guest gets. ``run`` (32 hex digits) is the
@@ -205,7 +205,7 @@ class Manifest(Record):
         return manifest
 
 
-class Stamp(Record):
+class Stamp(FrozenRecord):
     """The launcher's report of one start of its VM.
 
     The VM's user writes the stamp, so the agent treats it only as a hint. It says that the launcher has

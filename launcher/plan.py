@@ -26,7 +26,7 @@ from credferry.launcher.hypervisor.options import (
     parse,
     plain,
 )
-from credferry.launcher.record import Record, field
+from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from credferry.launcher.credentials import Credential, Delivered
     from credferry.launcher.hypervisor.cmdline import Option
-    from credferry.launcher.hypervisor.vmconfig import AddNet, VmConfig
+    from credferry.launcher.hypervisor.vmconfig import AddNet, ConvertedCommandLine
 
 PROCESS_PREFIX: Final = "microvm@"
 _API_SOCKET: Final = "api.sock"
@@ -50,7 +50,7 @@ _LANDLOCK: Final = (
 )
 
 
-class Request(Record):
+class Request(FrozenRecord):
     """The requested start: cloud-hypervisor's arguments without its name, and their context.
 
     For VMs from a spec, ``notify`` is the socket for messages of the guest's systemd, and ``sockets`` are
@@ -68,14 +68,14 @@ class Request(Record):
     sockets: tuple[str, ...] = ()
 
 
-class Endpoint(Record):
+class Endpoint(FrozenRecord):
     """``path=…`` or ``fd=N``, as ``--api-socket`` and ``--event-monitor`` take it."""
 
     path: str | None
     fd: int | None
 
 
-class Start(Record):
+class Start(FrozenRecord):
     """How one channel starts the VM. ``words`` follow argv[0]; ``shown`` are the same words, redacted.
 
     They do not contain ``--event-monitor`` yet: its descriptor is known only at the start.
@@ -90,14 +90,14 @@ class Start(Record):
     private_api: bool = False
 
 
-class Initrd(Record):
+class Initrd(FrozenRecord):
     """The initramfs to copy, and the credentials to append. The command line names the copy already."""
 
     initramfs: str
     credentials: tuple[Credential, ...]
 
 
-class Plan(Record):
+class Plan(FrozenRecord):
     """A complete start. ``events`` is the event monitor that the given command line names."""
 
     channel: Channel
@@ -216,7 +216,7 @@ def _by_api(
     )
 
 
-def _document(config: VmConfig, strings: Sequence[str]) -> dict[str, Any]:
+def _document(config: ConvertedCommandLine, strings: Sequence[str]) -> dict[str, Any]:
     if not strings:
         return config.document
     platform = config.document.get("platform", {})

@@ -51,7 +51,7 @@ class _RecordType(type):
         return super().__new__(cls, name, bases, body)
 
 
-class Record(metaclass=_RecordType):
+class FrozenRecord(metaclass=_RecordType):
     """Base of all records. Records are equal if their class and values are. A record has no subclasses."""
 
     if TYPE_CHECKING:
@@ -108,14 +108,14 @@ class Record(metaclass=_RecordType):
         return make(**{**{name: getattr(self, name) for name in self.__match_args__}, **changes})
 
 
-def asdict(record: Record) -> dict[str, Any]:
+def asdict(record: FrozenRecord) -> dict[str, Any]:
     """The fields' values by name. Converts nested records likewise, and tuples to lists."""
     return {name: _plain(getattr(record, name)) for name in record.__match_args__}
 
 
 def _plain(value: object) -> object:
     match value:
-        case Record():
+        case FrozenRecord():
             return asdict(value)
         case tuple():
             return [_plain(each) for each in value]

@@ -22,7 +22,7 @@ import time
 from credferry.launcher import journal
 from credferry.launcher.handoff import MESSAGE_ID_GUEST_REBOOT, MESSAGE_ID_LAUNCH_REFUSED
 from credferry.launcher.hypervisor import api
-from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.hypervisor.events import EventParser, HypervisorEvent
 from credferry.launcher.task import FAILED_SIGNAL, REFUSED_SIGNAL
 
 TYPE_CHECKING = False
@@ -46,7 +46,7 @@ _ENDED_MS: Final = 5
 """Milliseconds to wait after a broken connection: the VMM may be ending."""
 _TROUBLE_SECONDS: Final = 1.0
 """Pause before a retry of what the kernel refused."""
-_REBOOTING: Final = Event("vm", "rebooting")
+_REBOOTING: Final = HypervisorEvent("vm", "rebooting")
 _MESSAGE_MAX: Final = 300
 _CHUNK: Final = 64 << 10
 

@@ -7,7 +7,7 @@ import signal
 
 from credferry.launcher import journal
 from credferry.launcher.handoff import write_stamp
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ FAILED_SIGNAL: Final = signal.SIGUSR1
 ``Restart=`` applies, as it does if cloud-hypervisor itself ends with an error."""
 
 
-class Socket(Record):
+class Socket(FrozenRecord):
     """The VMM's API socket. ``listener`` is the PID that must have made it listen, or None if unknown."""
 
     path: str
     listener: int | None
 
 
-class Boot(Record):
+class Boot(FrozenRecord):
     """The api channel's work. ``quotable``: an answer's text cannot hold a secret.
 
     ``confines``: ``vm.create`` opens the VM's files to confine the VM to them, and fails if one is missing.
@@ -44,7 +44,7 @@ class Boot(Record):
     confines: bool = False
 
 
-class Task(Record):
+class Task(FrozenRecord):
     """All that the child needs. The child writes ``notes`` to the journal once the VM runs."""
 
     manifest: Manifest

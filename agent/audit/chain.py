@@ -58,7 +58,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """Result of a chain's verification: faults, other notes, and how many records are authentic."""
 
     findings: tuple[str, ...]
@@ -66,7 +66,7 @@ class Verdict:
     checked: int
 
 
-def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verdict:
+def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verification:
     """Check records, given in the journal's order, against each other and against what is kept."""
     good, bad = _sorted_out(links, key)
     findings: list[str] = []
@@ -105,7 +105,7 @@ def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verdict:
         start = min([chains[0][0].sequence or 1, *known])
         notes.append(f"the chain begins at number {start}: the journal holds nothing older")
     said, remarks = _end(chains[-1] if chains else [], kept, known)
-    return Verdict(tuple(findings + said), tuple(notes + remarks), len(good))
+    return Verification(tuple(findings + said), tuple(notes + remarks), len(good))
 
 
 @dataclass(frozen=True, slots=True)

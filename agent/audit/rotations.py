@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from credferry.agent.audit.records import Record
 
 
-class Outcome(enum.StrEnum):
+class RotationOutcome(enum.StrEnum):
     """Result of a rotation so far."""
 
     RESTARTED = "restarted"
@@ -48,12 +48,12 @@ class Outcome(enum.StrEnum):
     def is_bad(self) -> bool:
         """Whether an operator should look at it."""
         return self in {
-            Outcome.ROLLED_BACK,
-            Outcome.DOWN,
-            Outcome.FAILED,
-            Outcome.HALTED,
-            Outcome.REFUSED,
-            Outcome.DROPPED,
+            RotationOutcome.ROLLED_BACK,
+            RotationOutcome.DOWN,
+            RotationOutcome.FAILED,
+            RotationOutcome.HALTED,
+            RotationOutcome.REFUSED,
+            RotationOutcome.DROPPED,
         }
 
 
@@ -98,14 +98,14 @@ class Rotation:
     """Fingerprints of the credentials that changed, by name."""
     reverted: dict[str, Earlier] = field(default_factory=dict)
     """The credentials in ``changed`` that went back to an earlier value."""
-    outcome: Outcome = Outcome.PUBLISHED
+    outcome: RotationOutcome = RotationOutcome.PUBLISHED
     ordered: Ordered | None = None
 
     @property
     def is_bad(self) -> bool:
         """Whether an operator should look at it. A rollback that an operator ordered is not bad."""
         is_wanted = self.ordered is not None and self.ordered.order == Order.ROLL_BACK
-        return self.outcome.is_bad and not (is_wanted and self.outcome is Outcome.ROLLED_BACK)
+        return self.outcome.is_bad and not (is_wanted and self.outcome is RotationOutcome.ROLLED_BACK)
 
     @property
     def began(self) -> datetime:
@@ -132,24 +132,29 @@ class Story:
 
 
 _OUTCOMES = {
-    Event.PUBLISHED: Outcome.PUBLISHED,
-    Event.SEALED: Outcome.SEALED,
-    Event.RESTART_ASKED: Outcome.UNDER_WAY,
-    Event.RESTARTED: Outcome.RESTARTED,
-    Event.RESTART_FAILED: Outcome.FAILED,
-    Event.ROLLED_BACK: Outcome.ROLLED_BACK,
-    Event.ROLLBACK_FAILED: Outcome.DOWN,
-    Event.HALTED: Outcome.HALTED,
-    Event.LAUNCH_REFUSED: Outcome.REFUSED,
-    Event.ORDERED: Outcome.ORDERED,
-    Event.ORDER_DROPPED: Outcome.DROPPED,
+    Event.PUBLISHED: RotationOutcome.PUBLISHED,
+    Event.SEALED: RotationOutcome.SEALED,
+    Event.RESTART_ASKED: RotationOutcome.UNDER_WAY,
+    Event.RESTARTED: RotationOutcome.RESTARTED,
+    Event.RESTART_FAILED: RotationOutcome.FAILED,
+    Event.ROLLED_BACK: RotationOutcome.ROLLED_BACK,
+    Event.ROLLBACK_FAILED: RotationOutcome.DOWN,
+    Event.HALTED: RotationOutcome.HALTED,
+    Event.LAUNCH_REFUSED: RotationOutcome.REFUSED,
+    Event.ORDERED: RotationOutcome.ORDERED,
+    Event.ORDER_DROPPED: RotationOutcome.DROPPED,
 }
 _RESTART_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED, Event.ORDER_DROPPED}
 _RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
 """Orders that may lead to a restart, and so begin a story."""
 _ASKED = Event.RESTART_ASKED.label
 _LATE_SECONDS = 5.0
-_ENDED = {Outcome.RESTARTED, Outcome.STARTED, Outcome.ROLLED_BACK, Outcome.SUPERSEDED}
+_ENDED = {
+    RotationOutcome.RESTARTED,
+    RotationOutcome.STARTED,
+    RotationOutcome.ROLLED_BACK,
+    RotationOutcome.SUPERSEDED,
+}
 _OF_A_VM = {Event.LAUNCHED, Event.GUEST_REBOOT, Event.LAUNCH_REFUSED, Event.WAITING}
 """Events whose sender does not know the rotation, or that come before it is known."""
 
@@ -228,7 +233,7 @@ class _RotationBuilder:
                 return ordered
             case Event.WAITING:
                 latest = self._latest.get(record.vm)
-                return latest if latest is not None and latest.outcome is Outcome.SEALED else None
+                return latest if latest is not None and latest.outcome is RotationOutcome.SEALED else None
             case _:
                 return self._of_run(record) if record.run else None
 
@@ -246,8 +251,8 @@ class _RotationBuilder:
         if key not in self.rotations:
             self.rotations[key] = rotation = Rotation(record.vm, record.run)
             latest = self._latest.get(record.vm)
-            if latest is not None and latest.outcome in {Outcome.SEALED, Outcome.PUBLISHED}:
-                latest.outcome = Outcome.SUPERSEDED
+            if latest is not None and latest.outcome in {RotationOutcome.SEALED, RotationOutcome.PUBLISHED}:
+                latest.outcome = RotationOutcome.SUPERSEDED
             self._latest[record.vm] = rotation
         return self.rotations[key]
 
@@ -262,14 +267,14 @@ class _RotationBuilder:
         if record.event in _OUTCOMES:
             rotation.outcome = _OUTCOMES[record.event]
         elif record.event is Event.LAUNCHED and record.vm not in self._restarting:
-            rotation.outcome = Outcome.STARTED
+            rotation.outcome = RotationOutcome.STARTED
 
     def _deliver(self, record: Record) -> None:
         """Mark the latest change as started, if an order's restart gave the VM its generation."""
         latest = self._latest.get(record.vm)
         is_it = latest is not None and latest.generation == record.generation
-        if latest is not None and is_it and latest.outcome is Outcome.SEALED:
-            latest.outcome = Outcome.STARTED
+        if latest is not None and is_it and latest.outcome is RotationOutcome.SEALED:
+            latest.outcome = RotationOutcome.STARTED
 
     def _learn(self, record: Record, rotation: Rotation) -> None:
         """Remember when each value was sealed, and note which changed values are earlier ones."""

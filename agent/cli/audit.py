@@ -67,8 +67,8 @@ def register(app: typer.Typer) -> None:
             form.removeprefix("--"),
             vm,
             credential,
-            audit_views.moment(since, "--since"),
-            audit_views.moment(until, "--until"),
+            audit_views.parse_time(since, "--since"),
+            audit_views.parse_time(until, "--until"),
         )
         match kind:
             case "--verify":

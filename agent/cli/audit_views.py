@@ -185,7 +185,7 @@ class Views:
             load(self.config).vm(self.vm)
 
 
-def moment(text: str | None, option: str) -> float | None:
+def parse_time(text: str | None, option: str) -> float | None:
     """A moment as journalctl takes it, in seconds since 1970: systemd itself is asked.
 
     Raises `typer.BadParameter`.

@@ -72,9 +72,9 @@ def _check_seen(config: Config) -> None:
 
     Where systemd does not answer, or has no such unit, the unit that is shipped is what counts.
     """
-    from credferry.agent.doctor.source import hidden  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.source import hidden_from_units  # noqa: PLC0415 (not for --help)
 
-    for _, found in hidden(config):
+    for _, found in hidden_from_units(config):
         raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)
 
 

@@ -227,7 +227,7 @@ def schema(verb: str) -> dict[str, Any]:
     } | made
 
 
-def moment(seconds: int) -> str | None:
+def rfc3339(seconds: int) -> str | None:
     """Seconds since 1970 as documents have moments; 0 is for none."""
     if not seconds:
         return None

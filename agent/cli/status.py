@@ -28,7 +28,7 @@ from credferry.agent.cli.common import (
     print_table,
     running_agent,
 )
-from credferry.agent.cli.documents import Generation, Published, StatusRow, moment
+from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3339
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError
@@ -51,7 +51,7 @@ def status_row(vm: dict[str, Any]) -> StatusRow:
         unit=vm["Unit"],
         unit_state=vm["UnitState"],
         state=State(vm["State"]),
-        since=moment(vm["Since"]),
+        since=rfc3339(vm["Since"]),
         published=Published(digest=None, credentials={}),
         sealed=Generation(generation=vm["Sealed"], digest=None) if vm["Sealed"] else None,
         running=Generation(generation=vm["Running"], digest=None) if vm["Running"] else None,
@@ -203,7 +203,7 @@ def _row(observed: Observed, decision: Decision, store: Store) -> StatusRow:
         unit=now.unit,
         unit_state=now.unit_state,
         state=now.state,
-        since=moment(now.since),
+        since=rfc3339(now.since),
         published=Published(
             digest=wanted.digest[:12] if wanted else None,
             credentials={each.name: each.fingerprint for each in wanted.entries} if wanted else {},

@@ -40,7 +40,7 @@ from credferry.agent.reconcile.status import standing
 from credferry.agent.rollout.orders import Orders
 from credferry.agent.rollout.pacing import Clock, RestartPolicyGate
 from credferry.agent.rollout.session import Session
-from credferry.agent.rollout.workers import Dispatcher, Restarts
+from credferry.agent.rollout.workers import Dispatcher, RestartPool
 from credferry.agent.source.settling import Changes, Settler
 from credferry.agent.source.watch import LOOK_SECONDS, Watch
 from credferry.agent.store.opening import open_store, present_key
@@ -126,7 +126,7 @@ class Service:
         self._sender = self._parts.sender()
         self._audit_keys: dict[str, CredentialKey] = {}
         config = configuration.load(path)
-        self._restarts = Restarts(
+        self._restarts = RestartPool(
             config,
             self._connection,
             self._orders,

@@ -53,7 +53,7 @@ def check(chain: Chain) -> Iterator[Finding]:
 
 def check_seen(chain: Chain) -> Iterator[Finding]:
     """Whether the agent can see the source: its units hide home and temporary directories from it."""
-    for unit, found in hidden(chain.config):
+    for unit, found in hidden_from_units(chain.config):
         yield problem(
             "source.seen",
             f"{found.text}; that is {unit}",
@@ -63,7 +63,7 @@ def check_seen(chain: Chain) -> Iterator[Finding]:
         )
 
 
-def hidden(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
+def hidden_from_units(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
     """The agent's units that hide the source from the agent, and the settings that do so.
 
     Links are followed. If systemd does not answer, or has no such unit, the shipped unit's settings count.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.source.snapshot import Generation, Snapshot
+    from credferry.agent.source.snapshot import Snapshot, SourceGeneration
     from credferry.agent.systemd.units import SystemManager, UnitState
 
 _STAMP_SIZE_MAX = 4096
@@ -48,7 +48,7 @@ there, one of them a copy of the manifest."""
 class Look:
     """Result of one check: the source generation that was read, and a decision for each VM."""
 
-    generation: Generation
+    generation: SourceGeneration
     observed: tuple[Observed, ...]
     decisions: tuple[Decision, ...]
 

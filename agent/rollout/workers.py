@@ -138,7 +138,7 @@ _STOP_SECONDS = 10.0
 _log = structlog.get_logger()
 
 
-class Restarts:
+class RestartPool:
     """Restarts VMs in threads.
 
     Each thread calls ``ended`` after a restart; ``ended`` must return at once. ``stop`` ends waiting early.

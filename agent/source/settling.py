@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.source.snapshot import Generation, Snapshot
+    from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 
 
 def _key() -> bytes:
@@ -27,7 +27,7 @@ class Changes:
 
     _key: bytes = field(default_factory=_key, repr=False)
     _digests: dict[str, bytes] = field(default_factory=dict)
-    _generation: Generation | None = None
+    _generation: SourceGeneration | None = None
 
     def since_last(self, vms: Collection[VmConfig], snapshot: Snapshot) -> list[VmConfig]:
         """The VMs whose secrets a swap has changed since the last call. The first call returns none.
@@ -58,12 +58,12 @@ class Settler:
 
     quiet_seconds: float
     quiet_max_seconds: float
-    _generation: Generation | None = field(default=None, init=False)
+    _generation: SourceGeneration | None = field(default=None, init=False)
     _content: object = field(default=None, init=False)
     _same_since: float = field(default=0.0, init=False)
     _waiting_since: float | None = field(default=None, init=False)
 
-    def wait(self, generation: Generation, content: object, now: float) -> float:
+    def wait(self, generation: SourceGeneration, content: object, now: float) -> float:
         """The seconds to wait before this content may be used; 0.0 if it is settled.
 
         ``content`` is any object that compares equal if, and only if, the same was read.

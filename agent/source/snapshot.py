@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from credferry.agent.errors import HiddenSourceError, SourceError
 from credferry.agent.sealing.credential import PLAINTEXT_MAX
 from credferry.agent.source import sandbox
-from credferry.agent.source.trail import LINKS_MAX, Link, Trail
+from credferry.agent.source.trail import LINKS_MAX, Symlink, Trail
 from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
@@ -59,17 +59,17 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class SourceGeneration:
     """The directory that was read. Device and inode show whether a later read sees the same directory."""
 
     device: int
     inode: int
     committed: bool
     """Whether the source is a symlink. Its first content then counts as published whole."""
-    way: tuple[Link, ...] = ()
+    way: tuple[Symlink, ...] = ()
     """The links that stand for a directory on the way to the source. Swapping one is a commit."""
 
-    def is_swap_of(self, before: Generation | None) -> bool:
+    def is_swap_of(self, before: SourceGeneration | None) -> bool:
         """Whether the swap of a link put this generation in place after the generation ``before``.
 
         A directory that was removed and made again is not a swap: the producer fills it bit by bit.
@@ -84,7 +84,7 @@ class Generation:
         return self.device, self.inode, [(link.path, link.target) for link in self.way]
 
 
-NOTHING = Generation(0, 0, committed=True)
+NOTHING = SourceGeneration(0, 0, committed=True)
 """Stands for a source that does not exist."""
 
 
@@ -92,7 +92,7 @@ NOTHING = Generation(0, 0, committed=True)
 class Snapshot:
     """The content of the source at one moment, for the requested names."""
 
-    generation: Generation
+    generation: SourceGeneration
     values: Mapping[str, Secret | Problem]
 
 
@@ -142,7 +142,7 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
             for name in names:
                 trail.follow(name, start)
         way = tuple(trail.links.values())
-        generation = Generation(status.st_dev, status.st_ino, committed=target is not None, way=way)
+        generation = SourceGeneration(status.st_dev, status.st_ino, committed=target is not None, way=way)
         values = {name: _read(top, name, follow_links) for name in names}
         # Compare after reading: if the producer removed the directory meanwhile, names look absent
         # that are not.

@@ -17,7 +17,7 @@ LINKS_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class Symlink:
     """A symlink as it was at one moment. One that replaces it has another inode."""
 
     path: str
@@ -32,9 +32,9 @@ class Trail:
 
     names: dict[str, set[str]] = field(default_factory=dict)
     """By directory: its entries that the ways lead through. The last entry of a way may not exist."""
-    links: dict[str, Link] = field(default_factory=dict)
+    links: dict[str, Symlink] = field(default_factory=dict)
     """By path: the links that stand for a directory on a way. Replacing one moves everything below it."""
-    _seen: dict[str, Link | None] = field(default_factory=dict)
+    _seen: dict[str, Symlink | None] = field(default_factory=dict)
 
     def follow(self, path: str, start: str = "/", *, to_directory: bool = False) -> str | None:
         """The path with all links resolved; None where a step does not exist, or links form a loop.
@@ -79,13 +79,13 @@ class Trail:
                 return True
         return False
 
-    def _link(self, place: str) -> Link | None:
+    def _link(self, place: str) -> Symlink | None:
         if place not in self._seen:
             self._seen[place] = read_link(place)
         return self._seen[place]
 
 
-def read_link(path: str) -> Link | None:
+def read_link(path: str) -> Symlink | None:
     """Read a symlink; None for another kind of file. Raises OSError where there is nothing."""
     try:
         target = os.readlink(path)  # noqa: PTH115 (done for each secret in each cycle)
@@ -94,4 +94,4 @@ def read_link(path: str) -> Link | None:
             return None
         raise
     status = os.lstat(path)
-    return Link(path, target, status.st_dev, status.st_ino)
+    return Symlink(path, target, status.st_dev, status.st_ino)

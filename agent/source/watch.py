@@ -27,7 +27,7 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
+from watchdog.observers.inotify import InotifyObserver
 
 from credferry.agent.source.mounts import MountTable
 from credferry.agent.source.trail import Trail
@@ -112,7 +112,7 @@ class Watch:
 
     def _start(self) -> None:
         try:
-            observer = Observer()  # watchdog 7 opens the inotify descriptor here
+            observer = InotifyObserver()  # watchdog 7 opens the inotify descriptor here
             observer.start()
         except OSError as error:
             self._tell(os.strerror(error.errno or 0))

@@ -60,7 +60,7 @@ class _Short:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownUnit:
     """A unit's full state, and when systemd was asked for it, in seconds on the monotonic clock."""
 
     unit: UnitState
@@ -91,7 +91,7 @@ class SystemBus:
 
     def __init__(self, on_job: Callable[[str], None] = lambda _: None) -> None:
         self._on_job = on_job
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _KnownUnit] = {}
         self._listed: tuple[bytes, Mapping[str, _Short]] = (b"", {})
         self._results: OrderedDict[str, str] = OrderedDict()
         self._ended = threading.Condition()
@@ -143,7 +143,7 @@ class SystemBus:
             else None,
         )
         if name in self._known:
-            self._known[name] = _Known(found, now)
+            self._known[name] = _KnownUnit(found, now)
         return found
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
@@ -153,7 +153,9 @@ class SystemBus:
         for name, invocation in invocations.items():
             known = self._known.get(name)
             if known is None or not known.is_vouched_for(listed.get(name), invocation):
-                known = self._known[name] = _Known(self.unit(name), time.clock_gettime(time.CLOCK_MONOTONIC))
+                known = self._known[name] = _KnownUnit(
+                    self.unit(name), time.clock_gettime(time.CLOCK_MONOTONIC)
+                )
             found[name] = known.now()
         return found
 

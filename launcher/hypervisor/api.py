@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-from credferry.launcher.record import Record, field
+from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ApiError(Exception):
     """The socket cannot be reached, is not cloud-hypervisor's, or gives no answer in time."""
 
 
-class Answer(Record):
+class Answer(FrozenRecord):
     """cloud-hypervisor's answer. The body can quote the VM's configuration, including its secrets."""
 
     status: int

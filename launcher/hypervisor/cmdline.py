@@ -8,7 +8,7 @@ Refusals name the option and never a value.
 from __future__ import annotations
 
 from credferry.launcher.errors import usage
-from credferry.launcher.record import Record, field
+from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ OPTIONAL_VALUE: Final = frozenset({"rtc"})
 VERBOSE: Final = "-v"
 
 
-class Option(Record):
+class Option(FrozenRecord):
     """One occurrence of an option: its name without dashes, its values, and its original words."""
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _EVENT_MAX: Final = 64 << 10
 """The most bytes of one event. Real events have a few hundred."""
 
 
-class Event(Record):
+class HypervisorEvent(FrozenRecord):
     """An event of the VMM, such as ``vm`` ``rebooting``."""
 
     source: str
@@ -37,9 +37,9 @@ class EventParser:
         self._line_start = True
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> list[HypervisorEvent]:
         """The events that end in this piece. Never raises."""
-        events: list[Event] = []
+        events: list[HypervisorEvent] = []
         for byte in data:
             if byte == ord("{") and self._line_start:
                 # cloud-hypervisor indents lines within an event: the kept bytes are incomplete or garbage.
@@ -79,11 +79,11 @@ class EventParser:
         self._quoted = self._escaped = False
 
 
-def _event(data: bytes) -> Event | None:
+def _event(data: bytes) -> HypervisorEvent | None:
     try:
         match json.loads(data):
             case {"source": str(source), "event": str(name)}:
-                return Event(source, name)
+                return HypervisorEvent(source, name)
     except (ValueError, RecursionError):
         pass
     return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from credferry.launcher.errors import usage
 from credferry.launcher.hypervisor import releases, schema
 from credferry.launcher.hypervisor.vmobject import WAY_OUT, build, check_known
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _ZONES_INHERIT_SINCE: Final = 52
 
 
-class AddNet(Record):
+class AddNet(FrozenRecord):
     """A network device to add with ``vm.add-net``, as ``vm.create`` drops descriptors."""
 
     config: Document
     fds: tuple[int, ...]
 
 
-class VmConfig(Record):
+class ConvertedCommandLine(FrozenRecord):
     """A converted command line: the document, the networks to add after it, the idle VMM's own words."""
 
     document: Document
@@ -48,7 +48,7 @@ class _Parts:
         self.zones: list[Document] = []
 
 
-def convert(options: Sequence[Option], major: int) -> VmConfig:
+def convert(options: Sequence[Option], major: int) -> ConvertedCommandLine:
     """The same VM for a cloud-hypervisor of this major version. Raises `LaunchError` (USAGE)."""
     if major < releases.OLDEST:
         raise usage(
@@ -79,7 +79,7 @@ def convert(options: Sequence[Option], major: int) -> VmConfig:
     if parts.nets[:first]:
         parts.document["net"] = parts.nets[:first]
     added = tuple(AddNet(net, tuple(net.pop("fds", ()))) for net in parts.nets[first:])
-    return VmConfig(parts.document, added, tuple(vmm))
+    return ConvertedCommandLine(parts.document, added, tuple(vmm))
 
 
 def _take(parts: _Parts, option: Option, major: int) -> None:

@@ -14,7 +14,7 @@ from credferry.launcher import trust
 from credferry.launcher.errors import Exit, failed, usage
 from credferry.launcher.handoff import is_vm_name
 from credferry.launcher.hypervisor import schema
-from credferry.launcher.record import Record
+from credferry.launcher.record import FrozenRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _OWN: Final = {
 """Keys of the spec that cloud-hypervisor does not know."""
 
 
-class Share(Record):
+class Share(FrozenRecord):
     """A shared directory of the host, and the socket where its virtiofsd listens."""
 
     tag: str
@@ -71,7 +71,7 @@ class Share(Record):
     readonly: bool
 
 
-class Network(Record):
+class Network(FrozenRecord):
     """A tap device, and the addresses of the host's end."""
 
     tap: str
@@ -79,7 +79,7 @@ class Network(Record):
     queues: int
 
 
-class Spec(Record):
+class Spec(FrozenRecord):
     """A VM. ``tables`` are the file's, checked and completed; ``user`` may open the tap devices."""
 
     name: str

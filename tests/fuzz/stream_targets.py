@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from credferry.launcher.hypervisor.api import ApiError, put
-from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.hypervisor.events import EventParser, HypervisorEvent
 from credferry.launcher.spec import notify
 from tests.fuzz.target import Target, check, check_silent, directory, shows_value
 
@@ -65,7 +65,7 @@ def events(data: bytes) -> None:
     found = [event for piece in _pieces(data[1:], data[:1]) for event in pieces.feed(piece)]
     assert found == wanted, "other pieces, other events"
     assert len(whole._held) <= _HELD_MAX, "it keeps too much"
-    assert pieces.feed(b"\n\n" + _REBOOT)[-1:] == [Event("vm", "rebooting")], "it did not recover"
+    assert pieces.feed(b"\n\n" + _REBOOT)[-1:] == [HypervisorEvent("vm", "rebooting")], "it did not recover"
 
 
 def notification(data: bytes) -> None:

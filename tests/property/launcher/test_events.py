@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.hypervisor.events import EventParser, HypervisorEvent
 
 PROPERTIES = st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=8), max_size=3)
 EVENTS = st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6), PROPERTIES), max_size=5)
@@ -29,13 +29,13 @@ def test_every_event_is_found_once_and_in_order(
         for source, name, properties in events
     ).encode()
     parser = EventParser()
-    found: list[Event] = []
+    found: list[HypervisorEvent] = []
     at = 0
     while at < len(stream):
         size = cuts[at % len(cuts)]
         found += parser.feed(stream[at : at + size])
         at += size
-    assert found == [Event(source, name) for source, name, _ in events]
+    assert found == [HypervisorEvent(source, name) for source, name, _ in events]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=10))
@@ -44,4 +44,4 @@ def test_nothing_breaks_the_parser(pieces: list[bytes]) -> None:
     parser = EventParser()
     for piece in pieces:
         parser.feed(piece)
-    assert parser.feed(b'\n{"source": "vm", "event": "x"}\n')[-1:] == [Event("vm", "x")]
+    assert parser.feed(b'\n{"source": "vm", "event": "x"}\n')[-1:] == [HypervisorEvent("vm", "x")]

@@ -22,7 +22,7 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
-from credferry.agent.source.snapshot import Generation, Problem, Snapshot
+from credferry.agent.source.snapshot import Problem, Snapshot, SourceGeneration
 from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
 from tests.support.dictionary import LIKELY, guesses, matches
 
@@ -51,7 +51,7 @@ def wanted(
     fingerprints: Fingerprints | None = None,
 ) -> Desired:
     """What the VM should get, where it is not refused."""
-    snapshot = Snapshot(Generation(1, 1, committed=True), values)
+    snapshot = Snapshot(SourceGeneration(1, 1, committed=True), values)
     found = desired(config, snapshot, fingerprints or Fingerprints(key), guest)
     assert isinstance(found, Desired)
     return found
@@ -154,7 +154,7 @@ def test_refusals_name_every_credential(
 ) -> None:
     """All that lacks is named, with the remedy; it may pass by itself where a value is being written."""
     found = desired(
-        vm(), Snapshot(Generation(1, 1, committed=True), {"a": a, "b": b}), Fingerprints(KEY), None
+        vm(), Snapshot(SourceGeneration(1, 1, committed=True), {"a": a, "b": b}), Fingerprints(KEY), None
     )
     assert isinstance(found, Refused)
     assert found.passing is passing
@@ -185,7 +185,7 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
     config, remembered = vm(guest_key=True), Fingerprints(KEY)
     for _ in range(2):
         assert wanted(config, published(), guest=GUEST, fingerprints=remembered).guest == guest_id(GUEST)
-    found = desired(config, Snapshot(Generation(1, 1, committed=True), published()), remembered, None)
+    found = desired(config, Snapshot(SourceGeneration(1, 1, committed=True), published()), remembered, None)
     assert isinstance(found, Refused)
     assert "guest-key create web" in found.reasons[0]
     assert found.passing is False

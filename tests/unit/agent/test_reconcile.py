@@ -16,7 +16,7 @@ from credferry.agent.config.model import DEFAULT_PATH, Config, CredentialConfig,
 from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, Observed, State, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
-from credferry.agent.source.snapshot import Generation, Problem, Snapshot
+from credferry.agent.source.snapshot import Problem, Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.systemd.units import UnitState
@@ -33,7 +33,7 @@ INVOCATION, OTHER = "a" * 32, "b" * 32
 
 def snapshot(**values: Secret | Problem) -> Snapshot:
     """What a source said."""
-    return Snapshot(Generation(1, 1, committed=True), values)
+    return Snapshot(SourceGeneration(1, 1, committed=True), values)
 
 
 def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
@@ -298,7 +298,7 @@ class TestDesired:
         first = desired(VM, snapshot(k=Secret(b"canary")), Fingerprints(KEY), None)
         again = desired(
             VM,
-            Snapshot(Generation(9, 9, committed=False), {"k": Secret(b"canary")}),
+            Snapshot(SourceGeneration(9, 9, committed=False), {"k": Secret(b"canary")}),
             Fingerprints(KEY),
             None,
         )

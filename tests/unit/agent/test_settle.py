@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from credferry.agent.source.settling import Settler
-from credferry.agent.source.snapshot import Generation
-from credferry.agent.source.trail import Link
+from credferry.agent.source.snapshot import SourceGeneration
+from credferry.agent.source.trail import Symlink
 
-FIRST = Generation(1, 1, committed=True, way=(Link("/s", "1", 0, 1),))
-SECOND = Generation(1, 2, committed=True, way=(Link("/s", "2", 0, 2),))
-DIRECTORY = Generation(1, 3, committed=False)
+FIRST = SourceGeneration(1, 1, committed=True, way=(Symlink("/s", "1", 0, 1),))
+SECOND = SourceGeneration(1, 2, committed=True, way=(Symlink("/s", "2", 0, 2),))
+DIRECTORY = SourceGeneration(1, 3, committed=False)
 
 
 def test_a_swap_is_a_commit() -> None:
@@ -44,27 +44,31 @@ def test_a_swap_during_the_wait_ends_it() -> None:
 
 def test_a_swap_above_the_source_is_a_commit() -> None:
     """A source below the link that is swapped was published whole by that swap."""
-    before = Generation(1, 1, committed=False, way=(Link("/s", "1", 0, 1),))
+    before = SourceGeneration(1, 1, committed=False, way=(Symlink("/s", "1", 0, 1),))
     settler = Settler(1, 10)
     settler.wait(before, "a", 0)
     settler.wait(before, "a", 5)
-    assert settler.wait(Generation(1, 2, committed=False, way=(Link("/s", "2", 0, 2),)), "b", 6) == 0
+    assert (
+        settler.wait(SourceGeneration(1, 2, committed=False, way=(Symlink("/s", "2", 0, 2),)), "b", 6) == 0
+    )
 
 
 def test_a_swap_that_links_lead_through_is_a_commit() -> None:
     """The source stays, and the directory that its links lead to is another: published whole."""
-    before = Generation(1, 1, committed=False, way=(Link("/s", "1", 0, 1),))
+    before = SourceGeneration(1, 1, committed=False, way=(Symlink("/s", "1", 0, 1),))
     settler = Settler(1, 10)
     settler.wait(before, "a", 0)
     settler.wait(before, "a", 5)
-    assert settler.wait(Generation(1, 1, committed=False, way=(Link("/s", "2", 0, 2),)), "b", 6) == 0
+    assert (
+        settler.wait(SourceGeneration(1, 1, committed=False, way=(Symlink("/s", "2", 0, 2),)), "b", 6) == 0
+    )
 
 
 def test_a_directory_that_is_made_anew_behind_a_link_settles() -> None:
     """The link has not moved: what it leads to is being filled."""
     settler = Settler(1, 10)
     settler.wait(FIRST, "a", 0)
-    assert settler.wait(Generation(1, 9, committed=True, way=FIRST.way), "b", 6) == 1
+    assert settler.wait(SourceGeneration(1, 9, committed=True, way=FIRST.way), "b", 6) == 1
 
 
 def test_a_directory_settles_at_first_sight() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Order
-from credferry.agent.cli.documents import moment
+from credferry.agent.cli.documents import rfc3339
 from credferry.agent.config.model import CredentialConfig, VmConfig
 from credferry.agent.control.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path
 from credferry.agent.control.objects import vm_properties
@@ -85,8 +85,8 @@ def test_since_when(store: Store) -> None:
     os.utime(home / "rollout.json", (1_700_000_300, 1_700_000_300))
     assert since(observed(store, running=1)) == (State.FAILED, 1_700_000_300)
     assert since(observed(store, active="inactive"))[1] == 1_700_000_300
-    assert moment(1_700_000_300) == "2023-11-14T22:18:20Z"
-    assert moment(0) is None
+    assert rfc3339(1_700_000_300) == "2023-11-14T22:18:20Z"
+    assert rfc3339(0) is None
 
 
 @pytest.mark.parametrize(

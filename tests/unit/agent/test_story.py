@@ -12,7 +12,7 @@ from credferry.agent.audit.events import Event, Order
 from credferry.agent.audit.history import History, UnitEvent, UnitRecord
 from credferry.agent.audit.periods import periods
 from credferry.agent.audit.records import Record
-from credferry.agent.audit.rotations import Ordered, Outcome, tell, within
+from credferry.agent.audit.rotations import Ordered, RotationOutcome, tell, within
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 ROTATION = (Event.PUBLISHED, Event.SEALED, Event.RESTART_ASKED, Event.LAUNCHED, Event.RESTARTED)
@@ -51,22 +51,22 @@ def rotation(run: str, begin: float, generation: int, value: str) -> list[Record
     ]
 
 
-ENDS: dict[Outcome, tuple[Event, ...]] = {
-    Outcome.PUBLISHED: ROTATION[:1],
-    Outcome.SEALED: ROTATION[:2],
-    Outcome.UNDER_WAY: ROTATION[:3],
-    Outcome.RESTARTED: ROTATION,
-    Outcome.STARTED: (*ROTATION[:2], Event.LAUNCHED),
-    Outcome.HALTED: (*ROTATION[:2], Event.HALTED),
-    Outcome.FAILED: (*ROTATION[:3], Event.RESTART_FAILED),
-    Outcome.ROLLED_BACK: (*ROTATION[:3], Event.RESTART_FAILED, Event.LAUNCHED, Event.ROLLED_BACK),
-    Outcome.DOWN: (*ROTATION[:3], Event.RESTART_FAILED, Event.ROLLBACK_FAILED),
-    Outcome.REFUSED: (*ROTATION[:3], Event.LAUNCH_REFUSED),
+ENDS: dict[RotationOutcome, tuple[Event, ...]] = {
+    RotationOutcome.PUBLISHED: ROTATION[:1],
+    RotationOutcome.SEALED: ROTATION[:2],
+    RotationOutcome.UNDER_WAY: ROTATION[:3],
+    RotationOutcome.RESTARTED: ROTATION,
+    RotationOutcome.STARTED: (*ROTATION[:2], Event.LAUNCHED),
+    RotationOutcome.HALTED: (*ROTATION[:2], Event.HALTED),
+    RotationOutcome.FAILED: (*ROTATION[:3], Event.RESTART_FAILED),
+    RotationOutcome.ROLLED_BACK: (*ROTATION[:3], Event.RESTART_FAILED, Event.LAUNCHED, Event.ROLLED_BACK),
+    RotationOutcome.DOWN: (*ROTATION[:3], Event.RESTART_FAILED, Event.ROLLBACK_FAILED),
+    RotationOutcome.REFUSED: (*ROTATION[:3], Event.LAUNCH_REFUSED),
 }
 
 
 @pytest.mark.parametrize("outcome", ENDS)
-def test_how_a_rotation_ends(outcome: Outcome) -> None:
+def test_how_a_rotation_ends(outcome: RotationOutcome) -> None:
     """What a rotation came to is its last decisive record."""
     (story,) = tell([record(event, number) for number, event in enumerate(ENDS[outcome])]).rotations
     assert story.outcome is outcome
@@ -86,9 +86,9 @@ def test_a_rollback_belongs_to_the_restart_that_failed() -> None:
     ]
     first, second, third = tell(records).rotations
     assert (first.outcome, second.outcome, third.outcome) == (
-        Outcome.RESTARTED,
-        Outcome.ROLLED_BACK,
-        Outcome.RESTARTED,
+        RotationOutcome.RESTARTED,
+        RotationOutcome.ROLLED_BACK,
+        RotationOutcome.RESTARTED,
     )
     assert [step.label for step in second.steps][-2:] == ["launched", "rolled back"]
     assert not first.later
@@ -134,8 +134,8 @@ def test_an_order_begins_a_story_of_its_own() -> None:
     ]
     for past in (records, [*records[:7], records[8], replace(records[7], time=at(103.5))]):
         first, second = tell(past).rotations
-        assert (first.outcome, first.seconds, first.later) == (Outcome.RESTARTED, 4, [])
-        assert (second.outcome, second.began, second.later) == (Outcome.RESTARTED, at(100), [])
+        assert (first.outcome, first.seconds, first.later) == (RotationOutcome.RESTARTED, 4, [])
+        assert (second.outcome, second.began, second.later) == (RotationOutcome.RESTARTED, at(100), [])
         assert sorted(step.label for step in second.steps) == [
             *("launched", "ordered", "restart asked", "restarted"),
         ]
@@ -156,7 +156,7 @@ def test_an_ordered_rollback_is_its_own_story_and_nothing_bad() -> None:
         ]
         first, second, third = tell(records).rotations
         assert (first.later, second.later, third.later) == ([], [], [])
-        assert (second.outcome, third.outcome) == (Outcome.RESTARTED, Outcome.ROLLED_BACK)
+        assert (second.outcome, third.outcome) == (RotationOutcome.RESTARTED, RotationOutcome.ROLLED_BACK)
         assert {step.label for step in third.steps} == {"ordered", "launched", "rolled back"}
         assert not third.is_bad
 
@@ -170,9 +170,15 @@ def test_an_order_that_delivers_a_change() -> None:
         record(Event.LAUNCHED, 12),
         record(Event.RESTARTED, 13, run="o"),
     ]
-    assert [each.outcome for each in tell(records[:2]).rotations] == [Outcome.SEALED]
-    assert [each.outcome for each in tell(records[:3]).rotations] == [Outcome.SEALED, Outcome.ORDERED]
-    assert [each.outcome for each in tell(records).rotations] == [Outcome.STARTED, Outcome.RESTARTED]
+    assert [each.outcome for each in tell(records[:2]).rotations] == [RotationOutcome.SEALED]
+    assert [each.outcome for each in tell(records[:3]).rotations] == [
+        RotationOutcome.SEALED,
+        RotationOutcome.ORDERED,
+    ]
+    assert [each.outcome for each in tell(records).rotations] == [
+        RotationOutcome.STARTED,
+        RotationOutcome.RESTARTED,
+    ]
 
 
 def test_orders_that_restart_nothing() -> None:
@@ -185,7 +191,7 @@ def test_orders_that_restart_nothing() -> None:
     ]
     story = tell(records)
     assert [each.event for each in story.facts] == [Event.ORDERED, Event.HELD]
-    assert [each.outcome for each in story.rotations] == [Outcome.DROPPED]
+    assert [each.outcome for each in story.rotations] == [RotationOutcome.DROPPED]
     assert story.rotations[0].is_bad
 
 
@@ -193,7 +199,7 @@ def test_what_comes_after_a_rotation() -> None:
     """A later start with the same generation is told of beside the rotation, and makes it no longer."""
     records = [*rotation("a", 0, 1, "1"), record(Event.GUEST_REBOOT, 100), record(Event.LAUNCHED, 101)]
     (story,) = tell(records).rotations
-    assert (story.outcome, story.seconds) == (Outcome.RESTARTED, 4)
+    assert (story.outcome, story.seconds) == (RotationOutcome.RESTARTED, 4)
     assert [step.label for step in story.later] == ["guest reboot", "launched"]
 
 
@@ -202,7 +208,7 @@ def test_a_launch_that_is_told_late() -> None:
     order = (*ROTATION[:3], Event.RESTARTED, Event.LAUNCHED)
     (story,) = tell([record(event, number / 10) for number, event in enumerate(order)]).rotations
     assert [step.label for step in story.steps][-2:] == ["restarted", "launched"]
-    assert (story.outcome, story.later) == (Outcome.RESTARTED, [])
+    assert (story.outcome, story.later) == (RotationOutcome.RESTARTED, [])
 
 
 def test_what_belongs_to_no_rotation() -> None:
@@ -217,7 +223,10 @@ def test_what_belongs_to_no_rotation() -> None:
     assert [fact.event for fact in story.facts] == [Event.REFUSED, Event.HELD]
     assert story.rotations[0].steps[-1].label == "waiting"
     later = tell([*records, *rotation("b", 10, 2, "2")])
-    assert [each.outcome for each in later.rotations] == [Outcome.SUPERSEDED, Outcome.RESTARTED]
+    assert [each.outcome for each in later.rotations] == [
+        RotationOutcome.SUPERSEDED,
+        RotationOutcome.RESTARTED,
+    ]
 
 
 def test_within() -> None:

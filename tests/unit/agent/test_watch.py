@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog.testing
-from watchdog.observers import Observer
+from watchdog.observers.inotify import InotifyObserver
 
 from credferry.agent.source import watch
 from credferry.agent.source.watch import Watch
@@ -196,9 +196,9 @@ def test_without_inotify_the_agent_looks_more_often(
 
     with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
         if number == errno.ENOSPC:
-            patch.setattr(Observer, "schedule", refuse)
+            patch.setattr(InotifyObserver, "schedule", refuse)
         else:
-            patch.setattr("credferry.agent.source.watch.Observer", refuse)
+            patch.setattr("credferry.agent.source.watch.InotifyObserver", refuse)
         with watching(tmp_path / "s", "key") as watched:
             watched.look()
             assert not watched.watch.is_whole

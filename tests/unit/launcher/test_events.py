@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from credferry.launcher.hypervisor.events import Event, EventParser
+from credferry.launcher.hypervisor.events import EventParser, HypervisorEvent
 
 BOOTED = b"""{
   "timestamp": {
@@ -31,7 +31,7 @@ REBOOTING = rb"""{
 }
 
 """
-BOTH = [Event("vm", "booted"), Event("vm", "rebooting")]
+BOTH = [HypervisorEvent("vm", "booted"), HypervisorEvent("vm", "rebooting")]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])

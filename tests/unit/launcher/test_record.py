@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from credferry.launcher.record import Record, asdict, field
+from credferry.launcher.record import FrozenRecord, asdict, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Part(Record):
+class Part(FrozenRecord):
     """A record within another."""
 
     name: str
 
 
-class Whole(Record):
+class Whole(FrozenRecord):
     """One with a default of each kind."""
 
     first: int
@@ -35,7 +35,7 @@ class Whole(Record):
         return 2 * self.first
 
 
-class Other(Record):
+class Other(FrozenRecord):
     """Another class with the fields of `Part`."""
 
     name: str

@@ -20,12 +20,12 @@ REPEATED = "second --platform with oem_strings slips past the check"
 KERNEL = ("--kernel", "/k")
 
 
-def convert(*argv: str, major: int = 53) -> vmconfig.VmConfig:
+def convert(*argv: str, major: int = 53) -> vmconfig.ConvertedCommandLine:
     """The VM of a command line."""
     return vmconfig.convert(cmdline.parse(argv), major)
 
 
-def of_case(case: dict[str, Any]) -> vmconfig.VmConfig:
+def of_case(case: dict[str, Any]) -> vmconfig.ConvertedCommandLine:
     """The VM of a recorded case."""
     return convert(*case["argv"][1:], major=int(case["cloud_hypervisor_version"].split(".")[0]))
 
