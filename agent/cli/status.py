@@ -296,12 +296,15 @@ def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
 
 
 def _table(rows: list[StatusRow], note: str) -> Any:  # noqa: ANN401 (rich is not loaded where it is not needed)
+    return watched(rows, note, datetime.now().astimezone())
+
+
+def watched(rows: list[StatusRow], note: str, now: datetime) -> Any:  # noqa: ANN401 (as above)
+    """The table that ``--watch`` shows, as rich's own type. ``note`` stands below it, after the time."""
     from rich.table import Table  # noqa: PLC0415 (see above)
 
-    now = datetime.now().astimezone().strftime("%H:%M:%S")
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", caption=cells([f"{now}  {note}".strip()])[0]
-    )
+    caption = cells([f"{now:%H:%M:%S}  {note}".strip()])[0]
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
     for heading in _SHORT_HEADINGS:
         table.add_column(heading)
     for row in rows:

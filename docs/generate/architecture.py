@@ -12,8 +12,6 @@ from tests.support.rooms import ARROWS, modules, room
 _SOURCE: Final = Path(__file__).parent / "text/architecture.md"
 _PICTURE: Final = "@ROOMS@"
 _TABLE: Final = "@TABLE@"
-_GROUND: Final = frozenset({"agent.errors", "launcher.handoff", "launcher.errors", "launcher.record"})
-"""Rooms that nearly all import: their arrows would hide the others."""
 
 
 def page() -> str:
@@ -22,11 +20,38 @@ def page() -> str:
     return text.replace(_PICTURE, _picture()).replace(_TABLE, _table())
 
 
+def main_arrows() -> list[tuple[str, str]]:
+    """The arrows of the picture: those of the table to which no longer way of arrows leads.
+
+    Rooms that import nothing are left out: the picture has one box for all of them.
+    """
+    return [
+        (name, target)
+        for name, targets in ARROWS.items()
+        for target in targets
+        if ARROWS[target] and not any(target in below(other) for other in targets)
+    ]
+
+
+def below(name: str) -> set[str]:
+    """All rooms to which a way of arrows leads from a room."""
+    found: set[str] = set()
+    for target in ARROWS[name]:
+        found |= {target} | below(target)
+    return found
+
+
 def _picture() -> str:
+    arrows = main_arrows()
+    lowest = [name for name in ARROWS if ARROWS[name] and name not in {start for start, _ in arrows}]
+    ground = "<br/>".join(
+        ", ".join(name for name in ARROWS if not ARROWS[name] and name.partition(".")[0] == top)
+        for top in ("agent", "launcher")
+    )
     rows = ["```mermaid", "graph TD"]
-    for name, targets in ARROWS.items():
-        rows += [f"  {name} --> {each}" for each in targets if each not in _GROUND]
-    return "\n".join([*rows, "```"])
+    rows += [f"  {start} --> {end}" for start, end in arrows]
+    rows += [f"  {name} --> ground" for name in lowest]
+    return "\n".join([*rows, f'  ground["{ground}"]', "```"])
 
 
 def _table() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generate import architecture, completions, man, pages, schemas
+from docs.generate import architecture, completions, man, pages, pictures, schemas
 from docs.generate.commands import commands
 
 ROOT = Path(__file__).parents[2]
@@ -28,5 +28,6 @@ def generated() -> dict[str, str]:
         ),
         "docs/architecture.md": architecture.page(),
         **pages.pages(top, (ROOT / "contrib/catalog/credferry.catalog").read_text()),
+        **pictures.pictures(),
         **schemas.schemas(),
     }
