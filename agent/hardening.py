@@ -8,7 +8,6 @@ by hand. It also covers what no unit setting does: a core piped to a handler, an
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import resource
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ from dataclasses import dataclass
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 # include/uapi/asm-generic/mman.h; different on alpha, powerpc and sparc, where cloud-hypervisor does not run
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_MAP_NORESERVE = 0x4000  # the same file; Python has this name since 3.13
-_PLENTY = 1 << 36
-"""Bytes of address space: more than the agent ever uses, less than the limit of a 64-bit process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +56,16 @@ def _forbid_core_dumps() -> str:
 def _lock_memory() -> str:
     """Keep all present and later memory out of swap. Each page is locked when it is first used.
 
-    Not done under a limit: the limit counts all address space, used or not, and later mappings would fail
-    (mm/mmap.c, mlock_future_ok). A large test mapping shows whether a limit applies to this process.
+    Locks nothing under a limit: the limit counts all address space, used or not, and later mappings would
+    fail (mm/mmap.c, mlock_future_ok). While the limit is 0, mlockall() succeeds only with CAP_IPC_LOCK, to
+    which no limit applies (mm/mlock.c, can_do_mlock).
     """
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     refused = _call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
-    if refused:
-        return refused
-    try:
-        mmap.mmap(-1, _PLENTY, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, prot=0).close()
-    except OSError as error:
-        _call("munlockall")
-        return f"locked memory is limited: {os.strerror(error.errno or 0)}"
-    return ""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    return refused
 
 
 def _call(function: str, *arguments: int) -> str:

@@ -9,14 +9,16 @@ import select
 import sys
 import syslog
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from credferry.agent.journald import reconnect_standard_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import MutableMapping
 
     from credferry.agent.hardening import Hardening
 
@@ -56,24 +58,6 @@ class Conditions:
         checks = "1 failed check" if condition.times == 1 else f"{condition.times} failed checks"
         return f"{now - condition.began:.0f} s ({checks})"
 
-
-@contextmanager
-def _missing(*packages: str) -> Iterator[None]:
-    """Within this context, packages that are not loaded yet seem not to be installed."""
-    hidden = [each for each in packages if each not in sys.modules]
-    # None in sys.modules makes an import fail (The Python Language Reference, 5.3.1).
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # typeshed allows modules only
-    try:
-        yield
-    finally:
-        for each in hidden:
-            del sys.modules[each]
-
-
-# structlog loads rich for consoles if it is installed (structlog/dev.py). A daemon would keep those 5 MiB
-# for its whole life. So load this module before others that use structlog.
-with _missing(*(() if sys.stderr.isatty() else ("rich",))):
-    import structlog
 
 _STANDARD_ERROR = 2
 _CONNECT_AGAIN_SECONDS = 60.0

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import subprocess
 import sys
 
@@ -59,16 +57,3 @@ def test_what_makes_no_sense_is_told(words: tuple[str, ...]) -> None:
     done = subprocess.run(python(AGENT, "agent", *words), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Error" in done.stderr
-
-
-def test_consoles_are_written_to_by_rich() -> None:
-    """Rich is loaded where standard error is a terminal, and can be later where it is none."""
-    code = (
-        "from credferry.agent import log; loaded = 'rich' in sys.modules; import rich.table; print(loaded)"
-    )
-    main, side = pty.openpty()
-    on_terminal = subprocess.run(python(code), stdout=subprocess.PIPE, stderr=side, text=True, check=True)
-    for descriptor in (main, side):
-        os.close(descriptor)
-    elsewhere = subprocess.run(python(code), capture_output=True, text=True, check=True)
-    assert (on_terminal.stdout, elsewhere.stdout) == ("True\n", "False\n")
