@@ -172,10 +172,10 @@ def _running(
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if is_down or not unit.is_active:
         # If the agent's own restart left the VM down, it tries again in three cases: other secrets are
-        # published, an operator orders a retry, or the recorded restart never began.
+        # published, an operator orders a retry, or the recorded restart was interrupted and must go on.
         last = now.attempt if is_down else None
         is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
-        due = is_other or (is_down and _is_not_begun(now))
+        due = is_other or (is_down and _is_to_resume(now))
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     return _active(now, wanted, seal, unit, running, grace_over=grace_over)
 
@@ -239,11 +239,11 @@ def _after_a_failure(
     match attempt.outcome:
         case Outcome.HALTED:
             return Decision(now.vm, State.HALTED, seal=seal, reasons=(attempt.reason,))
-        case Outcome.RESTARTING if not is_down or _is_not_begun(now):
+        case Outcome.RESTARTING if not is_down or _is_to_resume(now):
             return None
         case Outcome.RESTARTING:
             reasons: tuple[str, ...] = ("it was down when its restart was interrupted",)
-            return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=reasons)
+            return Decision(now.vm, State.FAILED, roll_back=True, reasons=reasons)
         case Outcome.FAILED:
             return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
         case Outcome.ROLLED_BACK:
@@ -268,11 +268,13 @@ def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
     return not now.unit.has_job and is_down
 
 
-def _is_not_begun(now: Observed) -> bool:
-    """Whether the recorded restart never began: the VM is in the same state as before."""
+def _is_to_resume(now: Observed) -> bool:
+    """Whether to try the recorded restart again: it never began, or there is nothing to roll back to."""
     attempt, unit = now.attempt, now.unit
     if attempt is None or unit is None or attempt.outcome is not Outcome.RESTARTING:
         return False
+    if not attempt.previous:
+        return True
     # systemd forgets the invocation of a unit that is down and that nothing refers to.
     return unit.is_left_down or (attempt.before != "" and attempt.before == unit.invocation_id)
 

@@ -19,6 +19,7 @@ from credferry.agent.reconcile.readiness import (
     Spoiled,
     is_asked,
     judge,
+    judge_key,
     withheld,
 )
 from credferry.agent.sealing.keys import CredentialKey, read_key
@@ -131,7 +132,7 @@ class Observer:
 
     def _decided(self, now: Observed, manager: SystemManager | None) -> Decision:
         decision = decide(now, grace_over=self._is_grace_over(now.unit))
-        if manager is None or now.unit is None or not is_asked(decision, now.unit):
+        if manager is None or now.unit is None or not is_asked(decision):
             return decision
         found = judge(now.vm, now.unit, self._ground)
         if isinstance(found, Obstructed):  # its state may be old: ask again
@@ -144,9 +145,9 @@ class Observer:
         return withheld(decision, now, found)
 
     def obstacle(self, vm: VmConfig, manager: SystemManager) -> str:
-        """Why a running VM would not start again; empty if no reason is known.
+        """Why a VM would not start now; empty if no reason is known.
 
-        The agent calls this right before it takes the VM down. Raises `BusError`.
+        The agent calls this right before it asks systemd for a start. Raises `BusError`.
         """
         match judge(vm, manager.unit(vm.unit), self._ground):
             case Ready():
@@ -205,12 +206,13 @@ class Observer:
         digest = self.store.in_present_terms(vm.name, evidence.digest)
         return evidence if digest == evidence.digest else replace(evidence, digest=digest)
 
+    def has_usable_key(self) -> bool:
+        """Whether PID 1 takes the host's key, and the agent seals with it. Otherwise PID 1 opens nothing."""
+        return isinstance(judge_key(self._ground), Ready)
+
     def has_other_key(self) -> bool:
-        """Whether the host's key differs from the store's key. PID 1 can then open no generation."""
-        try:
-            return not self._ground.is_known(self._ground.key())
-        except KeyFileError:
-            return False
+        """Whether the host has a key that the agent has yet to take up."""
+        return isinstance(judge_key(self._ground), Passing)
 
     def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The launcher's report of the unit's present invocation; None if there is none.

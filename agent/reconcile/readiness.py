@@ -3,7 +3,8 @@
 
 A running VM with an old secret is better than a VM that is down. PID 1 opens a VM's credentials with the
 host's key, from the paths in the loaded unit. If that would fail, the agent leaves the VM running and
-reports what to fix. If the VM is already down, the agent tries a start anyway: that does no harm.
+reports what to fix. If the VM is already down, the agent tries a start anyway, as that does no harm. But it
+waits while the host's key opens nothing: such a start would fail, and would say nothing about the secrets.
 """
 
 from __future__ import annotations
@@ -104,26 +105,43 @@ CONDITIONS: tuple[Callable[[UnitState, str], str], ...] = (_is_read, _loads)
 
 
 def judge(vm: VmConfig, unit: UnitState, ground: Ground) -> Readiness:
-    """Whether a VM could start, or what prevents it."""
+    """Whether a VM could start, or what prevents it. For a VM that is down: see `judge_key`."""
+    if not is_up(unit):
+        return judge_key(ground)
     place = ground.place(vm.name)
     reasons = [reason for condition in CONDITIONS if (reason := condition(unit, place))]
     if reason := ground.lacks_room():
         reasons.append(reason)
-    try:
-        key = ground.key()
-    except KeyFileError as error:
-        reasons.append(f"{error}: {error.hint}")
-    else:
-        if not ground.is_known(key):
-            return Passing()
-        if not reasons and (reason := ground.unopened(vm.name, key)):
+    match key := _usable_key(ground):
+        case Passing():
+            return key
+        case Obstructed(of_key):
+            reasons += of_key
+        case _ if not reasons and (reason := ground.unopened(vm.name, key)):
             return Spoiled(reason)
     return Obstructed(tuple(reasons)) if reasons else Ready()
 
 
-def is_asked(decision: Decision, unit: UnitState | None) -> bool:
-    """Whether a decision would take down a running VM."""
-    return is_up(unit) and (decision.restart or decision.roll_back)
+def judge_key(ground: Ground) -> Ready | Obstructed | Passing:
+    """Whether PID 1 takes the host's key, and the agent seals with it. Otherwise no VM can start."""
+    match key := _usable_key(ground):
+        case Passing() | Obstructed():
+            return key
+        case _:
+            return Ready()
+
+
+def _usable_key(ground: Ground) -> CredentialKey | Obstructed | Passing:
+    try:
+        key = ground.key()
+    except KeyFileError as error:
+        return Obstructed((f"{error}: {error.hint}",))
+    return key if ground.is_known(key) else Passing()
+
+
+def is_asked(decision: Decision) -> bool:
+    """Whether a decision asks systemd for a start of the VM."""
+    return decision.restart or decision.roll_back
 
 
 def is_up(unit: UnitState | None) -> bool:
@@ -132,7 +150,7 @@ def is_up(unit: UnitState | None) -> bool:
 
 
 def withheld(decision: Decision, now: Observed, readiness: Readiness) -> Decision:
-    """Change a decision that would take a VM down, unless the VM is ready to start again."""
+    """Change a decision that asks for a start, unless the VM is ready to start."""
     left = replace(decision, restart=False, roll_back=False, unready=True)
     match readiness:
         case Ready():
@@ -145,5 +163,6 @@ def withheld(decision: Decision, now: Observed, readiness: Readiness) -> Decisio
             reasons: tuple[str, ...] = (reason,)
         case Obstructed(reasons):
             pass
-    told = tuple(f"it would not start again: {reason}" for reason in reasons)
+    again = " again" if is_up(now.unit) else ""
+    told = tuple(f"it would not start{again}: {reason}" for reason in reasons)
     return replace(left, state=State.REFUSED, reasons=told, wait_seconds=_LOOK_SECONDS)

@@ -93,9 +93,9 @@ class Restarter:
             reason, is_left_down = ending.reason, ending.is_left_down
             message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
             record(self.audit, Event.RESTART_FAILED, message, vm, manifest, attempt)
-        if self.observer.has_other_key():
-            # PID 1 could not open it because the host's key has changed: the generation is not at fault. The
-            # next check takes up the key.
+        if not self.observer.has_usable_key():
+            # PID 1 could open nothing, so the generation is not at fault. The agent tries again once it has
+            # taken up the host's new key, or once the key's file is as systemd takes it.
             again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=reason)
             self.store.record_attempt(vm.name, again_later)
             return State.CHANGING
@@ -124,6 +124,9 @@ class Restarter:
                     return State.CHANGING  # the next check tries again
                 message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
                 record(self.audit, Event.RESTART_FAILED, message, vm, ran, attempt)
+                if attempt.previous == manifest.generation:
+                    # It ran this generation before: another restart would not make it healthy.
+                    attempt = msgspec.structs.replace(attempt, previous=0)
                 return self._fail(vm, attempt, reason, manager)
         took = self.monotonic() - began
         message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"

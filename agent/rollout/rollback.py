@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from credferry.agent.audit.events import Event
-from credferry.agent.reconcile import readiness
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.endings import Failed
 from credferry.agent.rollout.recording import record
@@ -45,26 +44,30 @@ class Rollback:
             reason = attempt.reason or "it was down when its restart was interrupted"
             attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
             self.store.record_attempt(vm.name, attempt)
-        if self.observer.has_other_key():
-            return State.CHANGING  # PID 1 could open nothing; the next check takes up the key and continues
+        if not self.observer.has_usable_key():  # PID 1 could open nothing; a later check continues
+            return State.CHANGING if self.observer.has_other_key() else State.REFUSED
         manifest = self.store.revert(vm.name, attempt.previous)
         reason = "the previous generation is there no more"
         if manifest is not None:
             unit = as_left(manager.unit(vm.unit), manager)
             if (unit.is_stopped and not is_left_down) or self.jobs.runs(vm, unit, manifest):
                 reason = ""
-            elif readiness.is_up(unit) and self.observer.obstacle(vm, manager):
-                return State.REFUSED  # it runs; roll back once it could start again
+            elif self.observer.obstacle(vm, manager):
+                return State.REFUSED  # roll back once it could start
             else:
                 ending = self.jobs.run(vm, manifest, manager, again=True)
                 reason = ending.reason if isinstance(ending, Failed) else ""
-            if self.jobs.stop.is_set() or (reason and self.observer.has_other_key()):
+            if self.jobs.stop.is_set() or (reason and not self.observer.has_usable_key()):
                 return State.CHANGING
             event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
             if reason:
                 event = Event.ROLLBACK_FAILED
                 message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
             record(self.audit, event, message, vm, manifest, attempt)
+            if not reason and manifest.digest == attempt.digest:
+                # It runs again what it ran before, and that is what it should run.
+                self.store.record_attempt(vm.name, None)
+                return State.IN_STEP
         else:
             message = f"{vm.name}: {reason}"
             self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)

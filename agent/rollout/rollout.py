@@ -87,7 +87,7 @@ class Rollout:
             if failed:
                 return self._halt(vm, manifest, failed, generation_before(self.store, observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
-            if readiness.is_up(observed.unit) and self.observer.obstacle(vm, manager):
+            if self.observer.obstacle(vm, manager):
                 return State.REFUSED  # the next check reports why
             return self.restarter.restart(
                 vm, manifest, generation_before(self.store, observed), manager, observed.unit, order=order
@@ -124,8 +124,6 @@ class Rollout:
                 return State.IN_STEP
             self._require_ready(vm, manager)
             previous = generation_before(self.store, observed)
-            # A rollback to the same generation would not help.
-            previous = 0 if previous == manifest.generation else previous
             return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def roll_back(

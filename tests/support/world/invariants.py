@@ -68,7 +68,8 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
     values = set(wanted.values())
     is_blamed = host.blamed.get(vm.name) == wanted
     if is_blamed or values & _FAILING or (vm.name == "c" and b"sick" in values):
-        assert vm.values in (vm.good, vm.good_before, vm.by_hand, wanted), (
+        # Nobody can open what it ran last, where the key of that is gone.
+        assert vm.is_lost or vm.values in (vm.good, vm.good_before, vm.by_hand, wanted), (
             f"{vm.name} does not run what it last ran well"
         )
     else:

@@ -620,7 +620,8 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
         seen(WANTED, SEALED, AGAIN, attempt=went(NEW, R)), True, BACK, "interrupted",
     ),
     "interrupted, with nothing to go back to": (
-        seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, 0)), True, FAILED, "interrupted",
+        seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, 0)), True,
+        Decision(VM, State.RESTART_DUE, restart=True), "",
     ),
     "failed, and the first to go back to": (
         seen(WANTED, SEALED, DOWN, attempt=went(NEW, F, 1)), True, BACK, "broke",

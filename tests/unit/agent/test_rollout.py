@@ -373,7 +373,7 @@ def test_something_newer_is_sealed_first_but_not_for_ever(host: Host) -> None:
 
 
 def test_an_order_restarts_what_is_in_step(host: Host) -> None:
-    """Onto the same generation, so there is none to go back to; the records are the order's."""
+    """Onto the same generation, which is also the one to roll back to; the records are the order's."""
     host.rollout.restart("a", host.units)
     host.records()
     host.units.restarts.clear()
@@ -392,7 +392,13 @@ def test_an_order_restarts_what_is_in_step(host: Host) -> None:
     assert timed.rotate("a", host.units, 950.0, ORDER) is State.IN_STEP
     assert host.units.restarts == [A]
     assert noted == [
-        Attempt(manifest.digest, Outcome.RESTARTING, run=manifest.run, order=ORDER, before=before)
+        Attempt(
+            *(manifest.digest, Outcome.RESTARTING),
+            previous=2,
+            run=manifest.run,
+            order=ORDER,
+            before=before,
+        )
     ]
     assert host.records() == [
         (Event.RESTART_ASKED, "a", A, "2", ORDER),
@@ -413,6 +419,38 @@ def test_an_order_restarts_what_is_due_whenever_it_started(host: Host) -> None:
     host.units.set(A, active_seconds=1.0)
     assert host.timed().rotate("a", host.units, 0.0, ORDER) is State.IN_STEP
     assert previous == [1]
+
+
+def test_an_ordered_restart_that_fails_is_followed_by_another_start(host: Host) -> None:
+    """The VM ran this generation before, so the agent starts it once more. Nothing is held against it."""
+    host.rollout.restart("a", host.units)
+    host.records()
+    host.units.set(A, active_seconds=50.0)
+
+    def job(unit: str) -> str:
+        attempt = host.store.attempt("a")
+        is_restart = attempt is not None and attempt.outcome is Outcome.RESTARTING
+        return host.fail(unit) if is_restart else host.loop._restart(unit)
+
+    host.units.job = job
+    assert host.timed().rotate("a", host.units, 950.0, ORDER) is State.IN_STEP
+    assert host.store.attempt("a") is None
+    assert host.units.unit(A).is_active
+    assert host.records()[-1] == (Event.ROLLED_BACK, "a", A, "2", ORDER)
+    assert host.look("a").decisions[0].state is not State.FAILED
+
+
+def test_an_order_does_not_restart_an_unhealthy_vm_twice(checked: Host) -> None:
+    """It ran the same generation before: another restart would not make it healthy."""
+    checked.rollout.restart("a", checked.units)
+    checked.units.set(A, active_seconds=50.0)
+    checked.units.health = lambda _: "failed"
+    checked.units.restarts.clear()
+    assert checked.timed().rotate("a", checked.units, 950.0, ORDER) is State.FAILED
+    assert checked.units.restarts == [A]
+    attempt = checked.store.attempt("a")
+    assert attempt is not None
+    assert (attempt.outcome, attempt.previous) == (Outcome.FAILED, 0)
 
 
 def test_an_order_that_was_dropped_does_nothing(host: Host) -> None:
@@ -551,6 +589,31 @@ def test_a_key_that_changed_meanwhile_fails_no_generation(host: Host) -> None:
         host.rollout.rollback.roll_back(host.look("a").observed[0].vm, attempt, host.units) is State.CHANGING
     )
     assert host.store.attempt("a") == msgspec.structs.replace(attempt, outcome=Outcome.FAILED)
+
+
+def test_a_key_file_that_systemd_refuses_fails_no_generation(host: Host) -> None:
+    """The VM is down, and stays so until the key's file is right again. Then the agent tries again."""
+
+    def job(unit: str) -> str:
+        host.loop.key.chmod(0o644)
+        return host.fail(unit)
+
+    host.units.job = job
+    noted = host.current()
+    assert host.rollout.restart("a", host.units) is State.CHANGING
+    attempt = host.store.attempt("a")
+    assert attempt is not None
+    assert (attempt.outcome, attempt.digest) == (Outcome.RETRY, noted.digest)
+    asked = len(host.units.restarts)
+    decision = host.look("a").decisions[0]
+    assert (decision.state, decision.restart, decision.unready) == (State.REFUSED, False, True)
+    assert "it would not start: " in decision.reasons[0]
+    assert "chmod 0400" in decision.reasons[0]
+    assert host.rollout.restart("a", host.units) is State.REFUSED
+    assert len(host.units.restarts) == asked
+    host.loop.key.chmod(0o400)
+    host.units.job = host.loop._restart
+    assert host.rollout.restart("a", host.units) is State.IN_STEP
 
 
 @pytest.mark.parametrize("when", ["stopped", "canceled"])
