@@ -63,10 +63,10 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
         from pathlib import Path  # noqa: PLC0415 (VMs of microvm.nix do not need it)
 
         from credferry.launcher.spec import (  # noqa: PLC0415 (VMs of microvm.nix do not need it)
-            model as spec,
+            reading,
         )
 
-        vm = spec.load(Path(asked.spec))
+        vm = reading.load(Path(asked.spec))
         if asked.vm not in {None, vm.name}:
             raise usage(f"the spec is that of VM {vm.name}, not of {asked.vm}", "correct --vm")
         if asked.verb is not None:

@@ -4,6 +4,8 @@
 The agent writes a generation of sealed credentials; PID 1 unseals it into the VM unit's credential
 directory; the launcher reads it there and leaves a stamp. This module is the only code that both sides
 share.
+
+One job: the contract. It stays in one file, as each further module costs every start of a VM an import.
 """
 
 from __future__ import annotations

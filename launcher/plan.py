@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
-from credferry.launcher import initrd, oem
+from credferry.launcher import oem
+from credferry.launcher.channels import Endpoint, Start, by_api, by_command, endpoint, value_of
 from credferry.launcher.errors import Exit, LaunchError, usage
 from credferry.launcher.handoff import (
     RUNTIME_PARENT,
@@ -14,35 +14,28 @@ from credferry.launcher.handoff import (
     Channel,
     Delivery,
     Kind,
-    Secret,
     oem_size,
 )
 from credferry.launcher.hypervisor import cmdline
 from credferry.launcher.hypervisor.options import (
     Grammar,
     OptionError,
-    merge_oem_strings,
     oem_strings,
-    parse,
-    plain,
 )
 from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Final
+    from typing import Final
 
     from credferry.launcher.credentials import Credential, Delivered
     from credferry.launcher.hypervisor.cmdline import Option
-    from credferry.launcher.hypervisor.vmconfig import AddNet, ConvertedCommandLine
 
 PROCESS_PREFIX: Final = "microvm@"
-_API_SOCKET: Final = "api.sock"
 _UNKNOWN_VM: Final = "VM"
 _NO_CREDENTIALS: Final = "no credential directory: this is the VM without credentials, in the api channel"
 _NOTHING_DELIVERED: Final = Delivery(guest_systemd=SYSTEMD_READS_ALL_OEM_STRINGS)
-_DESCRIPTOR_MAX: Final = (1 << 31) - 1
 _LANDLOCK: Final = (
     "--landlock confines less in the api channel: it binds the threads that run the VM, and not "
     "cloud-hypervisor's API server, event monitor and main thread. Seal the values for the guest and use "
@@ -66,28 +59,6 @@ class Request(FrozenRecord):
     runtime: str | os.PathLike[str] | None = None
     notify: str | None = None
     sockets: tuple[str, ...] = ()
-
-
-class Endpoint(FrozenRecord):
-    """``path=…`` or ``fd=N``, as ``--api-socket`` and ``--event-monitor`` take it."""
-
-    path: str | None
-    fd: int | None
-
-
-class Start(FrozenRecord):
-    """How one channel starts the VM. ``words`` follow argv[0]; ``shown`` are the same words, redacted.
-
-    They do not contain ``--event-monitor`` yet: its descriptor is known only at the start.
-    """
-
-    words: tuple[str, ...] = field(repr=False)
-    shown: tuple[str, ...] = field(repr=False)
-    api: Endpoint | None
-    document: dict[str, Any] | None = field(default=None, repr=False)
-    body: Secret | None = None
-    add_net: tuple[AddNet, ...] = ()
-    private_api: bool = False
 
 
 class Initrd(FrozenRecord):
@@ -124,21 +95,22 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     vm = _vm(request, delivered)
     delivery = delivered.manifest.delivery if delivered else _NOTHING_DELIVERED
     credentials = delivered.credentials if delivered else ()
-    existing = _existing(_value(options, "platform") or "", grammar)
+    existing = _existing(value_of(options, "platform") or "", grammar)
     if delivered:
         oem.check_machine(request.machine)
         _check_disclosure(delivered, options)
     oem.check(credentials, existing, delivery)
-    events = _endpoint(_value(options, "event-monitor"), grammar, "--event-monitor")
+    events = endpoint(value_of(options, "event-monitor"), grammar, "--event-monitor")
     kept = [option for option in options if option.name != "event-monitor"]
     extended, kept = _initrd(kept, credentials, delivery)
     strings = [credential for credential in credentials if delivery.is_oem(credential.kind)]
-    is_igvm = _value(options, "igvm") is not None
-    oem.check_trusted(strings, _value(options, "platform") or "", grammar, is_igvm=is_igvm)
+    is_igvm = value_of(options, "igvm") is not None
+    oem.check_trusted(strings, value_of(options, "platform") or "", grammar, is_igvm=is_igvm)
     if delivery.channel is Channel.COMMAND:
-        start = _by_command(kept, strings, grammar)
+        start = by_command(kept, strings, grammar)
     else:
-        start = _by_api(kept, strings, request, vm)
+        runtime = request.runtime or os.path.join("/run", RUNTIME_PARENT, vm or _UNKNOWN_VM)
+        start = by_api(kept, strings, request.major, runtime)
     notes = [] if delivered else [_NO_CREDENTIALS]
     if start.document and start.document.get("landlock_enable"):
         notes.append(_LANDLOCK)
@@ -164,8 +136,10 @@ def _initrd(
     sealed = tuple(credential for credential in credentials if not delivery.is_oem(credential.kind))
     if not sealed:
         return None, options
+    from credferry.launcher import initrd  # noqa: PLC0415 (few VMs need it)
+
     initrd.check(sealed)
-    initramfs = _value(options, "initramfs")
+    initramfs = value_of(options, "initramfs")
     # With firmware or an IGVM file, cloud-hypervisor loads no initramfs.
     if initramfs is None or any(option.name in {"firmware", "igvm"} for option in options):
         raise usage(
@@ -174,78 +148,6 @@ def _initrd(
         )
     named = cmdline.Option("initramfs", (initrd.PATH,), ("--initramfs", initrd.PATH))
     return Initrd(initramfs, sealed), [named if option.name == "initramfs" else option for option in options]
-
-
-def _by_command(options: Sequence[Option], credentials: Sequence[Credential], grammar: Grammar) -> Start:
-    strings = [credential.string.reveal().decode() for credential in credentials]
-    words = _merged(options, strings, grammar)
-    oem.check_arguments(words)
-    return Start(
-        words=words,
-        shown=_merged(options, [credential.redacted for credential in credentials], grammar),
-        api=_api_socket(options, grammar),
-    )
-
-
-def _by_api(
-    options: Sequence[Option], credentials: Sequence[Credential], request: Request, vm: str | None
-) -> Start:
-    from credferry.launcher.hypervisor import (  # noqa: PLC0415 (the command channel does not need it)
-        vmconfig,
-    )
-
-    config = vmconfig.convert(options, request.major)
-    strings = [credential.string.reveal().decode() for credential in credentials]
-    body = Secret(json.dumps(_document(config, strings), ensure_ascii=False, separators=(",", ":")).encode())
-    oem.check_body(len(body.reveal()), credentials, request.major)
-    words = config.vmm
-    api = _api_socket(options, Grammar.of(request.major))
-    private = api is None
-    if api is None:
-        runtime = request.runtime or os.path.join("/run", RUNTIME_PARENT, vm or _UNKNOWN_VM)
-        api = Endpoint(os.path.join(runtime, _API_SOCKET), None)
-        words = (*words, "--api-socket", f"path={api.path}")
-    return Start(
-        words=words,
-        shown=words,
-        api=api,
-        document=_document(config, [credential.redacted for credential in credentials]),
-        body=body,
-        add_net=config.add_net,
-        private_api=private,
-    )
-
-
-def _document(config: ConvertedCommandLine, strings: Sequence[str]) -> dict[str, Any]:
-    if not strings:
-        return config.document
-    platform = config.document.get("platform", {})
-    merged = {**platform, "oem_strings": [*platform.get("oem_strings", ()), *strings]}
-    return {**config.document, "platform": merged}
-
-
-def _merged(options: Sequence[Option], strings: Sequence[str], grammar: Grammar) -> tuple[str, ...]:
-    """The command line with these strings added to its ``--platform``. Nothing else changes."""
-    if not strings:
-        return tuple(word for option in options for word in option.words)
-    words: list[str] = []
-    platform: str | None = None
-    for option in options:
-        if option.name == "platform":
-            platform = _merge(option.values[0], strings, grammar)
-            words += ["--platform", platform]
-        else:
-            words += option.words
-    if platform is None:
-        words += ["--platform", _merge("", strings, grammar)]
-    return tuple(words)
-
-
-def _merge(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
-    try:
-        return merge_oem_strings(platform, strings, grammar)
-    except OptionError as error:
-        raise usage(f"--platform cannot take credentials: {error}", "use the api channel") from None
 
 
 def _existing(platform: str, grammar: Grammar) -> list[str]:
@@ -302,36 +204,3 @@ def _vm(request: Request, delivered: Delivered | None) -> str | None:
             status=Exit.CREDENTIALS,
         )
     return delivered.manifest.vm
-
-
-def _value(options: Sequence[Option], name: str) -> str | None:
-    return next((option.values[0] for option in options if option.name == name), None)
-
-
-def _api_socket(options: Sequence[Option], grammar: Grammar) -> Endpoint | None:
-    value = _value(options, "api-socket")
-    try:
-        return _endpoint(value, grammar, "--api-socket")
-    except LaunchError:
-        # A value without path= and fd= is a bare path (cloud-hypervisor main.rs, parse_api_socket).
-        return Endpoint(value, None)
-
-
-def _endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | None:
-    if value is None:
-        return None
-    try:
-        found = parse(value, {"path", "fd"}, grammar)
-        if found.get("fd"):
-            return Endpoint(None, _descriptor(plain(found["fd"], grammar)))
-        if found.get("path"):
-            return Endpoint(plain(found["path"], grammar), None)
-    except ValueError:
-        pass
-    raise usage(f"{option} has neither path= nor fd=", "give it one")
-
-
-def _descriptor(digits: str) -> int:
-    """A descriptor's number, or -1 for text that cannot be one. The start refuses -1."""
-    number = int(digits) if digits.isascii() and digits.isdigit() else -1
-    return number if number <= _DESCRIPTOR_MAX else -1

@@ -12,23 +12,22 @@ import fcntl
 import os
 import signal
 
-from credferry.launcher import hardening, initrd, journal
+from credferry.launcher import hardening, journal
 from credferry.launcher.errors import Exit, failed, usage
-from credferry.launcher.handoff import STAMP_FILE, Channel, Stamp
-from credferry.launcher.task import FAILED_SIGNAL, Boot, Socket, Task
+from credferry.launcher.handoff import STAMP_FILE, Channel
+from credferry.launcher.task import FAILED_SIGNAL, Boot, Socket, Task, stamp_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
+    from credferry.launcher.channels import Endpoint
     from credferry.launcher.credentials import Delivered
-    from credferry.launcher.plan import Endpoint, Initrd, Plan
+    from credferry.launcher.plan import Initrd, Plan
     from credferry.launcher.spec.notify import Bridge
 
 _EVENTS_FROM: Final = 100
 """Lowest number for the event pipe. A command line may name lower ones."""
-_NO_INVOCATION: Final = "0" * 32
-_INVOCATION_DIGITS: Final = 32
 
 
 def events_fd_number() -> int:
@@ -51,7 +50,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         _remove_socket(path)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
-    stamp = _stamp(plan, delivered)
+    stamp = stamp_of(delivered.manifest, plan.channel, plan.other_oem_bytes)
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, if the unit preserves the directory
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:
@@ -72,7 +71,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         vmm=vmm,
         events=reading,
         sink=sink,
-        socket=_socket(plan.start.api),
+        socket=Socket.of(plan.start.api),
         boot=boot,
         bridge=bridge,
         notes=plan.notes,
@@ -155,6 +154,8 @@ def _keep_only(task: Task) -> None:
 
 def _open_initrd(extended: Initrd, runtime: str) -> None:
     """Open the extended initramfs under the descriptor number that the command line names."""
+    from credferry.launcher import initrd  # noqa: PLC0415 (few VMs need it)
+
     with contextlib.suppress(OSError):
         os.fstat(initrd.DESCRIPTOR)
         raise usage(
@@ -222,31 +223,3 @@ def _open_sink(events: Endpoint | None) -> int | None:
             "--event-monitor cannot be written to", error, hint="correct it", status=Exit.USAGE
         ) from None
     return sink
-
-
-def _socket(endpoint: Endpoint | None) -> Socket | None:
-    if endpoint is None:
-        return None
-    if endpoint.path is not None:
-        return Socket(endpoint.path, os.getpid())
-    assert endpoint.fd is not None  # noqa: S101 (one of the two)
-    import socket  # noqa: PLC0415 (few VMs have such a socket)
-
-    with socket.socket(fileno=os.dup(endpoint.fd)) as listening:
-        return Socket(str(listening.getsockname()), None)
-
-
-def _stamp(plan: Plan, delivered: Delivered) -> Stamp:
-    invocation = os.environ.get("INVOCATION_ID", "")
-    if len(invocation) != _INVOCATION_DIGITS or set(invocation) - set("0123456789abcdef"):
-        invocation = _NO_INVOCATION
-    manifest = delivered.manifest
-    return Stamp(
-        vm=manifest.vm,
-        generation=manifest.generation,
-        digest=manifest.digest,
-        run=manifest.run,
-        invocation_id=invocation,
-        channel=plan.channel,
-        other_oem_bytes=plan.other_oem_bytes,
-    )

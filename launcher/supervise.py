@@ -77,10 +77,10 @@ def _is_booted(task: Task, boot: Boot) -> bool:
         _say(task, "cloud-hypervisor ended before the VM was started", "see what it said before this")
     except _RefusedError as error:
         _say(task, str(error), "correct the VM's configuration, then start the unit again")
-        _signal(task, REFUSED_SIGNAL)
+        task.send_signal(REFUSED_SIGNAL)
     except _FailedError as error:
         _say(task, str(error), "if that does not pass by itself, correct what it names")
-        _signal(task, FAILED_SIGNAL)
+        task.send_signal(FAILED_SIGNAL)
     else:
         with _Tolerate(task):
             task.leave_stamp()
@@ -134,7 +134,7 @@ def _request(  # noqa: PLR0917 (the parts of one request)
     try:
         answer = api.put(connection, endpoint, deadline=time.monotonic() + seconds, body=body, fds=fds)
     except api.ApiError as error:
-        if _ended(task, _ENDED_MS):
+        if task.has_ended(_ENDED_MS):
             raise _GoneError from None
         raise _FailedError(f"cloud-hypervisor did not answer: {error}") from None
     if not answer.good:
@@ -161,7 +161,7 @@ def _connect(task: Task, deadline: float) -> socket:
                 return connection
             connection.close()
             problem = "another process listens there"
-        if _ended(task, pause):
+        if task.has_ended(pause):
             raise _GoneError
         pause = min(pause * _RETRY_LONGER, _RETRY_MS_MAX)
     raise _FailedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")
@@ -181,7 +181,7 @@ def _watch(task: Task) -> None:
             if not data:
                 return
             has_rebooted = _REBOOTING in parser.feed(data)
-            _copy(task, data)
+            task.pass_on(data)
             if has_rebooted:
                 journal.send(
                     f"VM {task.manifest.vm} rebooted from inside: its hypervisor ends, for fresh values",
@@ -218,36 +218,18 @@ def _wait(task: Task, poll: select.poll) -> set[int]:
             return ready
 
 
-def _copy(task: Task, data: bytes) -> None:
-    """Pass the events on. A slow reader loses events, as it would with cloud-hypervisor itself."""
-    if task.sink is not None:
-        with contextlib.suppress(OSError):
-            os.write(task.sink, data)
-
-
 def _end(task: Task) -> None:
     """End the VMM: over the API if possible, then with SIGTERM, then with SIGKILL."""
     if task.socket is not None:
         deadline = time.monotonic() + _END_SECONDS
         with contextlib.suppress(OSError, api.ApiError):
             api.put(api.connect(task.socket.path, deadline), "vmm.shutdown", deadline=deadline)
-            if _ended(task, _END_SECONDS * 1000):
+            if task.has_ended(_END_SECONDS * 1000):
                 return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        _signal(task, number)
-        if _ended(task, _END_SECONDS * 1000):
+        task.send_signal(number)
+        if task.has_ended(_END_SECONDS * 1000):
             return
-
-
-def _ended(task: Task, milliseconds: float) -> bool:
-    poll = select.poll()
-    poll.register(task.vmm, select.POLLIN)
-    return bool(poll.poll(milliseconds))
-
-
-def _signal(task: Task, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(task.vmm, number)
 
 
 def _say(task: Task, message: str, hint: str) -> None:

@@ -4,6 +4,8 @@
 A record in the chain contains its number, the hash of the previous record, and a hash over all its fields,
 keyed with the host's key. Without that key, every change between the chain's ends is detected. The ends need
 more: a journal forgets its oldest records, and only the head in the state directory shows a lost end.
+
+One job: the verification. Its findings are worded where they are found.
 """
 
 from __future__ import annotations

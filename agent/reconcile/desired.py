@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import KEY_DIGITS
-from credferry.agent.source.snapshot import Problem, Snapshot
+from credferry.agent.source.reading import Problem
 from credferry.launcher.handoff import (
     INITRD_TOTAL_MAX,
     Channel,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.source.snapshot import Snapshot
 
 API_STRINGS_MAX = 48 << 10
 """Most bytes of OEM strings over the API. cloud-hypervisor up to v53 takes a document of 51,200 bytes, and

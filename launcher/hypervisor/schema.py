@@ -3,6 +3,8 @@
 
 Source: the parsers in cloud-hypervisor vmm/src/config.rs and the structs in vmm/src/vm_config.rs, compared
 for the tags v46.0 to v53.0 and main of 2026-08.
+
+One job: tables that are compared with cloud-hypervisor's source, side by side.
 """
 
 from __future__ import annotations

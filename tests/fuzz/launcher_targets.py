@@ -37,7 +37,7 @@ from credferry.launcher.hypervisor.options import (
     words,
 )
 from credferry.launcher.spec import command as speccommand
-from credferry.launcher.spec import model as spec
+from credferry.launcher.spec import reading as spec
 from tests.fuzz.target import MARKER, Target, check_silent, directory, keys, leaves, parsed, shows_value
 
 if TYPE_CHECKING:

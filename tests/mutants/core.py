@@ -47,6 +47,7 @@ MODULES: Final = {
     "agent/store/generations.py": _near(_AGENT, "store"),
     "agent/untrusted.py": _near(_AGENT, "untrusted"),
     "agent/rollout/verdict.py": _near(_AGENT, "verdict"),
+    "launcher/channels.py": _near(_LAUNCHER, "plan", "check", "main"),
     "launcher/credentials.py": _near(_LAUNCHER, "credentials", "main"),
     "launcher/handoff.py": _near(_LAUNCHER, "handoff", "credentials"),
     "launcher/oem.py": _near(_LAUNCHER, "oem", "check", "plan"),

@@ -232,8 +232,8 @@ PROTECTIONS: Final = (
         "values stay out of the hypervisor's environment",
         (
             Edit(
-                "launcher/plan.py",
-                "    oem.check_body(len(body.reveal()), credentials, request.major)\n",
+                "launcher/channels.py",
+                "    oem.check_body(len(body.reveal()), credentials, major)\n",
                 '    os.environ["BODY"] = body.reveal().decode()\n',
             ),
         ),
@@ -353,7 +353,7 @@ PROTECTIONS: Final = (
         "no link leads out of the source",
         (
             Edit(
-                "agent/source/snapshot.py",
+                "agent/source/reading.py",
                 "_open_following(top, name) if follow_links else _open_beneath(top, name)",
                 "_open_following(top, name)",
             ),
@@ -362,7 +362,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the source's devices are not read",
-        (Edit("agent/source/snapshot.py", "if not stat.S_ISREG(before.st_mode):", "if False:"),),
+        (Edit("agent/source/reading.py", "if not stat.S_ISREG(before.st_mode):", "if False:"),),
         ("tests/unit/agent/test_source.py::test_devices_are_refused_where_links_are_followed",),
     ),
     Protection(

@@ -163,6 +163,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
 TOGETHER: Final = {
     "launcher.__main__",
     "launcher.arguments",
+    "launcher.channels",
     "launcher.check",
     "launcher.credentials",
     "launcher.explain",

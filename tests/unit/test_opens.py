@@ -25,7 +25,8 @@ ALLOWED = {
     "agent/source/mounts.py": "the kernel's table of mounts",
     "agent/rollout/nixos.py": "the kernel's list of locks",
     "agent/source/sandbox.py": "the kernel's account of this process",
-    "agent/source/snapshot.py": "the source, by its rules: no link out of it, never blocks, regular files",
+    "agent/source/reading.py": "secrets: no link out of the source, never blocks, regular files",
+    "agent/source/snapshot.py": "the source's directory",
     "agent/store/generations.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
 }
 """Modules that open files by themselves, and why they may."""

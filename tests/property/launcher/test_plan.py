@@ -31,7 +31,7 @@ from credferry.launcher.handoff import (
 from credferry.launcher.hypervisor import cmdline, releases, schema, vmconfig
 from credferry.launcher.hypervisor.options import Grammar, OptionError, parse, plain, render
 from credferry.launcher.spec import command as speccommand
-from credferry.launcher.spec import model as specs
+from credferry.launcher.spec import reading as specs
 
 CANARY = b"canary-2b6e71"
 LEAKS = (CANARY.decode(), base64.b64encode(CANARY).decode(), base64.b64encode(CANARY).decode().rstrip("="))

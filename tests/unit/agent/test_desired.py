@@ -22,7 +22,8 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
-from credferry.agent.source.snapshot import Problem, Snapshot, SourceGeneration
+from credferry.agent.source.reading import Problem
+from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
 from tests.support.dictionary import LIKELY, guesses, matches
 

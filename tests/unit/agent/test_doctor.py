@@ -13,10 +13,10 @@ import pytest
 
 from credferry.agent.config.loading import parse
 from credferry.agent.doctor import landlock, probe, unit_files
+from credferry.agent.doctor.drop_in import SETTINGS, lines_for
 from credferry.agent.doctor.examination import examine, isolated
 from credferry.agent.doctor.finding import Severity, UnseenError, ok
 from credferry.agent.doctor.launcher import check_hypervisor, wiring
-from credferry.agent.doctor.vm_unit import SETTINGS, drop_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def lines_of(text: str) -> set[str]:
 def test_the_drop_in_is_the_one_of_contrib() -> None:
     """What the doctor looks for, and writes where there is none, is contrib's drop-in, line by line."""
     contrib = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text().replace("%i", "web")
-    assert lines_of("\n".join(drop_in(Path("/var/lib/credferry"), VM))) == lines_of(contrib)
+    assert lines_of("\n".join(lines_for(VM, Path("/var/lib/credferry")))) == lines_of(contrib)
     assert len({setting.check for setting in SETTINGS}) == len(SETTINGS)
 
 

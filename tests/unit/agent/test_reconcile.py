@@ -16,7 +16,8 @@ from credferry.agent.config.model import DEFAULT_PATH, Config, CredentialConfig,
 from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, Observed, State, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
-from credferry.agent.source.snapshot import Problem, Snapshot, SourceGeneration
+from credferry.agent.source.reading import Problem
+from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.systemd.units import UnitState

@@ -16,8 +16,10 @@ import pytest
 
 from credferry.agent.errors import SourceError
 from credferry.agent.sealing.credential import PLAINTEXT_MAX
+from credferry.agent.source import reading
 from credferry.agent.source import snapshot as source
-from credferry.agent.source.snapshot import Problem, take
+from credferry.agent.source.reading import Problem
+from credferry.agent.source.snapshot import take
 from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
@@ -244,14 +246,14 @@ def test_never_mixes_what_links_lead_to(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "x").mkdir()
     for name in ("key", "other"):
         (tmp_path / f"x/{name}").symlink_to(tmp_path / f"secrets/vars/{name}")
-    real, numbers = source._read, iter((2,))
+    real, numbers = reading.read_secret, iter((2,))
 
-    def read(*arguments: Any) -> Secret | Problem:  # noqa: ANN401 (as it is called)
-        value = real(*arguments)
+    def read(*arguments: Any, **named: Any) -> Secret | Problem:  # noqa: ANN401 (as it is called)
+        value = real(*arguments, **named)
         for number in numbers:
             swap(tmp_path, number)
         return value
 
-    monkeypatch.setattr(source, "_read", read)
+    monkeypatch.setattr(source, "read_secret", read)
     values = take(tmp_path / "x", ["key", "other"], follow_links=True).values
     assert values == {"key": Secret(b"2"), "other": Secret(b"2")}

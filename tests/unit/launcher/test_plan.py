@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from credferry.launcher import initrd
+from credferry.launcher import channels, initrd
 from credferry.launcher import plan as plans
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import Exit, LaunchError
@@ -62,7 +62,7 @@ def test_the_api_channel_sends_what_it_does_not_show() -> None:
         "io.systemd.credential:TOKEN=<redacted>",
     ]
     assert made.start.words == made.start.shown == ("--api-socket", f"path={PRIVATE}")
-    assert (made.start.private_api, made.start.api) == (True, plans.Endpoint(PRIVATE, None))
+    assert (made.start.private_api, made.start.api) == (True, channels.Endpoint(PRIVATE, None))
     assert made.other_oem_bytes == len(NOTIFY) + 1
     assert (made.vm, made.argv0, made.notes) == (VM, "microvm@web", ())
     assert made.start.body.reveal().count(b" ") == 0
@@ -143,17 +143,17 @@ def test_readable_secrets_need_a_word_to_be_in_an_argument_vector() -> None:
 @pytest.mark.parametrize(
     ("value", "api"),
     [
-        ("path=/a.sock", plans.Endpoint("/a.sock", None)),
-        ("own.sock", plans.Endpoint("own.sock", None)),
-        ("fd=7", plans.Endpoint(None, 7)),
-        ("fd=2147483647", plans.Endpoint(None, 2147483647)),
-        ("fd=2147483648", plans.Endpoint(None, -1)),
-        ("fd=x", plans.Endpoint(None, -1)),
-        ("fd=٣", plans.Endpoint(None, -1)),
+        ("path=/a.sock", channels.Endpoint("/a.sock", None)),
+        ("own.sock", channels.Endpoint("own.sock", None)),
+        ("fd=7", channels.Endpoint(None, 7)),
+        ("fd=2147483647", channels.Endpoint(None, 2147483647)),
+        ("fd=2147483648", channels.Endpoint(None, -1)),
+        ("fd=x", channels.Endpoint(None, -1)),
+        ("fd=٣", channels.Endpoint(None, -1)),
     ],
 )
 @pytest.mark.parametrize("channel", Channel)
-def test_an_api_socket_stays_as_it_is(channel: Channel, value: str, api: plans.Endpoint) -> None:
+def test_an_api_socket_stays_as_it_is(channel: Channel, value: str, api: channels.Endpoint) -> None:
     """A path, a bare path, a descriptor; a number that can be none is one that the start refuses."""
     made = plan(SEALED, argv=(*KERNEL, "--api-socket", value), channel=channel)
     assert (made.start.api, made.start.private_api) == (api, False)
@@ -163,10 +163,10 @@ def test_an_api_socket_stays_as_it_is(channel: Channel, value: str, api: plans.E
 
 @pytest.mark.parametrize(
     ("value", "events"),
-    [("path=/e", plans.Endpoint("/e", None)), ("fd=9", plans.Endpoint(None, 9))],
+    [("path=/e", channels.Endpoint("/e", None)), ("fd=9", channels.Endpoint(None, 9))],
 )
 @pytest.mark.parametrize("channel", Channel)
-def test_an_event_monitor_is_ours_then(channel: Channel, value: str, events: plans.Endpoint) -> None:
+def test_an_event_monitor_is_ours_then(channel: Channel, value: str, events: channels.Endpoint) -> None:
     """The launcher's own takes its place among the words; the plan says where to copy to."""
     made = plan(SEALED, argv=(*KERNEL, "--event-monitor", value), channel=channel)
     assert made.events == events
@@ -233,7 +233,7 @@ def test_whose_plan_it_is_without_credentials(request_: dict[str, Any], vm: str 
     """By --vm, or by the name that microvm.nix runs its hypervisor under; in the api channel."""
     made = plans.make(plans.Request("/bin/ch", KERNEL, 53, "x86_64", **request_), None)
     assert (made.vm, made.argv0, made.channel) == (vm, argv0, Channel.API)
-    assert made.start.api == plans.Endpoint(f"/run/credferry-vms/{vm or 'VM'}/api.sock", None)
+    assert made.start.api == channels.Endpoint(f"/run/credferry-vms/{vm or 'VM'}/api.sock", None)
     assert made.start.document is not None
     assert "platform" not in made.start.document
     assert len(made.notes) == 1
@@ -252,7 +252,7 @@ def test_another_vms_credentials_are_refused() -> None:
 def test_what_a_spec_adds_reaches_the_start() -> None:
     """Runtime directory, notify socket and the sockets to be removed."""
     made = plan(SEALED, request={"runtime": "/r", "notify": "n_8888", "sockets": ("a", "b")})
-    assert made.start.api == plans.Endpoint("/r/api.sock", None)
+    assert made.start.api == channels.Endpoint("/r/api.sock", None)
     assert (made.notify, made.sockets) == ("n_8888", ("a", "b"))
 
 

@@ -23,8 +23,9 @@ from credferry.launcher.errors import Exit, LaunchError
 from credferry.launcher.handoff import Delivery, Kind
 from credferry.launcher.hypervisor.options import Grammar
 from credferry.launcher.spec import command as speccommand
-from credferry.launcher.spec import model as spec
 from credferry.launcher.spec import notify
+from credferry.launcher.spec import reading as spec
+from credferry.launcher.spec.model import Network, Share
 from tests.support.modules import MODULES
 
 from .conftest import CANARY, ROOT, SECONDS, VM, credentials
@@ -116,10 +117,8 @@ path = "/sys/x"
         *("--net", "tap=t0,mac=02:00:00:00:00:01,num_queues=4", "--device", "path=/sys/x", "--pvpanic"),
     ]
     loaded = spec.load(tmp_path / "vm.toml")
-    assert loaded.shares == (
-        spec.Share("data", "/srv", "/run/credferry-shares/web/data.sock", readonly=True),
-    )
-    assert loaded.networks == (spec.Network("t0", ("10.0.0.1/24", "fd00::1/64"), 2),)
+    assert loaded.shares == (Share("data", "/srv", "/run/credferry-shares/web/data.sock", readonly=True),)
+    assert loaded.networks == (Network("t0", ("10.0.0.1/24", "fd00::1/64"), 2),)
     assert loaded.notify_socket == "notify.vsock_8888"
     assert loaded.sockets == ("web.sock", "notify.vsock")
 

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""The settings of contrib/systemd/credferry-vm.conf, and how to see whether a unit has them."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from credferry.agent.doctor.chain import SEAL
+from credferry.agent.doctor.finding import Severity
+from credferry.launcher.handoff import (
+    CREDENTIAL_PREFIX,
+    EVIDENCE_PARENT,
+    MANIFEST_FILE,
+    RUNTIME_PARENT,
+    evidence_name,
+    unit_credential,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from credferry.agent.config.model import VmConfig
+
+_REFUSALS: Final = (64, 65, 69)
+"""The launcher's exit statuses for faults that another start does not repair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of the drop-in. Its users replace ``{vm}`` and ``{store}`` in the line."""
+
+    check: str
+    section: str
+    line: str
+    holds: Callable[[Mapping[str, Any], str], bool]
+    """Whether a unit with these properties has the setting in this line."""
+    why: str
+    severity: Severity = Severity.PROBLEM
+    restart: bool = False
+    """Whether a running VM must be restarted before the setting takes effect."""
+
+
+def _loads(unit: Mapping[str, Any], line: str) -> bool:
+    return line.partition("=")[2].split(":", 1) in unit["LoadCredentialEncrypted"]
+
+
+def _prevents(unit: Mapping[str, Any], _line: str) -> bool:
+    statuses, signals = unit["RestartPreventExitStatus"]
+    return set(_REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
+
+
+_EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
+
+
+def _names_evidence(unit: Mapping[str, Any], line: str) -> bool:
+    """Whether a command of the unit names the same file as the line. The program's path may differ."""
+    name, _, command = line.partition("=")
+    return any(command.rpartition(" ")[2] in argv for _program, argv, *_ in unit[name])
+
+
+SETTINGS: Final = (
+    Setting(
+        "vm.credentials",
+        "Service",
+        f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:{{store}}/vms/{{vm}}/current",
+        _loads,
+        "the VM gets no credentials, or another's, and its launcher refuses to start it",
+        restart=True,
+    ),
+    Setting(
+        "vm.runtime-directory",
+        "Service",
+        f"RuntimeDirectory={RUNTIME_PARENT}/{{vm}}",
+        lambda unit, line: line.partition("=")[2] in unit["RuntimeDirectory"],
+        "the launcher has no place for its stamp, and refuses to start the VM",
+        restart=True,
+    ),
+    Setting(
+        "vm.evidence",
+        "Service",
+        "ExecStartPre=-+/usr/bin/install -D -m 0600 "
+        f"${{{{CREDENTIALS_DIRECTORY}}}}/{unit_credential(MANIFEST_FILE)} {_EVIDENCE}",
+        _names_evidence,
+        "what the VM is started with is not known for sure: the agent does not restart it",
+    ),
+    Setting(
+        "vm.evidence.removal",
+        "Service",
+        f"ExecStopPost=-+/usr/bin/rm -f {_EVIDENCE}",
+        _names_evidence,
+        "evidence of starts that are over piles up in /run",
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.runtime-directory.mode",
+        "Service",
+        "RuntimeDirectoryMode=0755",
+        lambda unit, _line: unit["RuntimeDirectoryMode"] & 0o005 == 0o005,  # noqa: PLR2004 (r-x for others)
+        "an agent that is not root cannot read the launcher's report, and waits for it in vain",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.restart-prevention",
+        "Service",
+        f"RestartPreventExitStatus={' '.join(map(str, _REFUSALS))} SIGUSR2",
+        _prevents,
+        "what the launcher refuses is started again for ever, every few seconds",
+    ),
+    Setting(
+        "vm.start-limit",
+        "Unit",
+        "StartLimitIntervalSec=0",
+        lambda unit, _line: unit["StartLimitIntervalUSec"] == 0,
+        "a few rotations in a row are taken for a crash loop, and leave the VM down",
+    ),
+    Setting(
+        "vm.restart",
+        "Service",
+        "Restart=always",
+        lambda unit, _line: unit["Restart"] == "always",
+        "when its guest reboots, the VM ends, to start anew with fresh secrets: it would stay down",
+    ),
+    Setting(
+        "vm.order",
+        "Unit",
+        f"After={SEAL}",
+        lambda unit, _line: SEAL in unit["After"],
+        "started with the host, the VM may start on yesterday's secrets, and is restarted at once",
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.mounts",
+        "Service",
+        "PrivateMounts=yes",
+        lambda unit, _line: bool(unit["PrivateMounts"]),
+        "the VM's user can read what other units of that user have in /run/credentials",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.proc",
+        "Service",
+        "ProtectProc=invisible",
+        lambda unit, _line: unit["ProtectProc"] == "invisible",
+        "the VM's user sees other users' processes",
+        Severity.HINT,
+        restart=True,
+    ),
+    Setting(
+        "vm.core",
+        "Service",
+        "LimitCORE=0",
+        lambda unit, _line: unit["LimitCORE"] == 0,
+        "a core dump of the hypervisor would hold its guest's memory, with its secrets",
+        Severity.HINT,
+        restart=True,
+    ),
+)
+"""The drop-in's settings, and `vm.restart`, which VMs' units already have."""
+
+
+def lines_for(vm: VmConfig, store: Path) -> list[str]:
+    """The lines of credferry-vm.conf for a VM."""
+    lines = []
+    for section in ("Unit", "Service"):
+        lines.append(f"[{section}]")
+        lines += [
+            setting.line.format(vm=vm.name, store=store)
+            for setting in SETTINGS
+            if setting.section == section and setting.check != "vm.restart"
+        ]
+    return lines
