@@ -5,7 +5,7 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 2
 
-.PHONY: help bench docs package requirements demo test test-unit check nightly mutants fuzz soak reliability clean
+.PHONY: help bench docs package requirements release demo test test-unit check nightly mutants fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make reliability  write docs/reliability.md from the numbers of the last runs'
 	@echo 'make package      build the Debian package, into dist/'
 	@echo 'make requirements  pin the newest libraries for the Debian package, with their hashes'
+	@echo 'make release      check, date, commit and tag a release: make release VERSION=X.Y.Z'
 	@echo 'make docs         write completions, manual pages and the reference anew from the code'
 	@echo 'make clean        remove what the above put into the cache'
 
@@ -63,6 +64,9 @@ package:
 
 requirements:
 	@exec contrib/debian/renew-requirements
+
+release:
+	@exec $(BOOTSTRAP) unit python -m contrib.release $(VERSION)
 
 docs:
 	@exec $(BOOTSTRAP) unit python -m docs.generate

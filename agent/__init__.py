@@ -5,4 +5,4 @@ May import: of the launcher, `launcher.handoff` alone.
 Never: code that the launcher needs.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 
@@ -16,6 +17,8 @@ from docs.generate.files import ROOT, generated
 from docs.generate.man import page
 
 CHANGELOG = ROOT / "CHANGELOG.md"
+_FIRST_RELEASE = "d428878bdfd646828696e1b7cdc5c1dc4458b081a16eff19230036eb641a7bc1"
+"""The SHA-256 of the changelog's section of 0.1.0."""
 
 
 @pytest.mark.parametrize("path", sorted(generated()))
@@ -52,6 +55,13 @@ def test_versions() -> None:
         assert __version__ not in versions, "what is added after a release belongs to the next version"
     else:
         assert __version__ == versions[0]
+
+
+def test_a_released_section_never_changes() -> None:
+    """A new line belongs under [Unreleased], also where git merges it into a section below."""
+    _, *sections = re.split(r"(?m)^(?=## \[\d)", CHANGELOG.read_text())
+    (first,) = [each for each in sections if each.startswith("## [0.1.0]")]
+    assert hashlib.sha256(first.strip().encode()).hexdigest() == _FIRST_RELEASE
 
 
 @pytest.mark.parametrize(
