@@ -111,6 +111,12 @@ class JournalError(CredferryError):
     status = ExitStatus.UNAVAILABLE
 
 
+class AgentError(CredferryError):
+    """No agent runs, or the one that runs cannot be asked."""
+
+    status = ExitStatus.UNAVAILABLE
+
+
 class BusError(CredferryError):
     """systemd cannot be reached over D-Bus, or refuses."""
 

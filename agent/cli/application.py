@@ -33,7 +33,7 @@ VERBS = {
     "rollback": "rotate",
 }
 """Each verb's module here, loaded when the verb is called: all of them take longer than most verbs do."""
-_WRITING = {"sync", "hold", "release", "retry", "rotate", "rollback"}
+_WRITING = {"sync"}
 """Verbs that write into the state directory, beside an agent that need not be root."""
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from credferry.agent.cli.terminal import console
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig
-from credferry.agent.errors import ConfigurationError, UsageError, VmError
+from credferry.agent.errors import AgentError, BusError, ConfigurationError, UsageError, VmError
 from credferry.agent.printable import json_text, printable
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, Observer
@@ -28,6 +29,7 @@ from credferry.agent.systemd.units import SystemManager
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from credferry.agent.audit.events import Order
     from credferry.agent.control.client import RemoteAgent
 
 ConfigOption = Annotated[
@@ -63,13 +65,45 @@ def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
     return SystemBus(on_job)
 
 
-def running_agent(config: Config | None) -> RemoteAgent | None:
-    """The agent of a configuration, or with None any, where it is on the bus, answers, and lets us ask."""
+def find_agent(config: Config | None) -> RemoteAgent | None:
+    """The running agent; None if none runs. Raises as `credferry.agent.control.client.find_agent` does."""
     from credferry.agent.control import (  # noqa: PLC0415 (loads GObject's introspection, see above)
         client as remote,
     )
 
-    return remote.running_agent(config)
+    return remote.find_agent(config)
+
+
+def running_agent(config: Config | None) -> RemoteAgent | None:
+    """The running agent, for a verb that only reads; None also if the agent cannot be asked."""
+    with suppress(AgentError, BusError):
+        return find_agent(config)
+    return None
+
+
+def require_agent(config: Config, order: Order, vms: Sequence[VmConfig]) -> RemoteAgent:
+    """The running agent, for an order on VMs. Raises `AgentError` and `BusError`."""
+    agent = find_agent(config)
+    if agent is None:
+        refused = f"{order.value} was not done for {', '.join(vm.name for vm in vms)}"
+        manager = connect()
+        try:
+            require_no_agent(manager, refused)
+        finally:
+            manager.close()
+        raise AgentError(
+            f"{refused}: the agent does not run",
+            hint="start it with: systemctl start credferry.service; then give the order again",
+        )
+    return agent
+
+
+def require_no_agent(manager: SystemManager, refused: str) -> None:
+    """Raises `AgentError` if the agent runs, although it is not on the bus."""
+    if manager.unit("credferry.service").is_active:
+        raise AgentError(
+            f"{refused}: the agent runs, but it is not on the bus", hint="see why with: credferry doctor"
+        )
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:

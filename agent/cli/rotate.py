@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,22 +17,16 @@ from credferry.agent.cli.common import (
     ReasonOption,
     VmArguments,
     chosen,
-    connect,
     fail_for_bad,
     print_json,
     print_table,
-    running_agent,
+    require_agent,
 )
 from credferry.agent.cli.documents import OrderRow
-from credferry.agent.cli.sync import settled_look
 from credferry.agent.config.loading import load
-from credferry.agent.config.model import Config, VmConfig
-from credferry.agent.errors import CredferryError, OrderError, SourceError, VmError
+from credferry.agent.config.model import VmConfig
+from credferry.agent.errors import CredferryError, OrderError, VmError
 from credferry.agent.reconcile.decision import State
-from credferry.agent.rollout.operators import Operator, record
-from credferry.agent.rollout.orders import PERMITS
-from credferry.agent.rollout.session import Session
-from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
     from credferry.agent.control.client import RemoteAgent
@@ -65,18 +57,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _order(file: Path, names: list[str], order: Order, reason: str, *, json: bool) -> None:
-    config, operator = load(file), Operator.of_process(reason)
+    config = load(file)
     vms = chosen(config, names)
-    agent = running_agent(config)
-    if agent is None:
-        manager = connect()
-        try:
-            rows, refusals = _each(vms, _by_ourselves(config, manager, order, operator))
-        finally:
-            manager.close()
-    else:
-        with agent:
-            rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason))
+    with require_agent(config, order, vms) as agent:
+        rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason))
     if rows or not refusals:
         _print(rows, json=json)
     if refusals:
@@ -117,36 +101,3 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> Or
         raise VmError(message, hint=hint)
     reason = found["OrderResult"] or "; ".join(found["Reasons"])
     return OrderRow(vm=vm.name, state=state, generation=found["Running"], reason=reason)
-
-
-def _by_ourselves(
-    config: Config, manager: SystemManager, order: Order, operator: Operator
-) -> Callable[[VmConfig], OrderRow]:
-    ours = Session.for_one_pass(config)
-    ours.take_over(manager)
-
-    def carry_out(vm: VmConfig) -> OrderRow:
-        given = time.monotonic()
-        observed = ours.observer.look_or_refuse([vm], manager).observed[0]
-        PERMITS[order](ours.store, observed)
-        run = record(ours.audit, order, vm, operator)
-        state = None
-        while state is None:
-            # What is published is sealed first, as the agent would have done.
-            with suppress(SourceError):
-                look = settled_look(config, ours.observer, [vm], manager, given)
-                ours.sealer.seal_due(look)
-            if order is Order.ROTATE:
-                state = ours.rollout.rotate(vm.name, manager, given, run)
-            else:
-                state = ours.rollout.roll_back(vm.name, manager, run)
-        attempt = ours.store.attempt(vm.name)
-        evidence = ours.observer.evidence(vm, manager.unit(vm.unit))
-        return OrderRow(
-            vm=vm.name,
-            state=state,
-            generation=evidence.generation if evidence is not None else 0,
-            reason=attempt.reason if attempt is not None else "",
-        )
-
-    return carry_out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, remote_error
 from credferry.agent.bus.names import BUS, ERROR_PREFIX, MANAGER_INTERFACE, PROPERTIES_INTERFACE
 from credferry.agent.control.interface import AGENT_INTERFACE, ERRORS, NAME, PATH, VM_INTERFACE, vm_path
-from credferry.agent.errors import BusError, CredferryError, OrderError
+from credferry.agent.errors import AgentError, BusError, CredferryError, OrderError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.status import UNDER_WAY
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config
 
 _ANSWER_SECONDS = 3.0
-"""An agent that does not answer within this time counts as absent."""
+"""An agent that does not answer within this time cannot be asked."""
 _CALL_SECONDS = CALL_SECONDS + 10.0
 _LOOK_AGAIN_SECONDS = 0.2
+_LOOK_AT_UNIT = "see: systemctl status credferry.service"
 
-
+_NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
+_DENIED = "org.freedesktop.DBus.Error.AccessDenied"
 _NO_OBJECT = {f"org.freedesktop.DBus.Error.{kind}" for kind in ("UnknownObject", "UnknownMethod")}
 
 
@@ -113,27 +115,51 @@ class RemoteAgent:
             raise _translated(error) from None
 
 
-def running_agent(config: Config | None) -> RemoteAgent | None:
-    """The running agent, if it answers and uses this configuration; with None, any configuration counts.
+def find_agent(config: Config | None) -> RemoteAgent | None:
+    """The running agent; None if none runs. With None for the configuration, any agent counts.
 
-    An agent that has not reloaded a changed file does not count: it would act on the old content.
+    Raises `BusError` without a bus. Raises `AgentError` if the agent does not answer, or uses another
+    configuration: it would act on other content than the file has now.
     """
-    try:
-        bus = Bus("agent-signals")
-    except BusError:
-        return None
+    bus = Bus("agent-signals")
     try:
         arguments = ("(s)", (NAME,))
         owner = bus.call(*BUS, f"{BUS[0]}.GetNameOwner", arguments, _ANSWER_SECONDS).unpack()[0]
-        said = ("(ss)", (AGENT_INTERFACE, "ConfigurationId"))
-        read = bus.call(owner, PATH, f"{PROPERTIES_INTERFACE}.Get", said, _ANSWER_SECONDS).unpack()[0]
-    except Error:
+        _require_same(bus, owner, config)
+    except Error as error:
         bus.close()
-        return None
-    if config is not None and read != config.id:
+        name, text = remote_error(error)
+        if name == _NO_OWNER:
+            return None
+        if name == _DENIED:
+            raise AgentError("this user may not ask the agent", hint="run the verb as root") from None
+        raise AgentError(f"the agent does not answer: {text}", hint=_LOOK_AT_UNIT) from None
+    except AgentError:
         bus.close()
-        return None
+        raise
     return RemoteAgent(bus, owner)
+
+
+def _require_same(bus: Bus, owner: str, config: Config | None) -> None:
+    """Raises `AgentError` if the agent uses another configuration, and the bus's own error."""
+
+    def read(name: str) -> str:
+        asked = ("(ss)", (AGENT_INTERFACE, name))
+        return str(bus.call(owner, PATH, f"{PROPERTIES_INTERFACE}.Get", asked, _ANSWER_SECONDS).unpack()[0])
+
+    known = read("ConfigurationId")
+    if config is None or known == config.id:
+        return
+    file = read("Configuration")
+    if file == str(config.file):
+        raise AgentError(
+            f"{file}: has changed since the agent read it, so the agent is not asked",
+            hint="have the agent read it: systemctl reload credferry.service",
+        )
+    raise AgentError(
+        f"{config.file}: the agent uses another configuration, {file}",
+        hint=f"give that one: --config {file}",
+    )
 
 
 def _is_under_way(vm: dict[str, Any]) -> bool:
@@ -148,7 +174,7 @@ def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has n
     if name in _NO_OBJECT:
         return NoObjectError(text, hint="see: busctl tree org.credferry.Agent1")
     if not name.startswith(ERROR_PREFIX):
-        return BusError(f"the agent does not answer: {text}", hint="see: systemctl status credferry.service")
+        return BusError(f"the agent does not answer: {text}", hint=_LOOK_AT_UNIT)
     kind = name.removeprefix(ERROR_PREFIX)
     message, _, hint = text.rpartition(": ")
     if not message:

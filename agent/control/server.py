@@ -68,6 +68,10 @@ class Control:
         """See `Front`."""
         self._thread.start()
 
+    def settle(self) -> None:
+        """See `Front`."""
+        self._refresh()  # the thread does it after its first attempt, and after what was shown before
+
     def stop(self) -> None:
         """See `Front`."""
         self._stop.set()

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 
 class Front(Protocol):
-    """Every method returns at once and raises nothing; any thread may call them."""
+    """No method raises anything. All but `settle` and `stop` return at once. Any thread may call them."""
 
     def start(self) -> None:
         """Start publishing."""
+
+    def settle(self) -> None:
+        """Wait until the agent can be asked over the bus, or a first attempt failed; at most 2 seconds."""
 
     def stop(self) -> None:
         """Stop publishing."""
@@ -32,6 +35,9 @@ class NoFront:
     """Publishes nothing."""
 
     def start(self) -> None:
+        """See `Front`."""
+
+    def settle(self) -> None:
         """See `Front`."""
 
     def stop(self) -> None:

@@ -158,6 +158,8 @@ class Service:
             while not self._stop.is_set():
                 turn = self._turn(turn)
                 if not ready:
+                    # A verb that follows `systemctl start` must find the agent on the bus.
+                    self._front.settle()
                     daemon.notify("READY=1")
                     ready = True
                     # The objects that exist now stay: the garbage collector need not examine them again.

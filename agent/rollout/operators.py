@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,15 +21,10 @@ REASON_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Who gives an order, and why. ``uid`` comes from the bus or the kernel, never from the caller."""
+    """Who gives an order, and why. ``uid`` comes from the bus, never from the caller."""
 
     uid: int
     reason: str = ""
-
-    @classmethod
-    def of_process(cls, reason: str = "") -> Operator:
-        """The real user of this process. Raises `OrderError` if the reason is too long."""
-        return cls.of_user(os.getuid(), reason)
 
     @classmethod
     def of_user(cls, uid: int, reason: str) -> Operator:

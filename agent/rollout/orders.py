@@ -43,8 +43,8 @@ _log = structlog.get_logger()
 _SYNC_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"
-PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
-"""By order that needs a restart: the function that checks whether the agent can carry it out."""
+_PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
+"""By order that needs a restart: the function that refuses it at once. The restart itself checks again."""
 _ASK_AGAIN_SECONDS = 0.2
 
 
@@ -184,7 +184,7 @@ class Orders:
         manager = self._manager()
         if manager is not None:
             observed = session.observer.look_or_refuse([vm], manager).observed[0]
-            PERMITS[order](session.store, observed)
+            _PERMITS[order](session.store, observed)
         with self._giving:  # one order at a time: each is recorded before it has any effect
             if self.given(vm.name) is not None:
                 raise OrderError(
@@ -207,7 +207,7 @@ class Orders:
         deadline = self._monotonic() + _RETRY_SECONDS
         while True:
             try:
-                retry(session.store, vm, given.run, wait=False)
+                retry(session.store, vm, given.run)
             except OrderError as error:
                 if self._monotonic() >= deadline:
                     self._tell_dropped({vm.name: given}, str(error))
@@ -260,14 +260,14 @@ def is_halted(store: Store, vm: VmConfig) -> bool:
     return attempt is not None and attempt.outcome is Outcome.HALTED
 
 
-def retry(store: Store, vm: VmConfig, run: str, *, wait: bool = True) -> None:
-    """Make the next check try a VM's failed rollout again; ``wait`` for a restart in progress.
+def retry(store: Store, vm: VmConfig, run: str) -> None:
+    """Make the next check try a VM's failed rollout again.
 
     The audit records of the new try are under ``run``, the run of the operator's order.
 
-    Raises `StoreError`, and without ``wait`` `OrderError` if the VM is being restarted.
+    Raises `StoreError`, and `OrderError` if the VM is being restarted.
     """
-    with store.lock(rollout_lock(vm.name), wait=wait) as had:  # a restart in progress records its end first
+    with store.lock(rollout_lock(vm.name), wait=False) as had:  # a restart in progress records its end first
         if not had:
             raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
         attempt = store.attempt(vm.name)

@@ -25,7 +25,7 @@ MEANINGS = {
     ExitStatus.USAGE: "The command line is not understood.",
     ExitStatus.CREDENTIAL: "A value cannot be sealed, or a sealed one cannot be opened.",
     ExitStatus.SOURCE: "The published secrets cannot be read.",
-    ExitStatus.UNAVAILABLE: "systemd cannot be reached, or the journal cannot be read.",
+    ExitStatus.UNAVAILABLE: "systemd or the agent cannot be reached, or the journal cannot be read.",
     ExitStatus.INTERNAL: "A fault of credferry's own: please report it.",
     ExitStatus.STORE: "The state directory cannot be read or written.",
     ExitStatus.KEY: "A key file is missing, unsafe, or somebody else's.",

@@ -300,6 +300,7 @@ def test_forms_for_programs(past: Deployment, what: tuple[str, ...]) -> None:
 
 def test_following(past: Deployment) -> None:
     """--follow shows the last ten records, then each as it comes, and Ctrl-C ends it without a word."""
+    past.start_agent()
     process = past.host.spawn("credferry", "audit", "--follow", "--json")
     assert process.stdout
     assert process.stderr
@@ -312,6 +313,7 @@ def test_following(past: Deployment) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     assert process.stderr.read() == ""
+    past.host.run("systemctl", "stop", "credferry.service")
 
 
 def verify(past: Deployment, *options: str) -> tuple[int, list[str]]:
@@ -432,9 +434,10 @@ def test_killed_between_keeping_and_sending(past: Deployment) -> None:
     """The record that a crash leaves unsent is told of, no finding, and sent when the agent starts."""
     host = past.host
     inject = ("-e", "trace=sendmsg", "-e", "inject=sendmsg:signal=KILL:when=1")
+    SopsNix(host).publish({"key": b"killed"})
     # Without -f it is the main thread alone: that of the bus sends, too.
-    hold = ("strace", "-o", "/tmp/killed.trace", *inject, "credferry", "hold", "db")
-    assert host.run(*hold, check=False).returncode != 0
+    seal = ("strace", "-o", "/tmp/killed.trace", *inject, "credferry", "sync", "--no-restart")
+    assert host.run(*seal, check=False).returncode != 0
     assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
     status, lines = verify(past)
     assert status == 0

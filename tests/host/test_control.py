@@ -16,6 +16,7 @@ import pytest
 from credferry.agent.audit.events import Event
 from credferry.agent.cli.documents import DOCUMENTS
 from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
+from credferry.agent.errors import ExitStatus
 from credferry.agent.store.generations import rollout_lock
 from credferry.launcher.handoff import MANIFEST_FILE, unit_credential
 from tests.support import readable
@@ -389,19 +390,46 @@ def test_rotate_and_hold(bus: Bus) -> None:
     bus.call("Release", "web")
 
 
-@pytest.mark.parametrize("is_running", [True, False], ids=["with the agent", "without the agent"])
-def test_one_vm_that_refuses_keeps_no_other_from_an_order(bus: Bus, *, is_running: bool) -> None:
+def test_one_vm_that_refuses_keeps_no_other_from_an_order(bus: Bus) -> None:
     """Of a pattern's VMs each that can take the order is restarted; the others are told of, in one line."""
     starts = bus.starts()
     bus.deployment.credferry("hold", "db-1")
-    if not is_running:
-        bus.host.run("systemctl", "stop", AGENT)
     done = bus.host.run("credferry", "rotate", "*", "--json", check=False)
     assert done.returncode == 1
     assert [row["vm"] for row in json.loads(done.stdout)] == ["web"]
     assert done.stderr == "credferry: db-1: is held: release it first: credferry release db-1\n"
     assert bus.starts() == starts + 1
     bus.deployment.credferry("release", "db-1")
+
+
+@pytest.mark.parametrize("verb", ["rotate", "rollback", "hold", "release", "retry"])
+def test_without_an_agent_an_order_changes_nothing(bus: Bus, verb: str) -> None:
+    """While the agent is stopped, the verb says so and how to start it; no VM, record or file changes."""
+
+    def traces() -> tuple[object, ...]:
+        return (
+            bus.starts(),
+            bus.deployment.starts("db-1"),
+            bus.host.run("find", "/var/lib/credferry", "-printf", "%p %i %T@\n").stdout,
+            bus.deployment.credferry("audit", "--records"),
+        )
+
+    bus.publish(api_key=f"before {verb}".encode())
+    bus.deployment.wait_in_step("web")
+    bus.deployment.wait_noted("web")
+    bus.host.run("systemctl", "stop", AGENT)
+    before = traces()
+    refused = bus.host.run("credferry", verb, "web", "db-1", check=False)
+    assert (refused.returncode, refused.stdout) == (ExitStatus.UNAVAILABLE, "")
+    assert refused.stderr == (
+        f"credferry: {verb} was not done for web, db-1: the agent does not run: "
+        "start it with: systemctl start credferry.service; then give the order again\n"
+    )
+    assert traces() == before
+    bus.deployment.start_agent()
+    bus.deployment.credferry(verb, "web")  # at once: the agent is on the bus when its unit has started
+    bus.deployment.credferry("retry", "web")
+    bus.deployment.credferry("release", "web")
 
 
 def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
@@ -438,12 +466,17 @@ def test_json_is_as_its_schema_says(bus: Bus, verb: str) -> None:
 
 
 def test_a_changed_configuration(bus: Bus) -> None:
-    """Until the agent has read it, verbs go by it without the agent; then its VMs are on the bus."""
+    """Until the agent has read it, `plan` reads it, and orders are refused; then its VMs are on the bus."""
     bus.deployment.configure(CONFIG + '[vms.new.credentials]\nAPI_KEY = { secret = "api-key" }\n')
     try:
         planned = json.loads(bus.deployment.credferry("plan", "--json", check=False))
         assert [row["vm"] for row in planned] == ["web", "db-1", "new"]
         assert "new" not in bus.vms()
+        for verb in (("hold", "web"),):
+            refused = bus.host.run("credferry", *verb, check=False)
+            assert (refused.returncode, refused.stdout) == (ExitStatus.UNAVAILABLE, "")
+            assert "has changed since the agent read it" in refused.stderr
+            assert "systemctl reload credferry.service" in refused.stderr
         bus.host.run("systemctl", "reload", AGENT)
         bus.host.wait(lambda: "new" in bus.vms(), 20, "the added VM")
     finally:
@@ -680,7 +713,7 @@ def test_another_owner_of_the_name(bus: Bus) -> None:
 
 
 def test_without_a_policy(bus: Bus) -> None:
-    """Where the bus lets nobody own the name, the agent does its work; verbs do without the bus."""
+    """Where the bus lets nobody own the name, the agent does its work; verbs say that they cannot ask it."""
     bus.host.run("mv", POLICY, f"{POLICY}.away")
     bus.host.run("systemctl", "reload", "dbus.service")
     bus.deployment.host.run("systemctl", "restart", AGENT)
@@ -691,16 +724,16 @@ def test_without_a_policy(bus: Bus) -> None:
         )
         assert "policy" in told["MESSAGE"]
         starts = bus.starts()
-        row = json.loads(bus.deployment.credferry("rotate", "web", "--json", "--reason", "no bus"))[0]
-        assert (row["state"], bus.starts()) == ("in step", starts + 1)
-        (order,) = orders(bus, CREDFERRY_REASON="no bus")
-        assert (order["CREDFERRY_ORDER"], order["CREDFERRY_CALLER_UID"]) == ("rotate", "0")
+        for verb in ("rotate", "rollback", "retry"):
+            refused = bus.host.run("credferry", verb, "web", check=False)
+            assert refused.returncode == ExitStatus.UNAVAILABLE
+            assert refused.stderr == (
+                f"credferry: {verb} was not done for web: the agent runs, but it is not on the bus: "
+                "see why with: credferry doctor\n"
+            )
+        assert bus.starts() == starts
         bus.publish(api_key=b"without a policy")
         bus.deployment.wait_in_step("web")
-        row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]
-        assert row["state"] == "held"
-        rows = json.loads(bus.deployment.credferry("retry", "web", "--json"))
-        assert [each["state"] for each in rows] == ["in step"]
         assert bus.deployment.delivered("web") == {"API_KEY": b"without a policy"}
     finally:
         bus.host.run("mv", f"{POLICY}.away", POLICY)

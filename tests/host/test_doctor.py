@@ -96,6 +96,8 @@ def extended(vm: str, name: str, setting: str) -> str:
 
 # Those of one round are independent of one another.
 ROUNDS = {
+    # First: the agent takes no order while some of the other faults are there.
+    "a held VM": (Fault("vm.held", "credferry hold web", "web", severity="hint"),),
     "files and settings": (
         Fault("configuration.mode", f"chmod 0666 {CONFIG}"),
         Fault("source.secret", "chmod 0444 /run/secrets/key", severity="hint"),
@@ -165,7 +167,6 @@ ROUNDS = {
         Fault("bus.polkit", WITHOUT_ROOT),
         Fault("agent.configuration", f"touch {CONFIG}"),
         Fault("vm.launcher.mode", "chmod 0644 /var/lib/microvms/db/current/bin/microvm-run", "db"),
-        Fault("vm.held", "credferry hold web", "web", severity="hint"),
     ),
     "no bus": (Fault("bus", "systemctl stop dbus.socket dbus.service"),),
 }

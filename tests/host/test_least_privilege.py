@@ -389,10 +389,6 @@ def test_root_works_beside_it(unprivileged: Deployment) -> None:
     sops.publish({"api-key": b"by root"})
     unprivileged.credferry("sync")
     assert unprivileged.delivered("web") == {"API_KEY": b"by root"}
-    unprivileged.credferry("hold", "web")
-    sops.publish({"api-key": b"by root, at last"})
-    unprivileged.credferry("release", "web")
-    unprivileged.credferry("retry", "db")
     assert host.run("find", STORE, "!", "-user", USER).stdout == ""
     unprivileged.start_agent()
     for number in range(2):
@@ -415,7 +411,6 @@ def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
     host.run("sh", "-c", f"rm -rf {STORE}/vms && ln -s /etc {STORE}/vms", user=USER)
     host.run("sh", "-c", f"rm {STORE}/seal.lock && ln -s /etc/lock-of-root {STORE}/seal.lock", user=USER)
     assert host.run("credferry", "sync", "--no-restart", check=False).returncode == STORE_STATUS
-    assert host.run("credferry", "hold", "web", check=False).returncode == STORE_STATUS
     for name in ("lock-of-root", "web", "db"):
         assert not host.path(f"/etc/{name}").exists()
 

@@ -57,7 +57,6 @@ class Pace:
         self.host.run("systemctl", "stop", "credferry.service")
         self.publish(wait=False)
         self.deployment.configure(FAST + self._tables("", vms))
-        self.deployment.credferry("retry", *vms, check=False)
         self.deployment.credferry("sync", "--no-restart")
         for vm in vms:
             if not self.runs(vm):

@@ -20,7 +20,7 @@ SHARED_CLASSES: Final[Mapping[str, str]] = {}
 SHARED_FUNCTIONS: Final[Mapping[str, str]] = {
     "check": "each module of doctor checks its own link of the chain; the module's name says which",
     "register": "each verb adds itself to the command",
-    "running_agent": "cli.common passes on to control.client, which it imports late",
+    "find_agent": "cli.common passes on to control.client, which it imports late",
 }
 """Public functions that a module and one that it imports may both have, each with the reason."""
 

@@ -900,7 +900,7 @@ def test_an_order_restarts_no_vm_that_would_not_start_again(loop: Loop, order: O
     loop.publish(x="two")
     loop.turn(lambda: Event.RESTARTED in loop.events())
     loop.key.chmod(0o600)
-    loop.service._orders.give("a", order, Operator.of_process())
+    loop.service._orders.give("a", order, Operator.of_user(0, ""))
     loop.turn(lambda: loop.service._orders.result("a"))
     assert "would not start again" in loop.service._orders.result("a")
     assert "chmod 0400" in loop.service._orders.result("a")
