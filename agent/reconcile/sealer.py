@@ -151,7 +151,7 @@ def _to_keep(store: Store, observed: Observed) -> Container[int]:
     if runs is not None:
         kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
     if observed.attempt is not None:
-        kept.add(observed.attempt.previous)
+        kept |= {observed.attempt.previous, observed.attempt.ran}
     return kept
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
     from credferry.agent.store.records import Attempt
     from credferry.agent.systemd.units import SystemManager
+    from credferry.launcher.handoff import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +47,79 @@ class Rollback:
             self.store.record_attempt(vm.name, attempt)
         if not self.observer.has_usable_key():  # PID 1 could open nothing; a later check continues
             return State.CHANGING if self.observer.has_other_key() else State.REFUSED
-        manifest = self.store.revert(vm.name, attempt.previous)
-        reason = "the previous generation is there no more"
-        if manifest is not None:
-            unit = as_left(manager.unit(vm.unit), manager)
-            if (unit.is_stopped and not is_left_down) or self.jobs.runs(vm, unit, manifest):
-                reason = ""
-            elif self.observer.obstacle(vm, manager):
-                return State.REFUSED  # roll back once it could start
-            else:
-                ending = self.jobs.run(vm, manifest, manager, again=True)
-                reason = ending.reason if isinstance(ending, Failed) else ""
-            if self.jobs.stop.is_set() or (reason and not self.observer.has_usable_key()):
-                return State.CHANGING
-            event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
-            if reason:
-                event = Event.ROLLBACK_FAILED
-                message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
-            record(self.audit, event, message, vm, manifest, attempt)
-            if not reason and manifest.digest == attempt.digest:
-                # It runs again what it ran before, and that is what it should run.
-                self.store.record_attempt(vm.name, None)
-                return State.IN_STEP
-        else:
-            message = f"{vm.name}: {reason}"
-            self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
+        reason = self._to(vm, attempt, manager, is_left_down=is_left_down)
+        if isinstance(reason, State):
+            return reason
+        if reason and attempt.ran not in {0, attempt.previous}:
+            # The ordered generation does not start. What the VM ran before is better than a VM that is down.
+            attempt = msgspec.structs.replace(
+                attempt, previous=attempt.ran, ran=0, by_operator=False, reason=reason
+            )
+            self.store.record_attempt(vm.name, attempt)
+            return self.roll_back(vm, attempt, manager, is_left_down=True)
+        if not reason and (now := self.store.current(vm.name)) is not None and now.digest == attempt.digest:
+            # It runs again what it ran before, and that is what it should run.
+            self.store.record_attempt(vm.name, None)
+            return State.IN_STEP
         back = f"rolled back to generation {attempt.previous}"
         if attempt.by_operator:
             back += " by an operator, until its secrets change or a retry"
         said = f"{attempt.reason}; " + (reason or back)
-        done = msgspec.structs.replace(attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "))
+        done = msgspec.structs.replace(
+            attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "), ran=0
+        )
         self.store.record_attempt(vm.name, done)
         return State.HELD if attempt.by_operator and not reason else State.FAILED
+
+    def _to(
+        self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool
+    ) -> str | State:
+        """Bring the VM onto the generation to roll back to.
+
+        Returns why that failed, empty if it did not, or the VM's state if a later check must go on.
+        """
+        manifest = self.store.revert(vm.name, attempt.previous)
+        if manifest is None:
+            reason = "the previous generation is there no more"
+            message = f"{vm.name}: {reason}"
+            self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
+            return reason
+        unit, reason = as_left(manager.unit(vm.unit), manager), ""
+        if not (unit.is_stopped and not is_left_down) and not self.jobs.runs(vm, unit, manifest):
+            if self.observer.obstacle(vm, manager):
+                return State.REFUSED  # roll back once it could start
+            reason = self._start(vm, manifest, manager)
+        if self.jobs.stop.is_set() or (reason and not self.observer.has_usable_key()):
+            return State.CHANGING
+        event, message = Event.ROLLED_BACK, f"{vm.name}: back on generation {manifest.generation}"
+        if reason:
+            event = Event.ROLLBACK_FAILED
+            message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
+        record(self.audit, event, message, vm, manifest, attempt)
+        return reason
+
+    def _start(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> str:
+        """Start the VM, with as many attempts as a restart has. Returns why the last one failed."""
+        settings = self.jobs.config.rollout
+        pause, reason = settings.retry_seconds, ""
+        for number in range(1, settings.attempts + 1):
+            ending = self.jobs.run(vm, manifest, manager, again=True)
+            if not isinstance(ending, Failed):
+                return ""
+            reason = ending.reason
+            if number == settings.attempts or self.jobs.stop.wait(pause):
+                break
+            if not ending.is_left_down and not self.jobs.is_still_down(vm, manifest, manager):
+                return ""
+            pause *= 2
+        return reason
 
 
 def generation_before(store: Store, observed: Observed) -> int:
     """Generation to roll back to: the one that runs, or the one before if that failed; 0 for none."""
     runs, attempt, name = observed.runs, observed.attempt, observed.vm.name
     if attempt is not None and (runs is None or runs.digest == attempt.digest):
-        return attempt.previous
+        return attempt.ran or attempt.previous
     if runs is None:
         return 0
     # Its recorded restart never began, so the record is still true.

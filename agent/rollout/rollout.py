@@ -154,6 +154,7 @@ class Rollout:
                 run=manifest.run,
                 by_operator=True,
                 order=order,
+                ran=generation_before(self.store, observed),
             )
             # Record first: after a crash, the next run of the agent continues from this record.
             self.store.record_attempt(name, attempt)

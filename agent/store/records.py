@@ -46,6 +46,11 @@ class Attempt(msgspec.Struct, frozen=True):
     """The run of the operator's order that this rollout carries out; empty for none."""
     halted_for: str = ""
     """The VM whose failure stopped this rollout, where the outcome is `Outcome.HALTED`."""
+    ran: int = 0
+    """The generation that the VM ran when an operator ordered a rollback; 0 for none.
+
+    The VM goes back to it if the ordered generation does not start.
+    """
     before: str = ""
     """The unit's invocation when this was written. While it is unchanged, the restart has had no effect."""
 

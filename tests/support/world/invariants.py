@@ -77,11 +77,11 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
 
 
 def _is_way_back_closed(host: Machine, vm: ModelVm) -> bool:
-    """Whether systemd did not start the VM on what it ran before, or an operator chose what fails."""
+    """Whether systemd did not start the VM on what it ran before, where the agent had one attempt."""
     attempt = host.store.attempt(vm.name)
     if attempt is None or attempt.outcome is not Outcome.ROLLED_BACK:
         return False
-    return vm.last_result != "done" or attempt.by_operator
+    return vm.last_result != "done" and host.settings.attempts == 1
 
 
 def _is_spared(host: Machine, vm: ModelVm) -> bool:

@@ -477,14 +477,14 @@ def test_an_order_puts_a_vm_back(host: Host) -> None:
     manifest = host.current()
     assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
     wanted = Attempt(
-        manifest.digest, Outcome.FAILED, previous=1, run=manifest.run, by_operator=True, order=ORDER
+        manifest.digest, Outcome.FAILED, previous=1, run=manifest.run, by_operator=True, order=ORDER, ran=2
     )
     assert noted == [wanted]
     done = host.store.attempt("a")
     assert done is not None
     assert done.reason.startswith("rolled back to generation 1 by an operator")
     assert msgspec.structs.replace(done, reason="") == msgspec.structs.replace(
-        wanted, outcome=Outcome.ROLLED_BACK
+        wanted, outcome=Outcome.ROLLED_BACK, ran=0
     )
     assert host.records() == [(Event.ROLLED_BACK, "a", A, "1", ORDER)]
     assert host.current().generation == 1
@@ -554,7 +554,44 @@ def test_a_generation_that_does_not_start_either_is_told(host: Host) -> None:
     assert attempt.reason.count("'failed'") == 2
     host.loop.start_vm("b")
     assert host.rollout.roll_back("b", host.units, ORDER) is State.FAILED
-    assert host.records() == [(Event.ROLLBACK_FAILED, "b", B, "1", ORDER)]
+    assert host.records() == [
+        (Event.ROLLBACK_FAILED, "b", B, "1", ORDER),
+        (Event.ROLLBACK_FAILED, "b", B, "2", ORDER),
+    ]
+
+
+def test_an_ordered_generation_that_does_not_start_is_left_again(host: Host) -> None:
+    """The VM goes back to what it ran when the operator ordered the rollback, and is in step as before."""
+    host.rollout.restart("a", host.units)
+    host.records()
+
+    def job(unit: str) -> str:
+        return host.fail(unit) if host.current().generation == 1 else host.loop._restart(unit)
+
+    host.units.job = job
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.IN_STEP
+    assert host.records() == [
+        (Event.ROLLBACK_FAILED, "a", A, "1", ORDER),
+        (Event.ROLLED_BACK, "a", A, "2", ORDER),
+    ]
+    assert host.store.attempt("a") is None
+    assert host.units.unit(A).is_active
+
+
+def test_a_rollback_has_as_many_attempts_as_a_restart(patient: Host) -> None:
+    """A start that fails once says little about a generation that the VM ran before."""
+    tries: list[int] = []
+
+    def job(unit: str) -> str:
+        generation = patient.current().generation
+        tries.append(generation)
+        return patient.loop._restart(unit) if tries.count(1) == 3 else patient.fail(unit)
+
+    patient.units.job = job
+    assert patient.rollout.restart("a", patient.units) is State.FAILED
+    assert tries == [2, 2, 2, 1, 1, 1]
+    assert patient.records()[-1][0] is Event.ROLLED_BACK
+    assert patient.units.unit(A).is_active
 
 
 def test_a_vm_without_a_generation_before_has_failed(host: Host) -> None:
