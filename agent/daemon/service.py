@@ -125,6 +125,8 @@ class Service:
         self._is_taken_over = False
         self._sender = self._parts.sender()
         self._audit_keys: dict[str, CredentialKey] = {}
+        self._unfinished: tuple[Store, ...] = ()
+        """The store with each key that the agent began to go over to and has not, the newest first."""
         config = configuration.load(path)
         self._restarts = RestartPool(
             config,
@@ -205,9 +207,9 @@ class Service:
         identity = rekey.identity(Path(config.host_key))  # before the key is read: a later key differs
         store = open_store(config)
         audit, is_other_key = self._audit_of(config, store), store.key != self._store.key
+        if is_other_key or self._unfinished:
+            self._renew(config, store)
         if is_other_key:
-            # Also VMs that only one of the two configurations has: they may come back.
-            rekey.renew([config, self._config], self._store, store)
             audit.record(Event.HOST_KEY, KEY_CHANGE)
         if news:
             audit.record(Event.CONFIGURATION, news)
@@ -215,7 +217,15 @@ class Service:
             self._watch.stop()
             self._use(config, store, audit)
             self._watch.start()
-        self._key_identity = identity
+        self._key_identity, self._unfinished = identity, ()
+
+    def _renew(self, config: Config, store: Store) -> None:
+        """Seal all generations with the key of ``store``. Raises `StoreError`."""
+        befores = (*self._unfinished, self._store)
+        if store.key not in [each.key for each in befores]:
+            self._unfinished = (store, *self._unfinished)
+        # Also VMs that only one of the two configurations has: they may come back.
+        rekey.renew([config, self._config], befores, store)
 
     def _turn(self, before: Turn) -> Turn:
         """Look at the change or at all VMs, and act on the result."""

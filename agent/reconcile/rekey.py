@@ -40,7 +40,7 @@ from credferry.launcher.handoff import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from credferry.agent.config.model import Config, VmConfig
@@ -59,12 +59,19 @@ def identity(path: Path) -> FileIdentity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def renew(configs: Sequence[Config], before: Store, after: Store) -> None:
-    """Seal with the key of ``after`` what the key of ``before`` opens, and store the new digests.
+def renew(configs: Sequence[Config], befores: Iterable[Store], after: Store) -> None:
+    """Seal with the key of ``after`` what the keys of ``befores`` open, and store the new digests.
 
-    For each generation, this uses the first configuration that reproduces its old digest. If it was
-    interrupted, it must be run again. Raises `StoreError`.
+    ``befores`` are the same store with earlier keys, the newest first: an unfinished renewal leaves
+    generations of several keys. For each generation, this uses the first configuration that reproduces its
+    old digest. If it was interrupted, it must be run again. Raises `StoreError`.
     """
+    for before in befores:
+        if before.key != after.key:
+            _renew(configs, before, after)
+
+
+def _renew(configs: Sequence[Config], before: Store, after: Store) -> None:
     observers = [Observer(config, before) for config in configs]
     with after.lock():
         for name in sorted({name for config in configs for name in config.vms}):

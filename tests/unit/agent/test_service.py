@@ -318,11 +318,12 @@ def test_a_generation_is_not_to_blame_where_the_key_changes_while_its_vm_is_rest
     assert not {Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
 
 
-@pytest.mark.parametrize("calls", range(1, 13))
+@pytest.mark.parametrize("again", [False, True], ids=["one key", "another key"])
+@pytest.mark.parametrize("calls", range(1, 17))
 def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, calls: int
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, calls: int, again: bool
 ) -> None:
-    """The agent keeps the key before until all is done, wherever it had to stop."""
+    """The agent keeps each earlier key until all is done, wherever it had to stop."""
     behind_and_held(loop)
     real, left = os.fsync, calls
 
@@ -337,6 +338,8 @@ def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
     monkeypatch.setattr(os, "fsync", fsync)
     loop.turn()
     monkeypatch.setattr(os, "fsync", real)
+    if again:
+        loop.new_key()
     loop.turn(lambda: loop.service._store.key == open_store(loop.service._config).key)
     assert loop.decision("a").state is State.HELD
     store = loop.service._store
