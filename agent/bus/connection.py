@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One connection to the system bus; the only module that knows pydbus and GLib.
+"""One connection to the system bus. Only this room knows pydbus and GLib.
 
 By default, pydbus waits without a limit, and its shared connection ends the process when the bus closes it
 (GDBus's exit-on-close). So each owner has its own connection, with its own thread and GLib loop. Everything
@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gi.repository import Gio, GLib
-from pydbus.generic import signal as signal  # noqa: PLC0414 (for published objects)
-from pydbus.registration import ObjectRegistration, ObjectWrapper
 
-from credferry.agent.bus.names import BUS, ERROR_PREFIX, PROPERTIES_INTERFACE
+from credferry.agent.bus.names import BUS
 from credferry.agent.errors import BusError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Error = GLib.Error
 Variant = GLib.Variant
@@ -34,20 +29,8 @@ _QUIT_SECONDS = 5.0
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 _DO_NOT_QUEUE = 4
 _OWNER, _ALREADY_OWNER = 1, 4
-_CALLERS_MAX = 512
-_ERROR = "org.freedesktop.DBus.Error"
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The caller of a published object's method, as the bus identifies it."""
-
-    uid: int
-
-
-Serve = Callable[[Caller, Callable[[], None]], bool]
 
 
 class Bus:
@@ -60,7 +43,6 @@ class Bus:
         self._on_closed = on_closed
         self._is_given_up = False
         self._failure: Exception | None = None
-        self._callers: OrderedDict[str, Caller] = OrderedDict()
         self._ready = threading.Event()
         self._cancellable = Gio.Cancellable()
         self._context = GLib.MainContext.new()
@@ -183,54 +165,6 @@ class Bus:
         reply = self.call(*BUS, f"{BUS[0]}.RequestName", ("(su)", (name, _DO_NOT_QUEUE)))
         return reply.unpack()[0] in {_OWNER, _ALREADY_OWNER}
 
-    def publish(self, path: str, target: object, serve: Serve) -> Any:  # noqa: ANN401 (pydbus has no types)
-        """Publish an object; ``dbus`` is its introspection data. The result has ``unregister``.
-
-        The connection's thread reads its properties. Each method call goes to ``serve``, which returns
-        whether it accepts the call. A method gets the `Caller` before its other arguments.
-        """
-
-        def register() -> object:
-            xml = target.dbus  # type: ignore[attr-defined]  # pydbus requires this name
-            interfaces = Gio.DBusNodeInfo.new_for_xml(xml).interfaces
-            wrapper = _Published(self, target, interfaces, serve)
-            return ObjectRegistration(self.pydbus, path, interfaces, wrapper, own_wrapper=True)
-
-        return self.invoke(register)
-
-    def find_caller(self, name: str, found: Callable[[Caller | None], None]) -> None:
-        """Find the caller that has a unique name. Calls ``found`` with the caller; None where it is unknown.
-
-        Call this in the connection's thread. It does not wait; the same thread calls ``found`` later.
-        """
-        known = self._callers.get(name)
-        if known is not None:
-            found(known)
-            return
-
-        def answered(connection: Any, result: object) -> None:  # noqa: ANN401 (GDBus has no stubs)
-            try:
-                caller = Caller(connection.call_finish(result).unpack()[0])
-            except GLib.Error:
-                found(None)
-                return
-            self._callers[name] = caller  # the bus never reuses a unique name
-            while len(self._callers) > _CALLERS_MAX:
-                self._callers.popitem(last=False)
-            found(caller)
-
-        self.connection.call(
-            *BUS,
-            BUS[0],
-            "GetConnectionUnixUser",
-            GLib.Variant("(s)", (name,)),
-            GLib.VariantType("(u)"),
-            Gio.DBusCallFlags.NO_AUTO_START,
-            int(CALL_SECONDS * 1000),
-            None,
-            answered,
-        )
-
     def close(self) -> None:
         """Close the connection without waiting for a bus that does not answer. May be called again."""
         self._is_given_up = True
@@ -240,65 +174,6 @@ class Bus:
         if not self.connection.is_closed():
             # Without waiting: the bus may never read what was sent.
             self.connection.close(None, None)
-
-
-class ServedError(Exception):
-    """Raised by a method of a published object. The caller gets a D-Bus error of this name."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = name
-
-
-class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
-    """pydbus's wrapper with this project's error names, and no logged traceback. `Serve` runs methods."""
-
-    def __init__(self, bus: Bus, target: object, interfaces: list[Any], serve: Serve) -> None:
-        super().__init__(target, interfaces)
-        self._bus = bus
-        self._serve = serve
-
-    def call_method(
-        self,
-        _connection: object,
-        sender: str,
-        _path: str,
-        interface: str,
-        method: str,
-        parameters: tuple[Any, ...],
-        invocation: Any,  # noqa: ANN401 (Gio.DBusMethodInvocation has no stubs)
-    ) -> None:
-        """Answer one call. GDBus has checked it against the introspection data."""
-        if interface == PROPERTIES_INTERFACE:
-            function = {"Get": self.Get, "GetAll": self.GetAll}[method]
-            signature = {"Get": "(v)", "GetAll": "(a{sv})"}[method]
-            self._answer(invocation, lambda: (function(*parameters),), signature)
-            return
-        outputs = self.outargs[f"{interface}.{method}"]
-        target = getattr(self.object, method)
-
-        def serve(caller: Caller | None) -> None:
-            def call() -> tuple[Any, ...]:
-                result = target(caller, *parameters)
-                return () if not outputs else (result,) if len(outputs) == 1 else result
-
-            if caller is None:
-                invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not say who calls")
-            elif not self._serve(caller, lambda: self._answer(invocation, call, f"({''.join(outputs)})")):
-                invocation.return_dbus_error(
-                    f"{_ERROR}.LimitsExceeded", "too many calls at once: wait for their answers"
-                )
-
-        self._bus.find_caller(sender, serve)
-
-    @staticmethod
-    def _answer(invocation: Any, call: Callable[[], tuple[Any, ...]], signature: str) -> None:  # noqa: ANN401 (see above)
-        try:
-            invocation.return_value(GLib.Variant(signature, call()))
-        except ServedError as error:
-            invocation.return_dbus_error(error.name, str(error))
-        except Exception as error:  # noqa: BLE001 (answers its type only: its text may quote a secret)
-            invocation.return_dbus_error(f"{ERROR_PREFIX}Internal", type(error).__name__)
 
 
 def variants(types: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

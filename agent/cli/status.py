@@ -32,8 +32,9 @@ from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError
-from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired, Refused
+from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.status import standing
 from credferry.agent.sealing.keys import CredentialKey

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from credferry.agent import __version__
 from credferry.agent.audit.events import Order
-from credferry.agent.bus.connection import Caller, ServedError, signal, variants
+from credferry.agent.bus.connection import variants
 from credferry.agent.bus.names import ERROR_PREFIX
+from credferry.agent.bus.published import Caller, ServedError, signal
 from credferry.agent.control.interface import (
     AGENT_XML,
     ERRORS,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from credferry.agent.audit.events import Event
-from credferry.agent.bus.connection import Bus, Caller, Error, reason
+from credferry.agent.bus.connection import Bus, Error, reason
+from credferry.agent.bus.published import Caller, ObjectServer
 from credferry.agent.control.admission import Admission
 from credferry.agent.control.interface import (
     AGENT_INTERFACE,
@@ -61,6 +62,7 @@ class Control:
         self._conditions = Conditions()
         self._registrations: dict[str, Any] = {}
         self._bus: Bus | None = None
+        self._objects: ObjectServer | None = None
         self._is_owned = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -129,6 +131,7 @@ class Control:
         try:
             if self._bus is None:
                 self._bus = Bus("control-calls", lambda: self._work.put(self._disappear))
+                self._objects = ObjectServer(self._bus, self._serve)
             self._publish(PATH, self._agent)
             for name, vm in self._agent.vms.items():
                 self._publish(vm_path(name), vm)
@@ -157,7 +160,7 @@ class Control:
 
     def _disappear(self) -> None:
         self._withdraw()
-        bus, self._bus, self._is_owned = self._bus, None, False
+        bus, self._bus, self._objects, self._is_owned = self._bus, None, None, False
         if bus is not None:
             bus.close()
 
@@ -166,8 +169,8 @@ class Control:
             _log.warning("the agent cannot be controlled over the bus, and goes on", reason=why)
 
     def _publish(self, path: str, target: object) -> None:
-        if self._bus is not None:
-            self._registrations[path] = self._bus.publish(path, target, self._serve)
+        if self._objects is not None:
+            self._registrations[path] = self._objects.publish(path, target)
 
     def _serve(self, caller: Caller, answer: Callable[[], None]) -> bool:
         """Answer a call in a thread of its own. Returns False if too many calls are under way."""

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from credferry.agent.audit.writer import Fact
-    from credferry.agent.reconcile.decision import Decision, Observed
+    from credferry.agent.reconcile.decision import Decision
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.store.generations import Store
 

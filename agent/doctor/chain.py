@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.reconcile.decision import Decision, Observed
+    from credferry.agent.reconcile.decision import Decision
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.generations import Store
 
 AGENT: Final = "credferry.service"

@@ -13,56 +13,27 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import Policy
-from credferry.agent.reconcile.desired import Desired, Refused, are_of_one_key, over_limit
-from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.reconcile.desired import Desired, Refused, over_limit
+from credferry.agent.reconcile.observed import (
+    is_down_by_us,
+    is_over,
+    is_to_resume,
+    is_unproven,
+    launched,
+    must_roll_back,
+    running_digest,
+)
+from credferry.agent.store.records import Assumed, Outcome
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.store.evidence import Evidence
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.systemd.units import UnitState
-    from credferry.launcher.handoff import Manifest, Stamp
 
 
 NOT_REPORTED = (
     "its launcher has not reported this start: see that its hypervisor's command is credferry-launch"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Everything about one VM at one moment. ``unit`` is None if the agent did not ask systemd.
-
-    ``evidence`` is root's record of what the unit's present invocation was started with. ``hint`` is the
-    launcher's report of that start; another process could have forged it.
-    """
-
-    vm: VmConfig
-    desired: Desired | Refused
-    sealed: Manifest | None
-    unit: UnitState | None
-    evidence: Evidence | None
-    assumed: Assumed | None
-    attempt: Attempt | None
-    held: bool = False
-    hint: Stamp | None = None
-
-    @property
-    def runs(self) -> Evidence | Assumed | None:
-        """What the present invocation was started with: the evidence, or else the recorded assumption."""
-        unit = self.unit
-        if unit is None:
-            return None
-        known = [each for each in (self.evidence, self.assumed) if each]
-        known = [each for each in known if each.invocation_id == unit.invocation_id]
-        # A digest made with an earlier key of the host comes last.
-        known.sort(key=lambda each: not self._is_of_present_key(each.digest))
-        return known[0] if known else None
-
-    def _is_of_present_key(self, digest: str) -> bool:
-        present = self.desired.digest if isinstance(self.desired, Desired) else ""
-        if not present and self.sealed is not None:
-            present = self.sealed.digest
-        return are_of_one_key(digest, present)
 
 
 class State(enum.StrEnum):
@@ -125,7 +96,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
             return Decision(
                 vm,
                 State.REFUSED,
-                roll_back=_must_roll_back(now, grace_over),
+                roll_back=must_roll_back(now, grace_over),
                 reasons=reasons,
                 look_again=passing,
             )
@@ -135,7 +106,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if not _is_accepted(now, wanted):
         limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
     if limit is not None:
-        return Decision(vm, State.REFUSED, roll_back=_must_roll_back(now, grace_over), reasons=(limit,))
+        return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=(limit,))
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # If only the delivery differs, the agent seals it for the next start and restarts nothing: the guest
     # would get the same values.
@@ -146,7 +117,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
-    return replace(decision, forget=_is_over(now, now.unit, grace_over))
+    return replace(decision, forget=is_over(now, now.unit, grace_over))
 
 
 def _is_accepted(now: Observed, wanted: Desired) -> bool:
@@ -167,7 +138,7 @@ def _running(
     failed = _after_a_failure(now, wanted, seal, running, grace_over=grace_over)
     if failed is not None:
         return failed
-    is_down = _is_down_by_us(now, grace_over)
+    is_down = is_down_by_us(now, grace_over)
     if not is_down and unit.is_changing:
         return Decision(vm, State.CHANGING, seal=seal, look_again=True)
     if is_down or not unit.is_active:
@@ -175,7 +146,7 @@ def _running(
         # published, an operator orders a retry, or the recorded restart was interrupted and must go on.
         last = now.attempt if is_down else None
         is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
-        due = is_other or (is_down and _is_to_resume(now))
+        due = is_other or (is_down and is_to_resume(now))
         return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
     return _active(now, wanted, seal, unit, running, grace_over=grace_over)
 
@@ -201,7 +172,7 @@ def _active(
     if now.hint is None and not grace_over:
         return Decision(vm, State.CHANGING, seal=seal, assume=assume, look_again=True)
     if running == wanted.digest:
-        if _is_unproven(now):
+        if is_unproven(now):
             return Decision(vm, State.CHANGING, seal=seal, prove=True)
         state = State.SEAL_DUE if seal else State.IN_STEP
         reasons = (NOT_REPORTED,) if now.hint is None else ()
@@ -233,13 +204,13 @@ def _after_a_failure(
     # Only a launch with evidence proves that the VM has recovered since. If the VM failed and has a health
     # check, even that is no proof.
     is_unhealthy = attempt.outcome is Outcome.FAILED and now.vm.health
-    if _launched(now, grace_over) is not None and running == wanted.digest and not is_unhealthy:
+    if launched(now, grace_over) is not None and running == wanted.digest and not is_unhealthy:
         return None
-    is_down = _is_down_by_us(now, grace_over)
+    is_down = is_down_by_us(now, grace_over)
     match attempt.outcome:
         case Outcome.HALTED:
             return Decision(now.vm, State.HALTED, seal=seal, reasons=(attempt.reason,))
-        case Outcome.RESTARTING if not is_down or _is_to_resume(now):
+        case Outcome.RESTARTING if not is_down or is_to_resume(now):
             return None
         case Outcome.RESTARTING:
             reasons: tuple[str, ...] = ("it was down when its restart was interrupted",)
@@ -251,71 +222,3 @@ def _after_a_failure(
             return Decision(now.vm, state, reasons=(attempt.reason,))
         case Outcome.RETRY:
             return None
-
-
-def _launched(now: Observed, grace_over: bool) -> Evidence | None:
-    """What the present invocation runs, once its launcher has reported or its time to report is over."""
-    return now.evidence if now.hint is not None or grace_over else None
-
-
-def _is_down_by_us(now: Observed, grace_over: bool) -> bool:
-    """Whether the agent's own restart left the VM down. False if somebody stopped the VM."""
-    if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
-        return False
-    if now.unit.is_flapping and now.hint is None and not grace_over:
-        return True
-    is_down = now.unit.active == "failed" or now.unit.sub == "auto-restart" or now.unit.is_left_down
-    return not now.unit.has_job and is_down
-
-
-def _is_to_resume(now: Observed) -> bool:
-    """Whether to try the recorded restart again: it never began, or there is nothing to roll back to."""
-    attempt, unit = now.attempt, now.unit
-    if attempt is None or unit is None or attempt.outcome is not Outcome.RESTARTING:
-        return False
-    if not attempt.previous:
-        return True
-    # systemd forgets the invocation of a unit that is down and that nothing refers to.
-    return unit.is_left_down or (attempt.before != "" and attempt.before == unit.invocation_id)
-
-
-def _is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
-    """Whether the recorded restart has succeeded, or the VM has been stopped since."""
-    if now.attempt is None or now.attempt.outcome not in {Outcome.RESTARTING, Outcome.RETRY} or unit.has_job:
-        return False
-    if unit.is_active:
-        is_launched = now.hint is not None or grace_over
-        is_on_it = is_launched and now.runs is not None and now.runs.digest == now.attempt.digest
-        return is_on_it and not _is_unproven(now)
-    return unit.is_stopped
-
-
-def _is_unproven(now: Observed) -> bool:
-    """Whether the agent's restart has worked so far, but the VM has not passed its health check yet."""
-    attempt, evidence = now.attempt, now.evidence
-    if attempt is None or evidence is None or not now.vm.health:
-        return False
-    return attempt.outcome is Outcome.RESTARTING and evidence.digest == attempt.digest
-
-
-def _must_roll_back(now: Observed, grace_over: bool) -> bool:
-    """Whether the agent's restart left the VM down, and a rollback is possible and not done yet."""
-    attempt = now.attempt
-    if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:
-        return False
-    return _is_down_by_us(now, grace_over)
-
-
-def running_digest(now: Observed, unit: UnitState, wanted: Desired) -> str | None:
-    """Digest that the present invocation was started with; None if it is unknown or of another host key."""
-    known = (now.evidence, now.assumed)
-    return next(
-        (
-            each.digest
-            for each in known
-            if each
-            and each.invocation_id == unit.invocation_id
-            and are_of_one_key(each.digest, wanted.digest)
-        ),
-        None,
-    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from credferry.agent.errors import KeyFileError
-from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.launcher.handoff import CREDENTIAL_PREFIX
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from credferry.agent.config.model import VmConfig
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.systemd.units import UnitState
 

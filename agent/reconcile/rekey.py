@@ -157,7 +157,7 @@ class _Renewal:
 
     def _noted_digests(self) -> Iterator[str]:
         """Digests of the old key that evidence, an assumption or the last rollout names."""
-        evidence = [each.kept_evidence(each.config.vms[self.name]) for each in self.observers]
+        evidence = [each.starts.kept_evidence(each.config.vms[self.name]) for each in self.observers]
         for each in (self.before.assumed(self.name), self.before.attempt(self.name), *evidence):
             if each is not None and self.before.key.has_made(each.digest):
                 yield each.digest

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.reconcile.decision import Observed
     from credferry.agent.reconcile.desired import Desired
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look, Observer
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.store.generations import Store

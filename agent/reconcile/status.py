@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.store.records import Attempt, Outcome
 
 if TYPE_CHECKING:
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.generations import Store
 
 UNDER_WAY = "its restart is under way"

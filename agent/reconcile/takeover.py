@@ -125,7 +125,7 @@ def _assume_all(vms: Iterable[VmConfig], store: Store, observer: Observer, manag
         known = store.assumed(vm.name)
         if (
             not unit.is_active
-            or observer.evidence(vm, unit) is not None
+            or observer.starts.evidence(vm, unit) is not None
             or (known is not None and known.invocation_id == unit.invocation_id)
         ):
             continue
@@ -136,6 +136,6 @@ def _assume_all(vms: Iterable[VmConfig], store: Store, observer: Observer, manag
 
 def _reported(vm: VmConfig, unit: UnitState, store: Store, observer: Observer) -> Manifest | None:
     """The generation that the launcher reported; None unless the store holds it with that digest."""
-    hint = observer.hint(vm, unit)
+    hint = observer.starts.hint(vm, unit)
     manifest = store.generation(vm.name, hint.generation) if hint is not None else None
     return manifest if manifest is not None and hint is not None and manifest.digest == hint.digest else None

@@ -70,13 +70,13 @@ class RestartJobs:
 
     def runs(self, vm: VmConfig, unit: UnitState, manifest: Manifest) -> bool:
         """Whether the VM is up and was launched on exactly these credentials."""
-        launched = self.observer.launched(vm, unit)
+        launched = self.observer.starts.launched(vm, unit)
         return unit.is_active and launched is not None and launched.digest == manifest.digest
 
     def _verdict(
         self, vm: VmConfig, unit: UnitState, manifest: Manifest, before: str, restarts: int
     ) -> str | None:
-        evidence, hint = self.observer.evidence(vm, unit), self.observer.hint(vm, unit)
+        evidence, hint = self.observer.starts.evidence(vm, unit), self.observer.starts.hint(vm, unit)
         return verdict(unit, evidence, hint, manifest, before, restarts)
 
 

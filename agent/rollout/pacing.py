@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.config import calendar
 from credferry.agent.errors import ConfigurationError
-from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.rollout import nixos
 from credferry.agent.store.records import Outcome
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Config,
         VmConfig,
     )
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.store.generations import Store
 

@@ -10,7 +10,7 @@ from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.records import Attempt, Outcome
 
 if TYPE_CHECKING:
-    from credferry.agent.reconcile.decision import Observed
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.generations import Store
     from credferry.launcher.handoff import Manifest
 

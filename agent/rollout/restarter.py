@@ -113,7 +113,7 @@ class Restarter:
     ) -> State:
         """Run the VM's health check, if it has one, and record how the restart ended."""
         # Report what the VM was started on: a newer generation may have been sealed while it was down.
-        ran = self.observer.evidence(vm, unit) or manifest
+        ran = self.observer.starts.evidence(vm, unit) or manifest
         if vm.health:
             check = HEALTH_UNIT.format(vm=vm.name)
             result, reason = run_job(manager.start, check, manager, check)
@@ -137,9 +137,9 @@ class Restarter:
     def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
         """What is missing after a restart (report or evidence), as text for its audit record."""
         said = ""
-        if self.observer.hint(vm, unit) is None:
+        if self.observer.starts.hint(vm, unit) is None:
             said += f"; {NOT_REPORTED}"
-        if self.observer.evidence(vm, unit) is None and unit.is_active:
+        if self.observer.starts.evidence(vm, unit) is None and unit.is_active:
             # The VM got the generation that was current when systemd started it, or a newer one. Assume the
             # older: at worst the agent restarts the VM once more.
             self.store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))

@@ -18,7 +18,7 @@ from credferry.agent.systemd.units import as_left
 if TYPE_CHECKING:
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.reconcile.decision import Observed
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Observer
     from credferry.agent.rollout.jobs import RestartJobs
     from credferry.agent.store.generations import Store

@@ -12,13 +12,13 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, reason
 from credferry.agent.bus.names import PROPERTIES_INTERFACE
 from credferry.agent.errors import BusError
 from credferry.agent.systemd.ended_jobs import last_result
+from credferry.agent.systemd.known_units import KnownUnit, ListedUnit
 from credferry.agent.systemd.units import UnitState, restart_unit
 from credferry.launcher.handoff import EVIDENCE_PARENT
 
@@ -49,39 +49,6 @@ _UNBOUNDED_START_SECONDS = 3600.0
 """Stands for an infinite timeout of a unit, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Short:
-    """A unit's state as ListUnitsByNames returns it."""
-
-    load: str
-    active: str
-    sub: str
-    has_job: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _KnownUnit:
-    """A unit's full state, and when systemd was asked for it, in seconds on the monotonic clock."""
-
-    unit: UnitState
-    asked: float
-
-    def is_vouched_for(self, listed: _Short | None, invocation: str) -> bool:
-        """Whether the state still holds: the unit is active, and in the same invocation."""
-        unit = self.unit
-        same = listed == _Short(unit.load, unit.active, unit.sub, has_job=False) and not unit.has_job
-        # A changed drop-in changes neither the listed state nor the invocation. So ask again.
-        same = same and unit.keeps_evidence and not unit.needs_reload
-        return same and unit.is_active and invocation == unit.invocation_id
-
-    def now(self) -> UnitState:
-        """The state as it is now: ``active_seconds`` has grown since systemd was asked."""
-        if not self.unit.is_active:
-            return self.unit
-        later = time.clock_gettime(time.CLOCK_MONOTONIC) - self.asked
-        return replace(self.unit, active_seconds=self.unit.active_seconds + later)
-
-
 class SystemBus:
     """`SystemManager` over the system bus.
 
@@ -91,8 +58,8 @@ class SystemBus:
 
     def __init__(self, on_job: Callable[[str], None] = lambda _: None) -> None:
         self._on_job = on_job
-        self._known: dict[str, _KnownUnit] = {}
-        self._listed: tuple[bytes, Mapping[str, _Short]] = (b"", {})
+        self._known: dict[str, KnownUnit] = {}
+        self._listed: tuple[bytes, Mapping[str, ListedUnit]] = (b"", {})
         self._results: OrderedDict[str, str] = OrderedDict()
         self._ended = threading.Condition()
         self._alive = True
@@ -143,7 +110,7 @@ class SystemBus:
             else None,
         )
         if name in self._known:
-            self._known[name] = _KnownUnit(found, now)
+            self._known[name] = KnownUnit(found, now)
         return found
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
@@ -153,13 +120,13 @@ class SystemBus:
         for name, invocation in invocations.items():
             known = self._known.get(name)
             if known is None or not known.is_vouched_for(listed.get(name), invocation):
-                known = self._known[name] = _KnownUnit(
+                known = self._known[name] = KnownUnit(
                     self.unit(name), time.clock_gettime(time.CLOCK_MONOTONIC)
                 )
             found[name] = known.now()
         return found
 
-    def _list(self, names: list[str]) -> Mapping[str, _Short]:
+    def _list(self, names: list[str]) -> Mapping[str, ListedUnit]:
         try:
             reply = self._bus.call(
                 _SYSTEMD, _MANAGER_PATH, f"{_MANAGER}.ListUnitsByNames", ("(as)", (names,))
@@ -172,7 +139,7 @@ class SystemBus:
         last = self._listed  # read once: threads that restart a VM call this too
         if packed != last[0]:
             rows = reply.unpack()[0]
-            last = packed, {row[0]: _Short(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
+            last = packed, {row[0]: ListedUnit(row[2], row[3], row[4], has_job=row[7] != 0) for row in rows}
             if len(names) > 1:  # a single unit's reply must not replace that of all
                 self._listed = last
         return last[1]

@@ -38,6 +38,7 @@ MODULES: Final = {
     "agent/sealing/keys.py": _near(_AGENT, "keys", "sealing"),
     "agent/rollout/pacing.py": _near(_AGENT, "pace"),
     "agent/reconcile/decision.py": _near(_AGENT, "reconcile"),
+    "agent/reconcile/observed.py": _near(_AGENT, "reconcile"),
     "agent/rollout/jobs.py": _near(_AGENT, "rollout", "verdict"),
     "agent/rollout/restarter.py": _near(_AGENT, "rollout"),
     "agent/rollout/rollback.py": _near(_AGENT, "rollout"),

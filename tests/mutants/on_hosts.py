@@ -73,7 +73,7 @@ ON_HOSTS: Final = (
         "no VM that is up is restarted where a start could make no files",
         (
             Edit(
-                "agent/reconcile/observer.py",
+                "agent/reconcile/ground.py",
                 "if found.f_files and found.f_favail < _FILES_LEAST:",
                 "if False:",
             ),
@@ -298,12 +298,12 @@ ON_HOSTS: Final = (
         "a forger's reports decide neither what runs nor what to go back to",
         (
             Edit(
-                "agent/reconcile/decision.py",
+                "agent/reconcile/observed.py",
                 "known = (now.evidence, now.assumed)",
                 "known = (now.hint, now.assumed)",
             ),
             Edit(
-                "agent/reconcile/decision.py",
+                "agent/reconcile/observed.py",
                 "for each in (self.evidence, self.assumed) if each]",
                 "for each in (self.hint, self.assumed) if each]",
             ),

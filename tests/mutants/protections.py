@@ -178,7 +178,7 @@ PROTECTIONS: Final = (
         "evidence alone says what a VM runs",
         (
             Edit(
-                "agent/reconcile/decision.py",
+                "agent/reconcile/observed.py",
                 "known = (now.evidence, now.assumed)",
                 "known = (now.hint, now.assumed)",
             ),
@@ -192,7 +192,7 @@ PROTECTIONS: Final = (
         "a launcher's report that is gone is no failed start",
         (
             Edit(
-                "agent/reconcile/decision.py",
+                "agent/reconcile/observed.py",
                 "if now.unit.is_flapping and now.hint is None and not grace_over:",
                 "if now.unit.is_flapping and now.hint is None:",
             ),
@@ -203,9 +203,9 @@ PROTECTIONS: Final = (
         "a launcher's report is opened as a file of somebody else's",
         (
             Edit(
-                "agent/reconcile/observer.py",
-                "read_untrusted(known.stamp_path, limit=_STAMP_SIZE_MAX, below=runtime)",
-                "known.stamp_path.read_bytes()",
+                "agent/reconcile/starts.py",
+                "read_untrusted(report.path, limit=_STAMP_SIZE_MAX, below=runtime)",
+                "report.path.read_bytes()",
             ),
         ),
         ("tests/host/test_forger.py::test_what_is_no_stamp_changes_nothing",),

@@ -20,8 +20,9 @@ from credferry.agent.config.loading import parse
 from credferry.agent.config.model import MetricsConfig
 from credferry.agent.daemon.metrics import Metrics
 from credferry.agent.daemon.textfile import Textfile, replace
-from credferry.agent.reconcile.decision import Observed, State, decide
+from credferry.agent.reconcile.decision import State, decide
 from credferry.agent.reconcile.desired import Desired, Refused
+from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source import snapshot as source

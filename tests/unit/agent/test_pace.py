@@ -15,8 +15,9 @@ from credferry.agent.config import calendar
 from credferry.agent.config.calendar import next_elapse
 from credferry.agent.config.loading import parse
 from credferry.agent.errors import ConfigurationError
-from credferry.agent.reconcile.decision import Decision, Observed, State
+from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout import nixos
 from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate

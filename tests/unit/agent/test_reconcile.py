@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from credferry.agent.config.loading import parse
 from credferry.agent.config.model import DEFAULT_PATH, Config, CredentialConfig, Policy, VmConfig
-from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, Observed, State, decide
+from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, State, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
+from credferry.agent.reconcile.observed import Observed
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration

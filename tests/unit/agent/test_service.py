@@ -703,7 +703,7 @@ def test_a_vm_that_came_up_on_something_newer_is_told_to_run_that(loop: Loop) ->
     told = next(text for event, text in loop.told() if event is Event.RESTARTED)
     # The loop may have sealed the same beside the job, before or after it.
     vm, unit = loop.service._config.vm("a"), loop.units.unit(UNIT)
-    evidence = loop.service._observer.evidence(vm, unit)
+    evidence = loop.service._observer.starts.evidence(vm, unit)
     assert evidence is not None
     assert evidence.generation >= 3
     assert told.startswith(f"a: runs generation {evidence.generation},")

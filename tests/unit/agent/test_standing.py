@@ -15,8 +15,9 @@ from credferry.agent.config.model import CredentialConfig, VmConfig
 from credferry.agent.control.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path
 from credferry.agent.control.objects import vm_properties
 from credferry.agent.errors import OrderError
-from credferry.agent.reconcile.decision import Decision, Observed, State, decide
+from credferry.agent.reconcile.decision import Decision, State, decide
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.status import UNDER_WAY, standing
 from credferry.agent.rollout import preconditions as permits
 from credferry.agent.rollout.operators import Operator

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""What a start of a VM needs of the host: the host's key, the sealed generation, and room for files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from credferry.agent.errors import KeyFileError, SealError, StoreError
+from credferry.agent.store.generations import Store
+from credferry.agent.store.opening import present_key
+from credferry.launcher.handoff import HandoffError
+
+if TYPE_CHECKING:
+    from credferry.agent.config.model import Config
+    from credferry.agent.sealing.keys import CredentialKey
+
+_FILES_LEAST, _ROOM_LEAST = 64, 1 << 20
+"""Files and bytes that must be free in the runtime directory before a restart. A start makes some files
+there, one of them a copy of the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostGround:
+    """Implements `readiness.Ground` with the host's key file and the store, as PID 1 will find them."""
+
+    config: Config
+    store: Store
+    _opened: dict[str, tuple[object, str]] = field(default_factory=dict)
+    """By VM: its generation's files at the last try to open them, and the result of that try."""
+
+    def key(self) -> CredentialKey:
+        """See `Ground`."""
+        try:
+            return present_key(self.config)
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"{self.config.host_key}: is not there",
+                hint="restore it from a backup; or have another made: systemd-creds setup",
+            ) from None
+
+    def is_known(self, key: CredentialKey) -> bool:
+        """See `Ground`."""
+        return key == self.store.key
+
+    def unopened(self, vm: str, key: CredentialKey) -> str:
+        """See `Ground`."""
+        place = self.place(vm)
+        try:
+            with os.scandir(place) as entries:
+                files = tuple(sorted((each.name, _written(each.stat())) for each in entries))
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        last = self._opened.get(vm)
+        if last is None or last[0] != files:
+            last = self._opened[vm] = files, self._try(vm, key)
+        return last[1]
+
+    def _try(self, vm: str, key: CredentialKey) -> str:
+        try:
+            Store(self.store.state, key).values(vm)
+        except (StoreError, SealError, HandoffError) as error:
+            return f"{self.place(vm)}: {error}"
+        return ""
+
+    def place(self, vm: str) -> str:
+        """See `Ground`."""
+        return f"{self.store.vm_directory(vm)}/current"
+
+    def lacks_room(self) -> str:
+        """See `Ground`. Any user with a directory there can use up the free space."""
+        runtime = self.config.runtime_directory
+        try:
+            found = os.statvfs(runtime)
+        except OSError:
+            return ""
+        # A file system without a fixed number of files reports 0.
+        if found.f_files and found.f_favail < _FILES_LEAST:
+            return f"{runtime} has no room for more files: see what fills it: du --inodes {runtime}"
+        if found.f_bavail * found.f_frsize < _ROOM_LEAST:
+            return f"{runtime} is full: see what fills it: du {runtime}"
+        return ""
+
+
+def _written(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
