@@ -26,7 +26,7 @@ from credferry.agent.errors import (
 )
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.operators import Operator, record
-from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Outcome
 
 if TYPE_CHECKING:

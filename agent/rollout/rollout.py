@@ -21,7 +21,7 @@ from credferry.agent.reconcile.desired import Desired
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.recording import record
 from credferry.agent.rollout.rollback import generation_before
-from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Attempt, Outcome
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError, UnsyncedStoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -125,3 +127,17 @@ def replace_durably(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_last(directory)
+
+
+def store_error(path: Path, error: OSError) -> StoreError:
+    """The error for callers of the store: it names the file, the cause and the remedy."""
+    if isinstance(error, UnsyncedError):
+        return UnsyncedStoreError(
+            f"{path}: it is written, and a power failure may still undo that: "
+            f"{os.strerror(error.errno or 0)}",
+            hint="see what is wrong with the file system of the state directory",
+        )
+    return StoreError(
+        f"{path}: {error.strerror or os.strerror(error.errno or 0)}",
+        hint="the store must be on a writable file system with room, and be run as its owner or root",
+    )

@@ -29,7 +29,7 @@ PLACES = (
     ("credferry.agent.source.snapshot", "take", "reading the source"),
     ("credferry.agent.reconcile.sealer", "Sealer.seal_due", "sealing"),
     ("credferry.agent.store.generations", "Store.write", "writing the generation"),
-    ("credferry.agent.store.generations", "Store.record_attempt", "noting the restart"),
+    ("credferry.agent.store.record_files", "RecordFiles.record_attempt", "noting the restart"),
     ("credferry.agent.audit.writer", "Audit.record", "an audit record"),
     ("credferry.agent.rollout.rollout", "Rollout.restart", "the restart's thread"),
     ("credferry.agent.systemd.manager", "SystemBus.unit", "asking for a unit"),

@@ -17,7 +17,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.cli.documents import DOCUMENTS
 from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from credferry.agent.errors import ExitStatus
-from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.locks import rollout_lock
 from credferry.launcher.handoff import MANIFEST_FILE, unit_credential
 from tests.support import readable
 from tests.support.cache import cache_directory

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _AGENT: Final = "tests/unit/agent/test_{}.py"
+_STORE: Final = "tests/unit/agent/store/test_{}.py"
 _LAUNCHER: Final = "tests/unit/launcher/test_{}.py"
 
 
@@ -45,7 +46,13 @@ MODULES: Final = {
     "agent/rollout/rollout.py": _near(_AGENT, "rollout"),
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
-    "agent/store/generations.py": _near(_AGENT, "store"),
+    "agent/store/generations.py": _near(_STORE, "generations", "errors", "locks", "retention"),
+    "agent/store/locks.py": _near(_STORE, "locks"),
+    "agent/store/record_files.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),
+    "agent/store/retention.py": _near(_STORE, "retention"),
+    "agent/store/sealed_files.py": _near(
+        _STORE, "sealed_files", "generations", "retention", "planted_files"
+    ),
     "agent/untrusted.py": _near(_AGENT, "untrusted"),
     "agent/rollout/verdict.py": _near(_AGENT, "verdict"),
     "launcher/channels.py": _near(_LAUNCHER, "plan", "check", "main"),

@@ -174,13 +174,18 @@ ON_HOSTS: Final = (
         "files of the store are opened as another user's",
         (
             Edit(
-                "agent/store/generations.py",
-                "return read_untrusted(path, limit=limit, below=self.state)",
+                "agent/store/sealed_files.py",
+                "return read_untrusted(path, limit=SEALED_FILE_MAX, below=self.state)",
+                "return path.read_bytes()",
+            ),
+            Edit(
+                "agent/store/record_files.py",
+                "return read_untrusted(path, limit=RECORD_MAX, below=self.state)",
                 "return path.read_bytes()",
             ),
         ),
         (
-            "tests/unit/agent/test_store.py::test_what_the_agent_s_user_can_plant_is_taken_for_nothing",
+            "tests/unit/agent/store/test_planted_files.py::test_what_the_agent_s_user_can_plant_is_taken_for_nothing",
             f"{_HOSTILE}::test_the_store_keeps_no_verb_waiting",
         ),
     ),

@@ -166,8 +166,8 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "the agent takes no value that is not its manifest's",
-        (Edit("agent/store/generations.py", "if not manifest.holds(entry, value):", "if False:"),),
-        ("tests/unit/agent/test_store.py::test_a_single_file_of_somewhere_else_is_refused",),
+        (Edit("agent/store/sealed_files.py", "if not manifest.holds(entry, value):", "if False:"),),
+        ("tests/unit/agent/store/test_sealed_files.py::test_a_single_file_of_somewhere_else_is_refused",),
     ),
     Protection(
         "evidence of starts is root's",
@@ -307,7 +307,7 @@ PROTECTIONS: Final = (
             Edit("agent/sealing/credential.py", "AESGCM(key.aes_key).encrypt", "AESGCM(bytes(32)).encrypt"),
             Edit("agent/sealing/credential.py", "AESGCM(key.aes_key).decrypt", "AESGCM(bytes(32)).decrypt"),
         ),
-        ("tests/unit/agent/test_store.py::test_another_keys_generation_counts_as_none",),
+        ("tests/unit/agent/store/test_sealed_files.py::test_another_keys_generation_counts_as_none",),
     ),
     Protection(
         "sealed values are authenticated",
@@ -322,8 +322,8 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a generation is its own VM's",
-        (Edit("agent/store/generations.py", "is_own = manifest.vm == vm and", "is_own ="),),
-        ("tests/unit/agent/test_store.py::test_another_vms_generation_counts_as_none",),
+        (Edit("agent/store/sealed_files.py", "is_own = manifest.vm == vm and", "is_own ="),),
+        ("tests/unit/agent/store/test_sealed_files.py::test_another_vms_generation_counts_as_none",),
     ),
     Protection(
         "a sealed value keeps its name",

@@ -100,6 +100,12 @@ def test_a_kind_of_survivor_is_listed_in_every_module() -> None:
         )
 
 
+def test_the_fast_tests_of_each_core_module_are_there() -> None:
+    """A test file that is renamed or moved does not fall out of the list silently."""
+    files = {each for module, tests in core.MODULES.items() for each in (module, *tests)}
+    assert {each for each in files if not (ROOT / each).is_file()} == set()
+
+
 def test_known_survivors_have_reasons() -> None:
     """Each listed survivor is of a core module, and each entry says why no test notices it."""
     for module, diff in core.known_survivors().changes:

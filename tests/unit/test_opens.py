@@ -27,7 +27,7 @@ ALLOWED = {
     "agent/source/sandbox.py": "the kernel's account of this process",
     "agent/source/reading.py": "secrets: no link out of the source, never blocks, regular files",
     "agent/source/snapshot.py": "the source's directory",
-    "agent/store/generations.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
+    "agent/store/locks.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
 }
 """Modules that open files by themselves, and why they may."""
 _OPENERS = {"open", "fdopen", "read_text", "read_bytes"}

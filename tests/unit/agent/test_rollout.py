@@ -21,7 +21,7 @@ from credferry.agent.reconcile.decision import NOT_REPORTED, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.rollout.rollback import generation_before
 from credferry.agent.rollout.session import Session
-from credferry.agent.store.generations import rollout_lock
+from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
 from tests.support.loop import Loop

@@ -478,7 +478,7 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.record_files"):
         monkeypatch.setattr(f"{module}.replace_durably", fail)
     loop.configure(VM + '[vms.b.credentials]\nX = { secret = "x" }\n')
     if with_key:
@@ -486,7 +486,7 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
     loop.service._reload()
     loop.turn()
     assert loop.service._config is before
-    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.record_files"):
         monkeypatch.setattr(f"{module}.replace_durably", real)
     loop.service._reload()
     loop.turn()
@@ -506,7 +506,7 @@ def test_a_daemon_on_a_full_disk_starts_and_stops(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    for module in ("credferry.agent.audit.writer", "credferry.agent.store.generations"):
+    for module in ("credferry.agent.audit.writer", "credferry.agent.store.record_files"):
         monkeypatch.setattr(f"{module}.replace_durably", fail)
     turns = 0
     with loop.made() as service:

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""Reads and writes the small records of a VM beside its generations. Each is one file.
+
+::
+
+    STATE/vms/VM/held              exists while an operator holds the VM
+    STATE/vms/VM/assumed.json      what the running VM is assumed to run
+    STATE/vms/VM/rollout.json      the last rollout, where it has not succeeded
+    STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
+    STATE/vms/VM/restarts.json     the moments of the last restarts
+    STATE/vms/VM/reported.json     the launcher's first report of the last start
+
+A record that cannot be read counts as missing: the agent then finds out anew what it can.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from credferry.agent.store.files import make_directory, replace_durably, store_error
+from credferry.agent.store.records import Assumed, Attempt, Renewed, Restarts
+from credferry.agent.untrusted import read_untrusted
+from credferry.launcher.handoff import HandoffError, Stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from credferry.agent.sealing.keys import CredentialKey
+
+RECORD_MAX = 1 << 20
+"""Limit for one record, in bytes."""
+
+_T = TypeVar("_T", Assumed, Attempt, Renewed, Restarts)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFiles:
+    """The records of all VMs below one state directory. Its directories have mode 0700."""
+
+    state: Path
+    key: CredentialKey
+    _reported: dict[str, str] = field(default_factory=dict)
+    """By VM: the invocation whose report is noted."""
+    _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """By VM: see `renewed`."""
+    _made: set[Path] = field(default_factory=set)
+    """Directories that are known to survive a power failure."""
+
+    def vm_directory(self, vm: str) -> Path:
+        """The directory of one VM's generations and records."""
+        return self.state / "vms" / vm
+
+    def is_held(self, vm: str) -> bool:
+        """Whether an operator holds the VM."""
+        return os.access(f"{self.state}/vms/{vm}/held", os.F_OK)  # raises no exception; called in each cycle
+
+    def hold(self, vm: str, *, held: bool) -> None:
+        """Hold a VM or, with False, release it. A hold survives a reboot. Raises `StoreError`."""
+        path = self.vm_directory(vm) / "held"
+        try:
+            if held:
+                self._make(path.parent)
+                replace_durably(path, b"")
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(path, error) from None
+
+    def held_at(self, vm: str) -> float | None:
+        """When an operator put the VM on hold, in seconds since 1970; None where it is not held."""
+        return written_at(self.vm_directory(vm) / "held")
+
+    def assumed(self, vm: str) -> Assumed | None:
+        """What an invocation of the VM without evidence is assumed to run; None where nothing is noted."""
+        noted = self._load(vm, "assumed.json", Assumed)
+        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
+
+    def assume(self, vm: str, assumed: Assumed) -> None:
+        """Write what `assumed` returns. Raises `StoreError`."""
+        self._save(vm, "assumed.json", assumed)
+
+    def attempt(self, vm: str) -> Attempt | None:
+        """The VM's last rollout, where it has not succeeded; else None."""
+        noted = self._load(vm, "rollout.json", Attempt)
+        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
+
+    def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
+        """Write what `attempt` returns or, with None, remove it. Raises `StoreError`."""
+        path = self.vm_directory(vm) / "rollout.json"
+        if attempt is not None:
+            self._save(vm, path.name, attempt)
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(path, error) from None
+
+    def attempted_at(self, vm: str) -> float | None:
+        """When `attempt` was last written, in seconds since 1970; None where there is none."""
+        return written_at(self.vm_directory(vm) / "rollout.json")
+
+    def in_present_terms(self, vm: str, digest: str) -> str:
+        """Translate a digest of an earlier host key to the present key. Returns any other digest unchanged.
+
+        The host may have an earlier key again, for example from a backup. Translations to the key that it
+        had in between are then not used.
+        """
+        told = self.renewed(vm).get(digest)
+        return told if told is not None and self.key.has_made(told) else digest
+
+    def renewed(self, vm: str) -> Mapping[str, str]:
+        """Known translations: from digests of earlier host keys to digests of the present key."""
+        known = self._renewed.get(vm)
+        if known is None:
+            known = self._renewed[vm] = (self._load(vm, "renewed.json", Renewed) or Renewed()).digests
+        return known
+
+    def record_renewed(self, vm: str, digests: Mapping[str, str]) -> None:
+        """Write what `renewed` returns. Raises `StoreError`."""
+        self._save(vm, "renewed.json", Renewed(dict(digests)))
+        self._renewed[vm] = dict(digests)
+
+    def restarts(self, vm: str) -> list[float]:
+        """The moments that `record_restarts` wrote last; empty where there are none."""
+        return (self._load(vm, "restarts.json", Restarts) or Restarts()).moments
+
+    def record_restarts(self, vm: str, moments: list[float]) -> None:
+        """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
+        self._save(vm, "restarts.json", Restarts(moments))
+
+    def reported(self, vm: str, invocation_id: str) -> Stamp | None:
+        """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""
+        try:
+            noted = Stamp.from_bytes(self._read(self.vm_directory(vm) / "reported.json"))
+        except (OSError, HandoffError):
+            return None
+        return noted if noted.invocation_id == invocation_id else None
+
+    def note_report(self, vm: str, report: Stamp) -> None:
+        """Write the first report of an invocation. A later report does not replace it, whoever makes it.
+
+        The file need not survive a power failure, because the invocation does not survive one either.
+        """
+        if self._reported.get(vm) == report.invocation_id:
+            return
+        path = self.vm_directory(vm) / "reported.json"
+        made = path.with_name(".reported.json.new")
+        with suppress(OSError):
+            if self.reported(vm, report.invocation_id) is None:
+                made.write_bytes(report.to_bytes())
+                made.rename(path)
+            self._reported[vm] = report.invocation_id
+
+    def _load(self, vm: str, name: str, kind: type[_T]) -> _T | None:
+        # Most VMs have no such file. This check is faster than one exception for each VM.
+        if not os.access(f"{self.state}/vms/{vm}/{name}", os.F_OK):
+            return None
+        try:
+            return msgspec.json.decode(self._read(self.vm_directory(vm) / name), type=kind)
+        except (OSError, ValueError, RecursionError):
+            # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
+            return None
+
+    def _save(self, vm: str, name: str, record: Assumed | Attempt | Renewed | Restarts) -> None:
+        path = self.vm_directory(vm) / name
+        try:
+            self._make(path.parent)
+            replace_durably(path, msgspec.json.encode(record))
+        except OSError as error:
+            raise store_error(path, error) from None
+
+    def _read(self, path: Path) -> bytes:
+        """Read a record. Root's verbs call this too; the agent's user can put anything there."""
+        return read_untrusted(path, limit=RECORD_MAX, below=self.state)
+
+    def _make(self, directory: Path) -> None:
+        """Make a directory, if it is missing, so that it survives a power failure. Raises OSError."""
+        # Sync the parent once only: a sync may wait for everything that other processes have written.
+        if directory not in self._made or not directory.is_dir():
+            make_directory(directory)
+            self._made.add(directory)
+
+
+def written_at(path: Path) -> float | None:
+    """When a file or a directory was last changed, in seconds since 1970; None where it is missing."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

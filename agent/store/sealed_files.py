@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""The sealed files of a generation: its manifest, and one file for each value.
+
+The manifest names the VM, the generation and the values, and binds the values to itself. So a directory in
+which a file is missing, is left over, or comes from somewhere else counts as no generation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from credferry.agent.errors import SealError, StoreError
+from credferry.agent.sealing.credential import SEALED_MAX, seal, unseal
+from credferry.agent.store.files import store_error, write_all_durably
+from credferry.agent.untrusted import read_untrusted
+from credferry.launcher.handoff import (
+    MANIFEST_FILE,
+    HandoffError,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    unit_credential,
+    value_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from credferry.agent.sealing.keys import CredentialKey
+
+SEALED_FILE_MAX = 2 * SEALED_MAX
+"""Limit for one sealed file, in bytes. Base64 in lines takes less than twice the size of its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFiles:
+    """Seals and opens the files of generations below one state directory.
+
+    Each ``directory`` is a generation's own directory, or the link ``current`` to it.
+    """
+
+    state: Path
+    key: CredentialKey
+
+    def seal(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+        """Seal a generation's files into its directory, the manifest first. They survive a power failure.
+
+        A new random key binds the manifest to the values. Raises OSError and `SealError`.
+        """
+        bound = manifest.bound(values, secrets.token_hex(32))
+        contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
+        contents |= {value_file(name): value for name, value in values.items()}
+        write_all_durably(
+            directory,
+            (
+                (name, seal(content.reveal(), name=unit_credential(name), key=self.key))
+                for name, content in contents.items()
+            ),
+        )
+
+    def manifest(self, vm: str, directory: Path) -> Manifest | None:
+        """The manifest of a generation; None when no start of the VM could use the generation.
+
+        The result is None for a generation that cannot be opened, that belongs to another VM, or whose files
+        do not match its manifest.
+        """
+        try:
+            directory = _without_link(directory)
+            manifest = self._read_manifest(directory)
+            files = {path.name for path in directory.iterdir()}
+            number = directory.name
+        except (OSError, SealError, HandoffError):
+            return None
+        expected = {MANIFEST_FILE, *(value_file(entry.name) for entry in manifest.credentials)}
+        is_own = manifest.vm == vm and str(manifest.generation) == number
+        return manifest if is_own and files == expected else None
+
+    def values(self, vm: str, directory: Path) -> dict[str, Secret]:
+        """The values of a generation.
+
+        Raises `StoreError` where the generation cannot be opened or read, or where a value does not match
+        its manifest. Raises `SealError` where a value cannot be opened.
+        """
+        manifest = self.manifest(vm, directory)
+        if manifest is None:
+            raise StoreError(
+                f"{directory}: there is no generation that can be opened",
+                hint="see: credferry doctor; the next change of a secret is sealed anew",
+            )
+        try:
+            directory = _without_link(directory)
+            return {entry.name: self._value(directory, manifest, entry) for entry in manifest.credentials}
+        except OSError as error:
+            raise store_error(directory, error) from None
+
+    def is_half_written(self, directory: Path) -> bool:
+        """Whether a file of a generation is missing or empty. False where it cannot be opened otherwise."""
+        try:
+            sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+            if not sizes.get(MANIFEST_FILE) or not all(sizes.values()):
+                return True
+            manifest = self._read_manifest(directory)
+        except (OSError, SealError, HandoffError):
+            return False
+        return not {value_file(entry.name) for entry in manifest.credentials} <= sizes.keys()
+
+    def _read_manifest(self, directory: Path) -> Manifest:
+        """A manifest that is not checked against its place. Raises OSError, `SealError`, `HandoffError`."""
+        blob = self._read(directory / MANIFEST_FILE)
+        return Manifest.from_bytes(unseal(blob, name=unit_credential(MANIFEST_FILE), key=self.key))
+
+    def _value(self, directory: Path, manifest: Manifest, entry: ManifestEntry) -> Secret:
+        file = value_file(entry.name)
+        value = Secret(unseal(self._read(directory / file), name=unit_credential(file), key=self.key))
+        if not manifest.holds(entry, value):
+            raise StoreError(
+                f"{directory / file}: it is not the value that was sealed for generation "
+                f"{manifest.generation} of VM {manifest.vm}",
+                hint="see who could write there; remove that generation, and it is sealed anew",
+            )
+        return value
+
+    def _read(self, path: Path) -> bytes:
+        """Read a sealed file. Root's verbs call this too; the agent's user can put anything there."""
+        return read_untrusted(path, limit=SEALED_FILE_MAX, below=self.state)
+
+
+def identity(directory: str) -> tuple[int, ...] | None:
+    """An identity that changes when a generation's manifest or its list of files changes; None for none.
+
+    To compare identities is a hundred times faster than to open the manifest.
+    """
+    try:
+        parts = [os.stat(path) for path in (directory, f"{directory}/{MANIFEST_FILE}")]  # noqa: PTH116 (done for each VM in each cycle)
+    except OSError:
+        return None
+    return tuple(
+        number for part in parts for number in (part.st_dev, part.st_ino, part.st_mtime_ns, part.st_ctime_ns)
+    )
+
+
+def _without_link(directory: Path) -> Path:
+    """Resolve ``current`` to the generation's own directory. Raises OSError where it leads elsewhere."""
+    if directory.name != "current":
+        return directory
+    target = directory.readlink()
+    if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdigit():
+        raise NotADirectoryError(errno.ENOTDIR, "it leads to no generation of the VM", str(directory))
+    return directory.parent / target

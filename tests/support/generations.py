@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""Generations of a VM for tests of the store, and a file system that refuses the last sync."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from credferry.agent.store.generations import Store
+
+KEY = CredentialKey(b"k" * 4096)
+CANARY = b"canary-0451"
+
+
+def manifest(number: int, *names: str, vm: str = "web") -> Manifest:
+    """A generation's manifest."""
+    entries = tuple(ManifestEntry(name, Kind.PLAIN, "0" * 16) for name in names)
+    return Manifest(vm, number, f"{number:064x}", "0" * 32, Delivery(), entries)
+
+
+def unbound(written: Manifest | None) -> Manifest:
+    """A manifest of the store's, without what binds it to its values."""
+    assert written is not None
+    return written.but(key="", credentials=tuple(entry.but(digest="") for entry in written.credentials))
+
+
+def numbers(store: Store) -> set[int]:
+    """The generations that are there."""
+    return {int(path.name) for path in (store.vm_directory("web") / "generations").iterdir()}
+
+
+def failing_sync(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Have the kernel refuse to sync one directory, as btrfs does where it is full."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), directory.stat()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)

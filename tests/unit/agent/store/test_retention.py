@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""Which generations stay when another one is written."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
+from credferry.launcher.handoff import GENERATION_MAX, Secret
+from tests.support.generations import KEY, manifest, numbers, unbound
+
+
+def test_old_generations_are_pruned(store: Store) -> None:
+    """The last few are kept, and what a crash left half-written goes."""
+    for number in range(1, 8):
+        store.write(manifest(number), {})
+    (store.vm_directory("web") / "generations" / "99").mkdir()
+    store.write(manifest(8), {})
+    assert numbers(store) == {6, 7, 8}
+    store.write(manifest(9), {}, keep={6})
+    store.write(manifest(10), {}, keep={6})
+    assert numbers(store) == {6, 8, 9, 10}
+    assert store.previous("web") == store.generation("web", 9)
+
+
+@pytest.mark.parametrize("lacks", ["manifest", "value.A", "the content of value.A"])
+def test_what_a_crash_left_half_written_takes_no_place_of_a_whole_generation(
+    store: Store, lacks: str
+) -> None:
+    """As many whole generations are kept as ever, and what is half-written goes."""
+    for number in range(1, 4):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")})
+    left = store.vm_directory("web") / "generations" / "4"
+    shutil.copytree(left.with_name("3"), left)
+    if lacks in {"manifest", "value.A"}:
+        (left / lacks).unlink()
+    else:
+        (left / "value.A").write_bytes(b"")
+    store.write(manifest(5, "A"), {"A": Secret(b"a")})
+    assert numbers(store) == {2, 3, 5}
+
+
+@pytest.mark.parametrize("entry", ["tmp", "\N{SUPERSCRIPT TWO}", str(GENERATION_MAX), "-3", "98"])
+def test_what_is_no_generation_is_in_nobody_s_way(store: Store, entry: str) -> None:
+    """Entries that the agent did not make are neither counted nor a reason to fail."""
+    store.write(manifest(1), {})
+    (store.vm_directory("web") / "generations" / entry).write_bytes(b"")
+    store.write(manifest(2), {})
+    assert store.next_number("web") == (99 if entry == "98" else 3)
+    assert unbound(store.previous("web")) == manifest(1)
+
+
+@pytest.mark.parametrize("key", [KEY, CredentialKey(b"the next")], ids=["the same key", "another key"])
+def test_whole_generations_stay_after_the_agent_starts_anew(store: Store, key: CredentialKey) -> None:
+    """A new process keeps the whole generations that are there, also those of an earlier key."""
+    for number in range(1, 4):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")})
+    Store(store.state, key).write(manifest(4, "A"), {"A": Secret(b"a")})
+    assert numbers(store) == {2, 3, 4}
