@@ -12,6 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pydbus  # noqa: F401 (gives GDBus's connections their attribute of this name)
 from gi.repository import Gio, GLib
 
 from credferry.agent.bus.names import BUS

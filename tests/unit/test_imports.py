@@ -19,7 +19,7 @@ RUNTIME = [
 IMPORTERS = {
     "gi": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
     "prometheus_client": {"credferry.agent.daemon.metrics"},
-    "pydbus": {"credferry.agent.bus.published"},
+    "pydbus": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
     "systemd.journal": {"credferry.agent.audit.records"},
     "watchdog": {"credferry.agent.source.watch"},
 }
