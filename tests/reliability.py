@@ -28,9 +28,9 @@ _NONE: Final = ("no run yet", "")
 _HEAD: Final = """\
 # Reliability
 
-What tests that try hard to break credferry have found, in numbers: those of the last run of each (of
-the soak: the last of full length), on whatever machine that was. `make reliability` writes them here.
-How each is counted stands below the table.
+This page has the results of tests that try hard to break credferry, in numbers. Each number is from the
+last run of its test (for the soak: the last run of full length), on any machine. `make reliability` writes
+the page. The section below the tables says how each number is counted.
 
 | what | number | when (UTC) |
 |---|---:|---|
@@ -42,10 +42,10 @@ _DETAILS: Final = """
 _SCORES: Final = """
 ## Core modules
 
-What the fast tests notice of small changes to each core module, by its last run. Changes of a message's
-words are left out. Each change that no test notices counts as such, and stands with the reason in
-[`tests/mutants/survivors.toml`](../tests/mutants/survivors.toml). `make mutants` fails below 90 %, and for a
-survivor that is not listed.
+The table says, for the last run of each core module, how many small changes to the module the fast tests
+notice. Changes to the words of a message do not count. A change that no test notices counts as not noticed,
+and is listed with the reason in [`tests/mutants/survivors.toml`](../tests/mutants/survivors.toml).
+`make mutants` fails below 90 %, and for each survivor that is not listed.
 
 """
 
@@ -68,58 +68,58 @@ _MUTANTS: Final = "tests/mutants/core.py"
 SOURCES: Final = {
     Number.MODEL_RUNS: Source(
         *(_MODEL, "make test"),
-        "Histories in which a model world publishes, reverts, removes, crashes, holds and fails at random. "
-        "In each, every VM ends on what is published, and none restarts without need.",
+        "Histories of a model world that publishes, reverts, removes, crashes, holds and fails at random. "
+        "At the end of each, every VM runs what is published, and no VM was restarted without need.",
     ),
     Number.MODEL_STATES: Source(
         *(_MODEL, "make test"),
-        "States of that world, all its histories together, after which it was judged.",
+        "States of that world that were checked, in all its histories together.",
     ),
     Number.CRASH_POINTS: Source(
         *(_CRASH, "make test"),
-        "Effects of one rotation (writes, renames, messages on the bus, journal records) right before which "
-        "the agent was killed. Started again it finished the rotation, with one restart.",
+        "Effects of one rotation (writes, renames, messages on the bus, journal records). The agent was "
+        "killed right before each. After its next start it finished the rotation, with one restart.",
     ),
-    Number.RANDOM_KILLS: Source(*(_CRASH, "make test"), "The same at moments that nobody has chosen."),
+    Number.RANDOM_KILLS: Source(*(_CRASH, "make test"), "The same, at random moments."),
     Number.FAULTS: Source(
         *("tests/host/test_faults.py", "make test"),
-        "Things of the host that failed under the agent: bus, journal, disk, inotify, clock, key, mounts.",
+        "Failures of the host while the agent ran: bus, journal, disk, inotify, clock, key, mounts.",
     ),
     Number.FUZZED: Source(
         *("tests/fuzz/command.py", "make fuzz"),
-        "Inputs given to what reads bytes that others wrote. None ended in anything but what is documented.",
+        "Inputs for the parsers of bytes that other users wrote. Each ended as documented.",
     ),
     Number.SOAK_ROTATIONS: Source(
         *(_SOAK, "make soak"),
-        "Rotations of random secrets on one host, singly and in bursts. Its 50 VMs are light: a program "
-        "that reads its credentials and leaves a stamp as the launcher does, and no hypervisor. Now and "
-        "then the agent is killed, or somebody restarts a VM.",
+        "Rotations of random secrets on one host, one by one and in bursts. Its 50 VMs are light: a program "
+        "that reads its credentials and leaves a stamp like the launcher, without a hypervisor. At "
+        "random times the agent is killed, or a VM is restarted by hand.",
     ),
     Number.SOAK_LOST: Source(
         *(_SOAK, "make soak"), "VMs that did not run what was published within two minutes, or at the end."
     ),
     Number.SOAK_DOUBLED: Source(
         *(_SOAK, "make soak"),
-        "Restarts beyond one for each change and VM, and those that somebody did by hand.",
+        "Restarts beyond one for each change and VM, without the restarts by hand.",
     ),
     Number.SOAK_LATE: Source(
         *(_SOAK, "make soak"),
-        "Rotations that took over 10 seconds from publishing to the last VM concerned; this depends on the "
-        "machine.",
+        "Rotations that took over 10 seconds from the publication to the restart of the last VM. This "
+        "depends on the machine.",
     ),
     Number.LEAKS: Source(
         *(_CANARY, "make test"),
-        "Places where a value was seen that may not be there: arguments and environments, files, names, the "
-        "journal, systemd's properties, the bus, output; in plain, Base64, hexadecimal and quoted forms.",
+        "Places where a value was found that must not be there: arguments and environments, files, names, "
+        "the journal, systemd's properties, the bus, output; in plain, Base64, hexadecimal and quoted form.",
     ),
     Number.LEAK_PATHS: Source(
         *(_CANARY, "make test"),
-        "Ways on which that value travelled: successes, failures, refusals, crashes.",
+        "Paths on which that value travelled: successes, failures, refusals, crashes.",
     ),
     Number.PROTECTIONS: Source(
         *(_PROTECTIONS, "make mutants"),
-        "Protections that SECURITY.md names, each taken out of a copy of the code. The tests that the page "
-        "names for it must fail then.",
+        "Protections that SECURITY.md names. Each was removed from a copy of the code. The tests that the "
+        "page names for it must then fail.",
     ),
     Number.PROTECTIONS_UNNOTICED: Source(
         *(_PROTECTIONS, "make mutants"), "Named tests that still passed without their protection."
@@ -127,10 +127,10 @@ SOURCES: Final = {
     Number.MUTANTS: Source(
         *(_MUTANTS, "make mutants"),
         "Small changes that mutmut made to modules in which a mistake costs a secret, a rotation or a VM. "
-        "Changes of a message's words are not counted.",
+        "Changes to the words of a message do not count.",
     ),
     Number.MUTANTS_NOTICED: Source(
-        *(_MUTANTS, "make mutants"), "Changes after which at least one unit test failed, of all that count."
+        *(_MUTANTS, "make mutants"), "Those of these changes after which at least one unit test failed."
     ),
     Number.SECURITY_SCORE: Source(
         *("tests/host/test_least_privilege.py", "make test"),

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 MEANINGS = {
     ExitStatus.OK: "All went well.",
-    ExitStatus.FAILED: "Something that was to be done was not: a VM was refused, or its restart failed.",
-    ExitStatus.USAGE: "The command line is not understood.",
+    ExitStatus.FAILED: "Some of the work was not done: a VM was refused, or its restart failed.",
+    ExitStatus.USAGE: "The command line is wrong.",
     ExitStatus.CREDENTIAL: "A value cannot be sealed, or a sealed one cannot be opened.",
     ExitStatus.SOURCE: "The published secrets cannot be read.",
     ExitStatus.UNAVAILABLE: "systemd or the agent cannot be reached, or the journal cannot be read.",
     ExitStatus.INTERNAL: "A fault of credferry's own: please report it.",
     ExitStatus.STORE: "The state directory cannot be read or written.",
-    ExitStatus.KEY: "A key file is missing, unsafe, or somebody else's.",
-    ExitStatus.CONFIGURATION: "The configuration cannot be used, or the store is a later release's.",
+    ExitStatus.KEY: "A key file is missing or unsafe, or belongs to another user or machine.",
+    ExitStatus.CONFIGURATION: "The configuration cannot be used, or a later release made the store.",
 }
 """What each exit status means, for people."""
 

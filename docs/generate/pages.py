@@ -21,39 +21,39 @@ FIELDS = {
     "CREDFERRY_VM": ("both", "the VM, as the configuration names it"),
     "CREDFERRY_RUN": (
         "both",
-        "the change, or the order: the same in all records about it, whatever VMs it concerns",
+        "the id of the change or the order: the same in all records about it, for all VMs",
     ),
-    "CREDFERRY_GENERATION": ("both", "the sealed generation's number, of this VM"),
-    "CREDFERRY_CREDENTIAL": ("both", "a credential that the record is about; once for each"),
-    "CREDFERRY_FINGERPRINT": ("agent", "`NAME:DIGEST`, keyed by the host's key; once for each credential"),
-    "CREDFERRY_CHANNEL": ("launcher", "`api` or `command`: how the hypervisor got them"),
+    "CREDFERRY_GENERATION": ("both", "the number of the VM's sealed generation"),
+    "CREDFERRY_CREDENTIAL": ("both", "a credential that the record is about; one field for each"),
+    "CREDFERRY_FINGERPRINT": ("agent", "`NAME:DIGEST`, keyed with the host's key; once for each credential"),
+    "CREDFERRY_CHANNEL": ("launcher", "`api` or `command`: how the hypervisor got the credentials"),
     "CREDFERRY_DIGEST": ("launcher", "the first digits of the generation's keyed digest"),
     "CREDFERRY_SEQUENCE": ("agent", "the record's number in the audit's chain, from 1"),
-    "CREDFERRY_PREVIOUS": ("agent", "the hash of the record before"),
-    "CREDFERRY_HASH": ("agent", "the keyed hash of this record and all that it says"),
+    "CREDFERRY_PREVIOUS": ("agent", "the hash of the previous record"),
+    "CREDFERRY_HASH": ("agent", "the keyed hash of this record's fields"),
     "CREDFERRY_ORDER": ("agent", "what an operator ordered: the verb of the command"),
-    "CREDFERRY_CALLER_UID": ("agent", "the user who ordered it, by the word of the bus or the kernel"),
+    "CREDFERRY_CALLER_UID": ("agent", "the user who gave the order, as the bus or the kernel reports it"),
     "CREDFERRY_CALLER": ("agent", "that user's name on this host"),
-    "CREDFERRY_REASON": ("agent", "why, as that user says"),
+    "CREDFERRY_REASON": ("agent", "the reason that the user gave"),
     "OBJECT_SYSTEMD_UNIT": (
         "agent",
         "the VM's unit, so that `journalctl -u` shows the record",
     ),
 }
-"""The fields of records, with who sends each and what it says."""
+"""The fields of records: which program sends each, and what it holds."""
 
 STATES = {
     State.IN_STEP: "it runs what is published",
     State.STOPPED: "it does not run; its next start gets what is sealed",
-    State.RESTART_DUE: "it runs something else than what is sealed, and is about to be restarted",
-    State.SEAL_DUE: "what is published is about to be sealed; no restart is known to be needed",
-    State.CHANGING: "its unit is on its way up or down, or its launcher has not reported yet",
-    State.WAITING: "its restart is due, and waits for its window, its rate, or its turn",
-    State.HELD: "an operator holds it or has put it back, or its `policy` is `hold`: it is not restarted",
-    State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when somebody starts it",
-    State.HALTED: "it was not restarted, since another VM failed on the same change",
-    State.REFUSED: "what is published cannot be given to it; it keeps what it has",
-    State.FAILED: "its restart failed; it is left alone until the secret changes, or `credferry retry`",
+    State.RESTART_DUE: "it runs something else than what is sealed; the agent is about to restart it",
+    State.SEAL_DUE: "the agent is about to seal what is published; no restart is known to be needed",
+    State.CHANGING: "its unit is starting or stopping, or its launcher has not reported yet",
+    State.WAITING: "its restart is due, and waits for its window, its limit per hour, or its turn",
+    State.HELD: "an operator holds it or has rolled it back, or its `policy` is `hold`; it is not restarted",
+    State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when an operator starts it",
+    State.HALTED: "the agent did not restart it, because another VM failed with the same change",
+    State.REFUSED: "it cannot get what is published, or would not start again; it keeps what it has",
+    State.FAILED: "its restart failed; the agent waits for a changed secret, or for `credferry retry`",
     State.NO_UNIT: "systemd has no such unit",
 }
 """What each state means to an operator."""
@@ -67,7 +67,7 @@ _LAUNCHED = {Event.LAUNCHED, Event.LAUNCH_REFUSED, Event.LAUNCH_WARNING, Event.G
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the journal's catalogue says of a message."""
+    """What the journal's catalogue says about a message."""
 
     subject: str
     text: str
@@ -106,9 +106,9 @@ def entries(catalogue: str) -> dict[str, Entry]:
 
 
 _LAUNCHER = {
-    Exit.USAGE: "Its own arguments, or an option of cloud-hypervisor that it does not know.",
-    Exit.CREDENTIALS: "Credentials are missing, malformed, or over a limit.",
-    Exit.HYPERVISOR: "cloud-hypervisor is not there, or refuses the VM.",
+    Exit.USAGE: "Its own arguments are wrong, or it does not know an option of cloud-hypervisor.",
+    Exit.CREDENTIALS: "Credentials are missing or malformed, or exceed a limit.",
+    Exit.HYPERVISOR: "cloud-hypervisor does not exist, or refuses the VM.",
     Exit.LATER: "What a start needs may be there in a moment: room, memory, descriptors, or a store that "
     "the agent renews when it starts. systemd tries again.",
 }
