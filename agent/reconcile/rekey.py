@@ -66,17 +66,19 @@ def renew(configs: Sequence[Config], befores: Iterable[Store], after: Store) -> 
     generations of several keys. For each generation, this uses the first configuration that reproduces its
     old digest. If it was interrupted, it must be run again. Raises `StoreError`.
     """
+    befores = [each for each in befores if each.key != after.key]
+    keys = (after.key, *(each.key for each in befores))
     for before in befores:
-        if before.key != after.key:
-            _renew(configs, before, after)
+        _renew(configs, before, after, keys)
 
 
-def _renew(configs: Sequence[Config], before: Store, after: Store) -> None:
+def _renew(configs: Sequence[Config], before: Store, after: Store, keys: Sequence[CredentialKey]) -> None:
     observers = [Observer(config, before) for config in configs]
     with after.lock():
         for name in sorted({name for config in configs for name in config.vms}):
             try:
-                _Renewal(name, [each for each in observers if name in each.config.vms], before, after).do()
+                of_vm = [each for each in observers if name in each.config.vms]
+                _Renewal(name, of_vm, before, after, keys).do()
             except OSError as error:
                 raise StoreError(
                     f"{after.vm_directory(name)}: it cannot be sealed with the host's present key: "
@@ -93,6 +95,8 @@ class _Renewal:
     observers: Sequence[Observer]
     before: Store
     after: Store
+    keys: Sequence[CredentialKey]
+    """All keys of this renewal. Digests of other keys are of no use any more."""
 
     def do(self) -> None:
         """Renew all. Digests come first: they cannot be computed after the generations are sealed again."""
@@ -102,12 +106,17 @@ class _Renewal:
         for digest in self._noted_digests():
             if digest not in known:  # else an interrupted run has sealed its generation
                 digests.setdefault(digest, _digest_of_other(digest, self.after.key))
+        # An unfinished renewal may have stored a digest of its key, and not have sealed the generation.
+        digests = {known[old]: new for old, new in digests.items() if old in known} | digests
         told = {old: digests.get(new, new) for old, new in known.items()} | digests
-        told = {old: new for old, new in told.items() if self.after.key.has_made(new) and old != new}
+        told = {old: new for old, new in told.items() if old != new and self._is_of_use(new)}
         if told != known:
             self.after.record_renewed(self.name, told)
         for _, manifest, values in renewed:
             self._replace(manifest, values)
+
+    def _is_of_use(self, digest: str) -> bool:
+        return any(key.has_made(digest) for key in self.keys)
 
     def _generations(self) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
         """For each generation that the old key opens: its old manifest, its new manifest, its values."""

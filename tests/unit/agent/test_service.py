@@ -318,13 +318,20 @@ def test_a_generation_is_not_to_blame_where_the_key_changes_while_its_vm_is_rest
     assert not {Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["one key", "another key"])
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [(False, False), (False, True), (True, True)],
+    ids=["one key", "another key", "the third key and the fourth"],
+)
 @pytest.mark.parametrize("calls", range(1, 17))
 def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, calls: int, again: bool
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, calls: int, before: bool, again: bool
 ) -> None:
     """The agent keeps each earlier key until all is done, wherever it had to stop."""
     behind_and_held(loop)
+    if before:
+        loop.new_key()
+        loop.turn()
     real, left = os.fsync, calls
 
     def fsync(descriptor: int) -> None:
