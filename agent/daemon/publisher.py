@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.audit.writer import Fact
     from credferry.agent.reconcile.status import VmStatus
+    from credferry.agent.rollout.orders import Orders
 
 
 class Front(Protocol):
@@ -48,3 +49,8 @@ class NoFront:
 
     def hear(self, fact: Fact) -> None:
         """See `Front`."""
+
+
+def no_front(_orders: Orders) -> Front:
+    """A front for an agent that is not on the bus."""
+    return NoFront()

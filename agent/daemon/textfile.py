@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from credferry.agent.audit.writer import Fact
     from credferry.agent.config.model import MetricsConfig
     from credferry.agent.daemon.metrics import Metrics
+    from credferry.agent.log import Conditions
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.store.generations import Store
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -45,6 +50,17 @@ class Textfile:
         """Note the state of all VMs."""
         if self.metrics is not None:
             self.metrics.looked(look, store, with_source=with_source)
+
+    def keep(self, config: MetricsConfig, conditions: Conditions, period: float, now: float) -> None:
+        """Call `write_if_due`. Logs once that the file cannot be written, and once that it can be again."""
+        try:
+            self.write_if_due(config, conditions.keys, period)
+        except OSError as error:
+            if conditions.begin("metrics", str(error), now):
+                _log.error("metrics cannot be written", file=config.textfile, reason=error.strerror)
+        else:
+            if counted := conditions.end("metrics", now):
+                _log.info("metrics can be written again", unavailable_for=counted)
 
     def write_if_due(self, config: MetricsConfig, lacks: Collection[str], period: float) -> None:
         """Write the file if something changed, or after ``period`` seconds. Raises OSError."""

@@ -17,7 +17,8 @@ from credferry.agent.audit import chain
 from credferry.agent.audit import writer as journal
 from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import load
-from credferry.agent.daemon.service import Service, Turn
+from credferry.agent.daemon.cycle import Turn
+from credferry.agent.daemon.service import Service
 from credferry.agent.journald import Sender
 from credferry.agent.sealing.keys import create_key
 from credferry.agent.store.opening import open_store
@@ -198,17 +199,17 @@ class Loop:
 
     def _is_idle(self) -> bool:
         dispatcher = self.service._restarts._dispatcher
-        return not any(dispatcher.is_at_work(vm) for vm in self.service._config.vms)
+        return not any(dispatcher.is_at_work(vm) for vm in self.service._session.config.vms)
 
     def decision(self, vm: str) -> Decision:
         """What a look decides about a VM now, by the service's own observer."""
-        config = self.service._config
-        return self.service._observer.look_or_refuse([config.vm(vm)], self.units).decisions[0]
+        config = self.service._session.config
+        return self.service._session.observer.look_or_refuse([config.vm(vm)], self.units).decisions[0]
 
     def decision_without_bus(self, vm: str) -> Decision:
         """The same where systemd cannot be asked."""
-        config = self.service._config
-        return self.service._observer.look_or_refuse([config.vm(vm)], None).decisions[0]
+        config = self.service._session.config
+        return self.service._session.observer.look_or_refuse([config.vm(vm)], None).decisions[0]
 
     def told(self) -> list[tuple[Event, str]]:
         """The audit's records, each once: which fact, and the message."""

@@ -46,7 +46,7 @@ def check_settled(host: Machine) -> None:
     host.turn()
     after = {vm.name: vm.invocation for vm in host.systemd.vms.values()}
     assert after == before, "the agent does not rest"
-    for name in host.service._config.vms:
+    for name in host.service._session.config.vms:
         _check_vm(host, host.systemd.vms[name])
     if not host.journal.is_gappy:
         key = host.key()

@@ -22,7 +22,9 @@ import structlog
 
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.config.model import Policy
-from credferry.agent.daemon.service import Parts, Service, Turn
+from credferry.agent.daemon.cycle import Turn
+from credferry.agent.daemon.parts import Parts
+from credferry.agent.daemon.service import Service
 from credferry.agent.errors import BusError, CredferryError, KeyFileError, SealError, StoreError
 from credferry.agent.rollout import nixos
 from credferry.agent.rollout.operators import Operator
@@ -176,7 +178,7 @@ class Machine:
             self._bury()
         elif self._is_key_new:
             if self.service is not None:  # what the configuration does not have is not carried over
-                self._lose(set(VMS) - self.service._config.vms.keys())
+                self._lose(set(VMS) - self.service._session.config.vms.keys())
             self._is_key_new = not self._is_carried_over()
 
     def die(self) -> None:
@@ -242,7 +244,7 @@ class Machine:
     def store(self) -> Store:
         """The store, by the key that the agent has; without an agent, by one that opens nothing."""
         assert self.service is not None
-        return self.service._store
+        return self.service._session.store
 
     @property
     def _dispatcher(self) -> ModelDispatcher:
@@ -286,7 +288,7 @@ class Machine:
             self.systemd.vms[vm].is_lost = True
 
     def _is_carried_over(self) -> bool:
-        return self.service is not None and self.key() == self.service._store.key
+        return self.service is not None and self.key() == self.service._session.store.key
 
     def _effect(self) -> None:
         if self._is_dead:
@@ -328,7 +330,7 @@ class Machine:
         with patch("os.fsync"):
             create_key(self._key_file, machine_id=MACHINE_ID)
         self._is_key_new = True
-        gone = set(VMS) if self.service is None else set(VMS) - self.service._config.vms.keys()
+        gone = set(VMS) if self.service is None else set(VMS) - self.service._session.config.vms.keys()
         self._lose(gone)
 
     def chmod_key(self, mode: int) -> None:
@@ -448,7 +450,7 @@ class Machine:
     def policy(self, vm: str) -> Policy:
         """A VM's policy in force."""
         assert self.service is not None
-        return self.service._config.vm(vm).policy
+        return self.service._session.config.vm(vm).policy
 
     def wanted(self, vm: str) -> dict[str, bytes] | None:
         """What a VM should get, by the published bytes alone; None where that cannot be made."""

@@ -67,7 +67,7 @@ def break_a(loop: Loop) -> None:
 
 def fail_a(loop: Loop, unit: str) -> str:
     """A restart of the first VM fails where it is onto the second value; all else goes well."""
-    manifest = loop.service._store.current("a")
+    manifest = loop.service._session.store.current("a")
     if unit == UNITS["a"] and manifest is not None and manifest.generation != 1:
         loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="f" * 32)
         return "failed"
@@ -115,9 +115,9 @@ def test_without_a_source_the_halt_stands(loop: Loop) -> None:
     """That nothing can be read tells nothing of the failure."""
     break_a(loop)
     (loop.top / "secrets").unlink()
-    assert loop.service._observer.has_failed("a")
-    assert not loop.service._observer.has_failed("b"), "it is halted, and has not failed"
-    assert not loop.service._observer.has_failed("c")
+    assert loop.service._session.observer.has_failed("a")
+    assert not loop.service._session.observer.has_failed("b"), "it is halted, and has not failed"
+    assert not loop.service._session.observer.has_failed("c")
 
 
 def test_a_release_ends_a_halt(loop: Loop) -> None:
@@ -213,7 +213,7 @@ def test_an_order_that_cannot_be_recorded_is_not_given(
     monkeypatch.undo()
     loop.turn(lambda: in_step(loop))
     assert loop.units.restarts == restarts
-    assert not loop.service._store.is_held("a")
+    assert not loop.service._session.store.is_held("a")
     assert loop.service._orders.pending() == set()
 
 
@@ -230,7 +230,7 @@ def test_a_refused_order_is_not_recorded(loop: Loop) -> None:
 def test_a_halt_of_an_older_agent_stands(loop: Loop) -> None:
     """It does not say for whom it halted: it ends with another value, or by an operator, as before."""
     break_a(loop)
-    store = loop.service._store
+    store = loop.service._session.store
     halted = store.attempt("b")
     assert halted is not None
     assert (halted.outcome, halted.halted_for) == (Outcome.HALTED, "a")

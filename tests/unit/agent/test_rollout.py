@@ -62,12 +62,12 @@ class Host:
     @property
     def rollout(self) -> Rollout:
         """The service's own, with a clock that stands still."""
-        return self.loop.service._rollout
+        return self.loop.service._session.rollout
 
     @property
     def store(self) -> Store:
         """The service's own."""
-        return self.loop.service._store
+        return self.loop.service._session.store
 
     def timed(self) -> Rollout:
         """The service's own, with the test's clock."""
@@ -87,12 +87,12 @@ class Host:
     def look(self, *vms: str) -> Look:
         """A look at some VMs, or all."""
         service = self.loop.service
-        wanted = [service._config.vm(vm) for vm in vms or service._config.vms]
-        return service._observer.look_or_refuse(wanted, self.units)
+        wanted = [service._session.config.vm(vm) for vm in vms or service._session.config.vms]
+        return service._session.observer.look_or_refuse(wanted, self.units)
 
     def seal(self, *vms: str) -> None:
         """Seal what is due."""
-        self.loop.service._sealer.seal_due(self.look(*vms))
+        self.loop.service._session.sealer.seal_due(self.look(*vms))
 
     def change(self, value: str) -> None:
         """Publish another value, and seal it."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.daemon.service import Turn
+    from credferry.agent.daemon.cycle import Turn
     from credferry.agent.reconcile.observer import Observer
     from credferry.agent.systemd.units import SystemManager
 
@@ -59,7 +59,7 @@ def in_step(loop: Loop) -> None:
 
 def behind_and_held(loop: Loop) -> None:
     """Have something newer sealed for the VM, which an operator holds."""
-    loop.service._store.hold("a", held=True)
+    loop.service._session.store.hold("a", held=True)
     loop.publish(x="two")
     loop.turn(lambda: loop.decision("a").state is State.HELD)
 
@@ -75,7 +75,7 @@ def test_a_held_vm_stays_behind_while_the_host_s_key_changes(loop: Loop, how: st
     assert loop.decision("a").state is State.HELD
     assert loop.events().count(Event.HOST_KEY) == 1
     assert loop.verify() == ()
-    loop.service._store.hold("a", held=False)
+    loop.service._session.store.hold("a", held=False)
     loop.turn(lambda: loop.units.restarts)
     assert loop.decision("a").state is State.IN_STEP
     assert loop.units.restarts == [UNIT]
@@ -86,7 +86,7 @@ def test_a_held_vm_stays_behind_while_the_key_changes_and_there_is_no_bus(loop: 
     behind_and_held(loop)
     loop.service._connection._manager, loop.service._connection._retry_at = None, float("inf")
     loop.new_key()
-    loop.turn(lambda: loop.service._observer.look(loop.service._config.vms.values(), None))
+    loop.turn(lambda: loop.service._session.observer.look(loop.service._session.config.vms.values(), None))
     loop.service._connection._manager = loop.units
     loop.turn()
     assert loop.decision("a").state is State.HELD
@@ -107,7 +107,7 @@ def test_a_vm_is_not_left_down_where_a_unit_that_it_requires_fails(loop: Loop, f
     loop.publish(x="two")
     loop.turn(lambda: len(loop.units.restarts) > failures)
     assert loop.units.unit(UNIT).is_active
-    in_force = loop.service._store.current("a")
+    in_force = loop.service._session.store.current("a")
     assert in_force is not None
     assert in_force.generation == (2 if failures == 1 else 1)
 
@@ -148,7 +148,7 @@ def test_a_vm_that_a_restart_left_down_is_started_though_the_agent_ended(
         ended_unseen(loop, result, seen)
     with loop.running() as service:
         loop.turn(lambda: loop.units.unit(UNIT).is_active)
-        current = service._store.current("a")
+        current = service._session.store.current("a")
         assert current is not None
         assert current.generation == (1 if seen == 2 else 2)
 
@@ -163,7 +163,7 @@ def test_a_vm_that_an_operator_stopped_stays_so_though_the_agent_ended(tmp_path:
         ended_unseen(loop, result, 0)
     asked = len(loop.units.restarts)
     with loop.running() as service:
-        loop.turn(lambda: service._store.attempt("a") is None)
+        loop.turn(lambda: service._session.store.attempt("a") is None)
         loop.turn()
         assert loop.decision("a").state is State.STOPPED
         assert len(loop.units.restarts) == asked
@@ -177,7 +177,7 @@ def test_what_a_vm_runs_is_kept_while_there_is_no_bus(loop: Loop) -> None:
         loop.publish(x=f"value {number}")
         loop.turn(lambda: loop.decision_without_bus("a").seal is None)
     connection._manager = loop.units
-    assert loop.service._store.generation("a", 1) is not None
+    assert loop.service._session.store.generation("a", 1) is not None
 
 
 def test_a_vm_stays_behind_while_the_key_changes_and_its_secret_is_lacking(loop: Loop) -> None:
@@ -221,7 +221,7 @@ def test_a_vm_that_runs_what_is_published_again_after_a_change_of_the_key_is_not
     assert loop.decision("a").state is State.HELD
     loop.publish(x="one")
     loop.turn()
-    loop.service._store.hold("a", held=False)
+    loop.service._session.store.hold("a", held=False)
     for _ in range(3):
         loop.turn()
     assert loop.decision("a").state is State.IN_STEP
@@ -232,9 +232,9 @@ def failing(loop: Loop, value: str) -> None:
     """Publish what the VM does not start on, and have it rolled back."""
 
     def job(unit: str) -> str:
-        current = loop.service._store.current("a")
+        current = loop.service._session.store.current("a")
         assert current is not None
-        if loop.service._store.values("a")["X"] != Secret(value.encode()):
+        if loop.service._session.store.values("a")["X"] != Secret(value.encode()):
             return loop._restart(unit)
         number = int(loop.units.unit(unit).invocation_id, 16) + 1
         loop.units.set(
@@ -258,10 +258,10 @@ def test_a_vm_that_fails_after_a_change_of_the_key_goes_back(loop: Loop, keys: i
     failing(loop, "bad")
     assert Event.ROLLBACK_FAILED not in loop.events()
     assert loop.units.unit(UNIT).is_active
-    current = loop.service._store.current("a")
+    current = loop.service._session.store.current("a")
     assert current is not None
     assert current.generation == 2
-    assert loop.service._store.values("a") == {"X": Secret(b"two")}
+    assert loop.service._session.store.values("a") == {"X": Secret(b"two")}
     assert loop.decision("a").state is State.FAILED
 
 
@@ -312,7 +312,7 @@ def test_a_generation_is_not_to_blame_where_the_key_changes_while_its_vm_is_rest
     loop.units.job = job
     loop.publish(x="two")
     loop.turn(lambda: changed.is_set() and loop.decision("a").state is State.IN_STEP)
-    current = loop.service._store.current("a")
+    current = loop.service._session.store.current("a")
     assert current is not None
     assert current.generation == 2
     assert not {Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
@@ -347,13 +347,13 @@ def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
     monkeypatch.setattr(os, "fsync", real)
     if again:
         loop.new_key()
-    loop.turn(lambda: loop.service._store.key == open_store(loop.service._config).key)
+    loop.turn(lambda: loop.service._session.store.key == open_store(loop.service._session.config).key)
     assert loop.decision("a").state is State.HELD
-    store = loop.service._store
+    store = loop.service._session.store
     assert [store.values("a", number) for number in (1, 2)] == [{"X": Secret(b"one")}, {"X": Secret(b"two")}]
     loop.publish(x="one")
     loop.turn()
-    loop.service._store.hold("a", held=False)
+    loop.service._session.store.hold("a", held=False)
     loop.turn()
     assert loop.decision("a").state is State.IN_STEP
     assert loop.units.restarts == []
@@ -372,7 +372,7 @@ def test_what_is_sealed_for_the_guest_is_known_with_another_key(tmp_path: Path) 
         for _ in range(3):
             loop.turn()
         assert loop.decision("a").state is State.IN_STEP
-        current = loop.service._store.current("a")
+        current = loop.service._session.store.current("a")
         assert current is not None
         assert current.generation == 1
         assert loop.units.restarts == []
@@ -405,7 +405,7 @@ def test_a_key_that_is_replaced_while_it_is_read_is_noticed(
 
     loop.new_key()
     monkeypatch.setattr(service, "open_store", replaced)
-    loop.turn(lambda: loop.service._store.key == real(loop.service._config).key)
+    loop.turn(lambda: loop.service._session.store.key == real(loop.service._session.config).key)
 
 
 def test_a_restart_under_way_while_the_key_changes_is_no_tampering(loop: Loop) -> None:
@@ -466,7 +466,7 @@ def test_an_earlier_key_that_comes_back_is_compared_with_as_ever(tmp_path: Path)
 
 def test_an_edited_head_is_taken_for_no_new_key(loop: Loop) -> None:
     """Only another key of the host is told as one."""
-    path = loop.service._store.state / journal.HEAD_FILE
+    path = loop.service._session.store.state / journal.HEAD_FILE
     path.write_text(path.read_text().replace("sealed", "unsealed"))
     loop.publish(x="two")
     loop.turn(lambda: Event.RESTARTED in loop.events())
@@ -480,7 +480,7 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
 ) -> None:
     """On a disk that cannot be written, the configuration and the key stay, and the daemon goes on."""
     real = durable.replace_durably
-    before = loop.service._config
+    before = loop.service._session.config
 
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -492,12 +492,12 @@ def test_a_reload_that_cannot_be_recorded_changes_nothing(
         loop.new_key()
     loop.service._reload()
     loop.turn()
-    assert loop.service._config is before
+    assert loop.service._session.config is before
     for module in ("credferry.agent.audit.writer", "credferry.agent.store.record_files"):
         monkeypatch.setattr(f"{module}.replace_durably", real)
     loop.service._reload()
     loop.turn()
-    assert set(loop.service._config.vms) == {"a", "b"}
+    assert set(loop.service._session.config.vms) == {"a", "b"}
     assert loop.decision("a").state is State.IN_STEP
     assert loop.verify() == ()
 
@@ -587,10 +587,10 @@ def test_a_vm_that_an_operator_stops_while_it_is_restarted_has_not_failed(
     with loop.running() as service:
         in_step(loop)
         stopped(loop, result, **unit)
-        loop.turn(lambda: service._store.attempt("a") is None)
+        loop.turn(lambda: service._session.store.attempt("a") is None)
         loop.turn()
         assert loop.decision("a").state is State.STOPPED
-        current = service._store.current("a")
+        current = service._session.store.current("a")
         assert current is not None
         assert current.generation == 2
         assert len(loop.units.restarts) == 1
@@ -650,7 +650,7 @@ def test_a_stop_while_a_vm_is_put_back_is_no_failure_of_that(tmp_path: Path) -> 
         loop.publish(x="two")
         loop.turn(lambda: Event.ROLLED_BACK in loop.events())
         assert Event.ROLLBACK_FAILED not in loop.events()
-        current = service._store.current("a")
+        current = service._session.store.current("a")
         assert current is not None
         assert current.generation == 1
         assert len(loop.units.restarts) == 2
@@ -672,26 +672,26 @@ def test_a_vm_that_is_stopped_while_its_health_is_checked_is_not_sick(tmp_path: 
         loop.units.health = check
         loop.publish(x="two")
         loop.turn(lambda: loop.units.restarts)
-        loop.turn(lambda: service._store.attempt("a") is None)
+        loop.turn(lambda: service._session.store.attempt("a") is None)
         assert loop.decision("a").state is State.STOPPED
         assert not {Event.RESTART_FAILED, Event.ROLLED_BACK} & set(loop.events())
 
 
 def test_what_a_vm_runs_is_told_though_something_newer_is_sealed(loop: Loop) -> None:
     """A restart that ended while no agent ran is recorded with the generation that the VM was started on."""
-    loop.service._store.hold("a", held=True)
+    loop.service._session.store.hold("a", held=True)
     loop.publish(x="two")
     loop.turn(lambda: loop.decision("a").state is State.HELD)
-    manifest = loop.service._store.current("a")
+    manifest = loop.service._session.store.current("a")
     assert manifest is not None
     attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=1, run=manifest.run, before="0" * 32)
-    loop.service._store.record_attempt("a", attempt)
+    loop.service._session.store.record_attempt("a", attempt)
     loop.start_vm("a")
     loop.publish(x="three")
-    config = loop.service._config
-    look = loop.service._observer.look(config.vms.values(), None)
-    assert loop.service._sealer.seal_due(look) == ["a"]  # as credferry-seal.service does
-    loop.turn(lambda: loop.service._store.attempt("a") is None)
+    config = loop.service._session.config
+    look = loop.service._session.observer.look(config.vms.values(), None)
+    assert loop.service._session.sealer.seal_due(look) == ["a"]  # as credferry-seal.service does
+    loop.turn(lambda: loop.service._session.store.attempt("a") is None)
     assert (Event.RESTARTED, "a: runs generation 2") in loop.told()
 
 
@@ -700,8 +700,8 @@ def test_a_vm_that_came_up_on_something_newer_is_told_to_run_that(loop: Loop) ->
 
     def job(unit: str) -> str:
         loop.publish(x="three")
-        config = loop.service._config
-        loop.service._sealer.seal_due(loop.service._observer.look(config.vms.values(), None))
+        config = loop.service._session.config
+        loop.service._session.sealer.seal_due(loop.service._session.observer.look(config.vms.values(), None))
         return loop._restart(unit)
 
     loop.units.job = job
@@ -709,8 +709,8 @@ def test_a_vm_that_came_up_on_something_newer_is_told_to_run_that(loop: Loop) ->
     loop.turn(lambda: Event.RESTARTED in loop.events())
     told = next(text for event, text in loop.told() if event is Event.RESTARTED)
     # The loop may have sealed the same beside the job, before or after it.
-    vm, unit = loop.service._config.vm("a"), loop.units.unit(UNIT)
-    evidence = loop.service._observer.starts.evidence(vm, unit)
+    vm, unit = loop.service._session.config.vm("a"), loop.units.unit(UNIT)
+    evidence = loop.service._session.observer.starts.evidence(vm, unit)
     assert evidence is not None
     assert evidence.generation >= 3
     assert told.startswith(f"a: runs generation {evidence.generation},")
@@ -808,7 +808,7 @@ def test_a_unit_that_systemd_has_not_read_again_keeps_its_vm_running(loop: Loop)
 
 def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
     """It is asked again in the thread that restarts: what a look has seen may be over."""
-    real = loop.service._observer.obstacle
+    real = loop.service._session.observer.obstacle
     asked: list[str] = []
 
     def obstacle(vm: VmConfig, manager: SystemManager) -> str:
@@ -817,7 +817,9 @@ def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
         asked.append(vm.name)
         return real(vm, manager)
 
-    object.__setattr__(loop.service._rollout, "observer", _With(loop.service._observer, obstacle))
+    object.__setattr__(
+        loop.service._session.rollout, "observer", _With(loop.service._session.observer, obstacle)
+    )
     loop.publish(x="two")
     loop.turn(lambda: asked)
     assert_left_running(loop, "0400")
@@ -847,10 +849,10 @@ def test_a_generation_that_does_not_open_is_sealed_anew_before_a_restart(loop: L
         value.unlink()
     else:
         value.write_bytes((loop.top / "state/vms/a/generations/1/value.X").read_bytes())
-    loop.service._store.hold("a", held=False)
+    loop.service._session.store.hold("a", held=False)
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
     assert loop.units.restarts == [UNIT]
-    current = loop.service._store.current("a")
+    current = loop.service._session.store.current("a")
     assert current is not None
     assert current.generation == 3
     assert Event.RESTART_FAILED not in loop.events()
@@ -899,7 +901,7 @@ def test_a_vm_that_is_sick_is_put_back_only_where_it_would_start(tmp_path: Path)
         loop.key.chmod(0o400)
         loop.turn(lambda: Event.ROLLED_BACK in loop.events())
         assert loop.units.restarts == [UNIT, UNIT]
-        attempt = service._store.attempt("a")
+        attempt = service._session.store.attempt("a")
         assert attempt is not None
         assert attempt.outcome is Outcome.ROLLED_BACK
 
@@ -915,7 +917,7 @@ def test_an_order_restarts_no_vm_that_would_not_start_again(loop: Loop, order: O
     assert "would not start again" in loop.service._orders.result("a")
     assert "chmod 0400" in loop.service._orders.result("a")
     assert loop.units.restarts == [UNIT]
-    assert loop.service._store.attempt("a") is None
+    assert loop.service._session.store.attempt("a") is None
 
 
 def test_others_wait_for_a_canary_that_would_not_start_again(tmp_path: Path) -> None:

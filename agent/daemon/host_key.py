@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""The host's key that the agent seals with, and the move to another one, which may need several tries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from credferry.agent.reconcile import rekey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from credferry.agent.config.model import Config
+    from credferry.agent.store.generations import Store
+
+
+class HostKey:
+    """Which key file the agent has read, and which moves to another key it has not finished."""
+
+    def __init__(self) -> None:
+        self._identity: rekey.FileIdentity | None = None
+        self._unfinished: tuple[Store, ...] = ()
+        """The store with each key that the agent began to go over to and has not, the newest first."""
+
+    def is_other(self, config: Config) -> bool:
+        """Whether the key file may be another one than the file that was read."""
+        identity = rekey.identity(Path(config.host_key))
+        return identity is None or identity != self._identity
+
+    def renew(self, configs: Sequence[Config], present: Store, store: Store) -> bool:
+        """Seal all generations with the key of ``store``, if this key is another. Returns whether it is.
+
+        Raises `StoreError`; the next call then continues.
+        """
+        is_other = store.key != present.key
+        if is_other or self._unfinished:
+            befores = (*self._unfinished, present)
+            if store.key not in [each.key for each in befores]:
+                self._unfinished = (store, *self._unfinished)
+            rekey.renew(configs, befores, store)
+        return is_other
+
+    def use(self, identity: rekey.FileIdentity | None) -> None:
+        """Note that everything is sealed with the key of this file."""
+        self._identity, self._unfinished = identity, ()
