@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("agent")
     def agent(config: ConfigOption = DEFAULT_CONFIG) -> None:
-        """Watch the source, seal what changes, restart the VMs concerned. Runs until SIGTERM."""
+        """Watch the source, seal changes, and restart the VMs that use them. Runs until SIGTERM."""
         from credferry.agent.daemon import (  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
             main as daemon,
         )

@@ -25,14 +25,15 @@ def register(app: typer.Typer) -> None:
         ] = None,
         since: Annotated[
             str | None,
-            typer.Option("--since", "-S", help="Only from this moment on, as journalctl.", metavar="TIME"),
+            typer.Option("--since", "-S", help="Only from this time on, as in journalctl.", metavar="TIME"),
         ] = None,
         until: Annotated[
             str | None,
-            typer.Option("--until", "-U", help="Only up to this moment, as journalctl.", metavar="TIME"),
+            typer.Option("--until", "-U", help="Only up to this time, as in journalctl.", metavar="TIME"),
         ] = None,
         directory: Annotated[
-            Path | None, typer.Option("--directory", "-D", help="A journal elsewhere.", metavar="DIR")
+            Path | None,
+            typer.Option("--directory", "-D", help="Read the journal in this directory.", metavar="DIR"),
         ] = None,
         records: Annotated[bool, typer.Option("--records", help="List the records, one by one.")] = False,
         periods: Annotated[
@@ -48,7 +49,7 @@ def register(app: typer.Typer) -> None:
         json: JsonOption = False,
         csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     ) -> None:
-        """Tell what happened, from the journal alone: published, sealed, restarted, launched."""
+        """Show what happened, from the journal alone: published, sealed, restarted, launched."""
         from credferry.agent.cli import (  # noqa: PLC0415 (libsystemd is of no use to other verbs)
             audit_views,
         )

@@ -24,7 +24,7 @@ RunnerOption = Annotated[
     list[str] | None,
     typer.Option(
         "--runner",
-        help="Judge this microvm-run for a VM, in place of what its unit starts; may be repeated.",
+        help="Judge this microvm-run for a VM, instead of what its unit starts; may be repeated.",
         metavar="VM=FILE",
     ),
 ]
@@ -37,10 +37,10 @@ def register(app: typer.Typer) -> None:
     def check(
         config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False, runner: RunnerOption = None
     ) -> None:
-        """Check the configuration file, and show what each VM is to get.
+        """Check the configuration file, and show what each VM gets.
 
-        Where systemd has a VM's unit, the launcher judges its arguments for cloud-hypervisor as well. Ends
-        with status 1 where it would refuse to start a VM.
+        If systemd has a VM's unit, the launcher also judges its arguments for cloud-hypervisor. Ends with
+        status 1 if the launcher would refuse to start a VM.
         """
         loaded = load(config)
         _check_seen(loaded)

@@ -51,7 +51,7 @@ SomeVmArguments = Annotated[
 AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the configuration.")]
 ReasonOption = Annotated[
     str,
-    typer.Option("--reason", help="Why. It is kept in the journal: put no secret there.", metavar="TEXT"),
+    typer.Option("--reason", help="The reason, for the journal: put no secret there.", metavar="TEXT"),
 ]
 DEFAULT_CONFIG = DEFAULT_PATH
 _PATTERN = re.compile(r"[*?\[]")

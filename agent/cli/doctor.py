@@ -24,9 +24,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command("doctor")
     def doctor(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
-        """Walk the whole chain on this host, change nothing, and say what to do about each finding.
+        """Check the whole chain on this host, change nothing, and say what to do about each finding.
 
-        Ends with status 1 where there is a problem.
+        Ends with status 1 if there is a problem.
         """
         from credferry.agent.doctor.examination import examine  # noqa: PLC0415 (not for --help)
         from credferry.agent.doctor.finding import Severity  # noqa: PLC0415 (see above)

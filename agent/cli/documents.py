@@ -23,14 +23,12 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Published(_Document, frozen=True):
-    """What is published for a VM. The agent tells nobody: who reads it from there finds nothing here."""
+    """What is published for a VM. The agent tells nobody: its answers have nothing here."""
 
-    digest: Annotated[
-        str | None, msgspec.Meta(description="Stands for all of it; null where it cannot be had.")
-    ]
+    digest: Annotated[str | None, msgspec.Meta(description="Identifies all of it; null if unknown.")]
     credentials: Annotated[
         dict[str, str],
-        msgspec.Meta(description="Fingerprints by credential, keyed: they tell nothing about values."),
+        msgspec.Meta(description="Keyed fingerprints by credential: they show nothing about values."),
     ]
 
 
@@ -41,13 +39,13 @@ class Generation(_Document, frozen=True):
     digest: Annotated[
         str | None,
         msgspec.Meta(
-            description="Stands for its content; null where the agent was asked, or without the host's key."
+            description="Identifies its content; null if the agent answered, or without the host's key."
         ),
     ]
 
 
 class StatusRow(_Document, frozen=True):
-    """Where a VM stands."""
+    """The state of a VM."""
 
     vm: Name
     unit: Unit
@@ -55,33 +53,31 @@ class StatusRow(_Document, frozen=True):
     state: State
     since: Annotated[
         str | None,
-        msgspec.Meta(description="Since when, RFC 3339 in UTC; null where nothing tells."),
+        msgspec.Meta(description="Since when, RFC 3339 in UTC; null if unknown."),
     ]
     published: Published
     sealed: Annotated[Generation | None, msgspec.Meta(description="What its next start gets.")]
     running: Annotated[Generation | None, msgspec.Meta(description="What it was started with.")]
     held: Annotated[bool, msgspec.Meta(description="Whether an operator holds it.")]
-    last_result: Annotated[
-        str, msgspec.Meta(description="What came of its last start; empty where nothing is known.")
-    ]
+    last_result: Annotated[str, msgspec.Meta(description="The result of its last start; empty if unknown.")]
     system: Annotated[
         Literal["current", "older"] | None,
-        msgspec.Meta(description="Of a VM of microvm.nix: whether it was booted from its current system."),
+        msgspec.Meta(description="For a VM of microvm.nix: whether it was booted from its current system."),
     ]
     reasons: Annotated[list[str], msgspec.Meta(description="Why it is not in step.")]
 
 
 class PlanRow(_Document, frozen=True):
-    """What a look would do about a VM now."""
+    """What a check would do about a VM now."""
 
     vm: Name
     state: State
     steps: Annotated[list[str], msgspec.Meta(description="What it would do, in words, in order.")]
-    reasons: Annotated[list[str], msgspec.Meta(description="Why not more.")]
+    reasons: Annotated[list[str], msgspec.Meta(description="Why it would do no more.")]
 
 
 class SyncRow(_Document, frozen=True):
-    """What has become of a VM."""
+    """The result for a VM."""
 
     vm: Name
     sealed: Annotated[bool, msgspec.Meta(description="Whether a generation was sealed for it.")]
@@ -90,16 +86,16 @@ class SyncRow(_Document, frozen=True):
 
 
 class OrderRow(_Document, frozen=True):
-    """What has become of a VM by an operator's order."""
+    """The result of an operator's order for a VM."""
 
     vm: Name
     state: State
-    generation: Annotated[int, msgspec.Meta(description="That which it runs; 0 for none.")]
+    generation: Annotated[int, msgspec.Meta(description="The generation that it runs; 0 for none.")]
     reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
 
 
 class CheckRow(_Document, frozen=True):
-    """One credential that a VM is to get."""
+    """One credential that a VM gets."""
 
     vm: Name
     unit: Unit
@@ -120,7 +116,9 @@ class StepRow(_Document, frozen=True):
 
     time: Moment
     offset_seconds: Annotated[float, msgspec.Meta(description="Since the rotation began.")]
-    event: Annotated[str, msgspec.Meta(description="What the list of records has, or `guest ready`.")]
+    event: Annotated[
+        str, msgspec.Meta(description="The event, as in the list of records, or `guest ready`.")
+    ]
     message: str
 
 
@@ -135,17 +133,17 @@ class ChangeRow(_Document, frozen=True):
     """A credential that a rotation changed."""
 
     credential: str
-    fingerprint: Annotated[str, msgspec.Meta(description="Keyed: it tells nothing about the value.")]
-    reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a value that is new.")]
+    fingerprint: Annotated[str, msgspec.Meta(description="Keyed: it shows nothing about the value.")]
+    reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a new value.")]
 
 
 class OrderedRow(_Document, frozen=True):
     """What an operator ordered."""
 
     order: Annotated[str, msgspec.Meta(description="The verb, such as rotate.")]
-    caller: Annotated[str, msgspec.Meta(description="The user's name; empty where the host knows none.")]
+    caller: Annotated[str, msgspec.Meta(description="The user's name; empty if the host knows none.")]
     caller_uid: Annotated[
-        int | None, msgspec.Meta(description="The user, by the word of the bus or the kernel.")
+        int | None, msgspec.Meta(description="The user, as the bus or the kernel reports it.")
     ]
     reason: Annotated[str, msgspec.Meta(description="What the user gave as the reason; empty for none.")]
 
@@ -159,12 +157,12 @@ class RotationRow(_Document, frozen=True):
     began: Moment
     ended: Moment
     seconds: float
-    outcome: Annotated[str, msgspec.Meta(description="What it came to, such as restarted or rolled back.")]
+    outcome: Annotated[str, msgspec.Meta(description="The result, such as restarted or rolled back.")]
     changed: list[ChangeRow]
     steps: list[StepRow]
     later: Annotated[list[StepRow], msgspec.Meta(description="Later starts with the same generation.")]
     ordered: Annotated[
-        OrderedRow | None, msgspec.Meta(description="The order that it began with; null for a change.")
+        OrderedRow | None, msgspec.Meta(description="The order with which it began; null for a change.")
     ]
 
 
@@ -173,16 +171,18 @@ class RecordRow(_Document, frozen=True):
 
     time: Moment
     event: str
-    vm: Annotated[str, msgspec.Meta(description="Empty for what concerns no VM.")]
+    vm: Annotated[str, msgspec.Meta(description="Empty if the record concerns no VM.")]
     unit: str
     run: Annotated[str, msgspec.Meta(description="The id of the change; empty for none.")]
     generation: int | None
     fingerprints: dict[str, str]
     credentials: list[str]
-    channel: Annotated[str, msgspec.Meta(description="How a launcher handed them over; else empty.")]
+    channel: Annotated[
+        str, msgspec.Meta(description="How the launcher handed the credentials over; else empty.")
+    ]
     sequence: Annotated[int | None, msgspec.Meta(description="Its number in the chain.")]
     message: str
-    ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null for what is no operator's order.")]
+    ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null if this is no operator's order.")]
 
 
 class PeriodRow(_Document, frozen=True):
@@ -191,11 +191,11 @@ class PeriodRow(_Document, frozen=True):
     vm: Name
     credential: str
     fingerprint: Annotated[
-        str | None, msgspec.Meta(description="Null where the journal has forgotten what was sealed.")
+        str | None, msgspec.Meta(description="Null if the journal no longer has the record of the sealing.")
     ]
     generation: int | None
     begin: Moment = msgspec.field(name="from")
-    end: Annotated[str | None, msgspec.Meta(description="Null where it runs.")] = msgspec.field(name="to")
+    end: Annotated[str | None, msgspec.Meta(description="Null while it runs.")] = msgspec.field(name="to")
     seconds: float | None
     ended_by: str | None
     guest_ready: str | None

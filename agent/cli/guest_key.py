@@ -22,7 +22,7 @@ from credferry.agent.untrusted import open_untrusted
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verbs = typer.Typer(help="Keys that guests' systemd opens their credentials with.", no_args_is_help=True)
+    verbs = typer.Typer(help="Keys with which guests' systemd opens credentials.", no_args_is_help=True)
     app.add_typer(verbs, name="guest-key")
 
     @verbs.callback()
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         ],
         output: Annotated[
             Path | None,
-            typer.Option("--output", help="Also write the guest's copy there.", metavar="FILE"),
+            typer.Option("--output", help="Also write the guest's copy to this file.", metavar="FILE"),
         ] = None,
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         vm: Annotated[str, typer.Argument(help="VM, as the configuration names it.", metavar="VM")],
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
-        """Run a VM's health check, as credferry-health@VM.service does; its status is the verdict."""
+        """Run a VM's health check, as credferry-health@VM.service does, and end with its status."""
         loaded = load(config)
         command = loaded.vm(vm).health
         if not command:

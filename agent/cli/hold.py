@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         is_all: AllOption = False,
         reason: ReasonOption = "",
     ) -> None:
-        """Restart these VMs no more when secrets rotate, until they are released; survives a reboot."""
+        """Do not restart these VMs when secrets rotate, until their release, also after a reboot."""
         loaded = load(config)
         _order(loaded, chosen_or_all(loaded, vms, is_all=is_all), Order.HOLD, reason)
 
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Try again what failed for these VMs, though it has not changed since."""
+        """Try again what failed for these VMs, although it has not changed since."""
         loaded = load(config)
         named = chosen_or_all(loaded, vms, is_all=is_all)
         _order(loaded, named, Order.RETRY, reason, json=json)

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("plan")
     def plan(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
-        """Show what a sync would do now. Nothing is written, and no VM is touched."""
+        """Show what a sync would do now. Write nothing, and change no VM."""
         loaded = load(config)
         rows = _rows(loaded, config, vm)
         if json:

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option("--user", help="The user that the agent runs as.", metavar="USER")
         ] = "credferry",
     ) -> None:
-        """Print polkit's rule for an agent that is not root: /etc/polkit-1/rules.d/50-credferry.rules."""
+        """Print the polkit rule for an agent without root: /etc/polkit-1/rules.d/50-credferry.rules."""
         if not _USER_NAME.fullmatch(user):
             raise typer.BadParameter("not a user's name", param_hint="--user")
         typer.echo(rule(load(config), user), nl=False)

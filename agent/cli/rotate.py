@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Restart these running VMs now onto what is sealed, past windows, rates and turns."""
+        """Restart these running VMs now onto what is sealed, whatever their windows, limits and order."""
         _order(config, vms, Order.ROTATE, reason, json=json)
 
     @app.command("rollback")
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Put these VMs back on what they had before, until their secrets change or credferry retry."""
+        """Roll these VMs back to what they had before, until their secrets change or credferry retry."""
         _order(config, vms, Order.ROLL_BACK, reason, json=json)
 
 

@@ -90,7 +90,9 @@ def register(app: typer.Typer) -> None:
         config: ConfigOption = DEFAULT_CONFIG,
         vm: VmOption = None,
         json: JsonOption = False,
-        watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
+        watch: Annotated[
+            bool, typer.Option("--watch", "-w", help="Update it every second, until Ctrl-C.")
+        ] = False,
     ) -> None:
         """Show for each VM what is published, sealed and running, and whether they are in step."""
         if watch:

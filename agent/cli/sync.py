@@ -45,15 +45,15 @@ def register(app: typer.Typer) -> None:
         config: ConfigOption = DEFAULT_CONFIG,
         vm: VmOption = None,
         no_restart: Annotated[
-            bool, typer.Option("--no-restart", help="Seal only; systemd is not asked.")
+            bool, typer.Option("--no-restart", help="Only seal; do not ask systemd.")
         ] = False,
         wait: Annotated[
             float,
-            typer.Option("--wait", help="For the source to be complete.", metavar="SECONDS"),
+            typer.Option("--wait", help="Wait this long until the source is complete.", metavar="SECONDS"),
         ] = 0.0,
         json: JsonOption = False,
     ) -> None:
-        """Seal what is published and restart the VMs that run something else; once."""
+        """Once, seal what is published, and restart the VMs that run something else."""
         loaded = load(config)
         vms = chosen(loaded, vm)
         agent = running_agent(loaded) if not no_restart and wait == 0.0 else None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The same deployment in a clan: the inventory's part. API_KEY is a clan var, generated once and rotated with `clan
-# vars generate --regenerate`. The VM is ./test-vm.nix without its oemSecretsFiles, and with credferry.enable = true.
+# The same deployment in a clan: the part for the inventory. API_KEY is a clan var. clan generates it once, and `clan
+# vars generate --regenerate` rotates it. The VM is ./test-vm.nix without oemSecretsFiles, with credferry.enable = true.
 {
   modules.credferry = ../../clan; # from the flake: credferry.clan.modules.credferry
 

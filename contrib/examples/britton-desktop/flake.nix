@@ -2,7 +2,7 @@
 {
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    credferry.url = "path:../../.."; # of your own: the address of credferry's repository
+    credferry.url = "path:../../.."; # in your flake: the address of credferry's repository
     credferry.inputs.nixpkgs.follows = "nixpkgs";
     microvm.url = "github:microvm-nix/microvm.nix";
     microvm.inputs.nixpkgs.follows = "nixpkgs";
@@ -29,9 +29,9 @@
           {
             microvm.vms.test-vm.config.imports = [ credferry.nixosModules.guest ];
             networking.hostName = "britton-desktop";
-            sops.defaultSopsFile = ./secrets.yaml; # yours: sops encrypts it to this host's key
+            sops.defaultSopsFile = ./secrets.yaml; # your file: sops encrypts it for this host's key
             system.stateVersion = "26.05";
-            # And what makes it your machine: boot.loader, fileSystems, users, …
+            # Add what makes it your machine: boot.loader, fileSystems, users, …
           }
         ];
       };

@@ -6,11 +6,11 @@
     hypervisor = "cloud-hypervisor";
     vcpu = 2;
     mem = 1024;
-    vsock.cid = 3; # a restart is a success only when the guest says that it is up
+    vsock.cid = 3; # a restart succeeds only when the guest reports that it is up
     cloud-hypervisor.oemSecretsFiles.API_KEY = "/run/secrets/api-key";
   };
 
-  # A service takes its credentials as any other; what it must not start without, it asserts.
+  # A service takes its credentials as usual. It asserts those without which it must not start.
   systemd.services.demo-oem-credentials = {
     wantedBy = [ "multi-user.target" ];
     unitConfig.AssertCredential = [
