@@ -46,6 +46,7 @@ MODULES: Final = {
     "agent/rollout/rollout.py": _near(_AGENT, "rollout"),
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
+    "agent/store/files.py": _near(_STORE, "files"),
     "agent/store/generations.py": _near(_STORE, "generations", "errors", "locks", "retention"),
     "agent/store/locks.py": _near(_STORE, "locks"),
     "agent/store/record_files.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),

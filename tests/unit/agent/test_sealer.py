@@ -288,6 +288,13 @@ def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Rec
         ({"evidence": Evidence("a" * 32, 7, second.digest, "")}, {7, 2}),
         ({"evidence": Evidence("b" * 32, 2, second.digest, "")}, set()),
         ({"attempt": Attempt("c" * 64, Outcome.FAILED, previous=1)}, {1}),
+        (
+            {
+                "attempt": Attempt("c" * 64, Outcome.FAILED, previous=1, ran=3),
+                "evidence": Evidence("a" * 32, 2, second.digest, ""),
+            },
+            {1, 2, 3},
+        ),
     ]
     for fields, kept in cases:
         found = sealer._to_keep(host.store, dataclasses.replace(now, unit=unit, **fields))
@@ -301,6 +308,22 @@ def test_a_sealing_keeps_what_a_rollback_may_need(recorded: tuple[Host, Recorded
         host.rotate(f"value {number}")
         host.sealer.seal_due(look_at(host, "web"))
     assert all(host.store.generation("web", number) is not None for number in range(1, 8))
+
+
+def test_a_sealing_keeps_the_generation_that_the_vm_runs(recorded: tuple[Host, Recorded]) -> None:
+    """However many generations are sealed while a VM runs on, a rollback finds what it runs; others go."""
+    host, _ = recorded
+    host.sealer.seal_due(look_at(host, "web"))
+    first = host.store.generation("web", 1)
+    assert first is not None
+    unit = UnitState("microvm@web.service", "loaded", "active", "running", "a" * 32)
+    evidence = Evidence("a" * 32, 1, first.digest, "")
+    for number in range(2, 8):
+        host.rotate(f"value {number}")
+        look = look_at(host, "web")
+        running = dataclasses.replace(look.observed[0], unit=unit, evidence=evidence)
+        assert host.sealer.seal_due(dataclasses.replace(look, observed=(running,))) == ["web"]
+    assert sorted(host.store.numbers("web")) == [1, 5, 6, 7]
 
 
 def test_a_generation_sealed_again_is_news_again(

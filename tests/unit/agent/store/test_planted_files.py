@@ -61,3 +61,28 @@ def test_what_the_agent_s_user_can_plant_is_taken_for_nothing(store: Store, what
     assert Store(store.state, KEY).current("web") is None
     with pytest.raises(StoreError):
         Store(store.state, KEY).values("web")
+
+
+def test_a_state_directory_behind_a_link_is_read(tmp_path: Path) -> None:
+    """Only root can make links above the state directory, as systemd does, so the store follows those."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    store = Store(tmp_path / "link" / "state", KEY)
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    store.assume("web", Assumed("a" * 32, "0" * 64))
+    assert store.values("web") == {"A": Secret(b"1")}
+    assert store.assumed("web") == Assumed("a" * 32, "0" * 64)
+
+
+def test_a_directory_that_is_a_link_is_taken_for_nothing(store: Store) -> None:
+    """A VM's directory below the state directory may be a link to another VM's: nothing in it counts."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    store.assume("web", Assumed("a" * 32, "0" * 64))
+    directory = store.vm_directory("web")
+    directory.rename(directory.with_name("away"))
+    directory.symlink_to("away")
+    again = Store(store.state, KEY)
+    assert again.current("web") is None
+    assert again.assumed("web") is None
+    with pytest.raises(StoreError):
+        again.values("web")

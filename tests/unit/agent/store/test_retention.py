@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
+from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import GENERATION_MAX, Secret
 from tests.support.generations import KEY, manifest, numbers, unbound
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_old_generations_are_pruned(store: Store) -> None:
@@ -60,3 +65,26 @@ def test_whole_generations_stay_after_the_agent_starts_anew(store: Store, key: C
         store.write(manifest(number, "A"), {"A": Secret(b"a")})
     Store(store.state, key).write(manifest(4, "A"), {"A": Secret(b"a")})
     assert numbers(store) == {2, 3, 4}
+
+
+def test_generations_that_are_known_to_be_whole_are_not_opened_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a new process opens the generations that are there, once. Other writes open none, of any VM."""
+    read: list[Path] = []
+
+    def counted(path: Path, *, limit: int, below: Path) -> bytes:
+        read.append(path)
+        return read_untrusted(path, limit=limit, below=below)
+
+    monkeypatch.setattr("credferry.agent.store.sealed_files.read_untrusted", counted)
+    for number in range(1, 6):
+        for vm in ("web", "db"):
+            store.write(manifest(number, vm=vm), {})
+    assert read == []
+    again = Store(store.state, KEY)
+    again.write(manifest(6), {})
+    generations = store.vm_directory("web") / "generations"
+    assert read == [generations / str(number) / "manifest" for number in (5, 4)]
+    again.write(manifest(7), {})
+    assert len(read) == 2
