@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
@@ -128,12 +129,15 @@ def test_a_file_that_was_sealed_under_another_name_is_refused(store: Store, file
 
 
 @pytest.mark.parametrize(
-    "target", ["/etc", "..", "generations", "generations/1/..", "../db/generations/1", "x/1"]
+    "target",
+    ["/etc", "..", "generations", "generations/1/..", "../db/generations/1", "x/1", "x/../generations/1"],
 )
 def test_current_leads_to_a_generation_of_the_vm_or_nowhere(store: Store, target: str) -> None:
-    """A link that leads anywhere else counts as none, even to what could be opened."""
+    """A link that leads anywhere else counts as none, even to a whole copy of the VM's generation."""
     store.write(manifest(1, "A"), {"A": Secret(b"1")})
     current = store.vm_directory("web") / "current"
+    for copy in ("x/1", "../db/generations/1"):
+        shutil.copytree(current.resolve(), current.parent / copy)
     current.unlink()
     current.symlink_to(target)
     assert store.current("web") is None
