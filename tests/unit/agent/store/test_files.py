@@ -136,6 +136,15 @@ def test_a_file_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"f": b"old"}
 
 
+def test_the_error_is_the_first_one(tmp_path: Path) -> None:
+    """Where nothing could be made beside the path, the error says why, and not that nothing was made."""
+    with pytest.raises(OSError, match="File name too long"):
+        point(tmp_path / "current", "x" * 5_000)
+    with descriptors(1), pytest.raises(OSError, match="Too many open files"):
+        replace_durably(tmp_path / "f", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_of_the_last_sync_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The change is in place then, and the error has the kernel's number and words."""
     failing_sync(monkeypatch, tmp_path)

@@ -294,3 +294,16 @@ def test_values_are_of_the_generation_that_is_asked_for(store: Store) -> None:
         store.write(manifest(number, "A"), {"A": Secret(value)})
     assert store.values("web", 1) == {"A": Secret(b"old")}
     assert store.values("web") == {"A": Secret(b"new")}
+
+
+def test_a_generation_can_be_sealed_before_it_takes_its_place(store: Store) -> None:
+    """For a new host key the agent seals elsewhere. What it moves into place then is a whole generation."""
+    store.write(manifest(1), {})
+    made = store.state / "made"
+    made.mkdir()
+    store.seal_files(made, manifest(2, "A"), {"A": Secret(CANARY)})
+    assert numbers(store) == {1}
+    made.rename(store.vm_directory("web") / "generations" / "2")
+    assert unbound(store.generation("web", 2)) == manifest(2, "A")
+    assert store.values("web", 2) == {"A": Secret(CANARY)}
+    assert unbound(store.current("web")) == manifest(1)

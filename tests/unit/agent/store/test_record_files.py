@@ -102,3 +102,12 @@ def test_records_are_read_in_terms_of_the_present_key(store: Store) -> None:
     assert other.in_present_terms("web", old) == old, "that was noted for another key"
     (store.vm_directory("web") / "renewed.json").unlink()
     assert store.renewed("web") == {old: new}, "the file is read once"
+
+
+def test_renewed_digests_are_known_as_they_were_written(store: Store) -> None:
+    """After the agent has written them, it does not read them again. Nobody else's change counts."""
+    digests = {"1" * 64: "2" * 64}
+    store.record_renewed("web", digests)
+    digests.clear()
+    (store.vm_directory("web") / "renewed.json").unlink()
+    assert store.renewed("web") == {"1" * 64: "2" * 64}
