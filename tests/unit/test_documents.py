@@ -128,3 +128,16 @@ def test_a_document_that_does_not_say_what_it_means(tmp_path: Path, text: str) -
     (tmp_path / "page.md").write_text(text)
     with pytest.raises(DocumentError, match=r"page\.md:1|page\.md:2"):
         steps(tmp_path / "page.md")
+
+
+def test_the_projects_own_terms_are_explained() -> None:
+    """CONTRIBUTING.md and the page on the architecture name the terms that docs/reference.md explains."""
+    table = (DOCS / "reference.md").read_text().partition("\n## Terms\n")[2].partition("\n## ")[0]
+    explained = re.findall(r"(?m)^\| ([a-z]+) \| [A-Z]", table)
+    for page, start in (
+        (ROOT / "CONTRIBUTING.md", "own terms are "),
+        (DOCS / "architecture.md", "the project means by "),
+    ):
+        named = re.search(rf"{start}([a-z,\s]+)[.;]", page.read_text())
+        assert named is not None, page
+        assert re.split(r",\s|\sand\s", named[1]) == explained, page
