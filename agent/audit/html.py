@@ -3,6 +3,8 @@
 
 The page has no script and refers to nothing outside itself. Its policy makes the browser block both. Every
 text from the journal is escaped and has no control characters, because a VM's unit may send any text.
+
+One job: the page. Its style, its drawing and its lists stand together, as they share names and measures.
 """
 
 from __future__ import annotations

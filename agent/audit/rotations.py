@@ -4,6 +4,8 @@
 All records of one change carry the id of its run. A rollback is an exception: its records name the run of
 the generation that the VM goes back to. Therefore the results of a restart belong to the restart's story,
 whatever generation the VM ends with.
+
+One job: from records to rotations. The rules are read together, and each depends on what the others leave.
 """
 
 from __future__ import annotations

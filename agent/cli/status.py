@@ -19,16 +19,15 @@ from credferry.agent.cli.common import (
     ConfigOption,
     JsonOption,
     VmOption,
-    cells,
     chosen,
     connect,
     fail_for_bad,
     look_untouched,
     print_json,
-    print_table,
     running_agent,
 )
 from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3339
+from credferry.agent.cli.status_views import print_rows, watched
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError
@@ -63,22 +62,6 @@ def status_row(vm: dict[str, Any]) -> StatusRow:
     )
 
 
-_HEADINGS = (
-    *("VM", "UNIT", "STATE", "SINCE", "PUBLISHED", "SEALED", "RUNNING", "SYSTEM"),
-    *("LAST RESULT", "REASON"),
-)
-_SHORT_HEADINGS = ("VM", "STATE", "SINCE", "SEALED", "RUNS", "SYSTEM", "REASON")
-"""For terminals: all of it fits into 80 columns where no reason is told."""
-_COLOURS = {
-    State.IN_STEP: "green",
-    State.RESTART_DUE: "yellow",
-    State.CHANGING: "yellow",
-    State.WAITING: "yellow",
-    State.REFUSED: "red",
-    State.FAILED: "red",
-    State.HALTED: "red",
-    State.NO_UNIT: "red",
-}
 _WATCH_SECONDS = 1.0
 
 
@@ -102,11 +85,7 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(rows)
         else:
-            is_terminal = sys.stdout.isatty()
-            print_table(
-                _SHORT_HEADINGS if is_terminal else _HEADINGS,
-                [_short_cells(row) if is_terminal else _cells(row) for row in rows],
-            )
+            print_rows(rows)
         if problem is not None:
             raise problem
         _fail_for_bad(config, rows)
@@ -228,46 +207,6 @@ def _system(text: str) -> Literal["current", "older"] | None:
             return None
 
 
-def _cells(row: StatusRow) -> list[str]:
-    return [
-        row.vm,
-        row.unit_state,
-        row.state.value,
-        _local(row.since),
-        row.published.digest or "-",
-        _generation(row.sealed),
-        _generation(row.running),
-        row.system or "-",
-        row.last_result or "-",
-        "; ".join(row.reasons),
-    ]
-
-
-def _short_cells(row: StatusRow) -> list[str]:
-    is_told = row.reasons or row.state is State.IN_STEP
-    return [
-        row.vm,
-        row.state.value,
-        _local(row.since),
-        str(row.sealed.generation) if row.sealed else "-",
-        str(row.running.generation) if row.running else "-",
-        row.system or "-",
-        "; ".join(row.reasons) if is_told else row.last_result or row.unit_state,
-    ]
-
-
-def _local(since: str | None) -> str:
-    if since is None:
-        return "-"
-    return datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _generation(cell: Generation | None) -> str:
-    if cell is None:
-        return "-"
-    return f"{cell.generation} ({cell.digest})" if cell.digest else str(cell.generation)
-
-
 def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
     if json or not sys.stdout.isatty():
         raise UsageError(
@@ -300,16 +239,3 @@ def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
 
 def _table(rows: list[StatusRow], note: str) -> Any:  # noqa: ANN401 (rich is not loaded where it is not needed)
     return watched(rows, note, datetime.now().astimezone())
-
-
-def watched(rows: list[StatusRow], note: str, now: datetime) -> Any:  # noqa: ANN401 (as above)
-    """The table that ``--watch`` shows, as rich's own type. ``note`` stands below it, after the time."""
-    from rich.table import Table  # noqa: PLC0415 (see above)
-
-    caption = cells([f"{now:%H:%M:%S}  {note}".strip()])[0]
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
-    for heading in _SHORT_HEADINGS:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*cells(_short_cells(row)), style=_COLOURS.get(row.state, ""))
-    return table

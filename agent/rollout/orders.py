@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
 from credferry.agent.audit.events import Event, Order
@@ -21,22 +20,18 @@ from credferry.agent.errors import (
     CredferryError,
     OrderError,
     StoreError,
-    UnsyncedStoreError,
     describe,
 )
 from credferry.agent.rollout import preconditions
+from credferry.agent.rollout.holding import hold, is_halted, retry
 from credferry.agent.rollout.operators import Operator, record
-from credferry.agent.store.locks import rollout_lock
-from credferry.agent.store.records import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.rollout.session import Session
-    from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager
 
 _log = structlog.get_logger()
@@ -236,43 +231,3 @@ class Orders:
         if self._session is None:
             raise OrderError("Busy", "the agent is starting", hint="ask again in a moment")
         return self._session
-
-
-def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: bool) -> str:
-    """Record the order to hold or release a VM, carry it out, return its run. Raises `StoreError`."""
-    run = record(audit, Order.HOLD if held else Order.RELEASE, vm, operator)
-    if store.is_held(vm.name) is not held:
-        unsynced: UnsyncedStoreError | None = None
-        try:
-            store.hold(vm.name, held=held)
-        except UnsyncedStoreError as error:  # it took effect all the same, so record it
-            unsynced = error
-        event = Event.HELD if held else Event.RELEASED
-        audit.record(event, f"{vm.name}: {event.label}", run=run, vm=vm.name, unit=vm.unit)
-        if unsynced is not None:
-            raise unsynced
-    return run
-
-
-def is_halted(store: Store, vm: VmConfig) -> bool:
-    """Whether a VM's restart was halted because another VM's restart failed."""
-    attempt = store.attempt(vm.name)
-    return attempt is not None and attempt.outcome is Outcome.HALTED
-
-
-def retry(store: Store, vm: VmConfig, run: str) -> None:
-    """Make the next check try a VM's failed rollout again.
-
-    The audit records of the new try are under ``run``, the run of the operator's order.
-
-    Raises `StoreError`, and `OrderError` if the VM is being restarted.
-    """
-    with store.lock(rollout_lock(vm.name), wait=False) as had:  # a restart in progress records its end first
-        if not had:
-            raise OrderError("Busy", f"{vm.name}: it is being restarted", hint="try again when that is done")
-        attempt = store.attempt(vm.name)
-        if attempt is not None:
-            again = msgspec.structs.replace(
-                attempt, outcome=Outcome.RETRY, reason="", by_operator=False, order=run
-            )
-            store.record_attempt(vm.name, again)

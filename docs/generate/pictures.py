@@ -24,7 +24,7 @@ from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import tell
 from credferry.agent.cli.audit_forms import story_lines
 from credferry.agent.cli.documents import Generation, Published, StatusRow
-from credferry.agent.cli.status import watched
+from credferry.agent.cli.status_views import watched
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
