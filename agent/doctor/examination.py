@@ -56,10 +56,9 @@ HOST_CHECKS: tuple[Check, ...] = (
     ("agent.process", units.check_process),
     ("agent.journal", units.check_journal),
     ("seal", units.check_seal),
-    ("host", host.check),
+    ("host.machine", host.check),
     ("host.journal", host.check_journal),
     ("host.swap", host.check_swap),
-    ("host.clock", host.check_clock),
 )
 """Checks of the host, in the chain's order. A check's findings have its name, or names below it."""
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The host: processor, journal, swap, clock."""
+"""What the host does to secrets and the audit: processor, journal and swap.
+
+Advice that concerns every host, such as to set the clock, does not belong here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor import probe, unit_files
-from credferry.agent.doctor.chain import AGENT
 from credferry.agent.doctor.finding import hint, ok, problem
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _JOURNALD: Final = "/etc/systemd/journald.conf.d/zz-credferry.conf"
 
 
 def check(_chain: Chain) -> Iterator[Finding]:
-    """Whether guests on this host can have SMBIOS strings, and whether /dev/kvm is there."""
+    """Whether guests on this host can have SMBIOS strings."""
     machine = os.uname().machine
     if machine == "x86_64":
         yield ok("host.machine", "x86_64: cloud-hypervisor makes SMBIOS tables")
@@ -32,13 +34,6 @@ def check(_chain: Chain) -> Iterator[Finding]:
             f"this host is {machine}",
             why="cloud-hypervisor makes SMBIOS tables on x86_64 only: guests get no OEM strings",
             remedy="run these VMs on x86_64",
-        )
-    if not Path("/dev/kvm").exists():
-        yield hint(
-            "host.kvm",
-            "there is no /dev/kvm",
-            why="cloud-hypervisor needs it",
-            remedy="enable virtualisation in the firmware, and load kvm_intel or kvm_amd",
         )
 
 
@@ -90,21 +85,6 @@ def check_swap(_chain: Chain) -> Iterator[Finding]:
         )
     else:
         yield ok("host.swap", "no unencrypted swap")
-
-
-def check_clock(_chain: Chain) -> Iterator[Finding]:
-    """Whether the clock is synchronised."""
-    said = dict(line.partition("=")[::2] for line in probe.quiet_lines("timedatectl", "show"))
-    if said.get("NTPSynchronized") == "no":
-        yield hint(
-            "host.clock",
-            "the clock is not synchronised",
-            why=f"the audit's times, restart windows and {AGENT}'s order of events go by it",
-            remedy="run a time service, such as systemd-timesyncd",
-            commands=["timedatectl set-ntp true"],
-        )
-    elif said:
-        yield ok("host.clock", "the clock is synchronised")
 
 
 def _is_safe(device: Path) -> bool:
