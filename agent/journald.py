@@ -20,10 +20,11 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from credferry.launcher.journal import SOCKET, serialized
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SOCKET = "/run/systemd/journal/socket"
 _STREAM = "/run/systemd/journal/stdout"
 _SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
@@ -40,7 +41,7 @@ class Sender:
     newest `_UNSENT_MAX` records are kept. Any thread may send.
     """
 
-    def __init__(self, path: str = _SOCKET) -> None:
+    def __init__(self, path: str = SOCKET) -> None:
         self._path = path
         self._unsent: deque[bytes] = deque(maxlen=_UNSENT_MAX)
         self._lock = threading.Lock()
@@ -58,7 +59,7 @@ class Sender:
 
         Returns whether this record and all earlier ones were sent. Raises nothing.
         """
-        record = b"".join(map(_serialized, fields))
+        record = serialized((name, value) for name, _, value in (each.partition("=") for each in fields))
         with self._lock:
             if record not in self._unsent:  # a record that is sent again may still be in the queue
                 self._unsent.append(record)
@@ -107,15 +108,6 @@ def reconnect_standard_error(identifier: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _serialized(field: str) -> bytes:
-    """A field in journald's native protocol (systemd docs/JOURNAL_NATIVE_PROTOCOL.md)."""
-    name, _, value = field.partition("=")
-    data = value.encode(errors="backslashreplace")
-    if b"\n" not in data:
-        return name.encode() + b"=" + data + b"\n"
-    return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
 
 
 def _send(peer: socket.socket, path: str, record: bytes) -> None:

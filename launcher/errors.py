@@ -17,7 +17,7 @@ def usage(message: str, hint: str) -> LaunchError:
 
 
 class Exit(enum.IntEnum):
-    """Exit statuses. ``RestartPreventExitStatus=`` names all but `LATER`: a retry helps only there."""
+    """Exit statuses. ``RestartPreventExitStatus=`` names `REFUSALS`, and so all but `LATER`."""
 
     USAGE = 64
     """The launcher's own arguments are wrong, or it does not know a cloud-hypervisor option."""
@@ -29,6 +29,9 @@ class Exit(enum.IntEnum):
     """A retry may succeed, so systemd makes one. The start needs room, memory, descriptors, or a store in
     the current form, which the agent makes when it starts."""
 
+
+REFUSALS: Final = (Exit.USAGE, Exit.CREDENTIALS, Exit.HYPERVISOR)
+"""Statuses after which another start helps only once an operator has corrected something."""
 
 _PASSING: Final = frozenset(
     {

@@ -2,8 +2,8 @@
 """The contract between agent and launcher: file names, manifest, stamp, and the form of an OEM string.
 
 The agent writes a generation of sealed credentials; PID 1 unseals it into the VM unit's credential
-directory; the launcher reads it there and leaves a stamp. This module is the only code that both sides
-share.
+directory; the launcher reads it there and leaves a stamp. Of the launcher, the agent imports only this
+module, `errors` and `journal`.
 
 One job: the contract. It stays in one file, as each further module costs every start of a VM an import.
 """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Records for journald, in its native protocol (systemd docs/JOURNAL_NATIVE_PROTOCOL.md).
 
-A VM starts even if the journal is unavailable: the launcher drops the record and reports no error.
+A VM starts even if the journal is unavailable: the launcher drops the record and reports no error. The agent
+uses only `SOCKET` and `serialized`.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ def send(
     path: str = SOCKET,
 ) -> None:
     """Send one record, or drop it if that fails. The caller must pass no field that holds a secret value."""
-    record = b"".join(
-        _field(key, value)
-        for key, value in [
+    record = serialized(
+        [
             ("MESSAGE", message),
             ("MESSAGE_ID", message_id),
             ("PRIORITY", str(priority)),
@@ -81,6 +81,11 @@ def send(
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as peer:
         peer.setblocking(False)
         peer.sendto(record, path)
+
+
+def serialized(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """A record of these fields, as journald's socket takes it."""
+    return b"".join(_field(key, value) for key, value in pairs)
 
 
 def _field(key: str, value: str) -> bytes:

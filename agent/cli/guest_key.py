@@ -14,7 +14,7 @@ from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
 from credferry.agent.cli.terminal import say
 from credferry.agent.config.loading import load
 from credferry.agent.errors import KeyFileError
-from credferry.agent.sealing.keys import create_key, hashed_machine_id, read_key
+from credferry.agent.sealing.keys import KEY_MODE, create_key, hashed_machine_id, read_key
 from credferry.agent.store.opening import guest_key_path
 from credferry.agent.store.ownership import as_owner_of
 from credferry.agent.untrusted import open_untrusted
@@ -66,13 +66,13 @@ def register(app: typer.Typer) -> None:
 
 def _copy(path: Path, output: Path) -> None:
     try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, KEY_MODE)
         with (
             os.fdopen(descriptor, "wb") as target,
             os.fdopen(open_untrusted(path, below=path.parent), "rb") as source,
         ):
             shutil.copyfileobj(source, target)
-            os.fchmod(descriptor, 0o400)
+            os.fchmod(descriptor, KEY_MODE)
             target.flush()
             os.fsync(descriptor)
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.doctor import launcher, probe, shell
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.launcher.errors import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,6 @@ _VERSION: Final = "--hypervisor-version"
 _OWN: Final = frozenset({"--real", _VERSION, "--vm"})
 _DEFAULT_HYPERVISOR: Final = "/usr/bin/cloud-hypervisor"
 """The hypervisor of a spec that names none."""
-_REFUSED: Final = (64, 65)
-"""The launcher's exit statuses for arguments, and for credentials or a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     if answer.returncode == 0:
         return Verdict(file)
     line = next(iter(reversed(answer.stderr.strip().splitlines())), "").removeprefix(f"{_LAUNCHER}: ")
-    if answer.returncode not in _REFUSED:
+    if answer.returncode not in {Exit.USAGE, Exit.CREDENTIALS}:
         raise UnseenError(line or f"{program} does not answer")
     what, _, remedy = line.rpartition(": ")
     return Verdict(file, what or line or "refused", remedy or "see docs/launcher.md")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.doctor.chain import SEAL
 from credferry.agent.doctor.finding import Severity
+from credferry.launcher.errors import REFUSALS
 from credferry.launcher.handoff import (
     CREDENTIAL_PREFIX,
     EVIDENCE_PARENT,
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from credferry.agent.config.model import VmConfig
-
-_REFUSALS: Final = (64, 65, 69)
-"""The launcher's exit statuses for faults that another start does not repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def _loads(unit: Mapping[str, Any], line: str) -> bool:
 
 def _prevents(unit: Mapping[str, Any], _line: str) -> bool:
     statuses, signals = unit["RestartPreventExitStatus"]
-    return set(_REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
+    return set(REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
 
 
 _EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
@@ -106,7 +104,7 @@ SETTINGS: Final = (
     Setting(
         "vm.restart-prevention",
         "Service",
-        f"RestartPreventExitStatus={' '.join(map(str, _REFUSALS))} SIGUSR2",
+        f"RestartPreventExitStatus={' '.join(map(str, REFUSALS))} SIGUSR2",
         _prevents,
         "what the launcher refuses is started again for ever, every few seconds",
     ),

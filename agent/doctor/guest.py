@@ -13,6 +13,7 @@ from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.launcher import wiring
 from credferry.agent.reconcile.desired import Desired, over_limit
+from credferry.agent.sealing.keys import KEY_MODE
 from credferry.agent.store.opening import guest_key_path
 from credferry.launcher.handoff import OEM_COUNT_MAX, Kind
 
@@ -73,7 +74,7 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             remedy=f"credferry guest-key create {vm.name} --machine-id ID; then give it to the guest",
         )
         return
-    if stat.S_IMODE(status.st_mode) != 0o400:  # noqa: PLR2004 (a mode)
+    if stat.S_IMODE(status.st_mode) != KEY_MODE:
         yield problem(
             "vm.guest-key.mode",
             f"{path} has mode {stat.S_IMODE(status.st_mode):04o}",

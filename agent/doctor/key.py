@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from credferry.agent.doctor.chain import AGENT, HOST_KEY
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.errors import KeyFileError
-from credferry.agent.sealing.keys import hashed_machine_id, read_key, read_machine_id
+from credferry.agent.sealing.keys import (
+    HEADER_SIZE,
+    KEY_MODE,
+    hashed_machine_id,
+    read_key,
+    read_machine_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +25,6 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
 
-_MODE = 0o400
-_HEADER_SIZE = 16
 _WHY = "PID 1 opens a VM's credentials with it: without, no VM starts"
 
 
@@ -60,7 +64,7 @@ def _file(chain: Chain, path: Path, machine_id: str) -> Finding:
             return problem(
                 "key", str(error), why=_WHY, remedy=f"{error.hint}; systemd follows no links here"
             )
-        if stat.S_IMODE(status.st_mode) != _MODE:
+        if stat.S_IMODE(status.st_mode) != KEY_MODE:
             return problem(
                 "key.mode",
                 str(error),
@@ -97,7 +101,7 @@ def _missing(chain: Chain, path: Path) -> Finding:
 def _foreign(path: Path, machine_id: str, error: KeyFileError) -> Finding:
     try:
         with path.open("rb") as file:
-            header = file.read(_HEADER_SIZE)
+            header = file.read(HEADER_SIZE)
     except PermissionError:
         raise UnseenError(str(path)) from None
     if header == hashed_machine_id(machine_id):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor.finding import hint, ok, problem
 from credferry.agent.reconcile.decision import State
+from credferry.launcher.errors import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _LOOP_MIN: Final = 3
 _SETTLED_SECONDS: Final = 60.0
-_REFUSALS: Final = {64, 65, 69}
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def _unit(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     status = unit.get("ExecMainStatus", 0)
     said = f"its main process ended with status {status}"
     if unit["ActiveState"] == "failed":
-        by = ", by the launcher's refusal" if status in _REFUSALS else ""
+        by = ", by the launcher's refusal" if status in REFUSALS else ""
         yield problem(
             "vm.failed",
             f"{vm.unit} has failed: {said}{by}",

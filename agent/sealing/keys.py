@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _APPLICATION_ID = bytes.fromhex("d3acecba0dad4cdfb8c9381528936c58")
-_HEADER_SIZE = 16
+HEADER_SIZE = 16
+"""Bytes that say which machine the key is for."""
 _DATA_MAX = 4096
 """systemd 252 and 257 abort on more, although they allow a file of 16 MiB."""
-_MODE = 0o400
+KEY_MODE = 0o400
+"""systemd uses a key file of no other mode."""
 KEY_DIGITS = 8
 """This many hex digits at the end of a digest show which host key made it."""
 
@@ -46,12 +48,12 @@ class CredentialKey:
     @classmethod
     def from_file_content(cls, content: bytes) -> CredentialKey:
         """The key in a whole ``credential.secret`` file. Raises `KeyFileError` for a wrong size."""
-        if not _HEADER_SIZE < len(content) <= _HEADER_SIZE + _DATA_MAX:
+        if not HEADER_SIZE < len(content) <= HEADER_SIZE + _DATA_MAX:
             raise KeyFileError(
-                f"a credential key file holds {_HEADER_SIZE + 1} to {_HEADER_SIZE + _DATA_MAX} bytes",
+                f"a credential key file holds {HEADER_SIZE + 1} to {HEADER_SIZE + _DATA_MAX} bytes",
                 hint="make one with: systemd-creds setup, or: credferry guest-key create",
             )
-        return cls(content[_HEADER_SIZE:])
+        return cls(content[HEADER_SIZE:])
 
     def derive(self, purpose: str) -> bytes:
         """32 bytes for one purpose. They reveal neither the key nor the bytes for another purpose."""
@@ -92,12 +94,12 @@ def hashed_machine_id(machine_id: str) -> bytes:
         raw = bytes.fromhex(digits)
     except ValueError:
         raw = b""
-    if len(raw) != _HEADER_SIZE or not any(raw):
+    if len(raw) != HEADER_SIZE or not any(raw):
         raise KeyFileError(
             f"{machine_id.strip()!r} is not a machine id",
             hint="give 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
         )
-    digest = bytearray(hmac.digest(raw, _APPLICATION_ID, "sha256")[:_HEADER_SIZE])
+    digest = bytearray(hmac.digest(raw, _APPLICATION_ID, "sha256")[:HEADER_SIZE])
     digest[6] = digest[6] & 0x0F | 0x40
     digest[8] = digest[8] & 0x3F | 0x80
     return bytes(digest)
@@ -123,7 +125,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise KeyFileError(f"{path}: not a regular file with one link", hint="restore it from a backup")
-        if stat.S_IMODE(status.st_mode) != _MODE:
+        if stat.S_IMODE(status.st_mode) != KEY_MODE:
             raise KeyFileError(
                 f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, systemd takes exactly 0400",
                 hint=f"see who could read it, then: chmod 0400 {path}",
@@ -133,7 +135,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
                 f"{path}: belongs to uid {status.st_uid}, who can read and replace it",
                 hint=f"see who that is, then: chown root:root {path}",
             )
-        content = os.read(descriptor, _HEADER_SIZE + _DATA_MAX + 1)
+        content = os.read(descriptor, HEADER_SIZE + _DATA_MAX + 1)
     except OSError as error:
         raise KeyFileError(
             f"{path}: cannot be read: {error.strerror}", hint="see the disk's health"
@@ -144,7 +146,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
         key = CredentialKey.from_file_content(content)
     except KeyFileError as error:
         raise KeyFileError(f"{path}: {error}", hint=error.hint) from None
-    if machine_id is not None and content[:_HEADER_SIZE] != hashed_machine_id(machine_id):
+    if machine_id is not None and content[:HEADER_SIZE] != hashed_machine_id(machine_id):
         raise KeyFileError(
             f"{path}: made for another machine id; systemd would delete it",
             hint="restore this host's own file, or move this one away and let a new one be made",
@@ -200,11 +202,11 @@ def create_key(path: Path, *, machine_id: str) -> None:
     except OSError as error:
         raise _cannot_make(path, error) from None
     try:
-        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _MODE)
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, KEY_MODE)
         with os.fdopen(descriptor, "wb") as file:
             file.write(header + os.urandom(_DATA_MAX))
             file.flush()
-            os.fchmod(descriptor, _MODE)
+            os.fchmod(descriptor, KEY_MODE)
             os.fsync(descriptor)
             os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=directory, follow_symlinks=True)
         os.fsync(directory)

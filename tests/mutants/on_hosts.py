@@ -44,7 +44,7 @@ ON_HOSTS: Final = (
     ),
     Protection(
         "a key file has the mode that systemd takes",
-        (Edit("agent/sealing/keys.py", "if stat.S_IMODE(status.st_mode) != _MODE:", "if False:"),),
+        (Edit("agent/sealing/keys.py", "if stat.S_IMODE(status.st_mode) != KEY_MODE:", "if False:"),),
         (f"{_BAD_INPUT}::test_a_key_that_others_can_read",),
     ),
     Protection(
@@ -52,7 +52,7 @@ ON_HOSTS: Final = (
         (
             Edit(
                 "agent/sealing/keys.py",
-                "if machine_id is not None and content[:_HEADER_SIZE] != hashed_machine_id(machine_id):",
+                "if machine_id is not None and content[:HEADER_SIZE] != hashed_machine_id(machine_id):",
                 "if False:",
             ),
         ),
