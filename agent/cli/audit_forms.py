@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What ``credferry audit`` prints: stories, records and periods, for people, as JSON, and as CSV."""
+"""What ``credferry audit`` prints: stories, records and periods, for people, as JSON, and as CSV.
+
+The rows of `documents` describe JSON, its schema and the columns of CSV.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +11,67 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.periods import Period
 from credferry.agent.audit.records import Record
-from credferry.agent.audit.rotations import Ordered, Rotation, Story, describe_revert
+from credferry.agent.audit.rotations import Ordered, Rotation, Step, Story, describe_revert
+from credferry.agent.cli.documents import (
+    ChangeRow,
+    Document,
+    EarlierRow,
+    OrderedRow,
+    PeriodRow,
+    RecordRow,
+    RotationRow,
+    StepRow,
+)
 from credferry.agent.printable import cell
 
 SHORT = 12
 """Digits of a fingerprint that people are shown; 48 bits tell a host's values apart."""
 
-RECORD_COLUMNS = (
-    "time", "run", "event", "vm", "unit", "generation", "fingerprints", "credentials", "channel", "sequence",
-    "message", "order", "caller", "caller_uid", "reason",
-)  # fmt: skip
-PERIOD_COLUMNS = (
-    "vm", "credential", "fingerprint", "generation", "from", "to", "seconds", "ended_by", "guest_ready",
-    "unit", "channel", "run",
-)  # fmt: skip
-ROTATION_COLUMNS = (
-    "vm", "run", "generation", "began", "ended", "seconds", "outcome", "changed", "reverted", "published",
-    "sealed", "restart_asked", "launched", "guest_ready", "restarted", "order", "caller", "caller_uid",
-    "reason",
-)  # fmt: skip
+_SEVERAL: Final = {
+    "changed": ("changed", "reverted"),
+    "steps": ("published", "sealed", "restart_asked", "launched", "guest_ready", "restarted"),
+    "later": (),
+    "ordered": OrderedRow.__struct_fields__,
+}
+"""Fields of a row that are not one cell each, and their columns."""
 
 
-def record_row(record: Record) -> dict[str, Any]:
-    """A record as JSON has it."""
-    return {
-        "time": record.time.isoformat(),
-        "event": record.event.label,
-        "vm": record.vm,
-        "unit": record.unit,
-        "run": record.run,
-        "generation": record.generation,
-        "fingerprints": dict(record.fingerprints),
-        "credentials": list(record.credentials),
-        "channel": record.channel,
-        "sequence": record.sequence,
-        "message": record.message,
-        "ordered": _ordered_row(Ordered(record.order, record.caller, record.caller_uid, record.reason))
-        if record.event is Event.ORDERED
-        else None,
-    }
+def columns(kind: type[Document], first: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The columns of CSV for a kind of row: its fields in their order, but some of them first."""
+    fields = [field.encode_name for field in msgspec.structs.fields(kind)]
+    names = [column for field in fields for column in _SEVERAL.get(field, (field,))]
+    return (*first, *(name for name in names if name not in first))
 
 
-def record_cells(row: dict[str, Any]) -> list[Any]:
-    """Such a record as CSV has it."""
-    several = {
-        "fingerprints": " ".join(f"{name}:{each}" for name, each in row["fingerprints"].items()),
-        "credentials": " ".join(row["credentials"]),
-    }
-    cells = row | several | (row["ordered"] or _NO_ORDER)
-    return [cells[column] for column in RECORD_COLUMNS]
+RECORD_COLUMNS: Final = columns(RecordRow, ("time", "run"))
+PERIOD_COLUMNS: Final = columns(PeriodRow)
+ROTATION_COLUMNS: Final = columns(RotationRow)
+
+
+def record_row(record: Record) -> RecordRow:
+    """A record as a row."""
+    ordered = Ordered(record.order, record.caller, record.caller_uid, record.reason)
+    return RecordRow(
+        time=record.time.isoformat(),
+        event=record.event.label,
+        vm=record.vm,
+        unit=record.unit,
+        run=record.run,
+        generation=record.generation,
+        fingerprints=dict(record.fingerprints),
+        credentials=list(record.credentials),
+        channel=record.channel,
+        sequence=record.sequence,
+        message=record.message,
+        ordered=_ordered_row(ordered) if record.event is Event.ORDERED else None,
+    )
 
 
 def record_line(record: Record) -> str:
@@ -69,88 +79,64 @@ def record_line(record: Record) -> str:
     return f"{_moment(record.time)}  {record.run[:8] or '-':<8}  {record.event.label:<15}  {record.message}"
 
 
-def period_rows(periods: Sequence[Period], credential: str | None = None) -> Iterator[dict[str, Any]]:
+def period_rows(periods: Sequence[Period], credential: str | None = None) -> Iterator[PeriodRow]:
     """One row for each credential that a VM ran, from when to when."""
     for period in periods:
         for name, fingerprint in period.fingerprints.items():
             if credential in {None, name}:
-                yield {
-                    "vm": period.vm,
-                    "credential": name,
-                    "fingerprint": fingerprint or None,
-                    "generation": period.generation,
-                    "from": period.begin.isoformat(),
-                    "to": period.end.isoformat() if period.end else None,
-                    "seconds": (period.end - period.begin).total_seconds() if period.end else None,
-                    "ended_by": period.ended_by or None,
-                    "guest_ready": period.ready.isoformat() if period.ready else None,
-                    "unit": period.unit,
-                    "channel": period.channel,
-                    "run": period.run,
-                }
+                yield PeriodRow(
+                    vm=period.vm,
+                    credential=name,
+                    fingerprint=fingerprint or None,
+                    generation=period.generation,
+                    begin=period.begin.isoformat(),
+                    end=period.end.isoformat() if period.end else None,
+                    seconds=(period.end - period.begin).total_seconds() if period.end else None,
+                    ended_by=period.ended_by or None,
+                    guest_ready=period.ready.isoformat() if period.ready else None,
+                    unit=period.unit,
+                    channel=period.channel,
+                    run=period.run,
+                )
 
 
-def period_line(row: dict[str, Any]) -> list[str]:
+def period_line(row: PeriodRow) -> list[str]:
     """Such a row as people are shown it."""
     return [
-        row["vm"],
-        row["credential"],
-        (row["fingerprint"] or "unknown")[:SHORT],
-        str(row["generation"]),
-        _moment(datetime.fromisoformat(row["from"])),
-        _moment(datetime.fromisoformat(row["to"])) if row["to"] else "now",
-        row["ended_by"] or "runs",
+        row.vm,
+        row.credential,
+        (row.fingerprint or "unknown")[:SHORT],
+        str(row.generation),
+        _moment(datetime.fromisoformat(row.begin)),
+        _moment(datetime.fromisoformat(row.end)) if row.end else "now",
+        row.ended_by or "runs",
     ]
 
 
-def rotation_row(rotation: Rotation) -> dict[str, Any]:
-    """A rotation as JSON has it."""
-    return {
-        "vm": rotation.vm,
-        "run": rotation.run,
-        "generation": rotation.generation,
-        "began": rotation.began.isoformat(),
-        "ended": rotation.ended.isoformat(),
-        "seconds": round(rotation.seconds, 6),
-        "outcome": rotation.outcome.value,
-        "changed": [
-            {
-                "credential": name,
-                "fingerprint": fingerprint,
-                "reverted_to": {
-                    "generation": rotation.reverted[name].generation,
-                    "time": rotation.reverted[name].time.isoformat(),
-                }
-                if name in rotation.reverted
+def rotation_row(rotation: Rotation) -> RotationRow:
+    """A rotation as a row."""
+    return RotationRow(
+        vm=rotation.vm,
+        run=rotation.run,
+        generation=rotation.generation,
+        began=rotation.began.isoformat(),
+        ended=rotation.ended.isoformat(),
+        seconds=round(rotation.seconds, 6),
+        outcome=rotation.outcome.value,
+        changed=[
+            ChangeRow(
+                credential=name,
+                fingerprint=fingerprint,
+                reverted_to=EarlierRow(generation=earlier.generation, time=earlier.time.isoformat())
+                if (earlier := rotation.reverted.get(name))
                 else None,
-            }
+            )
             for name, fingerprint in rotation.changed.items()
         ],
-        "steps": [_step_row(rotation, step.time, step.label, step.text) for step in rotation.steps],
-        "later": [_step_row(rotation, step.time, step.label, step.text) for step in rotation.later],
-        "ordered": _ordered_row(rotation.ordered) if rotation.ordered is not None else None,
-    }
-
-
-def rotation_cells(rotation: Rotation) -> list[Any]:
-    """A rotation as CSV has it; of a step that came more than once, the last."""
-    moments = {step.label: step.time.isoformat() for step in rotation.steps}
-    return [
-        rotation.vm,
-        rotation.run,
-        rotation.generation,
-        rotation.began.isoformat(),
-        rotation.ended.isoformat(),
-        f"{rotation.seconds:.6f}",
-        rotation.outcome.value,
-        " ".join(f"{name}:{fingerprint}" for name, fingerprint in rotation.changed.items()),
-        " ".join(f"{name}:{earlier.generation}" for name, earlier in rotation.reverted.items()),
-        *(
-            moments.get(label, "")
-            for label in ("published", "sealed", "restart asked", "launched", "guest ready", "restarted")
-        ),
-        *(_ordered_row(rotation.ordered) if rotation.ordered is not None else _NO_ORDER).values(),
-    ]
+        steps=[_step_row(rotation, step) for step in rotation.steps],
+        later=[_step_row(rotation, step) for step in rotation.later],
+        ordered=_ordered_row(rotation.ordered) if rotation.ordered is not None else None,
+    )
 
 
 def story_lines(story: Story) -> Iterator[str]:
@@ -168,15 +154,46 @@ def story_lines(story: Story) -> Iterator[str]:
         yield from _run_lines(run, [part[2] for part in group])
 
 
-def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print CSV (RFC 4180) with a line of names first."""
-    write_rows([columns])
-    write_rows(rows)
+def write_csv(names: Sequence[str], rows: Iterable[Document]) -> None:
+    """Print CSV (RFC 4180): the names of columns, and rows."""
+    _write([names])
+    write_rows(names, rows)
 
 
-def write_rows(rows: Iterable[Sequence[Any]]) -> None:
+def write_rows(names: Sequence[str], rows: Iterable[Document]) -> None:
     """Print rows of CSV."""
+    _write(_cells(names, row) for row in rows)
+
+
+def _write(rows: Iterable[Sequence[Any]]) -> None:
     csv.writer(sys.stdout).writerows(map(cell, row) for row in rows)
+
+
+def _cells(names: Sequence[str], row: Document) -> list[Any]:
+    """The cells of a row in these columns; of a step that came more than once, the last."""
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(row):
+        value = getattr(row, field.name)
+        match field.encode_name:
+            case "fingerprints":
+                found["fingerprints"] = " ".join(f"{name}:{each}" for name, each in value.items())
+            case "credentials":
+                found["credentials"] = " ".join(value)
+            case "changed":
+                found["changed"] = " ".join(f"{each.credential}:{each.fingerprint}" for each in value)
+                found["reverted"] = " ".join(
+                    f"{each.credential}:{each.reverted_to.generation}" for each in value if each.reverted_to
+                )
+            case "steps":
+                moments = {step.event.replace(" ", "_"): step.time for step in value}
+                found |= {name: moments.get(name) for name in _SEVERAL["steps"]}
+            case "ordered" if value is not None:
+                found |= msgspec.structs.asdict(value)
+            case name:
+                found[name] = value
+    if isinstance(row, RotationRow):
+        found["seconds"] = f"{row.seconds:.6f}"
+    return [found.get(name) for name in names]
 
 
 def _run_lines(run: str, parts: Sequence[Rotation | Record]) -> Iterator[str]:
@@ -206,21 +223,19 @@ def _rotation_lines(rotation: Rotation) -> Iterator[str]:
         yield f"    {_moment(step.time)}  {step.label}: {step.text}"
 
 
-def _ordered_row(ordered: Ordered) -> dict[str, Any]:
-    return {
-        "order": ordered.order,
-        "caller": ordered.caller,
-        "caller_uid": ordered.uid,
-        "reason": ordered.reason,
-    }
+def _ordered_row(ordered: Ordered) -> OrderedRow:
+    return OrderedRow(
+        order=ordered.order, caller=ordered.caller, caller_uid=ordered.uid, reason=ordered.reason
+    )
 
 
-_NO_ORDER = _ordered_row(Ordered("", "", None, ""))
-
-
-def _step_row(rotation: Rotation, time: datetime, label: str, text: str) -> dict[str, Any]:
-    offset = round((time - rotation.began).total_seconds(), 6)
-    return {"time": time.isoformat(), "offset_seconds": offset, "event": label, "message": text}
+def _step_row(rotation: Rotation, step: Step) -> StepRow:
+    return StepRow(
+        time=step.time.isoformat(),
+        offset_seconds=round((step.time - rotation.began).total_seconds(), 6),
+        event=step.label,
+        message=step.text,
+    )
 
 
 def _moment(time: datetime) -> str:

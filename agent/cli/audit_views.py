@@ -8,7 +8,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 
 from credferry.agent.audit import chain, history, records
@@ -26,6 +28,11 @@ from credferry.agent.errors import ExitStatus, KeyFileError, StoreError
 from credferry.agent.printable import json_text
 from credferry.agent.sealing.keys import read_key, read_machine_id
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from credferry.agent.cli.documents import Document
+
 
 @dataclass(frozen=True, slots=True)
 class Views:
@@ -42,11 +49,7 @@ class Views:
     def story(self) -> None:
         """Each rotation as one story."""
         story, _ = self._story()
-        if self.form == "json":
-            print_json([forms.rotation_row(each) for each in story.rotations])
-        elif self.form == "csv":
-            forms.write_csv(forms.ROTATION_COLUMNS, map(forms.rotation_cells, story.rotations))
-        else:
+        if not self._print(forms.ROTATION_COLUMNS, map(forms.rotation_row, story.rotations)):
             for line in forms.story_lines(story):
                 say(line)
 
@@ -54,12 +57,7 @@ class Views:
         """One record after the other."""
         records = [each for each in history.read(self.directory) if self._has(each)]
         self._know(records)
-        rows = (forms.record_row(each) for each in records)
-        if self.form == "json":
-            print_json(list(rows))
-        elif self.form == "csv":
-            forms.write_csv(forms.RECORD_COLUMNS, (forms.record_cells(each) for each in rows))
-        else:
+        if not self._print(forms.RECORD_COLUMNS, map(forms.record_row, records)):
             for each in records:
                 say(forms.record_line(each))
 
@@ -72,9 +70,9 @@ class Views:
             if not self._has(record):
                 return
             if self.form == "json":  # a document a line: the whole is never complete
-                say(json_text(forms.record_row(record)))
+                say(json_text(msgspec.to_builtins(forms.record_row(record))))
             elif self.form == "csv":
-                forms.write_rows([forms.record_cells(forms.record_row(record))])
+                forms.write_rows(forms.RECORD_COLUMNS, [forms.record_row(record)])
             else:
                 say(forms.record_line(record))
             sys.stdout.flush()
@@ -88,11 +86,7 @@ class Views:
         """Which VM ran which fingerprint of which secret, from when to when."""
         _, found = self._story()
         rows = list(forms.period_rows(found, self.credential))
-        if self.form == "json":
-            print_json(rows)
-        elif self.form == "csv":
-            forms.write_csv(forms.PERIOD_COLUMNS, (list(row.values()) for row in rows))
-        else:
+        if not self._print(forms.PERIOD_COLUMNS, rows):
             headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM (UTC)", "TO (UTC)", "END"]
             print_table(headings, map(forms.period_line, rows))
 
@@ -146,6 +140,14 @@ class Views:
                 say(f"ok: {verdict.checked} records, none removed, edited, added or moved")
         if verdict.findings:
             raise typer.Exit(ExitStatus.FAILED)
+
+    def _print(self, columns: Sequence[str], rows: Iterable[Document]) -> bool:
+        """Print rows as JSON or CSV. Returns whether one of these is asked for."""
+        if self.form == "json":
+            print_json(list(rows))
+        elif self.form == "csv":
+            forms.write_csv(columns, rows)
+        return bool(self.form)
 
     def _story(self) -> tuple[Story, list[Period]]:
         """What was asked for, out of the whole: an old value can only be known by what was long before."""

@@ -18,11 +18,11 @@ Name = Annotated[str, msgspec.Meta(description="The VM, as the configuration nam
 Unit = Annotated[str, msgspec.Meta(description="Its systemd unit.")]
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A document of exactly these fields."""
 
 
-class Published(_Document, frozen=True):
+class Published(Document, frozen=True):
     """What is published for a VM. The agent tells nobody: its answers have nothing here."""
 
     digest: Annotated[str | None, msgspec.Meta(description="Identifies all of it; null if unknown.")]
@@ -32,7 +32,7 @@ class Published(_Document, frozen=True):
     ]
 
 
-class Generation(_Document, frozen=True):
+class Generation(Document, frozen=True):
     """A generation of a VM's credentials."""
 
     generation: int
@@ -44,7 +44,7 @@ class Generation(_Document, frozen=True):
     ]
 
 
-class StatusRow(_Document, frozen=True):
+class StatusRow(Document, frozen=True):
     """The state of a VM."""
 
     vm: Name
@@ -67,7 +67,7 @@ class StatusRow(_Document, frozen=True):
     reasons: Annotated[list[str], msgspec.Meta(description="Why it is not in step.")]
 
 
-class PlanRow(_Document, frozen=True):
+class PlanRow(Document, frozen=True):
     """What a check would do about a VM now."""
 
     vm: Name
@@ -76,7 +76,7 @@ class PlanRow(_Document, frozen=True):
     reasons: Annotated[list[str], msgspec.Meta(description="Why it would do no more.")]
 
 
-class SyncRow(_Document, frozen=True):
+class SyncRow(Document, frozen=True):
     """The result for a VM."""
 
     vm: Name
@@ -85,7 +85,7 @@ class SyncRow(_Document, frozen=True):
     reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
 
 
-class OrderRow(_Document, frozen=True):
+class OrderRow(Document, frozen=True):
     """The result of an operator's order for a VM."""
 
     vm: Name
@@ -94,7 +94,7 @@ class OrderRow(_Document, frozen=True):
     reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
 
 
-class CheckRow(_Document, frozen=True):
+class CheckRow(Document, frozen=True):
     """One credential that a VM gets."""
 
     vm: Name
@@ -111,7 +111,7 @@ Moment = Annotated[str, msgspec.Meta(description="RFC 3339, in UTC.")]
 Run = Annotated[str, msgspec.Meta(description="The id of the change: CREDFERRY_RUN in the journal.")]
 
 
-class StepRow(_Document, frozen=True):
+class StepRow(Document, frozen=True):
     """One moment of a rotation."""
 
     time: Moment
@@ -122,14 +122,14 @@ class StepRow(_Document, frozen=True):
     message: str
 
 
-class EarlierRow(_Document, frozen=True):
+class EarlierRow(Document, frozen=True):
     """When a value was sealed before."""
 
     generation: int | None
     time: Moment
 
 
-class ChangeRow(_Document, frozen=True):
+class ChangeRow(Document, frozen=True):
     """A credential that a rotation changed."""
 
     credential: str
@@ -137,7 +137,7 @@ class ChangeRow(_Document, frozen=True):
     reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a new value.")]
 
 
-class OrderedRow(_Document, frozen=True):
+class OrderedRow(Document, frozen=True):
     """What an operator ordered."""
 
     order: Annotated[str, msgspec.Meta(description="The verb, such as rotate.")]
@@ -148,7 +148,7 @@ class OrderedRow(_Document, frozen=True):
     reason: Annotated[str, msgspec.Meta(description="What the user gave as the reason; empty for none.")]
 
 
-class RotationRow(_Document, frozen=True):
+class RotationRow(Document, frozen=True):
     """What one change, or one order, did to one VM."""
 
     vm: Name
@@ -166,7 +166,7 @@ class RotationRow(_Document, frozen=True):
     ]
 
 
-class RecordRow(_Document, frozen=True):
+class RecordRow(Document, frozen=True):
     """One record of the audit."""
 
     time: Moment
@@ -185,7 +185,7 @@ class RecordRow(_Document, frozen=True):
     ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null if this is no operator's order.")]
 
 
-class PeriodRow(_Document, frozen=True):
+class PeriodRow(Document, frozen=True):
     """A credential that a VM ran, from one start to its end."""
 
     vm: Name
@@ -204,7 +204,7 @@ class PeriodRow(_Document, frozen=True):
     run: Run
 
 
-DOCUMENTS: dict[str, type[_Document]] = {
+DOCUMENTS: dict[str, type[Document]] = {
     "status": StatusRow,
     "plan": PlanRow,
     "sync": SyncRow,

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -26,6 +27,8 @@ from credferry.agent.printable import cell, json_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from credferry.agent.cli.documents import Document
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 TEXT = st.text(st.characters(), max_size=20)  # with surrogates, which stand for bytes that are no text
@@ -131,15 +134,15 @@ def test_every_form_of_the_audit(past: Sequence[Record], text: str) -> None:
         lambda: print_json([forms.rotation_row(each) for each in story.rotations]),
         lambda: print_json(record_rows),
         lambda: print_json(period_rows),
-        lambda: say(json_text(record_rows[0])),
+        lambda: say(json_text(msgspec.to_builtins(record_rows[0]))),
     )
     for show in for_people:
         assert_harmless(shown(show))
     assert_harmless(page(story, ran))
-    tables = (
-        (forms.ROTATION_COLUMNS, map(forms.rotation_cells, story.rotations)),
-        (forms.RECORD_COLUMNS, map(forms.record_cells, record_rows)),
-        (forms.PERIOD_COLUMNS, (list(row.values()) for row in period_rows)),
+    tables: tuple[tuple[Sequence[str], Sequence[Document]], ...] = (
+        (forms.ROTATION_COLUMNS, [forms.rotation_row(each) for each in story.rotations]),
+        (forms.RECORD_COLUMNS, record_rows),
+        (forms.PERIOD_COLUMNS, period_rows),
     )
     for columns, rows in tables:
         table = shown(lambda columns=columns, rows=rows: forms.write_csv(columns, rows))  # type: ignore[misc]  # defaults bind them
