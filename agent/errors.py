@@ -33,7 +33,8 @@ class ExitStatus(enum.IntEnum):
 class CredferryError(Exception):
     """An error that ends a verb. The text names the object and the limit; ``hint`` says what to do.
 
-    Neither ever holds a secret value or the length of one.
+    ``hint`` is empty if the text comes from another process and ends with the hint. Neither ever holds a
+    secret value or the length of one.
     """
 
     status: ClassVar[ExitStatus] = ExitStatus.FAILED

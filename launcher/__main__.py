@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -225,7 +226,11 @@ def _own_name(argv: tuple[str, ...]) -> str | None:
 def _report(error: LaunchError, manifests: list[Manifest], *, quiet: bool) -> None:
     message = str(error.args[0])
     sys.stderr.write(f"credferry-launch: {message}: {error.hint}\n")
-    if not quiet:
+    if quiet:
+        # For programs: both texts may contain ": ".
+        answer = json.dumps({"refused": message, "hint": error.hint})
+        sys.stdout.write(f"{answer}\n")
+    else:
         journal.send(
             f"The VM was not started: {message}: {error.hint}",
             message_id=MESSAGE_ID_LAUNCH_REFUSED,

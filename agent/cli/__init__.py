@@ -15,7 +15,7 @@ from pathlib import Path
 
 from credferry.agent import hardening
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE
-from credferry.agent.errors import CredferryError, ExitStatus, place
+from credferry.agent.errors import CredferryError, ExitStatus, describe, place
 from credferry.agent.printable import printable
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     try:
         _run(sys.argv[1:])
     except CredferryError as error:
-        _fail(f"{error}: {error.hint}", error.status)
+        _fail(describe(error), error.status)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitStatus.OK)

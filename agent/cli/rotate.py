@@ -25,7 +25,7 @@ from credferry.agent.cli.common import (
 from credferry.agent.cli.documents import OrderRow
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
-from credferry.agent.errors import CredferryError, OrderError, VmError
+from credferry.agent.errors import CredferryError, OrderError, VmError, describe
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _order(file: Path, names: list[str], order: Order, reason: str, *, json: boo
         _print(rows, json=json)
     if refusals:
         more = f"; and {len(refusals) - 1} more VMs refuse it, see credferry status" if refusals[1:] else ""
-        raise VmError(str(refusals[0]), hint=f"{refusals[0].hint}{more}")
+        raise VmError(f"{describe(refusals[0])}{more}", hint="")
     fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
 
 
@@ -97,7 +97,6 @@ def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> Or
     found = agent.carry_out(order, vm.name, reason)
     state = State(found["State"])
     if found["OrderResult"] and state is not State.FAILED:
-        message, _, hint = found["OrderResult"].rpartition(": ")
-        raise VmError(message, hint=hint)
+        raise VmError(found["OrderResult"], hint="")  # the agent's text ends with its hint
     reason = found["OrderResult"] or "; ".join(found["Reasons"])
     return OrderRow(vm=vm.name, state=state, generation=found["Running"], reason=reason)

@@ -30,7 +30,7 @@ from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3
 from credferry.agent.cli.status_views import print_rows, watched
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
-from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError
+from credferry.agent.errors import CredferryError, KeyFileError, UsageError, VmError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
@@ -130,7 +130,7 @@ def _without_key(file: Path, names: list[str] | None, error: KeyFileError) -> li
     store = Store(Path(config.state_directory), CredentialKey(os.urandom(32)))
     manager = connect()
     try:
-        refused = Refused((f"{error}: {error.hint}",))
+        refused = Refused((describe(error),))
         look = Observer(config, store).look_at(refused, chosen(config, names), manager)
     finally:
         manager.close()
@@ -222,9 +222,9 @@ def _watch(file: Path, names: list[str] | None, *, json: bool) -> None:
             while True:
                 try:
                     rows, problem = (_by_agent(agent, names), None) if agent else _rows(file, names)
-                    note = f"{problem}: {problem.hint}" if problem is not None else ""
+                    note = describe(problem) if problem is not None else ""
                 except CredferryError as error:
-                    rows, note = [], f"{error}: {error.hint}"
+                    rows, note = [], describe(error)
                     if agent is not None:
                         agent.close()
                     agent = running_agent(None)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, remote_error
 from credferry.agent.bus.names import BUS, ERROR_PREFIX, MANAGER_INTERFACE, PROPERTIES_INTERFACE
-from credferry.agent.control.interface import AGENT_INTERFACE, ERRORS, NAME, PATH, VM_INTERFACE, vm_path
+from credferry.agent.control.interface import (
+    AGENT_INTERFACE,
+    ERRORS,
+    INTERNAL,
+    NAME,
+    PATH,
+    VM_INTERFACE,
+    vm_path,
+)
 from credferry.agent.errors import AgentError, BusError, CredferryError, OrderError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.status import UNDER_WAY
@@ -176,9 +184,8 @@ def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has n
     if not name.startswith(ERROR_PREFIX):
         return BusError(f"the agent does not answer: {text}", hint=_LOOK_AT_UNIT)
     kind = name.removeprefix(ERROR_PREFIX)
-    message, _, hint = text.rpartition(": ")
-    if not message:
-        message, hint = text, "see: credferry status"
+    # The agent's text ends with its hint, as an error on the bus has only one text.
+    hint = "see: credferry status" if kind == INTERNAL else ""
     if kind in ERRORS:
-        return ERRORS[kind](message, hint=hint)
-    return OrderError(kind, message, hint=hint)
+        return ERRORS[kind](text, hint=hint)
+    return OrderError(kind, text, hint=hint)

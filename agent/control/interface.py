@@ -17,6 +17,8 @@ ERRORS: dict[str, type[CredferryError]] = {
     "Systemd": BusError,
 }
 """Names after the prefix, for errors without a ``kind`` attribute; an `OrderError` has one."""
+INTERNAL = "Internal"
+"""The name after the prefix for an unexpected error."""
 
 _CONSTANT = '<annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>'
 

@@ -13,6 +13,7 @@ from credferry.agent.bus.published import Caller, ServedError, signal
 from credferry.agent.control.interface import (
     AGENT_XML,
     ERRORS,
+    INTERNAL,
     VM_INTERFACE,
     VM_PROPERTIES,
     VM_XML,
@@ -163,7 +164,7 @@ def _served(word: Callable[[], _T]) -> _T:
         kind = next((name for name, each in ERRORS.items() if isinstance(error, each)), "Failed")
         raise ServedError(ERROR_PREFIX + kind, describe(error)) from None
     except Exception as error:  # noqa: BLE001 (an exception's own text may quote a value; its place may not)
-        raise ServedError(f"{ERROR_PREFIX}Internal", place(error)) from None
+        raise ServedError(ERROR_PREFIX + INTERNAL, place(error)) from None
 
 
 def vm_properties(vm: VmStatus) -> dict[str, Any]:

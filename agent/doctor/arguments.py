@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.doctor import launcher, probe, shell
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor.refusal import refusal
 from credferry.launcher.errors import Exit
 
 if TYPE_CHECKING:
@@ -136,11 +137,10 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     answer = probe.run(str(trust(Path(program))), *words, user=user)
     if answer.returncode == 0:
         return Verdict(file)
-    line = next(iter(reversed(answer.stderr.strip().splitlines())), "").removeprefix(f"{_LAUNCHER}: ")
+    refused = refusal(answer)
     if answer.returncode not in {Exit.USAGE, Exit.CREDENTIALS}:
-        raise UnseenError(line or f"{program} does not answer")
-    what, _, remedy = line.rpartition(": ")
-    return Verdict(file, what or line or "refused", remedy or "see docs/launcher.md")
+        raise UnseenError(refused.what or f"{program} does not answer")
+    return Verdict(file, refused.what or "refused", refused.remedy)
 
 
 def _of_script(file: Path, trust: _Trust) -> _Call:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.launcher import wiring
-from credferry.agent.reconcile.desired import Desired, over_limit
+from credferry.agent.reconcile.desired import Desired, Excess, over_limit
 from credferry.agent.sealing.keys import KEY_MODE
 from credferry.agent.store.opening import guest_key_path
 from credferry.launcher.handoff import OEM_COUNT_MAX, Kind
@@ -40,10 +40,9 @@ def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     limit = over_limit(vm, wanted, other)
     strings = sum(wanted.delivery.is_oem(vm.kind(name)) for name in wanted.values)
     if strings > OEM_COUNT_MAX:
-        limit = f"{strings} OEM strings, and SMBIOS takes {OEM_COUNT_MAX}: pass fewer"
+        limit = Excess(f"{strings} OEM strings, and SMBIOS takes {OEM_COUNT_MAX}", "pass fewer")
     if limit is not None:
-        what, _, remedy = limit.rpartition(": ")
-        yield problem("vm.budget", what, vm=vm.name, why=why, remedy=remedy)
+        yield problem("vm.budget", limit.message, vm=vm.name, why=why, remedy=limit.hint)
     elif over_limit(vm, wanted, other + most // 10) is not None:
         yield hint(
             "vm.budget",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor.refusal import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,13 +147,13 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         program, *asked, "--explain", *behind, user=unit.get("User") or "", directory=found.directory
     )
     if answer.returncode != 0:
-        what, _, remedy = _last_line(answer.stderr).removeprefix(f"{_LAUNCHER}: ").rpartition(": ")
+        refused = refusal(answer)
         yield problem(
             "vm.hypervisor",
-            what or f"{found.launcher} refuses the VM",
+            refused.what or f"{found.launcher} refuses the VM",
             vm=vm.name,
             why="the VM's next start would be refused",
-            remedy=remedy or "see docs/launcher.md",
+            remedy=refused.remedy,
         )
         return
     version = _version(answer.stdout)
@@ -237,7 +238,3 @@ def _process_name(pid: int) -> str:
     except UnseenError:
         text = None
     return (text or "unknown").partition("\0")[0]
-
-
-def _last_line(text: str) -> str:
-    return next(iter(reversed(text.strip().splitlines())), "")

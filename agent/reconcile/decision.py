@@ -106,7 +106,8 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if not _is_accepted(now, wanted):
         limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
     if limit is not None:
-        return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=(limit,))
+        reasons = (f"{limit.message}: {limit.hint}",)
+        return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=reasons)
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # If only the delivery differs, the agent seals it for the next start and restarts nothing: the guest
     # would get the same values.

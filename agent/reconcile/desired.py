@@ -13,6 +13,7 @@ from credferry.agent.sealing.keys import KEY_DIGITS
 from credferry.agent.source.reading import Problem
 from credferry.launcher.handoff import (
     INITRD_TOTAL_MAX,
+    SYSTEMD_READS_ALL_OEM_STRINGS,
     Channel,
     Delivery,
     Kind,
@@ -169,8 +170,19 @@ def are_of_one_key(one: str, other: str) -> bool:
     return one[-KEY_DIGITS:] == other[-KEY_DIGITS:]
 
 
-def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
-    """Which delivery limit a generation would exceed, with the remedy; None if it exceeds none."""
+_FEWER = "pass fewer or smaller ones"
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A limit that a VM's credentials exceed, and the remedy."""
+
+    message: str
+    hint: str = _FEWER
+
+
+def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> Excess | None:
+    """Which delivery limit a generation would exceed; None if it exceeds none."""
     delivered = {name: _as_delivered(name, vm.kind(name), value) for name, value in what.values.items()}
     sizes = {
         name: len(oem_string(name, vm.kind(name), value).reveal()) + 1
@@ -179,21 +191,22 @@ def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> str | None:
     }
     in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
     if in_initrd > INITRD_TOTAL_MAX:
-        return (
+        return Excess(
             f"the sealed credentials are over {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
-            "its initrd: pass fewer or smaller ones"
+            "its initrd"
         )
     largest = max(sizes, key=lambda name: sizes[name], default="")
     if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
-        return (
+        is_old = vm.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS
+        return Excess(
             f"{largest}: with it the VM's OEM strings are over {what.delivery.oem_total_max} bytes, "
-            "the most that its guest's systemd reads: pass fewer or smaller ones"
-            + (", or say guest_systemd = 257 if it is that new" if vm.guest_systemd < 257 else "")  # noqa: PLR2004 (systemd's version)
+            "the most that its guest's systemd reads",
+            _FEWER + (", or say guest_systemd = 257 if it is that new" if is_old else ""),
         )
     if what.delivery.channel is Channel.API and sum(sizes.values()) > API_STRINGS_MAX:
-        return (
+        return Excess(
             f"{largest}: with it the VM's OEM strings are over {API_STRINGS_MAX} bytes, the most that "
-            "cloud-hypervisor's API takes: pass fewer or smaller ones"
+            "cloud-hypervisor's API takes"
         )
     return None
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import KeyFileError, SourceError
+from credferry.agent.errors import KeyFileError, SourceError, describe
 from credferry.agent.reconcile.decision import Decision, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Identity, Refused, desired
 from credferry.agent.reconcile.ground import HostGround
@@ -240,9 +240,9 @@ class Observer:
         try:
             return desired(vm, published, fingerprints, self.guest_key(vm))
         except KeyFileError as error:  # one bad guest key must not stop the check of other VMs
-            return Refused((f"{error}: {error.hint}",))
+            return Refused((describe(error),))
 
 
 def without_source(error: SourceError) -> Refused:
     """The refusal for each VM while there is no source."""
-    return Refused((f"{error}: {error.hint}",))
+    return Refused((describe(error),))

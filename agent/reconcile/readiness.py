@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from credferry.agent.errors import KeyFileError
+from credferry.agent.errors import KeyFileError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.launcher.handoff import CREDENTIAL_PREFIX
@@ -136,7 +136,7 @@ def _usable_key(ground: Ground) -> CredentialKey | Obstructed | Passing:
     try:
         key = ground.key()
     except KeyFileError as error:
-        return Obstructed((f"{error}: {error.hint}",))
+        return Obstructed((describe(error),))
     return key if ground.is_known(key) else Passing()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.config import calendar
-from credferry.agent.errors import ConfigurationError
+from credferry.agent.errors import ConfigurationError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.rollout import nixos
 from credferry.agent.store.records import Outcome
@@ -169,7 +169,7 @@ class RestartPolicyGate:
         try:
             opens = calendar.opens(vm.windows, now)
         except ConfigurationError as error:  # it was valid at the last reload; systemd has changed
-            return Wait(f"{error}: {error.hint}", _LONG)
+            return Wait(describe(error), _LONG)
         if opens <= now:
             return None
         if opens == math.inf:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from credferry.agent.cli.application import application
 from credferry.agent.config.loading import parse
 from credferry.agent.doctor import arguments, probe, shell
 from credferry.agent.doctor.finding import Severity
+from credferry.agent.doctor.refusal import Refusal, refusal
 from tests.support.modules import MODULES
 
 if TYPE_CHECKING:
@@ -281,6 +283,23 @@ def test_the_words_are_those_that_a_shell_would_give(case: dict[str, Any]) -> No
 def test_quotes_are_taken_as_a_shell_takes_them(text: str, words: tuple[str, ...]) -> None:
     """Quotes, escapes, continued lines, and the script's own arguments."""
     assert shell.last_command(text).with_arguments(("1", "2 3")) == words
+
+
+def test_a_remedy_is_whole(site: Site) -> None:
+    """A remedy with a colon in it is not cut there: the launcher passes message and remedy apart."""
+    site.runner("--memory", "size=64M")
+    (finding,) = site.judge()
+    assert finding.what.endswith("neither --kernel nor --firmware is given")
+    assert finding.remedy == "there is nothing to boot: give one"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "{}", "[]", '{"refused": "a"}', '{"refused": 1, "hint": 2}', "[" * 9999]
+)
+def test_a_launcher_of_another_release_is_quoted(answer: str) -> None:
+    """A launcher that answers with no JSON, or other JSON, has said its line; the doctor does not cut it."""
+    done = subprocess.CompletedProcess([], 64, answer, "warning\ncredferry-launch: a: b: c\n")
+    assert refusal(done) == Refusal("a: b: c", "see docs/launcher.md")
 
 
 def test_a_verdict_that_is_none_is_a_hint(site: Site) -> None:

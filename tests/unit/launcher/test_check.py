@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,7 @@ NOTIFY = "oem_strings=[io.systemd.credential:vmm.notify_socket=vsock-stream:2:88
 def judge(
     capsys: pytest.CaptureFixture[str], *words: str, argv: tuple[str, ...] = KERNEL
 ) -> tuple[int | str | None, str]:
-    """The exit status of ``--check --major 53 WORDS -- ARGV``, and what it printed."""
+    """The exit status of ``--check --major 53 WORDS -- ARGV``, and its line. JSON says the same."""
     capsys.readouterr()
     try:
         main(["--check", "--major", "53", *words, "--", *argv])
@@ -34,7 +35,11 @@ def judge(
     else:
         status = 0
     done = capsys.readouterr()
-    assert not done.out
+    if status:
+        answer = json.loads(done.out)
+        assert done.err == f"credferry-launch: {answer['refused']}: {answer['hint']}\n"
+    else:
+        assert not done.out
     return status, done.err
 
 

@@ -245,12 +245,13 @@ def test_a_refusal_is_one_line_with_the_same_status_as_a_start(
     started = run("--real", "/x", "--hypervisor-version", "53", "--", *argv, **environment)
     assert explained.stderr == started.stderr
     assert explained.returncode == started.returncode == status
-    assert explained.stdout == started.stdout == ""
-    assert explained.stderr.startswith("credferry-launch: ")
+    assert started.stdout == ""
+    answer = json.loads(explained.stdout)
+    assert explained.stderr == f"credferry-launch: {answer['refused']}: {answer['hint']}\n"
     assert explained.stderr.count("\n") == 1
     assert all(part in explained.stderr for part in said)
-    assert CANARY not in explained.stderr
-    assert CANARY_BASE64 not in explained.stderr
+    assert CANARY not in explained.stderr + explained.stdout
+    assert CANARY_BASE64 not in explained.stderr + explained.stdout
 
 
 MANY = {f"N{index}": (Kind.TEXT, b"t") for index in range(256)}
