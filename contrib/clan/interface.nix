@@ -23,7 +23,7 @@ in
                 type = types.nullOr (types.strMatching "/.*");
                 default = null;
                 example = "/run/secrets/api-key";
-                description = "Where the secret is published. Null is where clan publishes the generated one.";
+                description = "Where the secret is published. Null means the place where clan publishes the generated secret.";
               };
               oemCredentialName = mkOption {
                 type = types.strMatching "[A-Za-z0-9._-]+";
@@ -34,7 +34,7 @@ in
               generateSecret = mkOption {
                 type = types.bool;
                 default = false;
-                description = "Whether clan generates it, as 64 random hexadecimal digits.";
+                description = "Whether clan generates the secret, as 64 random hexadecimal digits.";
               };
             };
           }
@@ -47,9 +47,9 @@ in
       default = [ ];
       example = [ "io.systemd.credential:ENVIRONMENT=test" ];
       description = ''
-        OEM strings that are no secrets. Those of the form io.systemd.credential:NAME=VALUE are given as credentials are;
-        others become the VM's microvm.cloud-hypervisor.platformOEMStrings, for which it must be declared by
-        microvm.vms.NAME.config. All are in the store, readable by everyone.
+        OEM strings that are not secret. Strings of the form io.systemd.credential:NAME=VALUE reach the VM like its other
+        credentials. Other strings become the VM's microvm.cloud-hypervisor.platformOEMStrings; for these, declare the VM
+        with microvm.vms.NAME.config. All of them are in the Nix store, where every user can read them.
       '';
     };
   };

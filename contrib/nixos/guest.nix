@@ -36,8 +36,8 @@ in
         API_KEY = "/run/secrets/api-key";
       };
       description = ''
-        Credentials for this VM, each with the path on the host of a file that holds its value. They are read when the
-        VM starts, and again whenever one changes; nothing of them is in the store.
+        Credentials for this VM, each with the path of a file on the host that holds its value. The host reads them when
+        the VM starts, and again whenever one changes. The Nix store holds none of the values.
       '';
     };
 
@@ -46,7 +46,7 @@ in
         type = types.bool;
         default = config.microvm.cloud-hypervisor.oemSecretsFiles != { };
         defaultText = literalExpression "config.microvm.cloud-hypervisor.oemSecretsFiles != { }";
-        description = "Whether the host's credferry gives this VM credentials. Without them it does not start.";
+        description = "Whether credferry on the host gives this VM credentials. Without them, the VM does not start.";
       };
 
       hypervisor = mkOption {
@@ -57,7 +57,7 @@ in
           else
             vmHostPackages.cloud-hypervisor;
         defaultText = literalExpression "the default of microvm.cloud-hypervisor.package";
-        description = "The cloud-hypervisor that is started.";
+        description = "The cloud-hypervisor that the launcher starts.";
       };
 
       importInInitrd = mkOption {
@@ -66,8 +66,8 @@ in
           initrd.systemd.enable && any (hasPrefix "systemd.set_credential") config.boot.kernelParams;
         defaultText = literalExpression "whether the kernel's command line gives the initrd's systemd a credential";
         description = ''
-          Whether the initrd's systemd imports the credentials, rather than the system's. systemd imports only once: where
-          the initrd finds any credential at all, it must find all.
+          Whether the initrd's systemd imports the credentials, instead of the system's. systemd imports only once: if the
+          initrd gets any credential, it must get all of them.
         '';
       };
     };

@@ -90,17 +90,17 @@ let
       text = mkOption {
         type = types.nullOr types.str;
         default = null;
-        description = "A text that is no secret, in place of `secret`. It lands in the store, readable by everyone.";
+        description = "A text that is not secret, in place of `secret`. It is in the Nix store, where every user can read it.";
       };
       required = mkOption {
         type = types.bool;
         default = true;
-        description = "Whether the VM is refused, and keeps running as it is, while the secret is absent or empty.";
+        description = "Whether the VM is refused, and keeps running as it is, if the secret is absent or empty.";
       };
       seal = mkOption {
         type = types.nullOr types.bool;
         default = null;
-        description = "Whether this one is sealed for the guest; null is as `guestKey` says, and never for a text.";
+        description = "Whether this credential is sealed for the guest. Null means as `guestKey` says, and never for a text.";
       };
     };
   };
@@ -121,8 +121,8 @@ let
           ];
           default = "api";
           description = ''
-            How OEM strings reach cloud-hypervisor: over its API, or merged into its command, which everyone on the
-            host can read and which is therefore for values sealed for the guest.
+            How OEM strings reach cloud-hypervisor: over its API, or in its command line. Every user of the host can read
+            the command line, so it is only for values that are sealed for the guest.
           '';
         };
         guestSystemd = mkOption {
@@ -130,14 +130,14 @@ let
           default = guests.systemd name;
           defaultText = literalExpression "the guest's systemd.package.version, or 252 where the VM is not declared here";
           description = ''
-            The lowest version that the guest's systemd may have. Before 257 it reads only the first 4,091 bytes of all
-            OEM strings, and silently cuts the one that straddles them.
+            The lowest version that the guest's systemd may have. Before 257, systemd reads only the first 4,091 bytes of
+            all OEM strings, and silently cuts the string at that limit.
           '';
         };
         guestKey = mkOption {
           type = types.bool;
           default = false;
-          description = "Whether secrets are sealed with the guest's own key (`credferry guest-key create`).";
+          description = "Whether secrets are also sealed with the guest's own key (`credferry guest-key create`).";
         };
         plaintextInArgv = mkOption {
           type = types.bool;
@@ -148,7 +148,7 @@ let
           type = types.listOf types.str;
           default = [ ];
           example = [ "ssh.authorized_keys.root" ];
-          description = "Credentials that give power over the guest, which are refused unless they are named here.";
+          description = "Credentials that give power over the guest and are allowed. Others are refused.";
         };
         credentials = mkOption {
           type = types.attrsOf credential;
@@ -162,7 +162,7 @@ let
         settings = mkOption {
           inherit (toml) type;
           default = { };
-          description = "Further keys of the VM's table, as docs/configuration.md has them.";
+          description = "More keys of the VM's table: see docs/configuration.md.";
         };
       };
     }
@@ -187,7 +187,7 @@ in
     checkConfig = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether the configuration, and the arguments of declared VMs, are checked when the system is built.";
+      description = "Whether the build checks the configuration, and the arguments of declared VMs.";
     };
 
     checkSecrets = mkOption {
@@ -219,7 +219,7 @@ in
       example = {
         rollout.attempts = 3;
       };
-      description = "`/etc/credferry/config.toml`, as docs/configuration.md has it; the VMs are in `vms`.";
+      description = "`/etc/credferry/config.toml`: see docs/configuration.md. The VMs are in `vms`.";
     };
 
     vms = mkOption {
