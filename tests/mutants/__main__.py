@@ -64,6 +64,8 @@ def _core(directory: Path, names: list[str]) -> bool:
         for mutant in mutants:
             if not (mutant.noticed or mutant.is_message or known.has(mutant)):
                 _say(f"{mutant.module} {mutant.name} survives and is not listed:\n{mutant.diff}\n")
+        for _, diff in core.stale(mutants, known):
+            _say(f"{module} is listed with a change that does not survive; drop it from the list:\n{diff}\n")
         found += core.scores(mutants, known)
         note_score(found[-1])
     _say("\n".join(table(found)))

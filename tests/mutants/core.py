@@ -227,6 +227,14 @@ def known_survivors(path: Path = SURVIVORS) -> Known:
     )
 
 
+def stale(mutants: Iterable[Mutant], known: Known) -> list[tuple[str, str]]:
+    """Listed changes of the mutants' modules that are not made any more, or that a test notices by now."""
+    mutants = list(mutants)
+    modules = {each.module for each in mutants}
+    survive = {(each.module, each.diff) for each in mutants if not each.noticed}
+    return sorted(each for each in known.changes - survive if each[0] in modules)
+
+
 def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 

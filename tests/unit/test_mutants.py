@@ -89,6 +89,18 @@ def test_a_module_passes_by_its_share_and_its_list(
     assert score.is_good is is_good
 
 
+def test_a_listed_change_that_a_test_notices_is_stale() -> None:
+    """So is one that is not made any more. Changes of modules that are not in the run may still survive."""
+    known = core.Known(
+        frozenset(("agent/m.py", diff) for diff in ("+ a", "+ b", "+ c")) | {("agent/n.py", "+ d")}
+    )
+    mutants = [
+        core.Mutant("agent/m.py", "f", noticed=False, is_message=False, diff="+ a"),
+        core.Mutant("agent/m.py", "f", noticed=True, is_message=False, diff="+ b"),
+    ]
+    assert core.stale(mutants, known) == [("agent/m.py", "+ b"), ("agent/m.py", "+ c")]
+
+
 def test_a_kind_of_survivor_is_listed_in_every_module() -> None:
     """Its expression is looked for in the changed lines; other changes are not listed by it."""
     known = core.known_survivors()
