@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The daemon's loop: it waits for hints and timers, takes turns, and goes over to what is new.
+"""The daemon's loop: waits for hints and timers, takes turns, and switches to a new configuration or key.
 
 The loop never waits for a VM. A turn looks at all VMs. After a change in the source, one turn first acts on
 the change, and the next turn looks at all VMs. Each turn ends with a message to systemd's watchdog.
