@@ -96,6 +96,8 @@ class Machine:
     """How often the agent may have asked for a restart by now."""
     ordered: set[str] = field(default_factory=set)
     """VMs with an order since their last start."""
+    rolled_back: set[str] = field(default_factory=set)
+    """VMs with an ordered rollback, which a start by hand does not carry out."""
     forged: dict[str, str] = field(default_factory=dict)
     """The invocation for which a VM's user has forged a lack of room."""
     blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
@@ -209,6 +211,8 @@ class Machine:
         with suppress(CredferryError):
             # What is ordered may be half done where it fails.
             self.ordered.add(vm)
+            if order is Order.ROLL_BACK:
+                self.rolled_back.add(vm)
             if order is not Order.HOLD:
                 self.allowed[vm] += 1
             self.service._orders.give(vm, order, Operator(0))
@@ -500,7 +504,7 @@ class Machine:
         sealed = self._sealed(vm.name)
         assert sealed is not None, f"{vm.name} is restarted into a start that cannot work"
         assert not self.store.is_held(vm.name), f"{vm.name} is restarted though it is held"
-        if vm.name in self.ordered or vm.name in self.blind:
+        if vm.name in self.ordered | self.rolled_back | self.blind:
             return
         assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} is restarted against its policy"
         assert sealed[1] != vm.values, f"{vm.name} is restarted onto what it runs"
@@ -510,6 +514,7 @@ class Machine:
             )
 
     def _after_restart(self, vm: ModelVm, result: str) -> None:
+        self.rolled_back.discard(vm.name)
         if result != "done":
             self.allowed[vm.name] += 1
         # The start of a VM that was down, and was canceled, has left it down: so has one that has failed.
