@@ -80,7 +80,7 @@ class Credferry(Contender):
             f"/etc/systemd/system/{IDLE.format('')}.d/50-evidence.conf", "[Service]\n" + _EVIDENCE
         )
         bed.host.run("systemctl", "daemon-reload")
-        bed.host.run("credferry", "sync", "--no-restart")
+        bed.host.run("credferry", "agent", "--once")
         lines = "".join(f"{vm} {unit}\n" for vm, unit in world.idle.items())
         bed.host.run(sys.executable, "-I", f"{INSIDE}/stamps.py", stdin=lines)
 

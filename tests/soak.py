@@ -109,7 +109,7 @@ class Soak:
         self._lay_out()
         self._producer = self.host.spawn("/usr/bin/python3", "-IS", "-c", _PRODUCE)
         self._publish()
-        self.host.run("credferry", "sync", "--no-restart")
+        self.host.run("credferry", "agent", "--once")
         self.host.run("systemctl", "start", *(f"{vm}.service" for vm in self._units()))
         self._starts = dict.fromkeys(self._vms, 1)
         self._run = self.host.path("/run/credferry-vms")

@@ -2,9 +2,9 @@
 """The operator's command: one file a verb, and the documents that --json prints.
 
 May import: `agent.doctor`, `agent.daemon`, `agent.control`, `agent.rollout`, `agent.reconcile`,
-`agent.systemd`, `agent.audit`, `agent.store`, `agent.source`, `agent.config`, `agent.sealing`,
+`agent.systemd`, `agent.audit`, `agent.store`, `agent.config`, `agent.sealing`,
 `agent.untrusted`, `agent.printable`, `agent.hardening`, `agent.errors`, `agent`, `launcher.handoff`.
-Never: a decision. A verb asks the agent, reads and prints, or does one pass as the agent does (`sync`).
+Never: a decision. A verb asks the agent or systemd, or reads, and prints.
 """
 
 from __future__ import annotations

@@ -24,13 +24,14 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, Observer
 from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.store.opening import open_store_untouched
-from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from credferry.agent.audit.events import Order
     from credferry.agent.control.client import RemoteAgent
+    from credferry.agent.systemd.manager import SystemBus
+    from credferry.agent.systemd.units import SystemManager
 
 ConfigOption = Annotated[
     Path,
@@ -57,7 +58,7 @@ DEFAULT_CONFIG = DEFAULT_PATH
 _PATTERN = re.compile(r"[*?\[]")
 
 
-def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemManager:
+def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemBus:
     """Systemd on the system bus. Raises `BusError`."""
     # Imported late: GObject's introspection takes most of a short verb's time.
     from credferry.agent.systemd.manager import SystemBus  # noqa: PLC0415 (see above)
@@ -148,7 +149,7 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
     try:
         store = open_store_untouched(config)
         look = Observer(config, store).look(vms, manager)
-        return config, RestartPolicyGate(config, store, is_single_pass=True).hold_back(look)
+        return config, RestartPolicyGate(config, store, is_single_look=True).hold_back(look)
     finally:
         manager.close()
 

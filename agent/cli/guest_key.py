@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from credferry.agent import hardening
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
 from credferry.agent.cli.terminal import say
 from credferry.agent.config.loading import load
 from credferry.agent.errors import KeyFileError
 from credferry.agent.sealing.keys import KEY_MODE, create_key, hashed_machine_id, read_key
 from credferry.agent.store.opening import guest_key_path
-from credferry.agent.store.ownership import as_owner_of
 from credferry.agent.untrusted import open_untrusted
 
 
@@ -48,7 +50,7 @@ def register(app: typer.Typer) -> None:
         if output is not None and output.exists():
             raise KeyFileError(f"{output}: exists", hint="remove it first; keys are not overwritten")
         try:
-            with as_owner_of(Path(loaded.state_directory)):
+            with _as_owner_of(Path(loaded.state_directory)):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 create_key(path, machine_id=machine_id)
         except FileExistsError:
@@ -62,6 +64,33 @@ def register(app: typer.Typer) -> None:
         if output is not None:
             _copy(path, output)
         say(f"{path}: made for machine {machine_id}")
+
+
+@contextmanager
+def _as_owner_of(directory: Path) -> Iterator[None]:
+    """Within this context, root makes files as the owner of a directory, and can do no more than that owner.
+
+    The agent without root could not read a key of root's. A chown afterwards would be unsafe: the agent's
+    user can put links there. Without root, or without the directory, nothing changes.
+    """
+    try:
+        status = directory.stat()
+    except OSError:
+        yield  # the agent's unit gives the directory to the agent's user
+        return
+    user, group = os.geteuid(), os.getegid()
+    if user != 0 or status.st_uid == 0:
+        yield
+        return
+    try:
+        os.setegid(status.st_gid)
+        os.seteuid(status.st_uid)
+        hardening.hide()  # with fs.suid_dumpable set, the change undid it (kernel/cred.c, commit_creds)
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+        hardening.hide()
 
 
 def _copy(path: Path, output: Path) -> None:

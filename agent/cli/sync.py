@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``credferry sync``: one pass, no daemon."""
+"""``credferry sync``: the agent looks now. If no agent runs, ``credferry-seal.service`` seals."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,52 +15,54 @@ from credferry.agent.cli.common import (
     chosen,
     connect,
     fail_for_bad,
+    find_agent,
+    look_untouched,
     print_json,
     print_table,
-    running_agent,
+    require_no_agent,
 )
 from credferry.agent.cli.documents import SyncRow
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config, VmConfig
-from credferry.agent.daemon.reporter import Reporter
-from credferry.agent.errors import HiddenSourceError, SourceError
-from credferry.agent.reconcile.decision import State
-from credferry.agent.reconcile.observer import Look, Observer
-from credferry.agent.rollout.session import Session
-from credferry.agent.source.settling import Settler
-from credferry.agent.systemd.units import SystemManager
+from credferry.agent.errors import (
+    AgentError,
+    ConfigurationError,
+    CredferryError,
+    ExitStatus,
+    KeyFileError,
+    SealError,
+    SourceError,
+    StoreError,
+    UsageError,
+)
+from credferry.agent.reconcile.decision import Decision, State
+from credferry.agent.store.opening import open_store_untouched
+from credferry.agent.systemd.units import DONE
 
 if TYPE_CHECKING:
     from credferry.agent.control.client import RemoteAgent
 
-_LOOK_AGAIN_SECONDS = 0.2
+_UNIT = "credferry-seal.service"
+_UNIT_ERRORS: tuple[type[CredferryError], ...] = (
+    *(SealError, SourceError, StoreError, KeyFileError, ConfigurationError),
+)
+"""Errors that the unit ends with. The verb ends with the same exit status."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command("sync")
-    def sync(
-        config: ConfigOption = DEFAULT_CONFIG,
-        vm: VmOption = None,
-        no_restart: Annotated[
-            bool, typer.Option("--no-restart", help="Only seal; do not ask systemd.")
-        ] = False,
-        wait: Annotated[
-            float,
-            typer.Option("--wait", help="Wait this long until the source is complete.", metavar="SECONDS"),
-        ] = 0.0,
-        json: JsonOption = False,
-    ) -> None:
-        """Once, seal what is published, and restart the VMs that run something else."""
+    def sync(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
+        """Make the agent check now, seal, and restart what is due. If no agent runs, only seal."""
         loaded = load(config)
         vms = chosen(loaded, vm)
-        agent = running_agent(loaded) if not no_restart and wait == 0.0 else None
-        if agent is not None:
-            with agent:
-                sync_by_agent(agent, loaded, vms, json=json)
+        agent = find_agent(loaded)
+        if agent is None:
+            _sync_by_unit(loaded, vms, json=json)
             return
-        sync_once(loaded, vms, connect_first=not no_restart, wait=wait, json=json)
+        with agent:
+            sync_by_agent(agent, loaded, vms, json=json)
 
 
 def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, json: bool = False) -> None:
@@ -80,47 +81,60 @@ def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, js
     _tell(config, rows, json=json)
 
 
-def sync_once(
-    config: Config, vms: list[VmConfig], *, connect_first: bool = True, wait: float = 0.0, json: bool = False
-) -> None:
-    """One pass over some VMs, and the table of what became of each. Raises `VmError` for a failure.
+def _sync_by_unit(config: Config, vms: list[VmConfig], *, json: bool) -> None:
+    """Have ``credferry-seal.service`` seal, and tell what became of some VMs. Restarts nothing.
 
-    Without ``connect_first`` systemd is not asked, and nothing is restarted.
+    Raises `VmError` for a VM that is refused, and an error with the unit's exit status if the unit fails.
     """
-    manager = connect() if connect_first else None
-    ours = Session.for_one_pass(config)
-    ours.take_over(manager)
-    settled = settled_look(config, ours.observer, vms, manager, time.monotonic() + wait)
-    look = ours.pacer.hold_back(settled)
-    ours.rollout.forget_ended(look)
-    sealed = ours.sealer.seal_due(look)
-    unsealed = {decision.vm.name for decision in look.decisions if decision.seal is not None}.difference(
-        sealed
-    )
-    Reporter(ours.audit).report(look.decisions)
-    outcome: dict[str, State] = {}
-    if manager is not None:
-        # Those that come after others are due once these are restarted, which another look tells.
-        while due := [each for each in _due(look) if each not in outcome]:
-            outcome |= ours.rollout.restart_all(due, manager)
-            look = ours.pacer.hold_back(ours.observer.look_or_refuse(vms, manager))
-        manager.close()
-    states = {decision.vm.name: decision.state for decision in look.decisions} | outcome
-    reasons = {decision.vm.name: "; ".join(decision.reasons) for decision in look.decisions}
-    for name, state in states.items():
-        attempt = ours.store.attempt(name) if state in {State.FAILED, State.HALTED} else None
-        reasons[name] = attempt.reason if attempt is not None else reasons[name]
-    shown = {name: State.IN_STEP if state is State.SEAL_DUE else state for name, state in states.items()}
-    for name in unsealed:
-        shown[name], reasons[name] = (
-            State.REFUSED,
-            "its values could not be sealed: see the message about it",
+    if config.file.resolve() != DEFAULT_CONFIG.resolve():
+        raise UsageError(
+            f"no agent runs, and {_UNIT} seals for {DEFAULT_CONFIG} only",
+            hint=f"seal with: credferry agent --once --config {config.file}",
         )
+    names = [vm.name for vm in vms]
+    look_untouched(config.file, names)  # without a source or a usable key, the unit could seal nothing
+    store = open_store_untouched(config)
+    before = {name: store.current_number(name) for name in names}
+    manager = connect()
+    try:
+        require_no_agent(manager, "sync was not done")
+        result = manager.restart(_UNIT)
+        unit = manager.unit(_UNIT)
+    finally:
+        manager.close()
+    _, look = look_untouched(config.file, names)
+    failed = unit.exit_status if unit.result == "exit-code" else None
+    if result != DONE and failed != ExitStatus.FAILED:
+        raise _unit_error(result, failed)
+    now = open_store_untouched(config)  # with the host's key, which the unit may have made
     rows = [
-        SyncRow(vm=name, sealed=name in sealed, state=state, reason=reasons[name])
-        for name, state in shown.items()
+        SyncRow(
+            vm=decision.vm.name,
+            sealed=now.current_number(decision.vm.name) != before[decision.vm.name],
+            **_standing(decision, has_failed=failed is not None),
+        )
+        for decision in look.decisions
     ]
     _tell(config, rows, json=json)
+
+
+def _standing(decision: Decision, *, has_failed: bool) -> dict[str, Any]:
+    """State and reason of a VM after the unit has sealed."""
+    if decision.seal is not None and has_failed:
+        return {
+            "state": State.REFUSED,
+            "reason": f"its values could not be sealed: see journalctl -u {_UNIT}",
+        }
+    reasons = list(decision.reasons)
+    if decision.needs_rollout:
+        reasons.append("no agent runs that could restart it: systemctl start credferry.service")
+    return {"state": decision.state, "reason": "; ".join(reasons)}
+
+
+def _unit_error(result: str, status: int | None) -> CredferryError:
+    how = f"its job ended with {result!r}" if status is None else f"exit status {status}"
+    kind = next((each for each in _UNIT_ERRORS if each.status == status), AgentError)
+    return kind(f"{_UNIT} failed: {how}", hint=f"see: journalctl -u {_UNIT} -n 20")
 
 
 def _tell(config: Config, rows: list[SyncRow], *, json: bool) -> None:
@@ -132,35 +146,3 @@ def _tell(config: Config, rows: list[SyncRow], *, json: bool) -> None:
             [[row.vm, "yes" if row.sealed else "", row.state.value, row.reason] for row in rows],
         )
     fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
-
-
-def _due(look: Look) -> list[str]:
-    return [decision.vm.name for decision in look.decisions if decision.needs_rollout]
-
-
-def settled_look(
-    config: Config, observer: Observer, vms: list[VmConfig], manager: SystemManager | None, deadline: float
-) -> Look:
-    """A look at a source that is quiet and, until the deadline, complete. Raises `SourceError`.
-
-    A source that the unit hides is not waited for: it cannot come.
-    """
-    settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
-    while True:
-        now = time.monotonic()
-        try:
-            look = observer.look(vms, manager)
-        except SourceError as error:
-            # The deadline may be no number, and then nothing is waited for.
-            if isinstance(error, HiddenSourceError) or not now < deadline:
-                raise
-            time.sleep(_LOOK_AGAIN_SECONDS)
-            continue
-        unsettled = settler.wait(look.generation, look.content, now)
-        refused = any(decision.state is State.REFUSED for decision in look.decisions)
-        if refused and now < deadline:
-            time.sleep(_LOOK_AGAIN_SECONDS)
-        elif unsettled and any(decision.seal for decision in look.decisions):
-            time.sleep(unsettled)
-        else:
-            return look

@@ -61,7 +61,7 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if not probe.is_root():
         raise UnseenError("sealed generations")
     current = chain.store.vm_directory(vm.name) / "current"
-    seal = f"credferry sync --config {shlex.quote(str(chain.file))} --no-restart --vm {vm.name}"
+    seal = f"credferry sync --config {shlex.quote(str(chain.file))} --vm {vm.name}"
     manifest = chain.store.current(vm.name)
     if manifest is None:
         what = "cannot be opened" if current.is_symlink() else "is not there"

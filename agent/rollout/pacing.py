@@ -88,7 +88,7 @@ class RestartPolicyGate:
     config: Config
     store: Store
     clock: Clock = field(default_factory=Clock)
-    is_single_pass: bool = False
+    is_single_look: bool = False
     """Whether earlier publications are unknown. The gate then ignores quiet periods."""
     _quiet: dict[str, _Quiet] = field(default_factory=dict)
     _switch_since: tuple[str, float] | None = None
@@ -118,7 +118,7 @@ class RestartPolicyGate:
         if decision.seal is not None:
             digest = decision.seal.digest
         with self._lock:
-            if not decision.restart or not vm.quiet_seconds or self.is_single_pass:
+            if not decision.restart or not vm.quiet_seconds or self.is_single_look:
                 self._quiet.pop(vm.name, None)
                 return None
             known = self._quiet.setdefault(vm.name, _Quiet(digest, now, now))

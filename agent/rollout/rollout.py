@@ -25,7 +25,7 @@ from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Attempt, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from credferry.agent.audit.writer import Audit
@@ -56,10 +56,6 @@ class Rollout:
     monotonic: Callable[[], float] = time.monotonic
     _overtaken: dict[str, int] = field(default_factory=dict)
     """How many times in a row newer secrets were published right before the restart."""
-
-    def restart_all(self, names: Iterable[str], manager: SystemManager) -> dict[str, State]:
-        """Restart VMs one after the other, and return each final state. Raises `BusError`, `StoreError`."""
-        return {name: self.restart(name, manager) for name in names if not self.stop.is_set()}
 
     def restart(self, name: str, manager: SystemManager) -> State:
         """Check a VM again, restart it if it still needs a restart, and return its final state.

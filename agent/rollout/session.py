@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Builds the parts that work on VMs, in the same way for the agent and for commands."""
+"""Builds the parts that work on VMs, in the same way for the daemon and for a process that seals once."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Session:
         return cls(config, store, audit, observer, pacer, sealer, rollout)
 
     @classmethod
-    def for_one_pass(cls, config: Config) -> Self:
-        """The parts for a command that does the agent's work once. Raises as `open_store` does."""
+    def for_sealing(cls, config: Config) -> Self:
+        """The parts for a process that seals once. Raises as `open_store` does."""
         store = open_store(config)
         audit = Audit(store, present_key=partial(present_key, config))
-        return cls.of(config, store, audit, RestartPolicyGate(config, store, is_single_pass=True))
+        return cls.of(config, store, audit, RestartPolicyGate(config, store))
 
     def take_over(self, manager: SystemManager | None) -> bool:
         """Convert a store of an earlier form; whether it now has the present form.

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError
 from credferry.agent.sealing.keys import CredentialKey, host_key, read_host_key, read_machine_id
 from credferry.agent.store import form
 from credferry.agent.store.generations import Store
@@ -16,13 +17,27 @@ if TYPE_CHECKING:
 
 
 def open_store(config: Config) -> Store:
-    """The store of a configuration. Makes the host's key where there is none.
+    """The store of a configuration, to write into. Makes the host's key where there is none.
 
-    Raises `KeyFileError`, `StoreFormError` and `StoreError`.
+    Root does not write into a directory of another user, who could have put links there. Raises
+    `KeyFileError`, `StoreFormError` and `StoreError`.
     """
+    _require_own(Path(config.state_directory))
     key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
     form.check(Path(config.state_directory))
     return Store(Path(config.state_directory), key)
+
+
+def _require_own(directory: Path) -> None:
+    try:
+        owner = directory.stat().st_uid
+    except OSError:
+        return  # the first write makes it, or says why not
+    if os.geteuid() == 0 and owner != 0:
+        raise StoreError(
+            f"{directory}: belongs to user {owner}, and this process is root",
+            hint="start credferry.service or credferry-seal.service, which run as that user",
+        )
 
 
 def open_store_untouched(config: Config) -> Store:

@@ -3,6 +3,8 @@
 
 The signal JobRemoved can arrive before the method that made the job returns. So this module keeps the last
 results until a caller asks for them.
+
+One job: `SystemBus`, the one connection through which the agent and verbs ask systemd.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ _UNIT_PROPERTIES = (
 _SERVICE_PROPERTIES = (
     *("Result", "NRestarts", "TimeoutStartUSec", "TimeoutStopUSec", "ExecStartPre"),
     "LoadCredentialEncrypted",
+    "ExecMainStatus",
 )
 _NOT_LOADED = "org.freedesktop.systemd1.NoSuchUnit"
 _EVIDENCE = f"/{EVIDENCE_PARENT}/"
@@ -97,6 +100,7 @@ class SystemBus:
             active_seconds=max(0.0, now - unit["ActiveEnterTimestampMonotonic"] / 1e6) if active else 0.0,
             changed_at=unit["StateChangeTimestamp"] / 1e6,
             restarts=service.get("NRestarts", 0),
+            exit_status=service.get("ExecMainStatus", 0),
             restart_seconds=_seconds(service.get("TimeoutStopUSec", 0))
             + _seconds(service.get("TimeoutStartUSec", 0)),
             keeps_evidence=any(
@@ -155,6 +159,10 @@ class SystemBus:
                 return self._job(name, self._manager.TryRestartUnit)
             with suppress(BusError):  # an older polkit rule lets the agent itself restart
                 return self._job(name, self._manager.StartUnit, restart_unit(name))
+        return self.restart(name)
+
+    def restart(self, name: str) -> str:
+        """Restart a unit, or start it if it is down. Waits, and returns the result of the job."""
         try:
             # If the unit has hit its start limit, systemd refuses a start, even if the cause is gone.
             self._manager.ResetFailedUnit(name, timeout=CALL_SECONDS)

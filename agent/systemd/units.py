@@ -61,6 +61,9 @@ class UnitState:
     credentials: tuple[tuple[str, str], ...] | None = None
     """``LoadCredentialEncrypted=`` as systemd has loaded it: names and paths; None where it was not read."""
 
+    exit_status: int = 0
+    """Exit status of the unit's last main process, if ``result`` is ``exit-code``."""
+
     is_left_down: bool = False
     """Whether the unit is down because a restart could not start it: a unit that it requires failed. Its
     state then looks as if an operator had stopped it. Only `as_left` sets this."""

@@ -26,14 +26,14 @@ _credferry() {
     ' agent:--config'|' agent:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' agent:--wait')
+        :
+        return ;;
     ' sync:--config'|' sync:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
     ' sync:--vm')
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
-        return ;;
-    ' sync:--wait')
-        :
         return ;;
     ' plan:--config'|' plan:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -138,13 +138,13 @@ _credferry() {
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --help' -- "$current")
         else
             :
         fi ;;
     ' sync')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --no-restart --wait --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
         else
             :
         fi ;;

@@ -24,7 +24,7 @@ end
 
 complete -c credferry -f
 complete -c credferry -n '__credferry_at' -a 'agent' -d 'Watch the source, seal changes, and restart the VMs that use them. Runs until SIGTERM.'
-complete -c credferry -n '__credferry_at' -a 'sync' -d 'Once, seal what is published, and restart the VMs that run something else.'
+complete -c credferry -n '__credferry_at' -a 'sync' -d 'Make the agent check now, seal, and restart what is due. If no agent runs, only seal.'
 complete -c credferry -n '__credferry_at' -a 'plan' -d 'Show what a sync would do now. Write nothing, and change no VM.'
 complete -c credferry -n '__credferry_at' -a 'status' -d 'Show for each VM what is published, sealed and running, and whether they are in step.'
 complete -c credferry -n '__credferry_at' -a 'check' -d 'Check the configuration file, and show what each VM gets. If systemd has a VM\'s unit, the launcher also judges its arguments for cloud-hypervisor. Ends with status 1 if the launcher would refuse to start a VM.'
@@ -41,11 +41,11 @@ complete -c credferry -n '__credferry_at' -a 'guest-key' -d 'Keys with which gue
 complete -c credferry -n '__credferry_at' -l version -d 'Show the version.'
 complete -c credferry -n '__credferry_at' -l help -d 'Show what there is, of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at agent' -l config -s c -r -F -d 'Configuration file.'
+complete -c credferry -n '__credferry_at agent' -l once -d 'Seal what is published, restart nothing, and end.'
+complete -c credferry -n '__credferry_at agent' -l wait -r -d 'With --once: wait this long for a complete source.'
 complete -c credferry -n '__credferry_at agent' -l help -d 'Show what there is, of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at sync' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at sync' -l vm -r -a '(__credferry_vms)' -d 'Only this VM, or those of a pattern; may be repeated.'
-complete -c credferry -n '__credferry_at sync' -l no-restart -d 'Only seal; do not ask systemd.'
-complete -c credferry -n '__credferry_at sync' -l wait -r -d 'Wait this long until the source is complete.'
 complete -c credferry -n '__credferry_at sync' -l json -d 'Print JSON instead of a table.'
 complete -c credferry -n '__credferry_at sync' -l help -d 'Show what there is, of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at plan' -l config -s c -r -F -d 'Configuration file.'

@@ -117,7 +117,7 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.91.0.1 {SERVER
             "network the host heard guest",
         }
 
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     host.run("systemctl", "start", "microvm@web.service", timeout=_BOOT_SECONDS)
     # What a guest prints goes another way than what it says over vsock.
     host.wait(lambda: told(_FIRST, "first") <= set(_told(deployment, "web")), 20, "the guest's lines")
@@ -176,7 +176,7 @@ echo "credferry-guest: network $(echo guest | busybox nc -w 10 10.92.0.1 {SERVER
     overlay = credential_printer(plain=["K"]) | device_user(script)
     files = guest_files(deployment, "far", guest(Variant.BOOKWORM), overlay, cpus=2)
     deployment.add_vm("far", _with_devices(files, devices, "", macvtap.opened_as(3, 4)))
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("far")
     deployment.wait_printed("far", DONE, _BOOT_SECONDS)
     assert set(_told(deployment, "far")) >= {

@@ -81,7 +81,7 @@ def test_40_kilobytes_of_sealed_credentials_reach_guests_in_their_initrd(
         key = deployment.host.path(f"/var/lib/credferry/guest-keys/{variant}.secret").read_bytes()
         overlay = initrd_printer() | sealing_identity(MACHINE_IDS[variant], key)
         deployment.add_vm(variant, guest_files(deployment, variant, guest(variant), overlay))
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm(*Variant)
     deployment.start_agent()
 

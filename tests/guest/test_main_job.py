@@ -74,7 +74,7 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
         printer = credential_printer(plain=["T", "P"] if plain else ["T"], sealed=["S"])
         overlay = printer | sealing_identity(MACHINE_IDS[variant], key)
         deployment.add_vm(variant, guest_files(deployment, variant, guest(variant), overlay))
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm(*Variant)
     deployment.start_agent()
     # What is sealed for the guest is not readable in the credentials of the VM's unit either.
@@ -114,10 +114,10 @@ def test_a_guest_that_reboots_gets_the_newest_values(
         printer = credential_printer(plain=["K"])
     files = guest_files(deployment, "web", guest(Variant.BOOKWORM), printer | reboots())
     deployment.add_vm("web", files)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web")
     sops.publish({"api-key": second})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.wait_printed("web", printed("K", first, Variant.BOOKWORM))
     deployment.wait_printed("web", printed("K", second, Variant.BOOKWORM))
     assert deployment.starts("web") >= 2

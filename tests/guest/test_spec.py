@@ -62,7 +62,7 @@ def test_a_guest_boots_from_a_spec(host: Host, sops: SopsNix) -> None:
     unit = "microvm@from-spec.service"
     try:
         sops.publish({"api-key": b"first"})
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         host.run("systemctl", "start", "microvm-tap-interfaces@from-spec.service")
         listen(host, "the host")
         host.write("/srv/spec/in", "nothing yet\n")

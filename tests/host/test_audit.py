@@ -98,7 +98,7 @@ def test_only_who_may_say_so_is_believed(deployment: Deployment, host: Host) -> 
 def test_a_launcher_is_believed_by_its_unit(deployment: Deployment, host: Host) -> None:
     """What the VM's own unit says of its launch is in the audit, whatever name the unit has."""
     deployment.configure('[vms.web]\nunit = "renamed.service"\n' + ONE_VM)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     forge(host, Event.LAUNCHED, "nobody", "renamed.service")
     forge(host, Event.LAUNCHED, "nobody", "another.service")
     launched = [each for each in events(deployment) if "forged" in each[1]]
@@ -108,7 +108,7 @@ def test_a_launcher_is_believed_by_its_unit(deployment: Deployment, host: Host) 
 def test_what_a_vm_says_acts_on_no_reader(deployment: Deployment, host: Host) -> None:
     """A VM's own records are believed, and yet reach no terminal, spreadsheet or browser as they are."""
     deployment.configure('[vms.web]\nunit = "speaking.service"\n' + ONE_VM)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     escape, override = "\x1b]0;owned\x07", "\u202e"
     evil = f"=HYPERLINK(1){escape}{override}<script>"
     forge(host, Event.LAUNCHED, "nobody", "speaking.service", message=evil, run="@SUM(1)")
@@ -135,7 +135,7 @@ def test_what_a_vm_says_acts_on_no_reader(deployment: Deployment, host: Host) ->
 
 def test_a_launch_refused_is_told(deployment: Deployment, host: Host) -> None:
     """A VM that the launcher refuses to start fails at once, for good, with the reason in the journal."""
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.add_vm("web", VmFiles(("--kernel", LIGHT_KERNEL, "-v")))
     host.run("systemctl", "start", "microvm@web.service")
     host.wait(lambda: deployment.unit("web")["ActiveState"] == "failed", 10, "refusal")
@@ -172,7 +172,7 @@ def past() -> Iterator[Deployment]:
         host.run("systemctl", "daemon-reload")
         made.configure(TABLES)
         sops.publish({"key": b"good"})
-        made.credferry("sync", "--no-restart")
+        made.credferry("agent", "--once")
         made.start_vm("db")
         made.start_agent()
         for value in (b"second", b"good"):
@@ -436,7 +436,7 @@ def test_killed_between_keeping_and_sending(past: Deployment) -> None:
     inject = ("-e", "trace=sendmsg", "-e", "inject=sendmsg:signal=KILL:when=1")
     SopsNix(host).publish({"key": b"killed"})
     # Without -f it is the main thread alone: that of the bus sends, too.
-    seal = ("strace", "-o", "/tmp/killed.trace", *inject, "credferry", "sync", "--no-restart")
+    seal = ("strace", "-o", "/tmp/killed.trace", *inject, "credferry", "agent", "--once")
     assert host.run(*seal, check=False).returncode != 0
     assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
     status, lines = verify(past)

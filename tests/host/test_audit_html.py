@@ -60,7 +60,7 @@ def page(host: Host, sops: SopsNix, tmp_path: Path) -> Iterator[Path]:
     since = host.run("date", "+@%s.%N").stdout.strip()
     first = {"api-token": b"one", "db-password": b"first"}
     sops.publish(first)
-    made.credferry("sync", "--no-restart")
+    made.credferry("agent", "--once")
     made.start_vm("ledger", "shop")
     made.start_agent()
     for values in (

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.host
 
 HOST_KEY = "/var/lib/systemd/credential.secret"
 SPOILED = "/etc/credferry/spoiled.toml"
+SEAL_DROP_IN = "/etc/systemd/system/credferry-seal.service.d"
 MIB = 1 << 20
 VMS = """
 [vms.web.credentials]
@@ -107,7 +108,7 @@ def deploy(host: Host) -> Site:
         deployment.add_vm(name)
     sops.publish(SECRETS)
     deployment.configure(VMS)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web", "db")
     return Site(host, deployment, sops)
 
@@ -116,7 +117,13 @@ def deploy(host: Host) -> Site:
 def running(host: Host) -> Iterator[Site]:
     """One site for all tests here, which leave it as they found it."""
     site = deploy(host)
+    # Does not wait for a source that is not complete: here it never will be.
+    host.write(
+        f"{SEAL_DROP_IN}/wait.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/credferry agent --once\n"
+    )
+    host.run("systemctl", "daemon-reload")
     yield site
+    host.run("rm", "-r", SEAL_DROP_IN)
     site.deployment.close()
     site.sops.remove()
 
@@ -129,7 +136,9 @@ def site(running: Site) -> Iterator[Site]:
     running.host.run("systemctl", "stop", "credferry.service")
     running.sops.publish(SECRETS)
     running.deployment.configure(VMS)
+    running.deployment.start_agent()
     running.deployment.credferry("sync")
+    running.host.run("systemctl", "stop", "credferry.service")
 
 
 def vm(key: str, value: str) -> str:
@@ -308,11 +317,11 @@ def test_refused_vm(site: Site, what: str) -> None:
     assert [row["state"] for row in rows] == ["refused", "restart due"]
     assert site.listing() == before
     rows = json.loads(site.refuse("sync", "--json", status=ExitStatus.FAILED, naming=naming))
-    assert [row["state"] for row in rows] == ["refused", "in step"]
+    assert [row["state"] for row in rows] == ["refused", "restart due"]
     after = site.listing()
     touched = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    assert not [key for key in touched if key == "web" or "vms/web/" in key], "web is untouched"
-    assert "db" in touched
+    assert not [key for key in touched if key in {"web", "db"} or "vms/web/" in key], "only db is sealed for"
+    assert [key for key in touched if "vms/db/" in key]
     assert site.deployment.delivered("web")["API_KEY"] == SECRETS["api-key"]
     # The daemon decides the same, and says so once in the audit.
     site.deployment.start_agent()
@@ -323,9 +332,9 @@ def test_refused_vm(site: Site, what: str) -> None:
         _SYSTEMD_UNIT="credferry.service",
     )
     assert_no_canary(json.dumps(refused))
+    site.deployment.wait_in_step("db")
     site.host.run("systemctl", "stop", "credferry.service")
     assert site.listing()["web"] == before["web"]
-    assert site.listing()["db"] == after["db"]
 
 
 def test_a_key_that_others_can_read(site: Site) -> None:
@@ -374,7 +383,7 @@ def test_no_bus(site: Site, address: str) -> None:
         site.refuse(
             verb, status=ExitStatus.UNAVAILABLE, naming=("system bus", "dbus.service"), env=environment
         )
-    for arguments in (("check",), ("audit",), ("sync", "--no-restart")):
+    for arguments in (("check",), ("audit",), ("agent", "--once")):
         assert site.host.run("credferry", *arguments, env=environment).stderr == ""
     assert site.listing() == before
 

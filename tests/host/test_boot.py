@@ -19,7 +19,7 @@ ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 SEAL = "credferry-seal.service"
 SHORT_WAIT = """[Service]
 ExecStart=
-ExecStart=/usr/bin/credferry sync --no-restart --wait 1
+ExecStart=/usr/bin/credferry agent --once --wait 1
 """
 # Flips `current` between generations 1 and 2 as fast as it can, by rename, as the store does.
 FLIP = """
@@ -57,7 +57,7 @@ def test_the_first_sealing_waits_for_the_producer(deployment: Deployment, sops: 
 def test_the_last_good_generation_serves(deployment: Deployment, sops: SopsNix) -> None:
     """Where the producer is not ready in time, the VM starts on what it last had."""
     sops.publish({"api-key": b"last good"})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     sops.remove()
     deployment.host.write(f"/etc/systemd/system/{SEAL}.d/wait.conf", SHORT_WAIT)
     deployment.host.run("systemctl", "daemon-reload")
@@ -74,7 +74,7 @@ def test_a_start_never_mixes_two_generations(deployment: Deployment, sops: SopsN
     deployment.configure(f"[vms.web.credentials]\n{table}\n")
     for value in (b"1", b"2"):
         sops.publish(dict.fromkeys(names, value))
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
     flipping = deployment.host.spawn("python3", "-c", FLIP)
     seen = set()
     try:
@@ -94,7 +94,7 @@ def test_a_start_never_mixes_two_generations(deployment: Deployment, sops: SopsN
 def test_the_journal_explains_itself(deployment: Deployment, sops: SopsNix) -> None:
     """Journalctl -x shows, beside a message of the audit, what it means."""
     sops.publish({"api-key": b"value"})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     explained = deployment.host.run("journalctl", "-x", "-t", "credferry", "-n", "1", "-o", "short").stdout
     assert "Generation 1 is sealed for VM web" in explained
     assert "its next" in explained

@@ -84,18 +84,20 @@ def guest_reboots(site: Site) -> None:
     """The hypervisor is ended by the launcher's child, and started with the newest value."""
     value, before = site.fresh(), site.generation("plain")
     site.publish(plain=value)
-    site.deployment.credferry("sync", "--no-restart")
+    site.deployment.credferry("agent", "--once")
     site.put("plain", "vm.reboot")
     site.runs_newer("plain", before)
     assert site.deployment.delivered("plain")["KEY"] == value
 
 
 def sync(site: Site, **environment: str) -> None:
-    """One pass by hand."""
+    """Sealed by the unit, and by hand, without the agent; handed over when somebody restarts the VM."""
     before = site.generation("plain")
-    site.publish(plain=site.fresh())
-    site.host.run("credferry", "sync", env=environment)
-    assert site.generation("plain") > before
+    for command in (("sync",), ("agent", "--once")):
+        site.publish(plain=site.fresh())
+        site.host.run("credferry", *command, env=environment)
+    site.host.run("systemctl", "restart", "microvm@plain.service")
+    site.runs_newer("plain", before)
 
 
 def put_back(site: Site) -> None:
@@ -179,20 +181,14 @@ def no_stamp(site: Site) -> None:
     script = "/var/lib/microvms/plain/current/bin/microvm-run"
     before = site.host.path(script).read_text()
     site.host.write(script, before.replace(f"credferry-launch --real {HYPERVISOR} --", HYPERVISOR), 0o755)
-    site.host.write(ELSEWHERE, TABLES.replace("20.0", "0.3") + VMS)
+    site.deployment.configure(TABLES.replace("20.0", "0.3") + VMS)
+    site.host.run("systemctl", "reload", AGENT)
     site.publish(plain=site.fresh())
-    command = ("credferry", "sync", "--config", ELSEWHERE, "--vm", "plain")
-    site.host.run(*command)
     site.told("its launcher has not reported this start", CREDFERRY_VM="plain")
     site.host.write(script, before, 0o755)
     site.publish(plain=site.fresh())
-
-    def is_back() -> bool:
-        site.host.run(*command, check=False)
-        return site.generation("plain") > 0
-
-    site.host.wait(is_back, 30, "plain with the launcher")
-    site.host.path(ELSEWHERE).unlink()
+    site.host.wait(lambda: site.generation("plain") > 0, 30, "plain with the launcher")
+    site.configure()
 
 
 def store_is_read_only(site: Site) -> None:
@@ -202,11 +198,11 @@ def store_is_read_only(site: Site) -> None:
     site.host.run("mount", "-o", "remount,bind,ro", store)
     try:
         site.publish(plain=site.fresh())
-        site.refuses("credferry", "sync", status=73, naming="Read-only file system")
+        site.refuses("credferry", "agent", "--once", status=73, naming="Read-only file system")
     finally:
         site.host.run("umount", store)
-    site.deployment.credferry("sync")
-    assert site.generation("plain") > before
+    site.agent(runs=True)
+    site.runs_newer("plain", before)
 
 
 def no_source(site: Site) -> None:
@@ -296,8 +292,8 @@ def raises_in_the_agent(site: Site) -> None:
         site.host.run("systemctl", "restart", AGENT)
         site.publish(plain=site.fresh())
         site.told("internal error: ValueError", _SYSTEMD_UNIT=AGENT)
-        site.refuses("credferry", "sync", status=70, naming="internal error: ValueError")
-        shown = site.host.run("script", "-qec", "credferry sync", "/dev/null", check=False)
+        site.refuses("credferry", "agent", "--once", status=70, naming="internal error: ValueError")
+        shown = site.host.run("script", "-qec", "credferry agent --once", "/dev/null", check=False)
         assert "internal error: ValueError" in shown.stdout
     before = site.generation("plain")
     site.agent(runs=True)
@@ -432,7 +428,7 @@ PATHS = (
     Way("a guest's reboot", guest_reboots, agent=False),
     Way("sync", sync, agent=False),
     Way("talkative libraries", libraries_are_talkative, agent=False),
-    Way("no stamp", no_stamp, agent=False),
+    Way("no stamp", no_stamp),
     Way("a store that is read-only", store_is_read_only, agent=False),
     Way("no source", no_source, agent=False),
     Way("no bus", no_bus, agent=False),

@@ -248,7 +248,7 @@ def running() -> Iterator[Bus]:
             deployment.add_vm(name)
         made.publish()
         deployment.configure(CONFIG)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("web", "db-1")
         deployment.start_agent()
         host.wait(made.is_there, 20, "the agent on the bus")

@@ -155,9 +155,9 @@ def site(crash_host: Host) -> Iterator[Site]:
     deployment.configure(TABLES + VM)
     for _ in range(3):  # old generations, for the pruning to have something to prune
         sops.publish({"api-key": str(_).encode()})
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
     sops.publish({"api-key": made.value})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web")
     yield made
     deployment.close()

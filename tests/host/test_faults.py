@@ -204,7 +204,7 @@ def running(survived: set[str]) -> Iterator[Site]:
         made.gate.put_before("web")
         made.publish(0)
         deployment.configure(VMS)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("web", "db")
         made.restart_agent()
         yield made
@@ -682,7 +682,7 @@ def test_somebody_restarts_the_vm_meanwhile(site: Site) -> None:
     # He comes first: the agent finds nothing left to do.
     site.host.kill(AGENT, signal.SIGSTOP)
     site.publish()
-    site.deployment.credferry("sync", "--no-restart")
+    site.deployment.credferry("agent", "--once")
     site.host.run("systemctl", "restart", "microvm@web.service")
     site.host.wait(site.arrived, 20, "the restart by hand")
     site.host.kill(AGENT, signal.SIGCONT)

@@ -33,7 +33,7 @@ A = { text = "a" }
 COMPLETED = [
     ("credferry polk", "credferry polkit-rule"),
     ("credferry --vers", "credferry --version"),
-    ("credferry sync --no-r", "credferry sync --no-restart"),
+    ("credferry agent --on", "credferry agent --once"),
     ("credferry guest-key cr", "credferry guest-key create"),
     ("credferry guest-key create --mach", "credferry guest-key create --machine-id"),
     ("credferry hold we", "credferry hold web"),

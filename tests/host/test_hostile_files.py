@@ -31,7 +31,7 @@ def deployment(host: Host, sops: SopsNix) -> Iterator[Deployment]:
     made.configure('[vms.web.credentials]\nK = { secret = "api-key" }\n')
     sops.publish({"api-key": b"first"})
     made.add_vm("web")
-    made.credferry("sync", "--no-restart")
+    made.credferry("agent", "--once")
     made.start_vm("web")
     yield made
     made.close()

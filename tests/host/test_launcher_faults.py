@@ -204,7 +204,7 @@ def test_a_full_run_keeps_no_vm_down(host: Host, sops: SopsNix) -> None:
         deployment.add_vm(VM)
         sops.publish({"api-key": b"value"})
         deployment.configure(f'[vms.{VM}.credentials]\nAPI_KEY = {{ secret = "api-key" }}\n')
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         prevented = host.path(f"/etc/systemd/system/microvm@{VM}.service.d/50-credferry.conf").read_text()
         assert f"\nRestartPreventExitStatus={PREVENTED}\n" in prevented
         host.run("mkdir", "-p", "/run/credferry-vms")
@@ -234,7 +234,7 @@ def test_landlock_in_the_api_channel_is_told_at_each_start_and_by_doctor(host: H
         sops.publish({"api-key": b"value"})
         both = "".join(f'[vms.{vm}.credentials]\nK = {{ secret = "api-key" }}\n' for vm in ("bound", "free"))
         deployment.configure(both)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("bound", "free")
         warning = Event.LAUNCH_WARNING.value
         host.wait_journal(lambda entry: entry["CREDFERRY_VM"] == "bound", MESSAGE_ID=warning)

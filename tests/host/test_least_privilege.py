@@ -73,6 +73,7 @@ UNGRANTED = (
     ("PowerOff", ""),
 )
 STORE_STATUS = 73
+KEY_STATUS = 77
 GENERATIONS_KEPT = 3
 CLD_KILLED = 2  # and 3 for one that dumped core: bits/siginfo-consts.h
 
@@ -194,7 +195,7 @@ def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
     host = unprivileged.host
     host.write("/etc/systemd/system/other.service", "[Service]\nExecStart=/bin/sleep infinity\n")
     host.run("systemctl", "start", "other.service")
-    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.credferry("sync")
     unprivileged.start_vm("web")
     asked = ("TryRestartUnit", "ss")
     assert call(host, USER, *asked, WEB, "replace") == ""
@@ -218,7 +219,7 @@ def test_polkit_grants_no_more(unprivileged: Deployment) -> None:
 def test_a_stopped_vm_stays_stopped(unprivileged: Deployment) -> None:
     """Whatever the agent's user may ask for, in any mode, a VM that an operator stopped is not started."""
     host, beside = unprivileged.host, "/etc/systemd/system/beside.service"
-    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.credferry("sync")
     unprivileged.start_vm("web")
     # Because of this one systemd has the VM's unit loaded, stopped or not.
     host.write(beside, f"[Unit]\nAfter={WEB}\n[Service]\nExecStart=/bin/sleep infinity\n")
@@ -244,7 +245,7 @@ def test_what_polkit_cannot_narrow(unprivileged: Deployment) -> None:
     SECURITY.md says so. Where this fails, systemd tells more, and the rule can be narrowed.
     """
     host = unprivileged.host
-    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.credferry("sync")
     gate = Gate(host, "narrow")
     gate.put_before("web")
     waiting = "/etc/systemd/system/waiting.service"
@@ -319,7 +320,7 @@ def test_without_the_rule_nothing_is_restarted(unprivileged: Deployment) -> None
     host = unprivileged.host
     host.run("rm", RULE)
     host.run("systemctl", "restart", "polkit.service")
-    unprivileged.credferry("sync", "--no-restart")
+    unprivileged.credferry("sync")
     unprivileged.start_vm("web")
     unprivileged.start_agent()
     SopsNix(host).publish({"api-key": b"value 2"})
@@ -342,7 +343,7 @@ def test_the_unit_is_believed_and_not_its_user(unprivileged: Deployment) -> None
 def test_the_launcher_s_child_is_out_of_reach(deployment: Deployment) -> None:
     """It has handed the values over, and stays: nobody of the VM's user reads its memory."""
     host = deployment.host
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("sync")
     deployment.start_vm("web")
     main = deployment.unit("web")["MainPID"]
     children = host.run("cat", f"/proc/{main}/task/{main}/children").stdout.split()
@@ -363,7 +364,7 @@ def test_a_vmm_sees_no_neighbour_s_credentials(deployment: Deployment, lifted: s
     """
     host = deployment.host
     add_sealed_vm(deployment)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("sync")
     host.write(f"/etc/systemd/system/{WEB}.d/60-lifted.conf", f"[Service]\n{lifted}\n")
     host.run("systemctl", "daemon-reload")
     deployment.start_vm("web", "db")
@@ -376,21 +377,22 @@ def test_a_vmm_sees_no_neighbour_s_credentials(deployment: Deployment, lifted: s
 
 
 def test_root_works_beside_it(unprivileged: Deployment) -> None:
-    """What root's verbs make in the store is the agent's: it opens the locks, and prunes generations."""
+    """What root's verbs have made in the store is the agent's: it opens locks and prunes generations."""
     host, sops = unprivileged.host, SopsNix(unprivileged.host)
     add_sealed_vm(unprivileged)
     unprivileged.configure(TWO_VMS.replace("[vms.db]\n", '[vms.db]\npolicy = "ignore"\n'))
     unprivileged.start_agent()
     unprivileged.start_vm("web", "db")
     host.run("systemctl", "stop", AGENT)
-    # A lock of root's would be the end of the agent; so these are made by root, each of them.
+    # A lock of root's would be the end of the agent; so these are made anew, each of them.
     host.run("sh", "-c", f"rm -rf {STORE}/*lock {STORE}/guest-keys/*")
     unprivileged.credferry(*MAKE_KEY)
     sops.publish({"api-key": b"by root"})
     unprivileged.credferry("sync")
-    assert unprivileged.delivered("web") == {"API_KEY": b"by root"}
     assert host.run("find", STORE, "!", "-user", USER).stdout == ""
     unprivileged.start_agent()
+    unprivileged.wait_in_step("web")
+    assert unprivileged.delivered("web") == {"API_KEY": b"by root"}
     for number in range(2):
         starts = unprivileged.starts("web")
         sops.publish({"api-key": f"by the agent {number}".encode()})
@@ -410,9 +412,17 @@ def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
     host.run("systemctl", "stop", AGENT)
     host.run("sh", "-c", f"rm -rf {STORE}/vms && ln -s /etc {STORE}/vms", user=USER)
     host.run("sh", "-c", f"rm {STORE}/seal.lock && ln -s /etc/lock-of-root {STORE}/seal.lock", user=USER)
-    assert host.run("credferry", "sync", "--no-restart", check=False).returncode == STORE_STATUS
-    for name in ("lock-of-root", "web", "db"):
-        assert not host.path(f"/etc/{name}").exists()
+    host.run("sh", "-c", f"ln -s /etc {STORE}/guest-keys", user=USER)
+    before = host.run("find", "/etc", "-newer", RULE).stdout
+    refused = host.run("credferry", "agent", "--once", check=False)
+    assert refused.returncode == STORE_STATUS
+    assert f"{STORE}: belongs to user " in refused.stderr
+    assert host.run("credferry", "sync", check=False).returncode == STORE_STATUS
+    assert (
+        host.run("credferry", *(word.replace("db", "web") for word in MAKE_KEY), check=False).returncode
+        == KEY_STATUS
+    )
+    assert host.run("find", "/etc", "-newer", RULE).stdout == before
 
 
 def test_the_store_is_root_s_and_the_agent_s(unprivileged: Deployment) -> None:

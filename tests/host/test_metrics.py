@@ -44,7 +44,7 @@ def deployment(host: Host, sops: SopsNix) -> Iterator[Deployment]:
     made.configure(CONFIG)
     made.add_vm("metered")
     sops.publish({"metered-key": VALUES[0]})
-    made.credferry("sync", "--no-restart")
+    made.credferry("agent", "--once")
     made.start_vm("metered")
     host.run("rm", "-rf", DIRECTORY)
     yield made

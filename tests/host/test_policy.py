@@ -57,7 +57,7 @@ class Pace:
         self.host.run("systemctl", "stop", "credferry.service")
         self.publish(wait=False)
         self.deployment.configure(FAST + self._tables("", vms))
-        self.deployment.credferry("sync", "--no-restart")
+        self.deployment.credferry("agent", "--once")
         for vm in vms:
             if not self.runs(vm):
                 self.host.run("systemctl", "restart", f"microvm@{vm}.service")

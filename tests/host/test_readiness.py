@@ -93,7 +93,7 @@ def site() -> Iterator[Site]:
             made.deployment.add_vm(vm)
         made.publish()
         made.deployment.configure(CONFIG)
-        made.deployment.credferry("sync", "--no-restart")
+        made.deployment.credferry("agent", "--once")
         made.deployment.start_vm(*VMS)
         made.deployment.start_agent()
         made.wait_arrived()

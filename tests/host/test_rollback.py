@@ -41,7 +41,7 @@ def deployment(host: Host, sops: SopsNix) -> Iterator[Deployment]:
     made.add_vm("web")
     made.configure(CONFIG)
     sops.publish({"key": b"good"})
-    made.credferry("sync", "--no-restart")
+    made.credferry("agent", "--once")
     made.start_vm("db", "web")
     made.start_agent()
     yield made

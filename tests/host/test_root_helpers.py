@@ -61,7 +61,7 @@ def from_spec(deployment: Deployment, more: str = "") -> None:
         "[Service]\nEnvironment=CREDFERRY_STANDIN_BOOT=0\nTimeoutStopSec=5s\n",
     )
     host.run("systemctl", "daemon-reload")
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
 
 
 def test_the_users_own_directory_decides_nothing(deployment: Deployment, sops: SopsNix) -> None:
@@ -72,7 +72,7 @@ def test_the_users_own_directory_decides_nothing(deployment: Deployment, sops: S
     host = deployment.host
     deployment.add_vm("web")
     host.write(f"{HOME}/current/bin/tap-up", "#!/bin/sh\necho up >>/run/taps\n", 0o755)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web")
     theirs = f"mkdir -p bin && printf %s {shlex.quote(PROGRAM)} >bin/tap-up && chmod 755 bin/tap-up"
     for attack in (

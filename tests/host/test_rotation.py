@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Event
-from tests.support.deployment import Deployment
+from tests.support.deployment import CONFIG, Deployment
 from tests.support.producer import Agenix, MountedSource, SopsNix
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def values(number: int) -> dict[str, bytes]:
 def start_all(deployment: Deployment) -> None:
     """Configure, seal, and start the agent and two of the three VMs."""
     deployment.configure(VMS)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web", "db")
     deployment.start_agent()
 
@@ -127,7 +127,7 @@ def test_a_mount_over_the_source_is_found(deployment: Deployment, host: Host) ->
     producer.publish(values(0))
     try:
         deployment.configure("[source]\nquiet_seconds = 0.2\nresync_seconds = 3600\n" + VMS)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("web", "db")
         deployment.start_agent()
         producer.publish(values(0) | {"api-key": b"mounted"})
@@ -146,7 +146,7 @@ def test_agenix(deployment: Deployment, host: Host) -> None:
     try:
         table = '[source]\npath = "/run/agenix"\nresync_seconds = 3600\n'
         deployment.configure(table + VMS)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("web", "db")
         deployment.start_agent()
         producer.publish(values(0) | {"api-key": b"from agenix"})
@@ -160,7 +160,7 @@ def test_inotify_alone_suffices_for_swaps(deployment: Deployment, sops: SopsNix)
     """With the resync an hour away, swap after swap is seen: the watch does not die with the first."""
     sops.publish(values(0))
     deployment.configure("[source]\nresync_seconds = 3600\n" + VMS)
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("web")
     deployment.start_agent()
     for number in range(1, 5):
@@ -186,7 +186,7 @@ def test_a_swap_beside_the_source_is_noticed_each_time(host: Host, where: str, k
         table = f'[source]\npath = "{source}"\nfollow_links = true\n'
         vm = f'[vms.web.credentials]\nK = {{ secret = "{name}" }}\n'
         deployment.configure(table + vm)
-        deployment.credferry("sync", "--no-restart")
+        deployment.credferry("agent", "--once")
         deployment.start_vm("web")
         # What was to settle, or had to wait for the resync, would not come within the test.
         slow = "quiet_seconds = 3600\nquiet_max_seconds = 3600\nresync_seconds = 3600\n"
@@ -220,20 +220,59 @@ def test_a_missing_secret_keeps_the_vm_running(deployment: Deployment, sops: Sop
     assert deployment.delivered("web")["API_KEY"] == b"api-key-2"
 
 
-def test_sync_does_the_same_without_a_daemon(deployment: Deployment, sops: SopsNix) -> None:
-    """One pass of the command rotates as the daemon would; plan tells beforehand and touches nothing."""
+def test_without_an_agent_sync_has_the_seal_unit_seal(deployment: Deployment, sops: SopsNix) -> None:
+    """credferry-seal.service seals, nothing is restarted, and `sync` says so; plan tells it beforehand."""
     sops.publish(values(0))
     deployment.configure(VMS)
-    deployment.credferry("sync", "--no-restart")
+    (row,) = json.loads(deployment.credferry("sync", "--json", "--vm", "web"))
+    assert (row["sealed"], row["state"]) == (True, "stopped")
     deployment.start_vm("web", "db")
     sops.publish(values(0) | {"api-key": b"new"})
     plan = deployment.credferry("plan")
     assert "seal API_KEY, ENVIRONMENT, SHARED, then restart microvm@web.service" in plan
     assert deployment.starts("web") == 1
-    deployment.credferry("sync")
+    rows = {row["vm"]: row for row in json.loads(deployment.credferry("sync", "--json"))}
+    assert (rows["web"]["sealed"], rows["web"]["state"]) == (True, "restart due")
+    assert (rows["db"]["sealed"], rows["db"]["state"]) == (False, "in step")
+    assert "systemctl start credferry.service" in rows["web"]["reason"]
+    assert (deployment.starts("web"), deployment.starts("db")) == (1, 1)
+    generation = str(deployment.status()["web"]["sealed"]["generation"])
+    (sealed,) = deployment.host.journal(
+        MESSAGE_ID=Event.SEALED.value,
+        CREDFERRY_VM="web",
+        CREDFERRY_GENERATION=generation,
+        _SYSTEMD_INVOCATION_ID=deployment.host.unit("credferry-seal.service")["InvocationID"],
+    )
+    assert sealed["_SYSTEMD_UNIT"] == "credferry-seal.service"
+    deployment.start_agent()
+    deployment.wait_in_step("web")
     assert (deployment.starts("web"), deployment.starts("db")) == (2, 1)
     assert deployment.delivered("web")["API_KEY"] == b"new"
-    assert "do nothing" in deployment.credferry("plan")
+
+
+def test_sync_ends_as_the_seal_unit_does(deployment: Deployment, sops: SopsNix) -> None:
+    """Where the unit fails, sync names the unit, its status and its journal, and ends with that status."""
+    sops.publish(values(0))
+    deployment.configure(VMS)
+    host = deployment.host
+    drop_in = "/etc/systemd/system/credferry-seal.service.d"
+    host.write(f"{drop_in}/fails.conf", "[Service]\nExecStart=\nExecStart=/bin/sh -c 'exit 73'\n")
+    host.run("systemctl", "daemon-reload")
+    try:
+        failed = host.run("credferry", "sync", check=False)
+        assert (failed.returncode, failed.stdout) == (73, "")
+        assert failed.stderr == (
+            "credferry: credferry-seal.service failed: exit status 73: "
+            "see: journalctl -u credferry-seal.service -n 20\n"
+        )
+        elsewhere = "/etc/credferry/elsewhere.toml"
+        host.run("cp", CONFIG, elsewhere)
+        refused = host.run("credferry", "sync", "--config", elsewhere, check=False)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"credferry agent --once --config {elsewhere}" in refused.stderr
+    finally:
+        host.run("rm", "-r", drop_in)
+        host.run("systemctl", "daemon-reload")
 
 
 def test_the_audit_tells_the_story(deployment: Deployment, sops: SopsNix) -> None:

@@ -51,7 +51,7 @@ def test_the_units_start_restart_and_end_a_vm_from_its_spec(deployment: Deployme
     example = (CHECKOUT / "contrib/examples/config.toml").read_text()
     deployment.configure(example[example.index("[vms") :])
     sops.publish({"api-key": b"first"})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("test-vm")
     assert deployment.delivered("test-vm") == {
         "API_KEY": b"first",

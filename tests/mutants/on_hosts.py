@@ -238,14 +238,19 @@ ON_HOSTS: Final = (
         (f"{_LEAST}::test_exposure",),
     ),
     Protection(
-        "root works in the store as its owner",
+        "root makes a guest's key as the owner of the store",
         (
             Edit(
-                "agent/store/ownership.py",
-                "if os.geteuid() != 0 or status.st_uid == 0:",
-                "if True:",
+                "agent/cli/guest_key.py",
+                "    if user != 0 or status.st_uid == 0:",
+                "    if True:",
             ),
         ),
+        (f"{_LEAST}::test_root_is_not_led_astray",),
+    ),
+    Protection(
+        "root seals into no directory of another user",
+        (Edit("agent/store/opening.py", "if os.geteuid() == 0 and owner != 0:", "if False:"),),
         (f"{_LEAST}::test_root_is_not_led_astray",),
     ),
     Protection(

@@ -238,7 +238,7 @@ def lay_out(stack: ExitStack) -> Site:
         deployment.credferry("guest-key", "create", vm, "--machine-id", MACHINE_ID)
     names = ("plain", "sealed__key", "both", "breaks", "rude")
     site.publish(**{name: site.fresh() for name in names})
-    deployment.credferry("sync", "--no-restart")
+    deployment.credferry("agent", "--once")
     deployment.start_vm("plain", "sealed", "both", "breaks", "later", "rude")
     deployment.start_agent()
     return site

@@ -203,14 +203,6 @@ def test_a_restart_is_noted_asked_for_and_recorded(host: Host) -> None:
     ]
 
 
-def test_all_are_restarted_until_the_agent_stops(host: Host) -> None:
-    """One after the other; none more once the agent is to stop."""
-    assert host.rollout.restart_all("ab", host.units) == {"a": State.IN_STEP, "b": State.IN_STEP}
-    assert host.units.restarts == [A, B]
-    host.rollout.stop.set()
-    assert host.rollout.restart_all("ab", host.units) == {}
-
-
 def test_a_failure_is_tried_again_and_rolled_back(patient: Host) -> None:
     """As often as the configuration says; each is recorded, and so is the way back."""
     run, digest, before = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long a single pass waits for a source."""
+"""How long the first sealing of a boot waits for a source."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 
-from credferry.agent.cli.sync import settled_look
 from credferry.agent.config.loading import parse
+from credferry.agent.daemon.once import settled_look
 from credferry.agent.errors import HiddenSourceError
 
 if TYPE_CHECKING:
@@ -29,4 +29,4 @@ def test_a_source_that_the_unit_hides_is_not_waited_for() -> None:
     """It cannot come: the first sealing of a boot ends at once, and the VMs start on what they had."""
     an_hour_from_now = time.monotonic() + 3600
     with pytest.raises(HiddenSourceError):
-        settled_look(parse(b"", Path("config.toml")), cast("Observer", _Blind()), [], None, an_hour_from_now)
+        settled_look(parse(b"", Path("config.toml")), cast("Observer", _Blind()), an_hour_from_now)

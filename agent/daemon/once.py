@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Seals what is published, once, and restarts nothing: the work of ``credferry-seal.service``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from credferry.agent.daemon.reporter import Reporter
+from credferry.agent.errors import HiddenSourceError, SourceError
+from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.session import Session
+from credferry.agent.source.settling import Settler
+
+if TYPE_CHECKING:
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.reconcile.observer import Look, Observer
+
+_LOOK_AGAIN_SECONDS = 0.2
+
+
+def seal_once(config: Config, wait: float = 0.0) -> list[tuple[VmConfig, State, str]]:
+    """Seal what is published for all VMs. Returns each VM's state, and the reason for it.
+
+    Does not ask systemd. Waits until the source is settled, and at most ``wait`` seconds until it is
+    complete. Raises `KeyFileError`, `StoreFormError`, `StoreError` and `SourceError`.
+    """
+    session = Session.for_sealing(config)
+    session.take_over(None)
+    look = settled_look(config, session.observer, time.monotonic() + wait)
+    sealed = session.sealer.seal_due(look)
+    Reporter(session.audit).report(look.decisions)
+    found = []
+    for decision in look.decisions:
+        if decision.seal is not None and decision.vm.name not in sealed:
+            found.append((decision.vm, State.REFUSED, "its values could not be sealed"))
+        else:
+            found.append((decision.vm, decision.state, "; ".join(decision.reasons)))
+    return found
+
+
+def settled_look(config: Config, observer: Observer, deadline: float) -> Look:
+    """A look at a source that is settled and, until the deadline, complete. Raises `SourceError`.
+
+    Does not wait for a source that the unit hides: it cannot come.
+    """
+    settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
+    while True:
+        now = time.monotonic()
+        try:
+            look = observer.look(config.vms.values(), None)
+        except SourceError as error:
+            # A deadline that is not a number means no wait.
+            if isinstance(error, HiddenSourceError) or not now < deadline:
+                raise
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            continue
+        unsettled = settler.wait(look.generation, look.content, now)
+        refused = any(decision.state is State.REFUSED for decision in look.decisions)
+        if refused and now < deadline:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        elif unsettled and any(decision.seal for decision in look.decisions):
+            time.sleep(unsettled)
+        else:
+            return look
