@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Decides for one VM at a time what to do next: restart, check health, roll back, halt, or nothing.
 
-Right before each step the agent decides again, under the VM's lock. So the daemon and a command never
+Right before each step the agent decides again, under the VM's lock. So two agents on one store never
 restart a VM twice. The agent records a restart before it asks systemd, so a crash of the agent loses
 nothing.
 """
