@@ -91,11 +91,17 @@ def hardened(done: Hardening) -> None:
     """Log which protection of the process's memory failed: as a warning, or for swap as debug."""
     logger = structlog.get_logger()
     if done.dumpable:
-        logger.warning("other processes of this user may read this one's memory", reason=done.dumpable)
+        logger.warning(
+            "cannot protect this process's memory: other processes of its user may read it",
+            reason=done.dumpable,
+        )
     if done.core:
-        logger.warning("core dumps are limited by the kernel's own refusal alone", reason=done.core)
+        logger.warning(
+            "cannot make this process undumpable; only its core size limit prevents a core dump",
+            reason=done.core,
+        )
     if done.swap:
-        logger.debug("memory may be swapped out", reason=done.swap)
+        logger.debug("cannot keep memory out of swap", reason=done.swap)
 
 
 class _Logger:

@@ -54,7 +54,7 @@ def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: P
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOTDIR}:
             raise _refuse(
-                path, errno.ELOOP, "a symbolic link or a file stands where a directory should be"
+                path, errno.ELOOP, "a symbolic link or a file is where a directory must be"
             ) from None
         raise
     finally:
@@ -94,7 +94,7 @@ def _check(path: Path, status: os.stat_result, owners: Container[int] | None) ->
     if not stat.S_ISREG(status.st_mode):
         raise _refuse(path, errno.EINVAL, "it is not a regular file")
     if owners is not None and status.st_uid not in owners:
-        raise _refuse(path, errno.EPERM, f"it belongs to uid {status.st_uid}, who must not own it")
+        raise _refuse(path, errno.EPERM, f"it belongs to uid {status.st_uid}, which must not own it")
 
 
 def _refuse(path: Path, number: int, reason: str) -> UntrustedFileError:

@@ -69,7 +69,7 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
 
         vm = reading.load(Path(asked.spec))
         if asked.vm not in {None, vm.name}:
-            raise usage(f"the spec is that of VM {vm.name}, not of {asked.vm}", "correct --vm")
+            raise usage(f"the spec is for VM {vm.name}, not for {asked.vm}", "correct --vm")
         if asked.verb is not None:
             _on_host(asked.verb, vm)
             return
@@ -86,13 +86,13 @@ def _root_program(words: Sequence[str]) -> NoReturn:
     from credferry.launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
 
     if len(words) != 1:
-        raise usage(f"{arguments.ROOT_PROGRAM} takes one path", "see credferry-launch --help")
+        raise usage(f"{arguments.ROOT_PROGRAM} takes exactly one path", "see credferry-launch --help")
     (path,) = words
     try:
         os.close(trust.open_file(path))
         os.execv(path, [path])  # noqa: S606 (no shell is wanted)
     except OSError as error:
-        raise usage(f"{path} cannot be run: {error.strerror}", "correct the VM's files") from None
+        raise usage(f"cannot run {path}: {error.strerror}", "correct the VM's files") from None
 
 
 def _on_host(verb: str, vm: Spec) -> None:
@@ -108,7 +108,7 @@ def _on_host(verb: str, vm: Spec) -> None:
         case _:
             pid = os.environ.get("MAINPID", "")
             if not pid.isdecimal():
-                raise usage("$MAINPID is not set", "--shutdown is for ExecStop= of the VM's unit")
+                raise usage("$MAINPID is not set", "use --shutdown only in ExecStop= of the VM's unit")
             host.shutdown(vm, int(pid))
 
 
@@ -179,7 +179,7 @@ def _become(real: str, words: tuple[str, ...]) -> NoReturn:
         os.execv(real, [real, *words])  # noqa: S606 (no shell is wanted)
     except OSError as error:
         raise failed(
-            f"cloud-hypervisor cannot be started: {real}",
+            f"cannot start cloud-hypervisor: {real}",
             error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
@@ -192,7 +192,7 @@ def _version(asked: str | None, real: str) -> tuple[str, int]:
         return version.ask(real, cache or None)
     given = version.parse(asked)
     if given is None:
-        raise usage("--hypervisor-version is not a version", "give it as 53.0")
+        raise usage("--hypervisor-version is not a version", "give a version such as 53.0")
     return given
 
 

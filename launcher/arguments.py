@@ -23,17 +23,17 @@ USAGE: Final = (
     "                        [--initrd] [--guest-systemd N] [--plaintext-in-argv] -- ARGV…\n"
     "\n"
     "Starts cloud-hypervisor with the unit's credentials as SMBIOS OEM strings. ARGV are its\n"
-    "arguments, or FILE says what the VM is. --explain shows what would be started, as JSON, with every\n"
-    "value redacted. The third line is for the VM's units: what they do on the host. Run by root,\n"
-    "they take FILE only from a path on which nobody but root can change anything. --root-program checks\n"
-    "the same of a program, and becomes it.\n"
+    "arguments; or FILE describes the VM. --explain shows what would be started, as JSON, with every\n"
+    "value redacted. The options of the third line are for the VM's units, and do work on the host. If\n"
+    "root runs them, only root may be able to change FILE and the path to it. --root-program checks PATH\n"
+    "in the same way, and then becomes that program.\n"
     "\n"
-    "--check needs no credentials and starts nothing. It exits with 0 where a VM's start would accept\n"
-    "ARGV. Otherwise it prints the line of the refusal, on standard output the same as JSON, and exits\n"
-    "with its status: 64 for the arguments, 65 for credentials or a limit. LIST has the credentials'\n"
-    "kinds, as in plain,sealed,text, or their names and kinds, as in API_KEY=plain,TOKEN=sealed; it is\n"
-    "plain unless given. --channel, --initrd, --guest-systemd and --plaintext-in-argv are what the\n"
-    "agent's configuration says for the VM.\n"
+    "--check needs no credentials and starts nothing. It exits with 0 if a VM's start would accept\n"
+    "ARGV. Otherwise it prints the reason, on standard output as JSON, and exits with the status of the\n"
+    "refusal: 64 for the arguments, 65 for credentials or a limit. LIST has the kinds of the credentials,\n"
+    "such as plain,sealed,text, or their names and kinds, such as API_KEY=plain,TOKEN=sealed. Its default\n"
+    "is plain. --channel, --initrd, --guest-systemd and --plaintext-in-argv are what the agent's\n"
+    "configuration says for the VM.\n"
 )
 ROOT_PROGRAM: Final = "--root-program"
 _HELP: Final = "see credferry-launch --help"
@@ -82,13 +82,16 @@ def parse(words: Sequence[str]) -> Arguments:
     spec, real, vm = values.get("--spec"), values.get("--real"), values.get("--vm")
     if spec is None:
         if not dashes:
-            raise usage("-- is missing before cloud-hypervisor's arguments", _HELP)
+            raise usage("there is no -- before cloud-hypervisor's arguments", _HELP)
         if not real and not (check and version):
             raise usage("--real is missing", "give the path of cloud-hypervisor's binary")
     elif argv:
-        raise usage("--spec and arguments after -- are both given", "write them into its options")
+        raise usage(
+            "--spec and arguments after -- are both given",
+            "write these arguments into the spec's options",
+        )
     if len(verbs) > 1 or (verbs and (spec is None or flags - verbs)):
-        raise usage(f"{min(verbs)} stands alone, with --spec", _HELP)
+        raise usage(f"{min(verbs)} can only be combined with --spec", _HELP)
     if vm is not None and not is_vm_name(vm):
         raise usage("--vm is not a valid name", "give the instance name of the VM's unit")
     return Arguments(

@@ -129,7 +129,7 @@ def _merge(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
     try:
         return merge_oem_strings(platform, strings, grammar)
     except OptionError as error:
-        raise usage(f"--platform cannot take credentials: {error}", "use the api channel") from None
+        raise usage(f"cannot add credentials to --platform: {error}", "use the api channel") from None
 
 
 def value_of(options: Sequence[Option], name: str) -> str | None:
@@ -158,7 +158,7 @@ def endpoint(value: str | None, grammar: Grammar, option: str) -> Endpoint | Non
             return Endpoint(plain(found["path"], grammar), None)
     except ValueError:
         pass
-    raise usage(f"{option} has neither path= nor fd=", "give it one")
+    raise usage(f"{option} has no path= and no fd=", "give one of them")
 
 
 def _descriptor(digits: str) -> int:

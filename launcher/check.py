@@ -95,5 +95,5 @@ def _least(name: str, kind: Kind) -> Secret:
 
 def _number(option: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS_MAX):
-        raise usage(f"{option} is not a number", "give a major version, as in 53")
+        raise usage(f"{option} is not a number", "give a major version, such as 53")
     return int(text)

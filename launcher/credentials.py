@@ -69,11 +69,13 @@ def read(directory: str | os.PathLike[str]) -> Delivered:
     except EarlierFormError as error:
         raise LaunchError(
             str(error),
-            hint="the agent renews the store when it starts, and systemd tries this start again until then",
+            hint="the agent converts the store when it starts; until then systemd retries this start",
             status=Exit.LATER,
         ) from None
     except HandoffError as error:
-        raise _refuse(str(error), "agent and launcher must be of one release: seal the VM again") from None
+        raise _refuse(
+            str(error), "agent and launcher must be of the same release; then seal the VM again"
+        ) from None
     return Delivered(
         manifest, tuple(_credential(directory, manifest, entry) for entry in manifest.credentials)
     )
@@ -85,8 +87,8 @@ def _credential(directory: str | os.PathLike[str], manifest: Manifest, entry: Ma
         raise _refuse(
             f"credential {entry.name} is not the value that was sealed for generation "
             f"{manifest.generation} of VM {manifest.vm}",
-            "its file in the store is another VM's, of another generation or of another name: "
-            "seal the VM again",
+            "the file in the store belongs to another VM, another generation or another name; seal "
+            "the VM again",
         )
     return Credential(entry.name, entry.kind, value)
 
@@ -105,7 +107,9 @@ def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:
             status=Exit.CREDENTIALS,
         ) from None
     if len(data) > _SIZE_MAX:
-        raise _refuse(f"{what} is larger than {_SIZE_MAX} bytes", "systemd takes no larger credential")
+        raise _refuse(
+            f"{what} is larger than {_SIZE_MAX} bytes", "systemd does not accept a larger credential"
+        )
     return Secret(data)
 
 

@@ -50,7 +50,7 @@ _PASSING: Final = frozenset(
 )
 """Errors of the kernel after which the same call may succeed later without any correction."""
 
-_AGAIN: Final = "the next start may do better; see to the host's memory, room and open files"
+_AGAIN: Final = "a later start may succeed; check the host's memory, free space and open files"
 
 
 class LaunchError(Exception):

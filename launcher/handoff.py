@@ -331,9 +331,9 @@ def _load(what: str, version: int, data: bytes, build: Any) -> Any:  # noqa: ANN
         fields = json.loads(data)
         found = _number(fields.pop("version", 0)) if isinstance(fields, dict) else 0
         if 0 < found < version:
-            raise EarlierFormError(f"{what}: of format version {found}, and not {version}")
+            raise EarlierFormError(f"{what}: has format version {found}, not {version}")
         if found != version:
-            raise HandoffError(f"{what}: not of format version {version}")
+            raise HandoffError(f"{what}: does not have format version {version}")
         return build(fields)
     except HandoffError:
         raise

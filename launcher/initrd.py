@@ -41,8 +41,9 @@ def check(credentials: Sequence[Credential]) -> None:
         total += len(credential.value.reveal())
         if total > INITRD_TOTAL_MAX:
             raise LaunchError(
-                f"credential {credential.name} does not fit: a guest takes {INITRD_TOTAL_MAX} bytes of them",
-                hint="deliver fewer or smaller credentials",
+                f"credential {credential.name} does not fit: a guest takes at most {INITRD_TOTAL_MAX} "
+                "bytes of credentials",
+                hint="pass fewer or smaller credentials",
                 status=Exit.CREDENTIALS,
             )
 
@@ -70,7 +71,10 @@ def attach(initramfs: str, credentials: Sequence[Credential], directory: str | o
             source = os.open(initramfs, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise failed(
-                "--initramfs cannot be read", error, hint="name the guest's initrd", status=Exit.USAGE
+                "--initramfs cannot be read",
+                error,
+                hint="give the path of the guest's initrd",
+                status=Exit.USAGE,
             ) from None
         stack.callback(os.close, source)
         try:
@@ -83,9 +87,9 @@ def attach(initramfs: str, credentials: Sequence[Credential], directory: str | o
             return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise failed(
-                f"the initramfs cannot be copied to {directory}, which needs room for it once more",
+                f"cannot copy the initramfs to {directory}, which needs room for the copy",
                 error,
-                hint="--initramfs must be a file, and the unit's runtime directory its user's",
+                hint="--initramfs must be a file, and the VM's user must own the unit's runtime directory",
                 status=Exit.USAGE,
             ) from None
 

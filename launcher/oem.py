@@ -65,26 +65,27 @@ def check(credentials: Sequence[Credential], existing: Sequence[str], delivery: 
     if "" in existing:
         raise _refuse(
             "--platform has an empty OEM string",
-            "it would end the guest's table before all others: drop it",
+            "it would end the guest's list of strings before all others: remove it",
         )
     for index, credential in enumerate(strings):
         if len(existing) + index + 1 > OEM_COUNT_MAX:
             raise _refuse(
-                f"credential {credential.name} is one too many: a VM has at most {OEM_COUNT_MAX} strings",
-                "deliver fewer credentials",
+                f"credential {credential.name} is one too many: a VM has at most {OEM_COUNT_MAX} OEM "
+                "strings",
+                "pass fewer credentials",
             )
     limit = delivery.oem_total_max
     used = oem_size(os.fsencode(string) for string in existing)
     if used > limit:
         raise _refuse(
-            f"the OEM strings of --platform alone are over the guest's limit of {limit} bytes",
+            f"the OEM strings of --platform alone exceed the guest's limit of {limit} bytes",
             _ways_out(delivery),
         )
     for name, size in _sizes(strings):
         used += size
         if used > limit:
             raise _refuse(
-                f"credential {name} does not fit: all OEM strings of the VM may take {limit} bytes",
+                f"credential {name} does not fit: all OEM strings of the VM can have {limit} bytes",
                 _ways_out(delivery),
             )
 
@@ -94,7 +95,7 @@ def check_machine(machine: str) -> None:
     if machine != _ARCHITECTURE:
         raise _refuse(
             f"cloud-hypervisor has no OEM strings on {machine}",
-            f"credentials reach guests on {_ARCHITECTURE} hosts only",
+            f"credentials reach guests only on {_ARCHITECTURE} hosts",
         )
 
 
@@ -114,8 +115,8 @@ def check_trusted(
     word = "--igvm" if is_igvm else _confidential(platform, grammar)
     if word is not None and credentials:
         raise _refuse(
-            f"credential {credentials[0].name} would not arrive: {word} makes the guest confidential, and "
-            "its systemd then ignores OEM strings",
+            f"credential {credentials[0].name} would not arrive: {word} makes the guest confidential, "
+            "and systemd in such a guest ignores OEM strings",
             'seal every value for the guest (seal = true, also for texts), and set channel = "command" and '
             "initrd = true: they then travel in the initramfs that --initramfs names",
         )
@@ -145,15 +146,17 @@ def check_body(size: int, credentials: Sequence[Credential], major: int) -> None
     before = size - sum(length + 2 for _, length in _sizes(credentials))
     if before > limit:
         raise _refuse(
-            f"the configuration is over the {limit} bytes that cloud-hypervisor {major} takes in a request",
-            "make the command line shorter, or use a cloud-hypervisor after 53",
+            f"the configuration exceeds the {limit} bytes that cloud-hypervisor {major} accepts in a "
+            "request",
+            "make the command line shorter, or use a cloud-hypervisor later than 53",
         )
     for name, length in _sizes(credentials):
         before += length + 2
         if before > limit:
             raise _refuse(
-                f"credential {name} does not fit: cloud-hypervisor {major} takes {limit} bytes in a request",
-                "deliver fewer or smaller credentials, or use a cloud-hypervisor after 53",
+                f"credential {name} does not fit: cloud-hypervisor {major} accepts {limit} bytes in a "
+                "request",
+                "pass fewer or smaller credentials, or use a cloud-hypervisor later than 53",
             )
 
 
@@ -165,8 +168,8 @@ def check_arguments(words: Iterable[str]) -> None:
             option = word.partition("=")[0]
         if len(os.fsencode(word)) + 1 > ARGUMENT_MAX:
             raise _refuse(
-                f"{option} does not fit: one argument may take {ARGUMENT_MAX} bytes",
-                "deliver fewer or smaller credentials, or use the api channel",
+                f"{option} does not fit: one argument can have {ARGUMENT_MAX} bytes",
+                "pass fewer or smaller credentials, or use the api channel",
             )
 
 
@@ -175,17 +178,17 @@ def _check_one(credential: Credential, delivery: Delivery) -> None:
     if not is_credential_name(name):
         raise _refuse(
             "a credential's name is not valid",
-            f"use 1 to {NAME_MAX} of A-Z a-z 0-9 . _ - in it",
+            f"use 1 to {NAME_MAX} characters of A-Z a-z 0-9 . _ -",
         )
     if is_powerful_name(name) and name not in delivery.allowed_names:
         raise _refuse(
             f"credential {name} gives power over the guest's system",
-            "name it in the VM's list of allowed names if that is wanted, or rename it",
+            "if you want this, add it to the VM's list of allowed names; or rename it",
         )
     if credential.kind is Kind.SEALED and not _is_sealed(name, credential.value.reveal()):
         raise _refuse(
             f"credential {name} is not sealed for the guest: not a systemd credential in Base64 on one line",
-            "let the agent seal the VM again",
+            "make the agent seal the VM again",
         )
 
 
@@ -210,8 +213,8 @@ def _check_names(credentials: Sequence[Credential], existing: Sequence[str]) -> 
     for credential in credentials:
         if credential.name in there:
             raise _refuse(
-                f"credential {credential.name} is given twice, or stands in --platform already",
-                "the guest takes the first and ignores the other: drop one",
+                f"credential {credential.name} is given twice, or is already in --platform",
+                "the guest takes the first and ignores the other: remove one",
             )
         there.add(credential.name)
 
@@ -233,11 +236,11 @@ def _ways_out(delivery: Delivery) -> str:
     if delivery.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS:
         enough = SYSTEMD_READS_ALL_OEM_STRINGS
         return (
-            f"a guest older than systemd {enough} cuts the rest off silently: if it is that new, declare "
-            f"guest_systemd = {enough}; or deliver fewer or smaller credentials; or seal them for the guest "
-            "and send them in its initrd (initrd = true)"
+            f"a guest older than systemd {enough} silently ignores the rest: if it is that new, set "
+            f"guest_systemd = {enough}; or pass fewer or smaller credentials; or seal them for the "
+            "guest and send them in its initrd (initrd = true)"
         )
-    return "deliver fewer or smaller credentials, or send sealed ones in the initrd (initrd = true)"
+    return "pass fewer or smaller credentials, or send sealed ones in the initrd (initrd = true)"
 
 
 def _refuse(message: str, hint: str) -> LaunchError:

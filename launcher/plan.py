@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 
 PROCESS_PREFIX: Final = "microvm@"
 _UNKNOWN_VM: Final = "VM"
-_NO_CREDENTIALS: Final = "no credential directory: this is the VM without credentials, in the api channel"
+_NO_CREDENTIALS: Final = (
+    "there is no credential directory, so this plan is for the VM without credentials, in the api channel"
+)
 _NOTHING_DELIVERED: Final = Delivery(guest_systemd=SYSTEMD_READS_ALL_OEM_STRINGS)
 _LANDLOCK: Final = (
-    "--landlock confines less in the api channel: it binds the threads that run the VM, and not "
-    "cloud-hypervisor's API server, event monitor and main thread. Seal the values for the guest and use "
-    "the command channel, where it binds the whole process, or confine the VM's unit"
+    "--landlock confines less in the api channel: it confines the threads that run the VM, but not "
+    "cloud-hypervisor's API server, event monitor and main thread. Seal the values for the guest and "
+    "use the command channel, where it confines the whole process, or confine the VM's unit"
 )
 
 
@@ -143,8 +145,8 @@ def _initrd(
     # With firmware or an IGVM file, cloud-hypervisor loads no initramfs.
     if initramfs is None or any(option.name in {"firmware", "igvm"} for option in options):
         raise usage(
-            f"there is no --initramfs that credential {sealed[0].name} could travel in",
-            "boot the guest with --kernel and an initrd that runs systemd, or say initrd = false",
+            f"there is no --initramfs that could carry credential {sealed[0].name}",
+            "boot the guest with --kernel and an initrd that runs systemd, or set initrd = false",
         )
     named = cmdline.Option("initramfs", (initrd.PATH,), ("--initramfs", initrd.PATH))
     return Initrd(initramfs, sealed), [named if option.name == "initramfs" else option for option in options]
@@ -154,7 +156,7 @@ def _existing(platform: str, grammar: Grammar) -> list[str]:
     try:
         return oem_strings(platform, grammar)
     except OptionError as error:
-        raise usage(f"--platform cannot be read: {error}", "write it as cloud-hypervisor wants it") from None
+        raise usage(f"--platform cannot be read: {error}", "write it in cloud-hypervisor's syntax") from None
 
 
 def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
@@ -165,20 +167,20 @@ def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
     delivery = delivered.manifest.delivery
     if delivery.channel is Channel.COMMAND and not delivery.plaintext_in_argv:
         raise LaunchError(
-            f"credential {secret} would be readable by everyone in /proc/PID/cmdline",
-            hint="seal it for the guest, use the api channel, or set plaintext_in_argv if that is wanted",
+            f"every user could read credential {secret} in /proc/PID/cmdline",
+            hint="seal it for the guest or use the api channel; to allow it anyway, set plaintext_in_argv",
             status=Exit.CREDENTIALS,
         )
     if any(option.is_verbose for option in options):
         raise usage(
             f"-v would make cloud-hypervisor log credential {secret}",
-            "drop -v, or seal the credential for the guest",
+            "remove -v, or seal the credential for the guest",
         )
     bus = next((option for option in options if option.name.startswith("dbus-")), None)
     if bus is not None:
         raise usage(
-            f"{bus.shown} would show credential {secret} to whoever may call cloud-hypervisor on D-Bus",
-            "drop it, or seal the credential for the guest",
+            f"{bus.shown} would show credential {secret} to anyone who may call cloud-hypervisor on D-Bus",
+            "remove it, or seal the credential for the guest",
         )
 
 
@@ -188,7 +190,8 @@ def _check_text(argv: Sequence[str]) -> None:
             word.encode()
     except UnicodeEncodeError:
         raise usage(
-            "a word of cloud-hypervisor's command line is not UTF-8", "it takes nothing else"
+            "a word of cloud-hypervisor's command line is not UTF-8",
+            "use only UTF-8: cloud-hypervisor accepts nothing else",
         ) from None
 
 
@@ -199,7 +202,7 @@ def _vm(request: Request, delivered: Delivered | None) -> str | None:
         return named or (own.removeprefix(PROCESS_PREFIX) if own.startswith(PROCESS_PREFIX) else None)
     if named is not None and named != delivered.manifest.vm:
         raise LaunchError(
-            f"the credentials are those of VM {delivered.manifest.vm}, not of {named}",
+            f"the credentials are for VM {delivered.manifest.vm}, not for {named}",
             hint="correct --vm, or the unit's LoadCredentialEncrypted=",
             status=Exit.CREDENTIALS,
         )

@@ -90,7 +90,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(runtime, STAMP_FILE))
         raise failed(
-            f"cloud-hypervisor cannot be started: {real}",
+            f"cannot start cloud-hypervisor: {real}",
             error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
@@ -105,9 +105,9 @@ def _remove_socket(path: str) -> None:
         pass
     except OSError as error:
         raise failed(
-            f"{path}, which an earlier run left, cannot be removed",
+            f"cannot remove {path}, which an earlier run left",
             error,
-            hint="its directory must be the VM user's, and nothing else may have its name",
+            hint="the VM's user must own its directory, and nothing else may use this name",
             status=Exit.USAGE,
         ) from None
 
@@ -129,7 +129,11 @@ def _be_child(task: Task) -> NoReturn:
         with contextlib.suppress(BaseException):
             if task.boot is not None:
                 signal.pidfd_send_signal(task.vmm, FAILED_SIGNAL)
-            said = "internal error" if task.boot is not None else "a guest's reboot will not be noticed"
+            said = (
+                "internal error"
+                if task.boot is not None
+                else "the launcher will not notice a reboot of the guest"
+            )
             os.write(2, f"credferry-launch: {said}: {type(error).__name__}\n".encode())
     finally:
         os._exit(0)
@@ -159,8 +163,8 @@ def _open_initrd(extended: Initrd, runtime: str) -> None:
     with contextlib.suppress(OSError):
         os.fstat(initrd.DESCRIPTOR)
         raise usage(
-            f"descriptor {initrd.DESCRIPTOR} is open, and wanted for the initrd",
-            "open it under a lower number",
+            f"descriptor {initrd.DESCRIPTOR} is open, but the launcher needs it for the initrd",
+            "open this file with a lower number",
         )
     copy = initrd.attach(extended.initramfs, extended.credentials, runtime)
     os.dup2(copy, initrd.DESCRIPTOR)
@@ -178,9 +182,9 @@ def _open_bridge(path: str | None) -> Bridge | None:
         return notify.Bridge(notify.listen(path), target)
     except OSError as error:
         raise failed(
-            f"nobody could listen at {path}",
+            f"cannot listen at {path}",
             error,
-            hint="the working directory must be the VM user's",
+            hint="the VM's user must own the working directory",
             status=Exit.USAGE,
         ) from None
 
@@ -220,6 +224,9 @@ def _open_sink(events: Endpoint | None) -> int | None:
         os.set_blocking(sink, False)
     except OSError as error:
         raise failed(
-            "--event-monitor cannot be written to", error, hint="correct it", status=Exit.USAGE
+            "cannot write to --event-monitor",
+            error,
+            hint="correct its path or descriptor",
+            status=Exit.USAGE,
         ) from None
     return sink

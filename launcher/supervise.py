@@ -79,7 +79,7 @@ def _is_booted(task: Task, boot: Boot) -> bool:
         _say(task, str(error), "correct the VM's configuration, then start the unit again")
         task.send_signal(REFUSED_SIGNAL)
     except _FailedError as error:
-        _say(task, str(error), "if that does not pass by itself, correct what it names")
+        _say(task, str(error), "if this does not go away without help, correct what it names")
         task.send_signal(FAILED_SIGNAL)
     else:
         with _Tolerate(task):
@@ -107,8 +107,8 @@ class _Tolerate:
             with contextlib.suppress(Exception):
                 journal.warn(
                     self._task.manifest,
-                    f"the launcher's child met {kind.__name__} and goes on; the VM runs. See to the host's "
-                    "memory and open files",
+                    f"the launcher's child met {kind.__name__} and continues; the VM runs. Check the "
+                    "host's memory and open files",
                 )
         return kind is not None
 
@@ -149,7 +149,7 @@ def _request(  # noqa: PLR0917 (the parts of one request)
 def _connect(task: Task, deadline: float) -> socket:
     """A connection to this VMM's own socket, checked so that no earlier listener gets the secrets."""
     assert task.socket is not None  # noqa: S101 (the api channel always has one)
-    problem = "nobody listens"
+    problem = "no process listens there"
     pause: float = _RETRY_MS
     while time.monotonic() < deadline:
         try:
@@ -184,7 +184,8 @@ def _watch(task: Task) -> None:
             task.pass_on(data)
             if has_rebooted:
                 journal.send(
-                    f"VM {task.manifest.vm} rebooted from inside: its hypervisor ends, for fresh values",
+                    f"VM {task.manifest.vm} rebooted from inside: its hypervisor ends, so that the VM "
+                    "starts with fresh values",
                     message_id=MESSAGE_ID_GUEST_REBOOT,
                     priority=journal.INFO,
                     extra=journal.fields(task.manifest),

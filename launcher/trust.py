@@ -99,17 +99,17 @@ def _walk(path: str) -> int:
 def _judge(descriptor: int, shown: str) -> os.stat_result:
     status = os.fstat(descriptor)
     if status.st_uid != 0:
-        raise _refuse(shown, f"belongs to uid {status.st_uid}, who could change what root does")
+        raise _refuse(shown, f"belongs to uid {status.st_uid}, which could change what root runs")
     writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if writable and not is_sticky and not stat.S_ISLNK(status.st_mode):
-        raise _refuse(shown, "is writable for others, who could change what root does")
+        raise _refuse(shown, "is writable for other users, who could change what root runs")
     return status
 
 
 def _refuse(path: str, reason: str) -> LaunchError:
     return LaunchError(
         f"{path} {reason}",
-        hint=f"see who has changed it; then: chown root:root {path} && chmod go-w {path}",
+        hint=f"find out who changed it; then: chown root:root {path} && chmod go-w {path}",
         status=Exit.USAGE,
     )

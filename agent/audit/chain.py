@@ -77,8 +77,8 @@ def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verification
     former = _written_with_another_key(chains, bad)
     if former:
         notes.append(
-            f"{_numbers(each.sequence or 0 for each in former)} "
-            "cannot be checked: the host had another key then"
+            f"{_numbers(each.sequence or 0 for each in former)} cannot be checked: they were written "
+            "with the host's previous key"
         )
     suspects = {each.sequence: each for each in bad if each not in former}
     findings += [_no_link(each) for each in suspects.values() if each.sequence is None]
@@ -86,8 +86,8 @@ def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verification
     if edited:
         times = [suspects[number].time for number in edited]
         findings.append(
-            f"{_numbers(edited)} {_are(edited)} not what credferry wrote: "
-            f"edited, added, or of another host key ({_span(times)})"
+            f"{_numbers(edited)} {_are(edited)} not authentic: "
+            f"edited, added, or written with another host key ({_span(times)})"
         )
     known = {*edited, *(each.sequence or 0 for each in former)}
     for number, chain in enumerate(chains):
@@ -95,17 +95,18 @@ def verify(links: Iterable[Link], key: bytes, kept: Kept | None) -> Verification
         first = chain[0]
         if first.sequence == 1 and first.previous == LOST:
             findings.append(
-                f"the chain begins anew on {_at(first.time)}: the kept head could not be read then"
+                f"a new chain begins at {_at(first.time)}, because the agent could not read its record "
+                "of the last number (audit.json)"
             )
         elif number and first.sequence == 1:
             findings.append(
-                f"the chain begins anew on {_at(first.time)}, after number "
-                f"{chains[number - 1][-1].sequence}: the state directory was removed, and what came last "
-                "before that cannot be told"
+                f"a new chain begins at {_at(first.time)}, after number "
+                f"{chains[number - 1][-1].sequence}: the state directory was removed. Records that "
+                "were lost from the end of the old chain cannot be found"
             )
     if chains and min([chains[0][0].sequence or 1, *known]) > 1:
         start = min([chains[0][0].sequence or 1, *known])
-        notes.append(f"the chain begins at number {start}: the journal holds nothing older")
+        notes.append(f"the chain begins at number {start}, because the journal holds no older records")
     said, remarks = _end(chains[-1] if chains else [], kept, known)
     return Verification(tuple(findings + said), tuple(notes + remarks), len(good))
 
@@ -173,19 +174,18 @@ def _within(chain: list[_Good], known: set[int]) -> list[str]:
             )
         if two.sequence == one.sequence:
             findings.append(
-                f"number {two.sequence} is there twice, with different content: "
-                "an older state directory was put back"
+                f"there are two different records with number {two.sequence}: an older copy of the "
+                "state directory was restored"
             )
         elif two.sequence == one.sequence + 1 and two.previous != one.hash:
             findings.append(
-                f"number {two.sequence} does not follow the number {one.sequence} that is there: "
-                "an older state directory was put back"
+                f"number {two.sequence} does not continue the record with number {one.sequence}: an "
+                "older copy of the state directory was restored"
             )
     if moved := _moved(chain):
-        places = "its place" if len(moved) == 1 else "their places"
         findings.append(
-            f"{_numbers(each.sequence for each in moved)} {_are(moved)} not in {places}: moved, or sent "
-            f"late where there was no journal ({_span([each.time for each in moved])})"
+            f"{_numbers(each.sequence for each in moved)} {_are(moved)} out of order: moved, or sent "
+            f"late because journald was not running ({_span([each.time for each in moved])})"
         )
     return findings
 
@@ -213,35 +213,64 @@ def _end(chain: list[_Good], kept: Kept | None, known: set[int]) -> tuple[list[s
     """Findings and notes about the end of the last chain."""
     last = chain[-1].sequence if chain else 0
     if kept is None:
-        return (["no head is kept: whether the chain's end is lost cannot be told"] if chain else []), []
+        return (
+            [
+                (
+                    "the state directory has no record of the last number (audit.json): cannot tell "
+                    "whether records are missing at the end"
+                )
+            ]
+            if chain
+            else []
+        ), []
     if not kept.hash or kept.hash == LOST or kept.sequence - last > _LOST_MAX:
-        return ["the kept head cannot be read: whether the chain's end is lost cannot be told"], []
+        return [
+            (
+                "the record of the last number (audit.json) cannot be read: cannot tell whether "
+                "records are missing at the end"
+            )
+        ], []
     if last > kept.sequence_after:
-        text = f"the journal goes to number {last}, and the kept head is number {kept.sequence_after}"
-        return [f"{text}: an older state directory was put back"], []
+        text = (
+            f"the journal has records up to number {last}, but the state directory (audit.json) "
+            f"says {kept.sequence_after}"
+        )
+        return [f"{text}: an older copy of the state directory was restored"], []
     # Records that the agent wrote while the journal was read are not checked.
     missing = [number for number in range(last + 1, kept.sequence + 1) if number not in known]
     lost = [number for number in missing if number <= kept.sent]
     unsent = [number for number in missing if number > kept.sent]
     findings = (
-        [f"the end is lost: {_numbers(lost)} {_was(lost)} sent, and {_are(lost)} not there"] if lost else []
+        [
+            (
+                f"records are missing at the end: {_numbers(lost)} {_was(lost)} sent, but {_are(lost)} "
+                "not in the journal"
+            )
+        ]
+        if lost
+        else []
     )
     at_number = {each.sequence: each for each in chain}.get(kept.sequence)
     if at_number is not None and at_number.hash != kept.hash and kept.sequence not in known:
         findings.append(
-            f"number {kept.sequence} is another than the kept head: a state directory was put back"
+            f"the record with number {kept.sequence} is not the one that the state directory "
+            "(audit.json) names: an older copy of the state directory was restored"
         )
     notes = []
     if unsent:
         notes.append(
-            f"{_numbers(unsent)} {_was(unsent)} kept and not sent, by a crash right then or for want of a "
-            "journal: the agent sends the last at its next start or record"
+            f"{_numbers(unsent)} {_was(unsent)} stored but not sent yet: the agent crashed, or "
+            "journald was not running. The agent sends the last records when it next starts or writes "
+            "a record"
         )
     return findings, notes
 
 
 def _no_link(link: Link) -> str:
-    return f"a record of {_at(link.time)} ({link.label}) has no number: root sent it, and not credferry"
+    return (
+        f"a record of {_at(link.time)} ({link.label}) has no number: another program of root sent "
+        "it, not credferry"
+    )
 
 
 def _numbers(numbers: Iterable[int]) -> str:

@@ -145,7 +145,7 @@ def _opened(directory: Path | None) -> Iterator[Any]:
     except OSError as error:
         raise JournalError(
             f"{directory or 'the journal'}: cannot be read: {os.strerror(error.errno or 0)}",
-            hint="name a directory of journal files, and run as root",
+            hint="check that it is a directory of journal files, and run as root",
         ) from None
     with entries:
         yield entries

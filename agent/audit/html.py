@@ -77,9 +77,9 @@ svg .open { opacity: .85; }
 .unknown { fill: var(--line); }
 """
 _LEGEND = (
-    '<p class="dim"><span class="good">●</span> restarted onto a new value, '
-    '<span class="bad">▲</span> failed or rolled back, '
-    '<span class="note">◆</span> published, held, or waiting</p>'
+    '<p class="dim"><span class="good">●</span> restarted with a new value, <span '
+    'class="bad">▲</span> failed or rolled back, <span class="note">◆</span> published, held, or '
+    "waiting</p>"
 )
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
@@ -105,8 +105,8 @@ def page(
     bad = sum(each.is_bad for each in story.rotations)
     summary = (
         f"{_at(scale.begin)} to {_at(scale.end)} UTC: {_count(len(vms), 'VM')}, "
-        f"{_count(len(story.rotations), 'rotation')}, {bad} of them failed or rolled back. "
-        "A colour is a value, so a colour that comes back is a value that came back."
+        f"{_count(len(story.rotations), 'rotation')}, {bad} of them failed or rolled back. Each colour "
+        "is one value: a colour that appears again is a value that was used again."
     )
     lines = [
         "<!doctype html>",

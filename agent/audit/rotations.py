@@ -178,7 +178,7 @@ def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
                     ),
                     len(rotation.steps),
                 )
-                rotation.steps.insert(place, Step(at, "guest ready", "by its own word to systemd"))
+                rotation.steps.insert(place, Step(at, "guest ready", "as systemd in the guest reported"))
     rotations = sorted(teller.rotations.values(), key=lambda each: each.began)
     return Story(tuple(rotations), tuple(teller.facts))
 

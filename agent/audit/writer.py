@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 HEAD_FILE = "audit.json"
-KEY_CHANGE = "the host's key is another: all is sealed anew"
+KEY_CHANGE = "the host's key has changed: the agent seals everything again with the new key"
 LOST = "lost"
 """Replaces the hash of the previous record if the head was there and could not be read."""
 # With O_NONBLOCK, opening a FIFO for writing does not wait for a reader.
@@ -182,8 +182,9 @@ class Audit:
             replace_durably(self.store.state / HEAD_FILE, msgspec.json.encode(head))
         except OSError as error:
             raise StoreError(
-                f"{self.store.state / HEAD_FILE}: the audit's head cannot be kept: {error.strerror}",
-                hint="the state directory must be writable and have room",
+                f"{self.store.state / HEAD_FILE}: the agent cannot write the number of its last audit "
+                f"record: {error.strerror}",
+                hint="check that the state directory is writable and has room",
             ) from None
 
 

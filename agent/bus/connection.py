@@ -53,7 +53,7 @@ class Bus:
         if not self._ready.wait(CONNECT_SECONDS):
             self._is_given_up = True
             self._cancellable.cancel()  # ends the handshake; later steps have GDBus's limit of 25 s
-            raise _no_connection(f"it does not answer within {CONNECT_SECONDS:.0f} s")
+            raise _no_connection(f"no answer within {CONNECT_SECONDS:.0f} s")
         if self._failure is not None:
             raise _no_connection(reason(self._failure)) from None
 
@@ -109,7 +109,7 @@ class Bus:
 
         self._attach(run)
         if not done.wait(CALL_SECONDS):
-            raise BusError("the connection to the bus is busy", hint="it is tried again")
+            raise BusError("the connection to the bus is busy", hint="the agent retries")
         if failures:
             raise failures[0]
         return results[0]
@@ -196,5 +196,5 @@ def remote_error(error: Any) -> tuple[str, str]:  # noqa: ANN401 (GLib.Error has
 def _no_connection(why: str) -> BusError:
     return BusError(
         f"no connection to the system bus: {why}",
-        hint="is dbus.service running, and /run/dbus reachable from here?",
+        hint="check that dbus.service runs and that this process can reach /run/dbus",
     )

@@ -132,12 +132,13 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
                 self._answer(invocation, call, f"({''.join(outputs)})")
 
             if caller is None:
-                invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not say who calls")
+                invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not name the caller")
             elif not self._server.serve(
                 caller, lambda: self._answer(invocation, call, f"({''.join(outputs)})")
             ):
                 invocation.return_dbus_error(
-                    f"{_ERROR}.LimitsExceeded", "too many calls at once: wait for their answers"
+                    f"{_ERROR}.LimitsExceeded",
+                    "too many calls at once: wait for the answers to earlier calls",
                 )
 
         self._server.find_caller(sender, serve)

@@ -34,7 +34,7 @@ def application(verb: str | None = None) -> typer.Typer:
     """The command with this verb, or with all of them."""
     app = typer.Typer(
         name="credferry",
-        help="Ferries secrets into cloud-hypervisor microVMs, and does it again whenever one rotates.",
+        help="Deliver secrets to cloud-hypervisor microVMs, and again whenever one rotates.",
         no_args_is_help=True,
         # Ours, in contrib/completions, need not start the program at each key.
         add_completion=False,

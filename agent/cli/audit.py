@@ -21,27 +21,31 @@ def register(app: typer.Typer) -> None:
         vm: Annotated[str | None, typer.Option("--vm", help="Only this VM.", metavar="VM")] = None,
         credential: Annotated[
             str | None,
-            typer.Option("--credential", help="Only this credential's changes.", metavar="NAME"),
+            typer.Option("--credential", help="Only changes of this credential.", metavar="NAME"),
         ] = None,
         since: Annotated[
             str | None,
-            typer.Option("--since", "-S", help="Only from this time on, as in journalctl.", metavar="TIME"),
+            typer.Option(
+                "--since", "-S", help="Only from this time on; see systemd.time(7).", metavar="TIME"
+            ),
         ] = None,
         until: Annotated[
             str | None,
-            typer.Option("--until", "-U", help="Only up to this time, as in journalctl.", metavar="TIME"),
+            typer.Option("--until", "-U", help="Only up to this time; see systemd.time(7).", metavar="TIME"),
         ] = None,
         directory: Annotated[
             Path | None,
             typer.Option("--directory", "-D", help="Read the journal in this directory.", metavar="DIR"),
         ] = None,
-        records: Annotated[bool, typer.Option("--records", help="List the records, one by one.")] = False,
+        records: Annotated[bool, typer.Option("--records", help="List the single records.")] = False,
         periods: Annotated[
             bool,
-            typer.Option("--periods", help="List which VM ran which fingerprint, from when to when."),
+            typer.Option("--periods", help="List which VM ran which fingerprint, and when."),
         ] = False,
-        follow: Annotated[bool, typer.Option("--follow", "-f", help="List records as they come.")] = False,
-        verify: Annotated[bool, typer.Option("--verify", help="Check the chain of records.")] = False,
+        follow: Annotated[bool, typer.Option("--follow", "-f", help="List records as they arrive.")] = False,
+        verify: Annotated[
+            bool, typer.Option("--verify", help="Check that no record was removed, edited, added or moved.")
+        ] = False,
         html: Annotated[
             Path | None,
             typer.Option("--html", help="Write one page with a timeline per VM.", metavar="FILE"),
@@ -60,7 +64,8 @@ def register(app: typer.Typer) -> None:
         unfit = {"--verify": vm or credential or since or until or csv, "--html": json or csv}
         if unfit.get(kind):
             raise typer.BadParameter(
-                "goes with no option that narrows it, or of another form", param_hint=kind
+                "cannot be combined with options that select records or with another output format",
+                param_hint=kind,
             )
         views = audit_views.Views(
             config,
@@ -90,5 +95,5 @@ def _only(options: dict[str, bool]) -> str:
     """The one option that is set, or nothing. Raises `typer.BadParameter` for more than one."""
     given = [option for option, is_set in options.items() if is_set]
     if given[1:]:
-        raise typer.BadParameter(f"cannot go with {given[1]}", param_hint=given[0])
+        raise typer.BadParameter(f"cannot be combined with {given[1]}", param_hint=given[0])
     return given[0] if given else ""

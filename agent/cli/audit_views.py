@@ -98,7 +98,7 @@ class Views:
             path.write_text(page, encoding="utf-8")
         except OSError as error:
             raise StoreError(
-                f"{path}: the page cannot be written: {error.strerror}", hint="name another file"
+                f"{path}: cannot write the page: {error.strerror}", hint="choose another file with --html"
             ) from None
 
     def verify(self) -> None:
@@ -110,8 +110,9 @@ class Views:
             ).derive("audit")
         except FileNotFoundError:
             raise KeyFileError(
-                f"{config.host_key}: no host key, without which nothing can be verified",
-                hint="restore it from a backup, or name its copy as host_key in a configuration of its own",
+                f"{config.host_key}: the host key does not exist, and without it the audit cannot be "
+                "verified",
+                hint="restore it from a backup, or give a configuration whose host_key names a copy",
             ) from None
         state = Path(config.state_directory)
         # In this order, as the agent may go on meanwhile: what was sent was kept before, and is there.
@@ -137,7 +138,7 @@ class Views:
             for each in verdict.notes:
                 say(f"note: {each}")
             if not verdict.findings:
-                say(f"ok: {verdict.checked} records, none removed, edited, added or moved")
+                say(f"ok: {verdict.checked} records; none was removed, edited, added or moved")
         if verdict.findings:
             raise typer.Exit(ExitStatus.FAILED)
 
@@ -197,8 +198,8 @@ def parse_time(text: str | None, option: str) -> float | None:
     try:
         asked = analyze("timestamp", "--", text)
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        raise typer.BadParameter("systemd-analyze cannot be asked", param_hint=option) from None
+        raise typer.BadParameter("cannot run systemd-analyze to read the time", param_hint=option) from None
     found = re.search(r"UNIX seconds: @([0-9.]+)", asked.stdout)
     if asked.returncode or found is None:
-        raise typer.BadParameter(f"{text!r} is no moment: see systemd.time(7)", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is not a time: see systemd.time(7)", param_hint=option)
     return float(found[1])

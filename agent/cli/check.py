@@ -24,7 +24,7 @@ RunnerOption = Annotated[
     list[str] | None,
     typer.Option(
         "--runner",
-        help="Judge this microvm-run for a VM, instead of what its unit starts; may be repeated.",
+        help="Check this microvm-run for the VM instead of the one that its unit starts. Can be repeated.",
         metavar="VM=FILE",
     ),
 ]
@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Check the configuration file, and show what each VM gets.
 
-        If systemd has a VM's unit, the launcher also judges its arguments for cloud-hypervisor. Ends with
+        If systemd has a VM's unit, the launcher also checks its arguments for cloud-hypervisor. Ends with
         status 1 if the launcher would refuse to start a VM.
         """
         loaded = load(config)

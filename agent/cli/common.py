@@ -40,19 +40,21 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 VmOption = Annotated[
     list[str] | None,
-    typer.Option("--vm", help="Only this VM, or those of a pattern; may be repeated.", metavar="VM"),
+    typer.Option(
+        "--vm", help="Only this VM, or the VMs that match a pattern. Can be repeated.", metavar="VM"
+    ),
 ]
 VmArguments = Annotated[
-    list[str], typer.Argument(help="VMs, as the configuration names them, or patterns such as 'web*'.")
+    list[str], typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'.")
 ]
 SomeVmArguments = Annotated[
     list[str] | None,
-    typer.Argument(help="VMs, as the configuration names them, or patterns such as 'web*'."),
+    typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'."),
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the configuration.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All VMs in the configuration.")]
 ReasonOption = Annotated[
     str,
-    typer.Option("--reason", help="The reason, for the journal: put no secret there.", metavar="TEXT"),
+    typer.Option("--reason", help="The reason, for the journal. Do not put a secret here.", metavar="TEXT"),
 ]
 DEFAULT_CONFIG = DEFAULT_PATH
 _PATTERN = re.compile(r"[*?\[]")
@@ -103,7 +105,8 @@ def require_no_agent(manager: SystemManager, refused: str) -> None:
     """Raises `AgentError` if the agent runs, although it is not on the bus."""
     if manager.unit("credferry.service").is_active:
         raise AgentError(
-            f"{refused}: the agent runs, but it is not on the bus", hint="see why with: credferry doctor"
+            f"{refused}: the agent runs, but it is not on the bus",
+            hint="see why with: credferry doctor",
         )
 
 
@@ -121,7 +124,7 @@ def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
 def chosen_or_all(config: Config, names: Sequence[str] | None, *, is_all: bool) -> list[VmConfig]:
     """The VMs asked for, or all where ``--all`` says so. Raises `UsageError`, and as `chosen` does."""
     if is_all and names:
-        raise UsageError("--all and names of VMs exclude each other", hint="give one of the two")
+        raise UsageError("--all cannot be combined with names of VMs", hint="give one of the two")
     if not is_all and not names:
         raise UsageError("no VM is named", hint="name VMs, a pattern such as 'web*', or --all")
     return chosen(config, names)
@@ -133,7 +136,8 @@ def _fitting(config: Config, name: str) -> list[VmConfig]:
     fitting = [vm for vm in config.vms.values() if fnmatchcase(vm.name, name)]
     if not fitting:
         raise ConfigurationError(
-            f"{config.file}: no VM fits the pattern {name!r}", hint="credferry check shows their names"
+            f"{config.file}: no VM matches the pattern {name!r}",
+            hint="list their names with: credferry check",
         )
     return fitting
 
@@ -190,13 +194,13 @@ def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]])
     raise VmError(
         f"{config.file}: vms.{vm.name}: {state.value}: {reason}",
         hint=REMEDIES[state].format(vm=vm.name, unit=vm.unit)
-        + (f"; and {len(bad) - 1} more like it, see credferry status" if bad[1:] else ""),
+        + (f"; and {len(bad) - 1} more like this, see credferry status" if bad[1:] else ""),
     )
 
 
 REMEDIES = {
-    State.REFUSED: "until then the VM keeps what it has",
-    State.FAILED: "see journalctl -u {unit}; then credferry retry {vm}, or wait for the next change",
-    State.HALTED: "mend the VM that failed, and retry that; or credferry retry {vm}",
+    State.REFUSED: "correct this; until then the VM keeps its previous secrets",
+    State.FAILED: "see journalctl -u {unit}; then run credferry retry {vm}, or wait for the next change",
+    State.HALTED: "correct and retry the VM that failed; or run credferry retry {vm} for this VM alone",
 }
 """What is to be done about each state that is a failure."""

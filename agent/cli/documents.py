@@ -14,7 +14,7 @@ import msgspec
 from credferry.agent.reconcile.decision import State
 from credferry.launcher.handoff import Channel, Kind
 
-Name = Annotated[str, msgspec.Meta(description="The VM, as the configuration names it.")]
+Name = Annotated[str, msgspec.Meta(description="The VM's name in the configuration.")]
 Unit = Annotated[str, msgspec.Meta(description="Its systemd unit.")]
 
 
@@ -25,10 +25,14 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Published(Document, frozen=True):
     """What is published for a VM. The agent tells nobody: its answers have nothing here."""
 
-    digest: Annotated[str | None, msgspec.Meta(description="Identifies all of it; null if unknown.")]
+    digest: Annotated[
+        str | None, msgspec.Meta(description="Identifies the generation's content; null if unknown.")
+    ]
     credentials: Annotated[
         dict[str, str],
-        msgspec.Meta(description="Keyed fingerprints by credential: they show nothing about values."),
+        msgspec.Meta(
+            description="Keyed fingerprints of the values, by credential. They do not reveal the values."
+        ),
     ]
 
 
@@ -39,7 +43,7 @@ class Generation(Document, frozen=True):
     digest: Annotated[
         str | None,
         msgspec.Meta(
-            description="Identifies its content; null if the agent answered, or without the host's key."
+            description="Identifies the content; null if the agent answered, or without the host's key."
         ),
     ]
 
@@ -53,18 +57,22 @@ class StatusRow(Document, frozen=True):
     state: State
     since: Annotated[
         str | None,
-        msgspec.Meta(description="Since when, RFC 3339 in UTC; null if unknown."),
+        msgspec.Meta(description="When it entered this state, RFC 3339 in UTC; null if unknown."),
     ]
     published: Published
-    sealed: Annotated[Generation | None, msgspec.Meta(description="What its next start gets.")]
-    running: Annotated[Generation | None, msgspec.Meta(description="What it was started with.")]
+    sealed: Annotated[
+        Generation | None, msgspec.Meta(description="The generation that its next start gets.")
+    ]
+    running: Annotated[
+        Generation | None, msgspec.Meta(description="The generation that it was started with.")
+    ]
     held: Annotated[bool, msgspec.Meta(description="Whether an operator holds it.")]
     last_result: Annotated[str, msgspec.Meta(description="The result of its last start; empty if unknown.")]
     system: Annotated[
         Literal["current", "older"] | None,
         msgspec.Meta(description="For a VM of microvm.nix: whether it was booted from its current system."),
     ]
-    reasons: Annotated[list[str], msgspec.Meta(description="Why it is not in step.")]
+    reasons: Annotated[list[str], msgspec.Meta(description="Why it does not run what is published.")]
 
 
 class PlanRow(Document, frozen=True):
@@ -72,8 +80,8 @@ class PlanRow(Document, frozen=True):
 
     vm: Name
     state: State
-    steps: Annotated[list[str], msgspec.Meta(description="What it would do, in words, in order.")]
-    reasons: Annotated[list[str], msgspec.Meta(description="Why it would do no more.")]
+    steps: Annotated[list[str], msgspec.Meta(description="What the agent would do, in words, in order.")]
+    reasons: Annotated[list[str], msgspec.Meta(description="Why the agent would do no more.")]
 
 
 class SyncRow(Document, frozen=True):
@@ -82,7 +90,9 @@ class SyncRow(Document, frozen=True):
     vm: Name
     sealed: Annotated[bool, msgspec.Meta(description="Whether a generation was sealed for it.")]
     state: State
-    reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
+    reason: Annotated[
+        str, msgspec.Meta(description="Why it does not run what is published; empty if it does.")
+    ]
 
 
 class OrderRow(Document, frozen=True):
@@ -91,7 +101,9 @@ class OrderRow(Document, frozen=True):
     vm: Name
     state: State
     generation: Annotated[int, msgspec.Meta(description="The generation that it runs; 0 for none.")]
-    reason: Annotated[str, msgspec.Meta(description="Why it is not in step; empty where it is.")]
+    reason: Annotated[
+        str, msgspec.Meta(description="Why it does not run what is published; empty if it does.")
+    ]
 
 
 class CheckRow(Document, frozen=True):
@@ -115,10 +127,8 @@ class StepRow(Document, frozen=True):
     """One moment of a rotation."""
 
     time: Moment
-    offset_seconds: Annotated[float, msgspec.Meta(description="Since the rotation began.")]
-    event: Annotated[
-        str, msgspec.Meta(description="The event, as in the list of records, or `guest ready`.")
-    ]
+    offset_seconds: Annotated[float, msgspec.Meta(description="Seconds since the rotation began.")]
+    event: Annotated[str, msgspec.Meta(description="The record's event, or `guest ready`.")]
     message: str
 
 
@@ -133,7 +143,9 @@ class ChangeRow(Document, frozen=True):
     """A credential that a rotation changed."""
 
     credential: str
-    fingerprint: Annotated[str, msgspec.Meta(description="Keyed: it shows nothing about the value.")]
+    fingerprint: Annotated[
+        str, msgspec.Meta(description="A keyed fingerprint. It does not reveal the value.")
+    ]
     reverted_to: Annotated[EarlierRow | None, msgspec.Meta(description="Null for a new value.")]
 
 
@@ -143,9 +155,9 @@ class OrderedRow(Document, frozen=True):
     order: Annotated[str, msgspec.Meta(description="The verb, such as rotate.")]
     caller: Annotated[str, msgspec.Meta(description="The user's name; empty if the host knows none.")]
     caller_uid: Annotated[
-        int | None, msgspec.Meta(description="The user, as the bus or the kernel reports it.")
+        int | None, msgspec.Meta(description="The user id, as the bus or the kernel reports it.")
     ]
-    reason: Annotated[str, msgspec.Meta(description="What the user gave as the reason; empty for none.")]
+    reason: Annotated[str, msgspec.Meta(description="The reason that the user gave; empty for none.")]
 
 
 class RotationRow(Document, frozen=True):
@@ -162,7 +174,7 @@ class RotationRow(Document, frozen=True):
     steps: list[StepRow]
     later: Annotated[list[StepRow], msgspec.Meta(description="Later starts with the same generation.")]
     ordered: Annotated[
-        OrderedRow | None, msgspec.Meta(description="The order with which it began; null for a change.")
+        OrderedRow | None, msgspec.Meta(description="The order that began it; null if a changed secret did.")
     ]
 
 
@@ -178,11 +190,14 @@ class RecordRow(Document, frozen=True):
     fingerprints: dict[str, str]
     credentials: list[str]
     channel: Annotated[
-        str, msgspec.Meta(description="How the launcher handed the credentials over; else empty.")
+        str,
+        msgspec.Meta(description="The channel in which the launcher passed the credentials; else empty."),
     ]
     sequence: Annotated[int | None, msgspec.Meta(description="Its number in the chain.")]
     message: str
-    ordered: Annotated[OrderedRow | None, msgspec.Meta(description="Null if this is no operator's order.")]
+    ordered: Annotated[
+        OrderedRow | None, msgspec.Meta(description="Null if the record is not about an operator's order.")
+    ]
 
 
 class PeriodRow(Document, frozen=True):

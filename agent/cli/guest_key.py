@@ -24,7 +24,7 @@ from credferry.agent.untrusted import open_untrusted
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verbs = typer.Typer(help="Keys with which guests' systemd opens credentials.", no_args_is_help=True)
+    verbs = typer.Typer(help="Keys with which systemd in a guest opens credentials.", no_args_is_help=True)
     app.add_typer(verbs, name="guest-key")
 
     @verbs.callback()
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
     @verbs.command("create")
     def create(
-        vm: Annotated[str, typer.Argument(help="The VM, as the configuration names it.")],
+        vm: Annotated[str, typer.Argument(help="The VM's name in the configuration.")],
         machine_id: Annotated[
             str, typer.Option("--machine-id", help="The guest's machine id.", metavar="ID")
         ],
@@ -48,7 +48,9 @@ def register(app: typer.Typer) -> None:
         path = guest_key_path(loaded, loaded.vm(vm).name)
         hashed_machine_id(machine_id)  # before anything is made
         if output is not None and output.exists():
-            raise KeyFileError(f"{output}: exists", hint="remove it first; keys are not overwritten")
+            raise KeyFileError(
+                f"{output}: exists already", hint="remove it first: credferry does not overwrite a key"
+            )
         try:
             with _as_owner_of(Path(loaded.state_directory)):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def register(app: typer.Typer) -> None:
         except FileExistsError:
             raise KeyFileError(
                 f"{path}: VM {vm!r} has a key already",
-                hint="the guest's copy is that file; to replace it, move it away first",
+                hint="copy this file to the guest; or move it away first, to make a new key",
             ) from None
         except OSError as error:
             raise KeyFileError(f"{path.parent}: {error.strerror}", hint="run as root") from None
@@ -105,4 +107,4 @@ def _copy(path: Path, output: Path) -> None:
             target.flush()
             os.fsync(descriptor)
     except OSError as error:
-        raise KeyFileError(f"{output}: {error.strerror}", hint="name another place") from None
+        raise KeyFileError(f"{output}: {error.strerror}", hint="name another file with --output") from None

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("health")
     def health(
-        vm: Annotated[str, typer.Argument(help="VM, as the configuration names it.", metavar="VM")],
+        vm: Annotated[str, typer.Argument(help="The VM's name in the configuration.", metavar="VM")],
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
         """Run a VM's health check, as credferry-health@VM.service does, and end with its status."""
@@ -32,5 +32,5 @@ def register(app: typer.Typer) -> None:
         except OSError as error:
             raise ConfigurationError(
                 f"{loaded.file}: vms.{vm}.health: {command[0]}: {os.strerror(error.errno or 0)}",
-                hint="name a program by its absolute path",
+                hint="give the absolute path of a program",
             ) from None

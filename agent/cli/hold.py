@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         is_all: AllOption = False,
         reason: ReasonOption = "",
     ) -> None:
-        """Do not restart these VMs when secrets rotate, until their release, also after a reboot."""
+        """Do not restart these VMs when secrets rotate, until they are released, even after a reboot."""
         loaded = load(config)
         _order(loaded, chosen_or_all(loaded, vms, is_all=is_all), Order.HOLD, reason)
 
@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Release VMs that are held or halted, and restart those whose secrets have rotated meanwhile."""
+        """Release VMs that are held or halted, and restart those whose secrets have changed since."""
         loaded = load(config)
         named = chosen_or_all(loaded, vms, is_all=is_all)
         _order(loaded, named, Order.RELEASE, reason, json=json)
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Try again what failed for these VMs, although it has not changed since."""
+        """Retry what failed for these VMs, even if their secrets have not changed since."""
         loaded = load(config)
         named = chosen_or_all(loaded, vms, is_all=is_all)
         _order(loaded, named, Order.RETRY, reason, json=json)

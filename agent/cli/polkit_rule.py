@@ -21,11 +21,9 @@ def register(app: typer.Typer) -> None:
     @app.command("polkit-rule")
     def polkit_rule(
         config: ConfigOption = DEFAULT_CONFIG,
-        user: Annotated[
-            str, typer.Option("--user", help="The user that the agent runs as.", metavar="USER")
-        ] = "credferry",
+        user: Annotated[str, typer.Option("--user", help="The agent's user.", metavar="USER")] = "credferry",
     ) -> None:
         """Print the polkit rule for an agent without root: /etc/polkit-1/rules.d/50-credferry.rules."""
         if not _USER_NAME.fullmatch(user):
-            raise typer.BadParameter("not a user's name", param_hint="--user")
+            raise typer.BadParameter("not a valid user name", param_hint="--user")
         typer.echo(rule(load(config), user), nl=False)

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Restart these running VMs now onto what is sealed, whatever their windows, limits and order."""
+        """Restart these running VMs now with what is sealed, regardless of windows, limits and order."""
         _order(config, vms, Order.ROTATE, reason, json=json)
 
     @app.command("rollback")
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         reason: ReasonOption = "",
         json: JsonOption = False,
     ) -> None:
-        """Roll these VMs back to what they had before, until their secrets change or credferry retry."""
+        """Roll these VMs back to their previous secrets, until the secrets change or credferry retry."""
         _order(config, vms, Order.ROLL_BACK, reason, json=json)
 
 
@@ -64,7 +64,7 @@ def _order(file: Path, names: list[str], order: Order, reason: str, *, json: boo
     if rows or not refusals:
         _print(rows, json=json)
     if refusals:
-        more = f"; and {len(refusals) - 1} more VMs refuse it, see credferry status" if refusals[1:] else ""
+        more = f"; and {len(refusals) - 1} more VMs refused it, see credferry status" if refusals[1:] else ""
         raise VmError(f"{describe(refusals[0])}{more}", hint="")
     fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))
 

@@ -74,7 +74,7 @@ def register(app: typer.Typer) -> None:
         vm: VmOption = None,
         json: JsonOption = False,
         watch: Annotated[
-            bool, typer.Option("--watch", "-w", help="Update it every second, until Ctrl-C.")
+            bool, typer.Option("--watch", "-w", help="Update the table every second, until Ctrl-C.")
         ] = False,
     ) -> None:
         """Show for each VM what is published, sealed and running, and whether they are in step."""
@@ -119,8 +119,8 @@ def _require_key(config: Config) -> None:
     store = open_store_untouched(config)
     if not Path(config.host_key).exists() and any(store.current_number(vm) for vm in config.vms):
         raise KeyFileError(
-            f"{config.host_key}: is not there, and no VM can start without it",
-            hint="restore it from a backup; or have another made, and all sealed anew: credferry sync",
+            f"{config.host_key}: does not exist, and no VM can start without it",
+            hint="restore it from a backup; or make a new one and seal everything again: credferry sync",
         )
 
 

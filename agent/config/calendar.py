@@ -48,7 +48,8 @@ def next_elapse(event: str, after: float) -> float:
         raise _none(event) from None
     except (OSError, subprocess.TimeoutExpired):
         raise ConfigurationError(
-            f"the window {event!r} cannot be read: systemd-analyze does not run", hint="install it"
+            f"cannot check the window {event!r}: systemd-analyze cannot be run",
+            hint="install systemd-analyze",
         ) from None
     if asked.returncode:
         raise _none(event)
@@ -62,7 +63,7 @@ def next_elapse(event: str, after: float) -> float:
 
 def _none(event: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the window {event!r} is no calendar event of systemd's",
+        f"the window {event!r} is not a calendar event of systemd",
         hint=f"see systemd.time(7), and: systemd-analyze calendar {event!r}",
     )
 

@@ -29,12 +29,13 @@ def check_vm(vm: VmConfig, path: Path) -> None:
     # systemd refuses a call with an invalid name. One such VM would end each check of all VMs.
     if not _SERVICE_NAME.fullmatch(vm.unit) or len(vm.unit) > _UNIT_NAME_MAX:
         raise ConfigurationError(
-            f"{path}: {key}.unit: not the name of a service", hint="name it whole, as in microvm@web.service"
+            f"{path}: {key}.unit: not the name of a service",
+            hint="write the full name, such as microvm@web.service",
         )
     if vm.initrd and not vm.guest_key:
         raise ConfigurationError(
-            f"{path}: {key}.initrd: only what is sealed for the guest travels in its initrd",
-            hint=f"guest_key = true in [{key}], and: credferry guest-key create {vm.name}",
+            f"{path}: {key}.initrd: the initrd carries only credentials that are sealed for the guest",
+            hint=f"set guest_key = true in [{key}], and run: credferry guest-key create {vm.name}",
         )
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")
@@ -47,21 +48,21 @@ def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path
     for canary in canaries:
         if canary not in vms:
             raise ConfigurationError(
-                f"{path}: rollout.canaries: there is no VM {canary!r}", hint=f"name {one_of(canary, vms)}"
+                f"{path}: rollout.canaries: there is no VM {canary!r}", hint=f"use {one_of(canary, vms)}"
             )
     for vm in vms.values():
         for other in vm.after:
             if other not in vms:
                 raise ConfigurationError(
                     f"{path}: vms.{vm.name}.after: there is no VM {other!r}",
-                    hint=f"name {one_of(other, vms)}",
+                    hint=f"use {one_of(other, vms)}",
                 )
     try:
         TopologicalSorter({name: vm.after for name, vm in vms.items()}).prepare()
     except CycleError as error:
         raise ConfigurationError(
             f"{path}: vms.{error.args[1][0]}.after: `after` has a cycle: {' → '.join(error.args[1])}",
-            hint="leave one of them out",
+            hint="remove one of them",
         ) from None
 
 
@@ -71,16 +72,16 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
     if is_powerful_name(name) and name not in vm.allow_names:
         raise ConfigurationError(
             f"{path}: {key}: a credential of this name gives power over the guest",
-            hint=f'if that is meant: allow_names = ["{name}"] in [vms.{vm.name}]',
+            hint=f'if you want this: allow_names = ["{name}"] in [vms.{vm.name}]',
         )
     if (credential.secret is None) == (credential.text is None):
         raise ConfigurationError(
             f"{path}: {key}: expected either secret or text",
-            hint='secret = "name in the source", or text = "not secret"',
+            hint='write secret = "name in the source", or text = "not secret"',
         )
     if credential.secret is not None and not is_secret_name(credential.secret):
         raise ConfigurationError(
-            f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is no name in it",
+            f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is not a name in it",
             hint="use a relative path without '.' and '..', such as db/password",
         )
     if credential.text == "":
@@ -88,13 +89,13 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
     kind = vm.kind(name)
     if kind is Kind.SEALED and not vm.guest_key:
         raise ConfigurationError(
-            f"{path}: {key}.seal: VM {vm.name!r} has no guest key to seal with",
-            hint=f"guest_key = true in [vms.{vm.name}], and: credferry guest-key create {vm.name}",
+            f"{path}: {key}.seal: VM {vm.name!r} has no guest key",
+            hint=f"set guest_key = true in [vms.{vm.name}], and run: credferry guest-key create {vm.name}",
         )
     if kind is Kind.PLAIN and vm.channel is Channel.COMMAND and not vm.plaintext_in_argv:
         raise ConfigurationError(
-            f'{path}: {key}: channel = "command" would show it in /proc/PID/cmdline',
-            hint='channel = "api", or guest_key = true, or plaintext_in_argv = true to allow it',
+            f'{path}: {key}: channel = "command" would show the value in /proc/PID/cmdline',
+            hint='set channel = "api" or guest_key = true; to allow it anyway, plaintext_in_argv = true',
         )
 
 
@@ -102,7 +103,7 @@ def _check_name(name: str, path: Path, key: str) -> None:
     if not is_credential_name(name):
         raise ConfigurationError(
             f"{path}: {key}: not a credential name",
-            hint=f"use up to {NAME_MAX} of A-Z a-z 0-9 . _ -",
+            hint=f"use 1 to {NAME_MAX} characters of A-Z a-z 0-9 . _ -",
         )
 
 

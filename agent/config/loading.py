@@ -43,11 +43,12 @@ def load(path: Path) -> Config:
     except OSError as error:
         raise ConfigurationError(
             f"{path}: cannot be read: {os.strerror(error.errno or 0)}",
-            hint="write it, or name another with --config",
+            hint="write the file, or name another with --config",
         ) from None
     if len(content) > _SIZE_MAX:
         raise ConfigurationError(
-            f"{path}: over {_SIZE_MAX} bytes", hint="it should hold no values of secrets"
+            f"{path}: larger than {_SIZE_MAX} bytes",
+            hint="the configuration must not contain values of secrets",
         )
     config = parse(content, path)
     check_windows(config)
@@ -96,7 +97,7 @@ def _vm(name: str, table: object, defaults: Mapping[str, object], path: Path) ->
     if not is_vm_name(name):
         raise ConfigurationError(
             f"{path}: {key}: not a VM name",
-            hint="use up to 64 of A-Z a-z 0-9 _ . -, beginning with a letter, digit or _",
+            hint="use 1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter, digit or _",
         )
     if not isinstance(table, dict):
         raise ConfigurationError(f"{path}: {key}: expected a table", hint=f"write [{key}]")
@@ -147,5 +148,5 @@ def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
     if "unknown field" in expectation and isinstance(table, dict):
         known = {field.name for field in msgspec.structs.fields(kind)} - {"file", "name"}
         wrong = next((name for name in table if name not in known), "")
-        return f"remove it, or did you mean {one_of(wrong, known)}?"
+        return f"remove it; or did you mean {one_of(wrong, known)}?"
     return "see docs/configuration.md"

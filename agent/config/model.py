@@ -62,7 +62,9 @@ INHERITED = frozenset(field.name for field in msgspec.structs.fields(RestartPoli
 def one_of(wrong: str, known: Any) -> str:  # noqa: ANN401 (any iterable of names)
     """What may have been meant by a wrong name, in words."""
     near = difflib.get_close_matches(wrong, list(known), n=1)
-    return near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none; there are none"
+    return (
+        near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none, because none exists"
+    )
 
 
 DEFAULT_PATH = Path("/etc/credferry/config.toml")

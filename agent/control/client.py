@@ -81,7 +81,7 @@ class RemoteAgent:
         except NoObjectError:
             raise OrderError(
                 "UnknownVm",
-                f"{name}: the agent's configuration no longer has this VM: its orders are dropped",
+                f"{name}: the agent's configuration no longer has this VM, so the agent dropped its orders",
                 hint="see: credferry audit --records",
             ) from None
 
@@ -140,7 +140,7 @@ def find_agent(config: Config | None) -> RemoteAgent | None:
         if name == _NO_OWNER:
             return None
         if name == _DENIED:
-            raise AgentError("this user may not ask the agent", hint="run the verb as root") from None
+            raise AgentError("this user may not call the agent", hint="run the verb as root") from None
         raise AgentError(f"the agent does not answer: {text}", hint=_LOOK_AT_UNIT) from None
     except AgentError:
         bus.close()
@@ -161,12 +161,12 @@ def _require_same(bus: Bus, owner: str, config: Config | None) -> None:
     file = read("Configuration")
     if file == str(config.file):
         raise AgentError(
-            f"{file}: has changed since the agent read it, so the agent is not asked",
-            hint="have the agent read it: systemctl reload credferry.service",
+            f"{file}: has changed since the agent read it, so the agent was not asked",
+            hint="make the agent read it: systemctl reload credferry.service",
         )
     raise AgentError(
         f"{config.file}: the agent uses another configuration, {file}",
-        hint=f"give that one: --config {file}",
+        hint=f"use the same file: --config {file}",
     )
 
 

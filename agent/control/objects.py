@@ -141,7 +141,9 @@ class AgentObject:
     def _give(self, caller: Caller, order: str, vm: str, reason: str = "") -> str:
         def give() -> str:
             if order not in set(Order):
-                raise OrderError("UnknownOrder", f"{order!r}: no such order", hint=f"use {', '.join(Order)}")
+                raise OrderError(
+                    "UnknownOrder", f"{order!r}: there is no such order", hint=f"use {', '.join(Order)}"
+                )
             return self._orders.give(vm, Order(order), Operator.of_user(caller.uid, reason))
 
         run = _served(give)

@@ -141,11 +141,11 @@ class Control:
             self._tell_lack(describe(error))
         except Error as error:
             self._withdraw()
-            self._tell_lack(f"{reason(error)}: is credferry's policy for the bus installed?")
+            self._tell_lack(f"{reason(error)}: check that credferry's policy for the bus is installed")
         else:
             if not self._is_owned:
                 self._withdraw()
-                self._tell_lack(f"{NAME} belongs to another process: is a second agent running?")
+                self._tell_lack(f"{NAME} belongs to another process: check whether a second agent runs")
             elif self._conditions.end("control", time.monotonic()):
                 _log.info("the agent is on the bus", name=NAME)
 
@@ -166,7 +166,10 @@ class Control:
 
     def _tell_lack(self, why: str) -> None:
         if self._conditions.begin("control", why, time.monotonic()):
-            _log.warning("the agent cannot be controlled over the bus, and goes on", reason=why)
+            _log.warning(
+                "the agent cannot be controlled over the bus; it continues to seal and restart",
+                reason=why,
+            )
 
     def _publish(self, path: str, target: object) -> None:
         if self._objects is not None:

@@ -98,7 +98,10 @@ class Cycle:
             snapshot = session.observer.snapshot(vms)
         except SourceError as error:
             if self._conditions.begin("source", str(error), now):
-                session.audit.record(Event.SOURCE_LOST, f"every VM keeps what it has: {describe(error)}")
+                session.audit.record(
+                    Event.SOURCE_LOST,
+                    f"cannot read the source; every VM keeps its previous secrets: {describe(error)}",
+                )
             # A VM that the agent's own restart left down is rolled back even without a source.
             look = session.observer.look_at(without_source(error), vms, manager)
             self._restarts.ask(look)

@@ -82,46 +82,49 @@ class Metrics:
         self._last = 0
         self._lock = threading.Lock()
         self.registry = own = CollectorRegistry(auto_describe=False)
-        info = Gauge("credferry_build_info", "The agent.", ("version", "python"), registry=own)
+        info = Gauge("credferry_build_info", "The agent's version.", ("version", "python"), registry=own)
         info.labels(__version__, platform.python_version()).set(1)
         self._vms = Gauge("credferry_vms", "VMs by state.", ("state",), registry=own)
         self._state = Gauge(
-            "credferry_vm_state", "1 for the state that a VM is in.", ("vm", "state"), registry=own
+            "credferry_vm_state", "1 for the state of a VM, 0 for all others.", ("vm", "state"), registry=own
         )
         self._behind = Gauge(
             "credferry_vm_out_of_step_seconds",
-            "How long a VM has not run what is published; 0 where it does.",
+            "How long a VM has been behind what is published, in seconds; 0 if it is not.",
             ("vm",),
             registry=own,
         )
         self._restarts = Counter(
             "credferry_restarts",
-            "Restarts since the agent's start, by result.",
+            "Restarts since the agent started, by result.",
             ("vm", "result"),
             registry=own,
         )
         self._sealed = Counter(
-            "credferry_generations_sealed", "Generations since the agent's start.", ("vm",), registry=own
+            "credferry_generations_sealed",
+            "Generations sealed since the agent started.",
+            ("vm",),
+            registry=own,
         )
         self._latency = Histogram(
             "credferry_rotation_seconds",
-            "From a change being seen to a VM being found to run on it.",
+            "Time from when the agent saw a change until the VM ran it, in seconds.",
             buckets=BUCKETS,
             registry=own,
         )
         self._reconciled = Gauge(
             "credferry_last_reconcile_timestamp_seconds",
-            "When published, sealed and running were last compared for every VM; 0 for never.",
+            "Time of the last check of all VMs; 0 if there was none.",
             registry=own,
         )
         self._unavailable = Gauge(
             "credferry_unavailable",
-            "1 for what the agent has to do without at present.",
+            "1 for each thing that is unavailable to the agent at present.",
             ("what",),
             registry=own,
         )
         self._sequence = Gauge(
-            "credferry_audit_sequence", "The number of the agent's last record in the audit.", registry=None
+            "credferry_audit_sequence", "The number of the agent's last audit record.", registry=None
         )
 
     def hear(self, fact: Fact) -> None:

@@ -40,9 +40,9 @@ class Reporter:
         if decision.state in _REFUSED and decision.reasons:
             reasons = "; ".join(decision.reasons)
             if self._conditions.begin(key, reasons, now):
-                self._tell(Event.REFUSED, f"{vm.name}: keeps what it has: {reasons}", decision)
+                self._tell(Event.REFUSED, f"{vm.name}: keeps its previous secrets: {reasons}", decision)
         elif counted := self._conditions.end(key, now):
-            self._tell(Event.REFUSAL_OVER, f"{vm.name}: is refused no more; {counted}", decision)
+            self._tell(Event.REFUSAL_OVER, f"{vm.name}: no longer refused, after {counted}", decision)
 
     def _waits(self, decision: Decision) -> None:
         vm, now = decision.vm, time.monotonic()

@@ -118,7 +118,7 @@ class Service:
             daemon.notify("STOPPING=1")
         self._orders.abandon()
         with suppress(StoreError):  # already reported, and no reason not to end
-            message = "credferry stops; nothing it started is stopped with it"
+            message = "credferry stops; VMs keep running"
             self._session.audit.record(Event.AGENT_STOPPED, message)
 
     def _audit_of(self, config: Config, store: Store) -> Audit:
@@ -218,12 +218,12 @@ class Service:
             if self._conditions.begin("key", str(error), self._monotonic()):
                 _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
         else:
-            self._tell_over("key", "the host's key can be read again")
+            self._tell_over("key", "the agent uses the new host key")
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.begin("store", str(error), self._monotonic()):
             _log.error(
-                "nothing is sealed or restarted until the store can be written", reason=describe(error)
+                "cannot write the store; the agent seals and restarts nothing", reason=describe(error)
             )
 
     def _tell_over(self, key: str, message: str) -> None:
@@ -244,7 +244,7 @@ class Service:
     def _reload(self) -> None:
         daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
-            self._go_over_to(configuration.load(self._path), f"{self._path} is in force")
+            self._go_over_to(configuration.load(self._path), f"credferry now uses {self._path}")
         except CredferryError as error:
             _log.error("reload failed; keeping the previous configuration", reason=describe(error))
         daemon.notify("READY=1")

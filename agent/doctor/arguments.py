@@ -68,7 +68,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             _CHECK,
             f"cannot tell whether the launcher accepts the VM's arguments: {error}",
             vm=vm.name,
-            remedy=f"ask it: {_LAUNCHER} --check {' '.join(assumed(vm))} --real PATH -- ARGUMENTS",
+            remedy=f"run the check by hand: {_LAUNCHER} --check {' '.join(assumed(vm))} --real PATH -- "
+            "ARGUMENTS",
         )
         return
     if verdict is None:
@@ -80,7 +81,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         _CHECK,
         f"{verdict.file}: {verdict.refusal}",
         vm=vm.name,
-        why="the launcher refuses these arguments: the VM's next start fails, and the VM stays down",
+        why="the launcher refuses these arguments: the VM's next start fails, and the VM then stays down",
         remedy=verdict.remedy,
     )
 
@@ -131,7 +132,7 @@ def assumed(vm: VmConfig) -> tuple[str, ...]:
 def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") -> Verdict:
     program = call.program if call.program.startswith("/") else shutil.which(call.program)
     if program is None:
-        raise UnseenError(f"there is no {call.program}")
+        raise UnseenError(f"{call.program} does not exist")
     # The VM's own arguments for the launcher come first, as at a start of the VM.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
     answer = probe.run(str(trust(Path(program))), *words, user=user)
@@ -150,7 +151,7 @@ def _of_script(file: Path, trust: _Trust) -> _Call:
         return _of_words(words, trust)
     wrapper = _last_command(trust(Path(words[0])))
     if None not in wrapper.words:
-        raise UnseenError(f"{words[0]} does not pass its arguments on")
+        raise UnseenError(f"{words[0]} does not pass its arguments to the launcher")
     return _of_words(wrapper.with_arguments(words[1:]), trust)
 
 
@@ -164,7 +165,7 @@ def _launcher_of(unit: Mapping[str, Any]) -> str:
 def _of_unit(unit: Mapping[str, Any]) -> _Call:
     lines = probe.command_lines(unit)
     if len(lines) != 1 or any("$" in word for word in lines[0]):
-        raise UnseenError("the unit's command is known only when it runs")
+        raise UnseenError("the unit's command is only known when it runs")
     return _of_words(lines[0], _roots)
 
 
@@ -210,5 +211,5 @@ def _roots(path: Path) -> Path:
 
 def _target(path: Path) -> Path:
     if not path.is_absolute():
-        raise UnseenError("a program or file is not named by its whole path")
+        raise UnseenError("the command names a program or file without its absolute path")
     return Path(os.path.realpath(path))

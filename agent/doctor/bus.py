@@ -38,7 +38,7 @@ def check(_chain: Chain) -> Iterator[Finding]:
         yield problem(
             "bus",
             str(error),
-            why="what is published is sealed, but no VM is restarted",
+            why="the agent seals what is published, but can restart no VM",
             remedy=error.hint,
             commands=["systemctl start dbus.socket dbus.service"],
         )
@@ -61,9 +61,9 @@ def check_name(_chain: Chain) -> Iterator[Finding]:
     again = ["systemctl reload dbus.service", f"systemctl restart {AGENT}"]
     yield hint(
         "bus.name",
-        f"the agent runs, and is not {NAME} on the bus",
-        why="it seals and restarts, but cannot be controlled or followed over the bus",
-        remedy="have the bus read its policy again, as it names the agent's user; then restart the agent"
+        f"the agent runs, but it does not own the name {NAME} on the bus",
+        why="the agent seals and restarts, but nobody can control or follow it over the bus",
+        remedy="make the bus read its policy again (it names the agent's user); then restart the agent"
         if is_there
         else f"install {NAME}.conf, from contrib/dbus, into /usr/share/dbus-1/system.d",
         commands=again if is_there else (),
@@ -88,11 +88,12 @@ def check_polkit(chain: Chain) -> Iterator[Finding]:
     made = f"credferry polkit-rule --config {file} --user {user}"
     yield problem(
         "bus.polkit",
-        f"polkit's rule for {user} is not that of the present configuration"
+        f"the polkit rule for {user} does not match the present configuration"
         if is_old
-        else f"polkit has no rule for {user}, whom the agent runs as",
-        why="restarts of some or all VMs are refused: Interactive authentication required, or Access denied",
-        remedy=f"print the rule again, and have polkit read it; {AGENT} then tries again by itself",
+        else f"there is no polkit rule for {user}, the agent's user",
+        why="polkit refuses restarts of some or all VMs: Interactive authentication required, or "
+        "Access denied",
+        remedy=f"write the rule again and make polkit read it; {AGENT} then retries without further action",
         commands=[
             f"{made} >{RULE}.new",
             f"chmod 0644 {RULE}.new",

@@ -29,7 +29,7 @@ def check(chain: Chain) -> Iterator[Finding]:
             yield problem(
                 "configuration",
                 str(chain.error),
-                why="without it the agent does not start, and one that runs stays with what it had",
+                why="the agent cannot start without it; an agent that runs keeps its previous configuration",
                 remedy=chain.error.hint,
             )
         return
@@ -38,7 +38,7 @@ def check(chain: Chain) -> Iterator[Finding]:
         yield problem(
             "configuration",
             f"{chain.file} configures no VM",
-            why="nothing is sealed, and nothing rotates",
+            why="the agent seals nothing and restarts nothing",
             remedy="add a table [vms.NAME]; see docs/configuration.md",
         )
     else:
@@ -48,13 +48,13 @@ def check(chain: Chain) -> Iterator[Finding]:
         path = shlex.quote(str(chain.file))
         yield problem(
             "configuration.mode",
-            f"{chain.file} can be changed by others than root",
-            why="it says which VM gets which secret, and which commands check their health",
-            remedy="give it to root, and let nobody else write",
+            f"other users than root can change {chain.file}",
+            why="the file decides which VM gets which secret, and which commands check a VM's health",
+            remedy="give the file to root, and remove other users' permission to write",
             commands=[f"chown root {path}", f"chmod go-w {path}"],
         )
     else:
-        yield ok("configuration.mode", f"{chain.file} is root's alone to change")
+        yield ok("configuration.mode", f"only root can change {chain.file}")
 
 
 def _is_readable(chain: Chain) -> bool:

@@ -102,8 +102,10 @@ def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") ->
     except UnseenError as error:
         yield unseen(name, str(error), vm)
     except CredferryError as error:
-        yield hint(name, f"not seen: {error}", vm=vm, remedy=error.hint)
+        yield hint(name, f"not checked: {error}", vm=vm, remedy=error.hint)
     except PermissionError as error:
         yield unseen(name, f"{error.filename}: {error.strerror}", vm)
     except Exception as error:  # noqa: BLE001 (the host may be broken in any way; the exception's own text may quote a value)
-        yield hint(name, f"not seen: the check failed: {place(error)}", vm=vm, remedy="please report it")
+        yield hint(
+            name, f"not checked: this check failed at {place(error)}", vm=vm, remedy="please report it"
+        )

@@ -65,6 +65,8 @@ def problem(
 def unseen(check: str, what: str, vm: str = "") -> Finding:
     """Make a finding about something that could not be examined."""
     remedy = (
-        "mend what else is found, and look again" if os.geteuid() == 0 else "run credferry doctor as root"
+        "correct the other findings first, then run doctor again"
+        if os.geteuid() == 0
+        else "run credferry doctor as root"
     )
-    return hint(check, f"not seen: {what}", vm=vm, remedy=remedy)
+    return hint(check, f"not checked: {what}", vm=vm, remedy=remedy)

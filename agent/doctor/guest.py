@@ -36,20 +36,21 @@ def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         return  # `vm.state` reports why
     other = observed.hint.other_oem_bytes if observed.hint is not None else 0
     most = wanted.delivery.oem_total_max
-    why = "what does not fit is refused, and the VM keeps what it has"
+    why = "credentials that do not fit are refused, and the VM keeps its previous ones"
     limit = over_limit(vm, wanted, other)
     strings = sum(wanted.delivery.is_oem(vm.kind(name)) for name in wanted.values)
     if strings > OEM_COUNT_MAX:
-        limit = Excess(f"{strings} OEM strings, and SMBIOS takes {OEM_COUNT_MAX}", "pass fewer")
+        limit = Excess(f"{strings} OEM strings, but SMBIOS takes at most {OEM_COUNT_MAX}", "pass fewer")
     if limit is not None:
         yield problem("vm.budget", limit.message, vm=vm.name, why=why, remedy=limit.hint)
     elif over_limit(vm, wanted, other + most // 10) is not None:
         yield hint(
             "vm.budget",
-            f"over nine tenths of the {most} bytes of OEM strings that the guest reads are used",
+            f"the OEM strings use over nine tenths of the {most} bytes that the guest reads",
             vm=vm.name,
             why=why,
-            remedy="guest_systemd = 257 if it is that new; or values sealed for the guest, in its initrd",
+            remedy="set guest_systemd = 257 if the guest's systemd is that new; or seal values for "
+            "the guest and use its initrd",
         )
     else:
         yield ok(
@@ -67,10 +68,11 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     except FileNotFoundError:
         yield problem(
             "vm.guest-key",
-            f"there is no {path}",
+            f"{path} does not exist",
             vm=vm.name,
-            why="nothing can be sealed for the guest: the VM is refused",
-            remedy=f"credferry guest-key create {vm.name} --machine-id ID; then give it to the guest",
+            why="the agent cannot seal for the guest, so it refuses the VM",
+            remedy=f"run credferry guest-key create {vm.name} --machine-id ID; then give the key to "
+            "the guest",
         )
         return
     if stat.S_IMODE(status.st_mode) != KEY_MODE:
@@ -78,12 +80,14 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.guest-key.mode",
             f"{path} has mode {stat.S_IMODE(status.st_mode):04o}",
             vm=vm.name,
-            why="it is not used unless its mode is 0400: the VM is refused",
-            remedy="see who could read it, and close it",
+            why="the agent uses the key only with mode 0400: until then it refuses the VM",
+            remedy="find out who could read it, then restrict its mode",
             commands=[f"chmod 0400 {shlex.quote(str(path))}"],
         )
     else:
-        yield ok("vm.guest-key", f"{path} is there; whether the guest has it only the guest knows", vm.name)
+        yield ok(
+            "vm.guest-key", f"{path} exists; doctor cannot see whether the guest has the same key", vm.name
+        )
 
 
 def check_kernel(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -93,7 +97,11 @@ def check_kernel(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     path = Path(kernel[1] or kernel[2]) if kernel else None
     text = _config_of(path) if path is not None else None
     if path is None or text is None:
-        yield ok("vm.kernel", f"not to be seen from here; in the guest, as root: {_IN_GUEST}", vm.name)
+        yield ok(
+            "vm.kernel",
+            f"cannot be checked from the host; check in the guest, as root: {_IN_GUEST}",
+            vm.name,
+        )
         return
     missing = [option for option in _OPTIONS if not re.search(rf"^{option}=[ym]$", text, re.MULTILINE)]
     if missing:
@@ -101,8 +109,8 @@ def check_kernel(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.kernel",
             f"{path} is built without {' and '.join(missing)}",
             vm=vm.name,
-            why="the guest's systemd sees no OEM strings, and so no credentials",
-            remedy="use a kernel that has them, or where systemd can load dmi-sysfs",
+            why="the guest's systemd sees no OEM strings, so it gets no credentials",
+            remedy="use a kernel with these options, or one where systemd can load dmi-sysfs",
         )
     else:
         yield ok("vm.kernel", f"{path} shows OEM strings", vm.name)

@@ -55,21 +55,21 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
     if storage == "none":
         yield problem(
             "host.journal",
-            "journald keeps nothing: Storage=none",
-            why="there is no audit, and the agent's chain of records shows as broken",
-            remedy="keep the journal: Storage=persistent",
+            "journald stores nothing: Storage=none",
+            why="there is no audit, and the agent's chain of records appears broken",
+            remedy="set Storage=persistent",
             commands=keep,
         )
     elif storage == "volatile" or (storage == "auto" and not Path("/var/log/journal").is_dir()):
         yield hint(
             "host.journal",
-            f"the journal is lost at a reboot: Storage={storage}",
-            why="the audit goes with it, and what is gone shows as a gap",
-            remedy="keep the journal: Storage=persistent",
+            f"a reboot deletes the journal: Storage={storage}",
+            why="the audit is lost with it, and the lost records appear as a gap",
+            remedy="set Storage=persistent",
             commands=keep,
         )
     else:
-        yield ok("host.journal", f"the journal, and so the audit, is kept: Storage={storage}")
+        yield ok("host.journal", f"the journal, and so the audit, is kept across reboots: Storage={storage}")
 
 
 def check_swap(_chain: Chain) -> Iterator[Finding]:
@@ -79,9 +79,10 @@ def check_swap(_chain: Chain) -> Iterator[Finding]:
     if plain:
         yield hint(
             "host.swap",
-            f"swap that is not encrypted: {', '.join(plain)}",
-            why="the agent and PID 1 keep secrets out of it; a hypervisor's memory is not kept out",
-            remedy="encrypt it (crypttab: swap), or give the VMs' units MemorySwapMax=0",
+            f"unencrypted swap: {', '.join(plain)}",
+            why="a hypervisor's memory can be swapped out with its guest's secrets; the agent and PID "
+            "1 keep theirs out of swap",
+            remedy="encrypt the swap (crypttab: swap), or set MemorySwapMax=0 in the VMs' units",
         )
     else:
         yield ok("host.swap", "no unencrypted swap")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
 
-_WHY = "PID 1 opens a VM's credentials with it: without, no VM starts"
+_WHY = "PID 1 opens a VM's credentials with this key: without it no VM starts"
 
 
 def check(chain: Chain) -> Iterator[Finding]:
@@ -37,7 +37,7 @@ def check(chain: Chain) -> Iterator[Finding]:
         yield problem(
             "key.machine-id",
             str(error),
-            why="the host's credential key belongs to a machine id: without one there is no key",
+            why="the host has no machine id, to which its credential key belongs",
             remedy="give the host a machine id",
             commands=["systemd-machine-id-setup"],
         )
@@ -47,7 +47,7 @@ def check(chain: Chain) -> Iterator[Finding]:
         yield problem(
             "key.place",
             f"host_key is {path}",
-            why=f"PID 1 opens credentials with {HOST_KEY}, and with no other",
+            why=f"PID 1 opens credentials with {HOST_KEY} only",
             remedy=f"remove host_key from {chain.file}",
         )
     yield _file(chain, path, machine_id)
@@ -62,18 +62,18 @@ def _file(chain: Chain, path: Path, machine_id: str) -> Finding:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             return problem(
-                "key", str(error), why=_WHY, remedy=f"{error.hint}; systemd follows no links here"
+                "key", str(error), why=_WHY, remedy=f"{error.hint}; systemd does not follow links here"
             )
         if stat.S_IMODE(status.st_mode) != KEY_MODE:
             return problem(
                 "key.mode",
                 str(error),
                 why=_WHY,
-                remedy="see who could read it, and close it",
+                remedy="find out who could read it, then restrict its mode",
                 commands=[f"chmod 0400 {shlex.quote(str(path))}"],
             )
         return _foreign(path, machine_id, error)
-    return ok("key", f"{path} is this machine's, mode 0400")
+    return ok("key", f"{path} belongs to this machine and has mode 0400")
 
 
 def _missing(chain: Chain, path: Path) -> Finding:
@@ -84,16 +84,16 @@ def _missing(chain: Chain, path: Path) -> Finding:
     if not is_root:
         return problem(
             "key",
-            f"there is no {path}",
-            why=f"the agent, as user {chain.agent_user}, cannot make it",
-            remedy="make it, and start the agent",
+            f"{path} does not exist",
+            why=f"the agent runs as user {chain.agent_user} and cannot make the key",
+            remedy="make the key, then start the agent",
             commands=["systemd-creds setup", f"systemctl restart {AGENT}"],
         )
     return hint(
         "key",
-        f"there is no {path} yet",
-        why="it is made when something is sealed first",
-        remedy="make it now",
+        f"{path} does not exist yet",
+        why="systemd makes it when something is first sealed",
+        remedy="make the key now",
         commands=["systemd-creds setup"],
     )
 
@@ -110,7 +110,8 @@ def _foreign(path: Path, machine_id: str, error: KeyFileError) -> Finding:
     return problem(
         "key.machine",
         str(error),
-        why=f"{_WHY}; and systemd deletes such a file, even when it only opens something",
-        remedy="restore this host's own file from a backup; or have a new one made, and all sealed anew",
+        why=f"{_WHY}; systemd deletes such a file even when it only opens a credential",
+        remedy="restore this host's own key from a backup; or make a new one, and the agent seals "
+        "everything again",
         commands=[f"mv {quoted} {quoted}.of-another-machine", f"systemctl restart {AGENT}"],
     )

@@ -29,10 +29,11 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if found.wired and _OPTION.search(found.text):
         yield hint(
             "vm.landlock",
-            f"{found.file} has --landlock, which confines less in the api channel",
+            f"{found.file} uses --landlock, which confines less in the api channel",
             vm=vm.name,
-            why="it binds the threads that run the VM, and not cloud-hypervisor's API server, event monitor "
-            "and main thread",
-            remedy='seal the values for the guest and set channel = "command", where it binds the whole '
-            "process; or confine the VM's unit, as with ProtectSystem=strict",
+            why="Landlock confines the threads that run the VM, but not cloud-hypervisor's API "
+            "server, event monitor and main thread",
+            remedy='seal the values for the guest and set channel = "command", where Landlock '
+            "confines the whole process; or confine the VM's unit, for example with "
+            "ProtectSystem=strict",
         )

@@ -85,28 +85,29 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.launcher.mode",
             f"{found.file} is not executable",
             vm=vm.name,
-            why="the VM cannot be started",
-            remedy="make it so" if changed is None else f"see what {changed[1]} has put there",
+            why="the VM cannot start",
+            remedy="make it executable" if changed is None else f"check what {changed[1]} put there",
             # If another user could choose the file, root must not run chmod on it.
             commands=[f"chmod a+rx {shlex.quote(str(found.file.resolve()))}"] if changed is None else (),
         )
     if found.wired:
-        yield ok("vm.launcher", f"{found.file} goes through {found.launcher}", vm.name)
+        yield ok("vm.launcher", f"{found.file} starts the VM through {found.launcher}", vm.name)
     elif found.wired is None:
         yield hint(
             "vm.launcher",
-            f"no cloud-hypervisor is found in what {vm.unit} starts",
+            f"doctor finds no cloud-hypervisor in what {vm.unit} starts",
             vm=vm.name,
-            why="whether its credentials are handed over cannot be told",
-            remedy=f"see that it starts {_LAUNCHER} --real PATH -- ARGUMENTS in place of cloud-hypervisor",
+            why="doctor cannot tell whether the VM gets its credentials",
+            remedy=f"make the unit start {_LAUNCHER} --real PATH -- ARGUMENTS in place of cloud-hypervisor",
         )
     else:
         yield problem(
             "vm.launcher",
             f"{found.file} starts {found.bare} without the launcher",
             vm=vm.name,
-            why="the guest gets no credentials, and nobody knows what it runs with",
-            remedy="have the launcher in its place; with microvm.nix: microvm.cloud-hypervisor.package",
+            why="the guest gets no credentials, and the agent cannot tell what the VM runs with",
+            remedy="put the launcher in the hypervisor's place; with microvm.nix: "
+            "microvm.cloud-hypervisor.package",
             commands=_rewire(vm, found),
         )
 
@@ -127,17 +128,18 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if program is None:
         yield problem(
             "vm.hypervisor",
-            f"there is no {found.launcher}",
+            f"{found.launcher} does not exist",
             vm=vm.name,
-            why="the VM cannot be started",
-            remedy="install credferry where the VM's unit finds it, or name the launcher by its path",
+            why="the VM cannot start",
+            remedy="install credferry where the VM's unit finds it, or name the launcher by its "
+            "absolute path",
         )
         return
     for each in (Path(program), Path(found.real)):
         if each.is_absolute() and (changed := probe.changeable(each)) is not None:
             yield hint(
                 "vm.hypervisor",
-                f"not seen: {changed[1]} can change {changed[0]}, so doctor does not run {each}",
+                f"not checked: {changed[1]} can change {changed[0]}, so doctor does not run {each}",
                 vm=vm.name,
                 remedy=f"give the program to root: chown root {changed[0]}; chmod go-w {changed[0]}",
             )
@@ -152,7 +154,7 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.hypervisor",
             refused.what or f"{found.launcher} refuses the VM",
             vm=vm.name,
-            why="the VM's next start would be refused",
+            why="the launcher would refuse the VM's next start",
             remedy=refused.remedy,
         )
         return
@@ -160,13 +162,13 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if version is None:
         yield problem(
             "vm.hypervisor",
-            f"{program} --explain does not answer as credferry's launcher of this version",
+            f"{program} --explain does not answer like credferry's launcher of this version",
             vm=vm.name,
-            why="whether the VM can be started cannot be told",
-            remedy="see what the program is, and that agent and launcher are of one release",
+            why="doctor cannot tell whether the VM can start",
+            remedy="check what this program is, and that agent and launcher are of the same release",
         )
         return
-    yield ok("vm.hypervisor", f"cloud-hypervisor {version}, whose options the launcher knows", vm.name)
+    yield ok("vm.hypervisor", f"cloud-hypervisor {version}: the launcher knows its options", vm.name)
 
 
 def _version(answer: str) -> str | None:
@@ -188,17 +190,19 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if observed.hint is not None and runs is not None:
         name = _process_name(chain.unit(vm).get("MainPID", 0))
         by = (
-            "by root's evidence" if observed.evidence is not None else "as no evidence of its start was kept"
+            "as root's record of its start shows"
+            if observed.evidence is not None
+            else "but no record of its start was kept"
         )
         said = f"{vm.unit} runs on generation {runs.generation}, {by}; process {name}"
         yield ok("vm.invocation", said, vm.name)
     elif unit.active_seconds > chain.config.rollout.stamp_seconds:
         yield problem(
             "vm.invocation",
-            f"{vm.unit} runs, and was not started by the launcher",
+            f"{vm.unit} runs, but the launcher did not start it",
             vm=vm.name,
-            why="which secrets it runs with is not known",
-            remedy="mend what else is found of this VM; then restart it",
+            why="the agent cannot tell which secrets the VM runs with",
+            remedy="correct the other findings of this VM; then restart it",
             commands=[f"systemctl restart {shlex.quote(vm.unit)}"],
         )
     else:
@@ -206,7 +210,7 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.invocation",
             f"{vm.unit} has just started: its launcher has not reported yet",
             vm=vm.name,
-            remedy="look again",
+            remedy="run doctor again in a few seconds",
         )
 
 

@@ -53,7 +53,9 @@ def text_of(path: Path) -> str | None:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not status.st_mode & stat.S_IROTH and changeable(path) is not None:
-            raise UnseenError(f"{path}: others than root can change what it is, and may not read it")
+            raise UnseenError(
+                f"{path}: not read, because other users than root can replace it and doctor runs as root"
+            )
         # Files in /proc report size 0.
         if not stat.S_ISREG(status.st_mode) or status.st_size > _FILE_MAX:
             raise UnseenError(f"{path}: not a small regular file")
@@ -77,7 +79,7 @@ def changeable(path: Path) -> tuple[Path, str] | None:
             is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
             writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky
             if writable and not stat.S_ISLNK(status.st_mode):
-                return component, "others than root"
+                return component, "other users than root"
     return None
 
 
@@ -93,7 +95,7 @@ def run(
         try:
             entry = pwd.getpwnam(user)
         except KeyError:
-            raise UnseenError(f"there is no user {user}") from None
+            raise UnseenError(f"user {user} does not exist") from None
         identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     try:
@@ -116,7 +118,7 @@ def run(
             **identity,
         )
     except subprocess.TimeoutExpired:
-        raise UnseenError(f"{argv[0]} does not end") from None
+        raise UnseenError(f"{argv[0]} did not end in time") from None
     except OSError as error:
         raise UnseenError(f"{argv[0]}: {os.strerror(error.errno or 0)}") from None
 
@@ -137,7 +139,7 @@ def unit(name: str) -> Mapping[str, Any]:
     try:
         return {key: value["data"] for key, value in json.loads(asked.stdout)["data"][0].items()}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UnseenError(f"{name}: what systemd answers is not understood") from None
+        raise UnseenError(f"{name}: systemd's answer is not understood") from None
 
 
 def command_lines(properties: Mapping[str, Any], name: str = "ExecStart") -> list[list[str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
 
-_WHY = "each rotation restarts the VM twice, once without order, limits and rollback"
+_WHY = "each rotation restarts the VM twice, once without credferry's order, limits and rollback"
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -34,23 +34,25 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             f"{path} restarts {vm.unit}",
             vm=vm.name,
             why=_WHY,
-            remedy="leave restarts to credferry",
+            remedy="let only credferry restart the VM",
             commands=() if probe.is_nixos() else [f"systemctl disable --now {path}"],
         )
     secrets = sorted(_sops_restarts().get(vm.unit, ()))
     if secrets:
         yield problem(
             "vm.restarters.sops",
-            f"sops-nix restarts {vm.unit} when it has changed {', '.join(secrets)}",
+            f"sops-nix also restarts {vm.unit} when these secrets change: {', '.join(secrets)}",
             vm=vm.name,
             why=_WHY,
-            remedy=f'take "{vm.unit}" out of sops.secrets.NAME.restartUnits of these',
+            remedy=f'remove "{vm.unit}" from restartUnits of these secrets: sops.secrets.NAME.restartUnits',
         )
     if not paths and not secrets:
         switch = (
-            "; a switch restarts it, too, when its own configuration changed" if _is_triggered(unit) else ""
+            "; a NixOS switch also restarts it when the VM's own configuration has changed"
+            if _is_triggered(unit)
+            else ""
         )
-        yield ok("vm.restarters", f"nobody else is seen to restart {vm.unit}{switch}", vm.name)
+        yield ok("vm.restarters", f"doctor found nothing else that restarts {vm.unit}{switch}", vm.name)
 
 
 def _paths_to(name: str) -> set[str]:

@@ -42,7 +42,7 @@ def last_command(text: str) -> Command:
 
     Raises `UnclearError`.
     """
-    reason = UnclearError("it does not end with an exec")
+    reason = UnclearError("the script does not end with an exec")
     for start in _START.finditer(text):
         try:
             words = _words(text, start.end())
@@ -52,7 +52,7 @@ def last_command(text: str) -> Command:
         if words[:1] == ["-a"]:
             del words[:2]
         if not words or words[0] is None or words[0].startswith("-"):
-            reason = UnclearError("its exec has options that are not known here")
+            reason = UnclearError("the script's exec has options that doctor does not know")
             continue
         return Command(tuple(words))
     raise reason
@@ -70,13 +70,13 @@ def _words(text: str, at: int) -> list[str | None]:
             at = _end(_ALL, text, at)
         elif _ADDED.match(text, at):
             if any(value.strip() for value in _ASSIGNED.findall(text)) or not _ASSIGNED.search(text):
-                raise UnclearError("it adds arguments that are known only when it runs")
+                raise UnclearError("the script adds arguments that are only known when it runs")
             at = _end(_ADDED, text, at)
         else:
             word, at = _word(text, at)
             words.append(word)
     if any(line.strip() and not line.lstrip().startswith("#") for line in text[at:].splitlines()):
-        raise UnclearError("it does not end with an exec")
+        raise UnclearError("the script does not end with an exec")
     return words
 
 
@@ -89,7 +89,7 @@ def _word(text: str, at: int) -> tuple[str, int]:
             if found is not None:
                 break
         else:
-            raise UnclearError("a word of its exec is known only when it runs")
+            raise UnclearError("a word of the script's exec is only known when it runs")
         part = found[0] if kind is _PLAIN else found[1]
         parts.append(re.sub(r"\\(.)", r"\1", part) if kind is _DOUBLE else part)
         at = found.end()

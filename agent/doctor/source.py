@@ -38,8 +38,8 @@ def check(chain: Chain) -> Iterator[Finding]:
         yield problem(
             "source",
             f"{path}: {os.strerror(error.errno or 0)}" + (", a dangling link" if path.is_symlink() else ""),
-            why="nothing can be published: every VM keeps what it has, and a new one gets nothing",
-            remedy="have the producer publish, or correct source.path",
+            why="the agent cannot read secrets: every VM keeps its previous ones, and a new VM gets none",
+            remedy="make the producer publish, or correct source.path",
             commands=[f"systemctl restart {each}" for each in _known_producers()[:1]],
         )
         return
@@ -56,8 +56,8 @@ def check_seen(chain: Chain) -> Iterator[Finding]:
     for unit, found in hidden_from_units(chain.config):
         yield problem(
             "source.seen",
-            f"{found.text}; that is {unit}",
-            why="the agent finds no source, or an empty one: nothing that is published arrives",
+            f"{found.text}; this is a setting of {unit}",
+            why="the agent sees no source or an empty one, so no published value reaches a VM",
             remedy=found.remedy,
             commands=unit_files.extend(unit, "Service", found.lines, restart=True),
         )
@@ -89,7 +89,7 @@ def check_producer(chain: Chain) -> Iterator[Finding]:
             yield problem(
                 "source.producer",
                 f"{name} has failed",
-                why="what it had to publish is not published: VMs run on older secrets",
+                why="its secrets are not published, so VMs run on older ones",
                 remedy=f"see journalctl -u {name}; then run it again",
                 commands=[f"systemctl restart {name}"],
             )
@@ -119,7 +119,11 @@ def _producers() -> list[str]:
 def _kind(path: Path) -> str:
     if path.is_symlink():
         return f"a link to {path.readlink()}"
-    return "a mount point" if path.is_mount() else "a directory; what is written in place settles first"
+    return (
+        "a mount point"
+        if path.is_mount()
+        else "a directory; the agent waits until files written in place stop changing"
+    )
 
 
 def _secret(chain: Chain, top: int, name: str) -> Finding:
@@ -146,16 +150,16 @@ def _secret(chain: Chain, top: int, name: str) -> Finding:
         return problem(
             "source.secret",
             f"secret {name} {wrong}",
-            why=f"VMs that use it keep what they have: {users}",
-            remedy="publish it, or correct its name in the configuration, or say required = false",
+            why=f"VMs that use it keep their previous values: {users}",
+            remedy="publish it, or correct its name in the configuration, or set required = false",
         )
     if status.st_mode & stat.S_IROTH:
         path = shlex.quote(f"{chain.config.source.path}/{name}")
         return hint(
             "source.secret",
-            f"secret {name} is readable for everybody",
-            why="only the producer's directories keep others from it",
-            remedy="have its producer publish it with mode 0400; until it publishes again:",
+            f"all users may read secret {name}",
+            why="only the permissions of the producer's directories protect it",
+            remedy="make its producer publish it with mode 0400; until then:",
             commands=[f"chmod o-rwx {path}"],
         )
     return ok("source.secret", f"secret {name} is published, for {users}")

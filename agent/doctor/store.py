@@ -36,21 +36,21 @@ def check(chain: Chain) -> Iterator[Finding]:
     except FileNotFoundError:
         yield hint(
             "store",
-            f"there is no {state} yet",
-            why="it is made with the first sealing",
-            remedy="run credferry",
+            f"{state} does not exist yet",
+            why="the agent makes it when it first seals something",
+            remedy="start the agent",
         )
         return
     if stat.S_IMODE(status.st_mode) & 0o077:
         yield problem(
             "store.mode",
-            f"{state} is open to others than its owner",
-            why="what is sealed there needs no second reader, and guests' keys are there as they are",
-            remedy="close it",
+            f"other users than its owner can read {state}",
+            why="other users can read the sealed credentials, and the guests' keys, which are not encrypted",
+            remedy="restrict its mode",
             commands=[f"chmod 0700 {quoted}"],
         )
     else:
-        yield ok("store.mode", f"{state} is its owner's alone")
+        yield ok("store.mode", f"only its owner can use {state}")
     yield _room(state)
     yield _owner(chain)
     yield from _left_over(chain)
@@ -64,13 +64,13 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     seal = f"credferry sync --config {shlex.quote(str(chain.file))} --vm {vm.name}"
     manifest = chain.store.current(vm.name)
     if manifest is None:
-        what = "cannot be opened" if current.is_symlink() else "is not there"
+        what = "cannot be opened" if current.is_symlink() else "does not exist"
         yield problem(
             "vm.generation",
             f"the sealed generation of {vm.name} {what}",
             vm=vm.name,
             why="its unit cannot start",
-            remedy="seal what is published; where that fails, its error says why",
+            remedy="seal again what is published; if that fails, the command's error says why",
             commands=[seal],
         )
         return
@@ -81,12 +81,12 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.generation",
             str(error),
             vm=vm.name,
-            why="the launcher refuses it: the VM's next start fails",
-            remedy="see who could write there; then have it sealed anew",
+            why="the launcher refuses it, so the VM's next start fails",
+            remedy="find out who could write there; then remove this generation and seal again",
             commands=[f"rm -r {shlex.quote(str(current.resolve()))}", seal],
         )
         return
-    yield ok("vm.generation", f"generation {manifest.generation} is sealed, and opens", vm.name)
+    yield ok("vm.generation", f"generation {manifest.generation} is sealed and can be opened", vm.name)
     # Only after a check that the key is this machine's, as here: systemd would delete any other key.
     if Path(chain.config.host_key) == HOST_KEY:
         yield _opened_by_systemd(vm, current / MANIFEST_FILE)
@@ -96,12 +96,12 @@ def _opened_by_systemd(vm: VmConfig, manifest: Path) -> Finding:
     name = unit_credential(MANIFEST_FILE)
     opened = probe.run("systemd-creds", "decrypt", f"--name={name}", str(manifest), "-")
     if opened.returncode == 0:
-        return ok("vm.generation.systemd", "systemd opens it, too", vm.name)
+        return ok("vm.generation.systemd", "systemd can open it too", vm.name)
     return problem(
         "vm.generation.systemd",
-        f"systemd does not open what is sealed for {vm.name}",
+        f"systemd cannot open what is sealed for {vm.name}",
         vm=vm.name,
-        why="PID 1 refuses to start the VM: status 243/CREDENTIALS",
+        why="PID 1 cannot start the VM (status 243/CREDENTIALS)",
         remedy=f"see: systemd-creds decrypt --name={name} {manifest} /dev/null",
     )
 
@@ -113,19 +113,19 @@ def _owner(chain: Chain) -> Finding:
     except KeyError:
         return problem(
             "store.owner",
-            f"the agent is to run as user {user}, and there is none",
+            f"the agent's unit names user {user}, which does not exist",
             why="its unit cannot start",
-            remedy="make the user, by contrib/sysusers/credferry.conf",
+            remedy="create the user from contrib/sysusers/credferry.conf",
             commands=["systemd-sysusers credferry.conf"],
         )
     wrong = _not_of(state, wanted)
     if wrong is None:
-        return ok("store.owner", f"{state} belongs to {user}, as the agent")
+        return ok("store.owner", f"{state} belongs to {user}, the agent's user")
     return problem(
         "store.owner",
-        f"{wrong} does not belong to {user}, whom the agent runs as",
-        why="the agent has no right over the files of others: it can neither seal nor note what it does",
-        remedy="give it all to that user",
+        f"{wrong} does not belong to {user}, the agent's user",
+        why="the agent may not write other users' files, so it can neither seal nor record what it does",
+        remedy="give all files there to that user",
         commands=[f"chown -R {user}: {shlex.quote(str(state))}", f"systemctl restart {AGENT}"],
     )
 
@@ -158,16 +158,16 @@ def _room(state: Path) -> Finding:
         return problem(
             "store.room",
             f"{state} is on a file system that is mounted read-only",
-            why="nothing can be sealed, or noted",
-            remedy="see dmesg for why that is; then mount it writable",
+            why="the agent can neither seal nor record what it does",
+            remedy="see dmesg for the cause; then mount it writable",
             commands=[f'mount -o remount,rw "$(findmnt -n -o TARGET -T {shlex.quote(str(state))})"'],
         )
     if room.f_bavail * room.f_frsize < _ROOM_MIN or (room.f_files and room.f_favail < _FILES_MIN):
         return problem(
             "store.room",
             f"{state} has less than {_ROOM_MIN >> 20} MiB of room, or few files left",
-            why="the next generation may not be written: VMs then keep what they have",
-            remedy="make room on its file system",
+            why="the agent may fail to write the next generation; VMs then keep their previous secrets",
+            remedy="free space on its file system",
         )
     return ok("store.room", f"{state} has room")
 
@@ -181,8 +181,8 @@ def _left_over(chain: Chain) -> Iterator[Finding]:
         if chain.error is None and path.name not in chain.config.vms:
             yield hint(
                 "store.left-over",
-                f"{path} is of a VM that is not configured",
-                why="its last secrets stay there, sealed to this host",
-                remedy="remove it, if the VM is gone",
+                f"{path} belongs to a VM that is not configured",
+                why="the VM's last secrets stay there, sealed with this host's key",
+                remedy="remove it if the VM no longer exists",
                 commands=[f"rm -r {shlex.quote(str(path))}"],
             )

@@ -23,7 +23,7 @@ _MEMORY_MAX: Final = 512 << 10
 """KiB."""
 _THREADS_MAX: Final = 100
 _RECENT_SECONDS: Final = 3600
-_INSTALL: Final = "install credferry's units: its package, or contrib/systemd"
+_INSTALL: Final = "install credferry's units, from its package or from contrib/systemd"
 
 
 def check_agent(chain: Chain) -> Iterator[Finding]:
@@ -40,16 +40,16 @@ def check_agent(chain: Chain) -> Iterator[Finding]:
         yield problem(
             "agent",
             f"{AGENT} is {unit['ActiveState']}{ended}",
-            why="no secret is sealed, and no VM restarted, when one rotates",
-            remedy=f"see journalctl -u {AGENT}, and mend what else is found here; then start it",
+            why="when a secret rotates, nothing seals it and no VM restarts",
+            remedy=f"see journalctl -u {AGENT}, correct the other findings here, then start it",
             commands=[f"systemctl reset-failed {AGENT}", f"systemctl start {AGENT}"],
         )
-    yield _enabled(AGENT, unit, "agent.enabled", "after the next boot nothing would rotate")
+    yield _enabled(AGENT, unit, "agent.enabled", "after the next boot nothing seals secrets or restarts VMs")
     if unit.get("WatchdogUSec", 0) in {0, 2**64 - 1}:
         yield hint(
             "agent.watchdog",
             f"{AGENT} has no watchdog",
-            why="if the agent hung, nobody would notice",
+            why="systemd would not notice that the agent hangs",
             remedy="set WatchdogSec=3min",
             commands=unit_files.extend(AGENT, "Service", ["WatchdogSec=3min"], restart=True),
         )
@@ -61,13 +61,13 @@ def check_seal(_chain: Chain) -> Iterator[Finding]:
     yield from _loaded(SEAL, unit, "seal")
     if unit["LoadState"] != "loaded":
         return
-    why = "VMs that start with the host may start on older secrets, or not at all"
+    why = "VMs that start with the host may start with older secrets, or not at all"
     if unit["ActiveState"] == "failed":
         yield problem(
             "seal",
             f"{SEAL} has failed, with exit status {unit.get('ExecMainStatus', 0)}",
             why=why,
-            remedy=f"see journalctl -u {SEAL}; mend what else is found here; then run it again",
+            remedy=f"see journalctl -u {SEAL}; correct the other findings here, then run it again",
             commands=[f"systemctl restart {SEAL}"],
         )
     elif unit["ActiveState"] == "active":
@@ -97,13 +97,13 @@ def check_configuration_in_force(chain: Chain) -> Iterator[Finding]:
     if chain.file.stat().st_mtime > read_at:
         yield problem(
             "agent.configuration",
-            f"{chain.file} was written after the agent has read it",
-            why="the agent still goes by what was there before",
-            remedy="have it read again",
+            f"{chain.file} has changed since the agent read it",
+            why="the agent still uses the previous configuration",
+            remedy="reload the agent",
             commands=[f"systemctl reload {AGENT}"],
         )
     else:
-        yield ok("agent.configuration", "the agent goes by the present configuration")
+        yield ok("agent.configuration", "the agent uses the present configuration")
 
 
 def check_process(_chain: Chain) -> Iterator[Finding]:
@@ -116,13 +116,13 @@ def check_process(_chain: Chain) -> Iterator[Finding]:
         raise UnseenError("the agent's process")
     status = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     memory, threads = int(status["VmRSS"].split()[0]), int(status["Threads"])
-    said = f"the agent takes {memory >> 10} MiB and {threads} threads"
+    said = f"the agent uses {memory >> 10} MiB and {threads} threads"
     if memory > _MEMORY_MAX or threads > _THREADS_MAX:
         yield hint(
             "agent.process",
             said,
-            why="that is much more than it needs",
-            remedy="report it; a restart of the agent restarts no VM",
+            why="the agent needs much less than that",
+            remedy="report it, then restart the agent; this restarts no VM",
             commands=[f"systemctl restart {AGENT}"],
         )
     else:
@@ -136,7 +136,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
         yield hint(
             "agent.restarts",
             f"systemd has restarted the agent {unit['NRestarts']} time(s)",
-            why="it ended, or hung, by itself",
+            why="the agent ended or hung without an order",
             remedy=f"see journalctl -u {AGENT}",
         )
     invocation = bytes(unit.get("InvocationID", [])).hex()
@@ -152,7 +152,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
         yield hint(
             "agent.journal",
             f"{len(lines)} error(s) in the last hour; the last: {json.loads(lines[-1]).get('MESSAGE')}",
-            why="it may be over, or it may be a finding below",
+            why="the cause may be over already, or be one of the findings below",
             remedy=f"see journalctl -u {AGENT} -p err",
         )
     else:
@@ -165,21 +165,21 @@ def _loaded(name: str, unit: Mapping[str, Any], check: str) -> Iterator[Finding]
             if unit["NeedDaemonReload"]:
                 yield problem(
                     f"{check}.reload",
-                    f"{name} was changed after systemd has read it",
-                    why="systemd goes by what was there before",
-                    remedy="have it read again",
+                    f"the files of {name} have changed since systemd read them",
+                    why="systemd still uses the previous files",
+                    remedy="make systemd read them again",
                     commands=unit_files.reload_units(name),
                 )
         case "masked":
             yield problem(
                 check,
                 f"{name} is masked",
-                why="it cannot be started",
-                remedy="unmask and start it",
+                why="systemd cannot start it",
+                remedy="unmask it, then start it",
                 commands=[*unit_files.unmask(name), f"systemctl start {name}"],
             )
         case state:
-            yield problem(check, f"{name}: {state}", why="it cannot be started", remedy=_INSTALL)
+            yield problem(check, f"{name}: {state}", why="systemd cannot start it", remedy=_INSTALL)
 
 
 def _enabled(name: str, unit: Mapping[str, Any], check: str, why: str) -> Finding:

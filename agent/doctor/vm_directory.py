@@ -31,25 +31,26 @@ def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         return
     found = probe.changeable(current)
     if found is None:
-        yield ok(_CHECK, f"root alone can change {current}", vm.name)
+        yield ok(_CHECK, f"only root can change {current}", vm.name)
         return
     path, who = found
     if _is_refused(instance):
         yield problem(
             _CHECK,
-            f"{path} can be changed by {who}",
+            f"{who} can change {path}",
             vm=vm.name,
-            why="the helpers of the VM run as root and refuse its files: the VM's next start fails",
-            remedy="see that the VM's files are what you put there; then give the directory to root",
+            why="the VM's helpers run as root and refuse its files, so the VM's next start fails",
+            remedy="check that the VM's files are yours; then give the directory to root",
             commands=(f"chown root:root {path}", f"chmod go-w {path}"),
         )
         return
     yield hint(
         _CHECK,
-        f"{path} can be changed by {who}, and microvm.nix's helpers run programs below {current} as root",
+        f"{who} can change {path}, and microvm.nix's helpers run programs below {current} as root",
         vm=vm.name,
-        why="a VMM that was broken out of can put programs there; root runs them at the VM's next start",
-        remedy="nothing can be set: microvm.nix's units have this shape. See SECURITY.md",
+        why="whoever takes over the hypervisor can put programs there, and root runs them at the VM's "
+        "next start",
+        remedy="no setting changes this: microvm.nix's units work this way. See SECURITY.md",
     )
 
 

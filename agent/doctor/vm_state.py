@@ -33,8 +33,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             "vm.held",
             f"an operator holds {vm.name}",
             vm=vm.name,
-            why="rotations reach it with its next start, whenever that is",
-            remedy="release it, if that is over",
+            why="rotations reach it only when it next starts",
+            remedy="release it when the hold is no longer needed",
             commands=[f"credferry release --config {config} {vm.name}"],
         )
     match decision.state:
@@ -43,7 +43,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 "vm.state",
                 said,
                 vm=vm.name,
-                why="it keeps what it has, and rotations do not reach it",
+                why="the VM keeps its previous secrets, and rotations do not reach it",
                 remedy="do what each reason says",
             )
         case State.FAILED | State.HALTED:
@@ -51,8 +51,9 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 "vm.state",
                 said,
                 vm=vm.name,
-                why="what is published now is not tried again by itself",
-                remedy=f"see journalctl -u {vm.unit}, and mend it; then try again, or publish another value",
+                why="the agent does not try the published values again without an order",
+                remedy=f"see journalctl -u {vm.unit} and correct the cause; then retry, or publish "
+                "another value",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
         case State.RESTART_DUE | State.SEAL_DUE:
@@ -60,7 +61,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 "vm.state",
                 said,
                 vm=vm.name,
-                remedy="the agent does it within seconds; look again, or see agent",
+                remedy="the agent does this within seconds; run doctor again, or see the findings "
+                "about the agent",
             )
         case State.NO_UNIT | State.HELD:
             pass  # findings of their own
@@ -77,13 +79,13 @@ def _unit(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     status = unit.get("ExecMainStatus", 0)
     said = f"its main process ended with status {status}"
     if unit["ActiveState"] == "failed":
-        by = ", by the launcher's refusal" if status in REFUSALS else ""
+        by = ", because the launcher refused the start" if status in REFUSALS else ""
         yield problem(
             "vm.failed",
             f"{vm.unit} has failed: {said}{by}",
             vm=vm.name,
             why="the VM is down, and stays down",
-            remedy=f"see journalctl -u {vm.unit}, and mend it; then start it",
+            remedy=f"see journalctl -u {vm.unit} and correct the cause; then start it",
             commands=[
                 f"systemctl reset-failed {shlex.quote(vm.unit)}",
                 f"systemctl start {shlex.quote(vm.unit)}",
@@ -92,8 +94,9 @@ def _unit(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     elif unit.get("NRestarts", 0) >= _LOOP_MIN and is_young:
         yield problem(
             "vm.loop",
-            f"{vm.unit} is started over and over: {unit['NRestarts']} times, {said}",
+            f"{vm.unit} starts again and again: {unit['NRestarts']} times, {said}",
             vm=vm.name,
-            why="Restart=always starts it again whatever the reason",
-            remedy=f"see journalctl -u {vm.unit}; systemctl stop {vm.unit} while it is being mended",
+            why="Restart=always starts it again whatever the cause",
+            remedy=f"see journalctl -u {vm.unit}; until the cause is corrected, stop it: systemctl "
+            f"stop {vm.unit}",
         )

@@ -24,7 +24,7 @@ _NIXOS: Final = "credferry's NixOS module sets it: services.credferry.vms.{vm}; 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     """Whether systemd has the unit, has read its latest files, and could start it."""
     unit = chain.unit(vm)
-    why = "the VM cannot be started"
+    why = "the VM cannot start"
     match unit["LoadState"]:
         case "loaded":
             yield ok("vm.unit", f"{vm.unit} is {unit['ActiveState']}", vm.name)
@@ -41,7 +41,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         case "not-found":
             yield problem(
                 "vm.unit",
-                f"there is no unit {vm.unit}",
+                f"systemd has no unit {vm.unit}",
                 vm=vm.name,
                 why=why,
                 remedy=f"correct unit in [vms.{vm.name}]; or install microvm@.service",
@@ -59,19 +59,19 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if unit["NeedDaemonReload"]:
         yield problem(
             "vm.unit.reload",
-            f"{vm.unit} was changed after systemd has read it",
+            f"the files of {vm.unit} have changed since systemd read them",
             vm=vm.name,
-            why="systemd goes by what was there before",
-            remedy="have it read again",
+            why="systemd still uses the previous files",
+            remedy="make systemd read them again",
             commands=unit_files.reload_units(),
         )
     instance = re.search(r"@(.+)\.service\Z", vm.unit)
     if instance is not None and instance[1] != vm.name:
         yield hint(
             "vm.unit.instance",
-            f"{vm.unit} is not an instance of the VM's name",
+            f"{vm.unit} is not named after VM {vm.name}",
             vm=vm.name,
-            why="%i in a drop-in stands for another VM's name there",
+            why="%i in a drop-in of this unit stands for another name",
             remedy=f"write {vm.name} in place of %i in the drop-in",
         )
 
@@ -96,14 +96,14 @@ def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         yield Finding(
             setting.severity,
             setting.check,
-            f"{vm.unit} has not {line}",
+            f"{vm.unit} does not have {line}",
             vm.name,
             setting.why,
             _remedy(vm, f"add it to [{setting.section}] of the unit"),
             unit_files.extend(vm.unit, setting.section, [line], restart=setting.restart),
         )
     if not missing:
-        yield ok("vm.settings", f"{vm.unit} has all of credferry-vm.conf", vm.name)
+        yield ok("vm.settings", f"{vm.unit} has all settings of credferry-vm.conf", vm.name)
 
 
 def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         "vm.health",
         f"{name}: {state}",
         vm=vm.name,
-        why="no restart can be found healthy: each is rolled back",
+        why="the agent cannot run the health check, so it rolls back every restart of this VM",
         remedy="unmask it"
         if state == "masked"
         else "install credferry-health@.service, from contrib/systemd",
@@ -134,7 +134,7 @@ def _no_drop_in(store: Path, vm: VmConfig) -> Finding:
         f"{vm.unit} has no drop-in for credferry",
         vm=vm.name,
         why="the VM gets no credentials, and its launcher refuses to start it",
-        remedy=_remedy(vm, "put contrib/systemd/credferry-vm.conf there"),
+        remedy=_remedy(vm, "install contrib/systemd/credferry-vm.conf there"),
         commands=()
         if probe.is_nixos()
         else (*unit_files.write(path, drop_in.lines_for(vm, store)), *unit_files.reload_units(vm.unit)),

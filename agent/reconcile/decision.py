@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 NOT_REPORTED = (
-    "its launcher has not reported this start: see that its hypervisor's command is credferry-launch"
+    "its launcher has not reported this start: check that its hypervisor's command is credferry-launch"
 )
 
 
@@ -190,8 +190,8 @@ def _active(
 
 def _no_evidence(vm: VmConfig) -> str:
     return (
-        f"{vm.unit} keeps no evidence of what it is started with, so nobody could tell what came of its "
-        "restart: renew its drop-in by the commands that credferry doctor prints"
+        f"{vm.unit} keeps no evidence of its starts, so the agent could not tell whether a restart "
+        "succeeded: renew its drop-in with the commands that credferry doctor prints"
     )
 
 

@@ -192,21 +192,21 @@ def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> Excess | No
     in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
     if in_initrd > INITRD_TOTAL_MAX:
         return Excess(
-            f"the sealed credentials are over {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
+            f"the sealed credentials exceed {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
             "its initrd"
         )
     largest = max(sizes, key=lambda name: sizes[name], default="")
     if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
         is_old = vm.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS
         return Excess(
-            f"{largest}: with it the VM's OEM strings are over {what.delivery.oem_total_max} bytes, "
-            "the most that its guest's systemd reads",
-            _FEWER + (", or say guest_systemd = 257 if it is that new" if is_old else ""),
+            f"{largest}: with this credential the VM's OEM strings exceed {what.delivery.oem_total_max} "
+            "bytes, the most that its guest's systemd reads",
+            _FEWER + (", or set guest_systemd = 257 if it is that new" if is_old else ""),
         )
     if what.delivery.channel is Channel.API and sum(sizes.values()) > API_STRINGS_MAX:
         return Excess(
-            f"{largest}: with it the VM's OEM strings are over {API_STRINGS_MAX} bytes, the most that "
-            "cloud-hypervisor's API takes"
+            f"{largest}: with this credential the VM's OEM strings exceed {API_STRINGS_MAX} bytes, the most "
+            "that cloud-hypervisor's API takes"
         )
     return None
 

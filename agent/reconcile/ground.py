@@ -36,8 +36,8 @@ class HostGround:
             return present_key(self.config)
         except FileNotFoundError:
             raise KeyFileError(
-                f"{self.config.host_key}: is not there",
-                hint="restore it from a backup; or have another made: systemd-creds setup",
+                f"{self.config.host_key}: does not exist",
+                hint="restore it from a backup; or make a new one: systemd-creds setup",
             ) from None
 
     def is_known(self, key: CredentialKey) -> bool:
@@ -77,9 +77,11 @@ class HostGround:
             return ""
         # A file system without a fixed number of files reports 0.
         if found.f_files and found.f_favail < _FILES_LEAST:
-            return f"{runtime} has no room for more files: see what fills it: du --inodes {runtime}"
+            return (
+                f"{runtime} has no room for more files: find out what fills it with: du --inodes {runtime}"
+            )
         if found.f_bavail * found.f_frsize < _ROOM_LEAST:
-            return f"{runtime} is full: see what fills it: du {runtime}"
+            return f"{runtime} is full: find out what fills it with: du {runtime}"
         return ""
 
 

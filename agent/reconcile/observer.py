@@ -142,7 +142,7 @@ class Observer:
             case Spoiled(reason):
                 return reason
             case Passing():
-                return "the host has another key: all is sealed anew first"
+                return "the host's key has changed: the agent first seals everything again"
 
     def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
         """Read the secrets of some VMs. Raises `SourceError` if there is no source."""

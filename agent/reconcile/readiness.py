@@ -88,8 +88,8 @@ def _loads(unit: UnitState, place: str) -> str:
     ):
         return ""
     return (
-        f"{unit.name}, as systemd has loaded it, does not load {place}: "
-        "see credferry doctor for the drop-in that it needs"
+        f"systemd's loaded {unit.name} does not load {place}: credferry doctor shows the drop-in that "
+        "it needs"
     )
 
 

@@ -81,9 +81,9 @@ def _renew(configs: Sequence[Config], before: Store, after: Store, keys: Sequenc
                 _Renewal(name, of_vm, before, after, keys).do()
             except OSError as error:
                 raise StoreError(
-                    f"{after.vm_directory(name)}: it cannot be sealed with the host's present key: "
+                    f"{after.vm_directory(name)}: cannot seal this again with the host's new key: "
                     f"{error.strerror}",
-                    hint="the store must be on a writable file system with room; this is tried again",
+                    hint="the store must be on a writable file system with room; the agent retries",
                 ) from None
 
 
@@ -198,7 +198,7 @@ def _opened(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) ->
         return value
     if guest is None:
         raise SealError(
-            f"credential {entry.name} is sealed for the guest, and there is no guest key", hint=""
+            f"credential {entry.name} is sealed for the guest, but there is no guest key", hint=""
         )
     return Secret(unseal(value.reveal(), name=entry.name, key=guest))
 

@@ -66,7 +66,7 @@ class Sealer:
                     try:
                         self._seal(decision.vm, decision.seal, run, _to_keep(self.store, observed))
                     except (SealError, KeyFileError) as error:
-                        _log.error("nothing is sealed for a VM", vm=decision.vm.name, reason=describe(error))
+                        _log.error("cannot seal for a VM", vm=decision.vm.name, reason=describe(error))
                     else:
                         sealed.append(decision.vm.name)
         return sealed
@@ -77,8 +77,9 @@ class Sealer:
         guest = self.observer.guest_key(vm)
         if guest_id(guest) != wanted.guest:
             raise KeyFileError(
-                f"the guest key of VM {vm.name} is {'gone' if guest is None else 'another'} since the look",
-                hint="the next look takes the key that is there by then",
+                f"the guest key of VM {vm.name} was {'removed' if guest is None else 'replaced'} "
+                "during a check",
+                hint="the agent checks again, with the key that exists then",
             )
         values = {entry.name: _as_kind(entry, wanted.values[entry.name], guest) for entry in wanted.entries}
         manifest = Manifest(
@@ -90,7 +91,7 @@ class Sealer:
             credentials=wanted.entries,
         )
         if self._told.get(vm.name) != wanted.digest:
-            names = ", ".join(changed) or "the way of delivery"
+            names = ", ".join(changed) or "the delivery settings"
             self.audit.record(
                 Event.PUBLISHED,
                 f"{vm.name}: a change is published: {names}",
@@ -137,7 +138,7 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
         case Kind.SEALED:
             if guest is None:
                 raise SealError(
-                    f"credential {entry.name} is to be sealed for the guest, and there is no guest key",
+                    f"cannot seal credential {entry.name} for the guest: there is no guest key",
                     hint="make one: credferry guest-key create",
                 )
             return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))

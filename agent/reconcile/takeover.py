@@ -65,8 +65,8 @@ def take_over(
             form.write(store.state)
         except OSError as error:
             raise StoreError(
-                f"{store.state}: the store cannot be brought to form {form.FORM}: {error.strerror}",
-                hint="it must be on a writable file system with room; this is tried again",
+                f"{store.state}: cannot convert the store to form {form.FORM}: {error.strerror}",
+                hint="the store must be on a writable file system with room; the agent retries",
             ) from None
     return True
 

@@ -54,7 +54,7 @@ class RestartJobs:
         restarts = unit.restarts
         while (said := self._verdict(vm, unit, manifest, before, restarts)) is None:
             if self.stop.wait(_POLL_SECONDS):
-                return Failed("the agent stops before its end is known")  # a later run judges it
+                return Failed("the agent stopped before it knew the result")  # a later run judges it
             if self.monotonic() >= deadline:
                 said = overdue(unit, before)
                 break

@@ -139,7 +139,11 @@ class Orders:
             wanted = self._begun + 1
             self._hint("sync")
             if not self._changed.wait_for(lambda: self._done >= wanted, _SYNC_SECONDS):
-                raise OrderError("Busy", "the agent's look takes long", hint="it goes on; ask again later")
+                raise OrderError(
+                    "Busy",
+                    f"the agent's check is not done within {_SYNC_SECONDS:.0f} s",
+                    hint="the check continues; try again later",
+                )
             if self._failure is not None:
                 raise self._failure
 
@@ -151,7 +155,7 @@ class Orders:
         session = self._at_work()
         manager = self._manager()
         if manager is None:
-            raise BusError("the agent has no connection to systemd", hint="it is tried again every 5 s")
+            raise BusError("the agent has no connection to systemd", hint="the agent retries every 5 s")
         with self._planning:  # one check at a time, for any number of callers
             return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
 
@@ -183,7 +187,9 @@ class Orders:
         with self._giving:  # one order at a time: each is recorded before it has any effect
             if self.given(vm.name) is not None:
                 raise OrderError(
-                    "Busy", f"{vm.name}: an order is being carried out", hint="wait for its end"
+                    "Busy",
+                    f"{vm.name}: an earlier order is still being carried out",
+                    hint="try again when that is done",
                 )
             run = record(session.audit, order, vm, operator)
             given = PendingOrder(order, self._monotonic(), run)
@@ -229,5 +235,5 @@ class Orders:
 
     def _at_work(self) -> Session:
         if self._session is None:
-            raise OrderError("Busy", "the agent is starting", hint="ask again in a moment")
+            raise OrderError("Busy", "the agent is starting", hint="try again in a moment")
         return self._session

@@ -125,7 +125,7 @@ class RestartPolicyGate:
             if known.digest != digest:
                 known.digest, known.changed = digest, now
             left = min(known.changed + vm.quiet_seconds, known.due + vm.quiet_max_seconds) - now
-        return Wait("until publications for it fall quiet", left) if left > 0 else None
+        return Wait("until its secrets stop changing", left) if left > 0 else None
 
     def _switch(self) -> Wait | None:
         """Wait for a NixOS switch in progress, at most ``switch_seconds``; None if there is none."""
@@ -148,7 +148,7 @@ class RestartPolicyGate:
         vm, rollout = now.vm, self.config.rollout
         for name in vm.after:
             if name in others and _is_under_way(*others[name]):
-                return Wait(f"until {name} is restarted, which it comes after", _LONG, State.RESTART_DUE)
+                return Wait(f"until {name} is restarted first, as `after` says", _LONG, State.RESTART_DUE)
         if vm.name in rollout.canaries:
             return None
         for name in rollout.canaries:
@@ -169,11 +169,11 @@ class RestartPolicyGate:
         try:
             opens = calendar.opens(vm.windows, now)
         except ConfigurationError as error:  # it was valid at the last reload; systemd has changed
-            return Wait(describe(error), _LONG)
+            return Wait(f"until its windows can be read: {describe(error)}", _LONG)
         if opens <= now:
             return None
         if opens == math.inf:
-            return Wait("no restart window will ever open again", _LONG)
+            return Wait("for a restart window, but no restart window will ever open again", _LONG)
         moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
         return Wait(f"until its window opens, {moment}", opens - now)
 
@@ -185,7 +185,7 @@ class RestartPolicyGate:
         if len(recent) < vm.restarts_per_hour:
             return None
         return Wait(
-            f"after {vm.restarts_per_hour} restarts within an hour",
+            f"until it has had fewer than {vm.restarts_per_hour} restarts in the last hour",
             recent[-vm.restarts_per_hour] + HOUR - now,
         )
 

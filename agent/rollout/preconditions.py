@@ -23,13 +23,13 @@ def to_rotate(store: Store, observed: Observed) -> Manifest:
         raise OrderError(
             "RolledBack",
             f"{vm.name}: {attempt.reason}",
-            hint=f"try it again with: credferry retry {vm.name}",
+            hint=f"retry it with: credferry retry {vm.name}",
         )
     if unit is None or not unit.is_active:
         raise OrderError(
             "NotRunning",
             f"{vm.name}: {vm.unit} does not run; its next start gets what is sealed",
-            hint=f"start it: systemctl start {vm.unit}",
+            hint=f"start it with: systemctl start {vm.unit}",
         )
     return manifest
 
@@ -41,8 +41,8 @@ def to_roll_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
     if previous is None:
         raise OrderError(
             "NothingBefore",
-            f"{observed.vm.name}: no kept generation before {manifest.generation} holds anything else",
-            hint="publish the former values again",
+            f"{observed.vm.name}: no kept generation before {manifest.generation} has other values",
+            hint="publish the earlier values again",
         )
     return manifest, previous
 

@@ -122,7 +122,7 @@ class Restarter:
             if result != DONE:
                 if result == CANCELED or self._is_overruled(vm, unit, manager):
                     return State.CHANGING  # the next check tries again
-                message = f"{vm.name}: on generation {ran.generation} it is not healthy: {reason}"
+                message = f"{vm.name}: the health check failed on generation {ran.generation}: {reason}"
                 record(self.audit, Event.RESTART_FAILED, message, vm, ran, attempt)
                 if attempt.previous == manifest.generation:
                     # It ran this generation before: another restart would not make it healthy.
@@ -143,7 +143,7 @@ class Restarter:
             # The VM got the generation that was current when systemd started it, or a newer one. Assume the
             # older: at worst the agent restarts the VM once more.
             self.store.assume(vm.name, Assumed(unit.invocation_id, manifest.digest, manifest.generation))
-            said += "; no evidence of its start was kept: see journalctl -u " + vm.unit
+            said += "; there is no evidence of its start: see journalctl -u " + vm.unit
         return said
 
     @staticmethod

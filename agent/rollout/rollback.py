@@ -63,7 +63,7 @@ class Rollback:
             return State.IN_STEP
         back = f"rolled back to generation {attempt.previous}"
         if attempt.by_operator:
-            back += " by an operator, until its secrets change or a retry"
+            back += " by an operator; it stays there until its secrets change or an operator retries"
         said = f"{attempt.reason}; " + (reason or back)
         done = msgspec.structs.replace(
             attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "), ran=0
@@ -80,7 +80,7 @@ class Rollback:
         """
         manifest = self.store.revert(vm.name, attempt.previous)
         if manifest is None:
-            reason = "the previous generation is there no more"
+            reason = "the previous generation no longer exists"
             message = f"{vm.name}: {reason}"
             self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
             return reason

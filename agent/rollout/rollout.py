@@ -161,8 +161,8 @@ class Rollout:
         if obstacle := self.observer.obstacle(vm, manager):
             raise OrderError(
                 "NotReady",
-                f"{vm.name}: is left running, as it would not start again: {obstacle}",
-                hint="mend that first; see credferry doctor",
+                f"{vm.name}: not restarted, because it would not start again: {obstacle}",
+                hint="correct that first; see credferry doctor",
             )
 
     def _is_overtaken(self, vm: VmConfig, decision: Decision) -> bool:
@@ -207,7 +207,7 @@ class Rollout:
         return ""
 
     def _halt(self, vm: VmConfig, manifest: Manifest, failed: str, previous: int) -> State:
-        reason = f"held back, since the restart of {failed} for the same change failed"
+        reason = f"halted, because the restart of {failed} for the same change failed"
         record(self.audit, Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
         attempt = Attempt(
             manifest.digest,

@@ -77,8 +77,8 @@ def seal(
     """
     if len(value) > PLAINTEXT_MAX:
         raise SealError(
-            f"credential {name!r} is over systemd's limit of {PLAINTEXT_MAX} bytes",
-            hint="pass a reference to it instead, or split it",
+            f"credential {name!r} is larger than systemd's limit of {PLAINTEXT_MAX} bytes",
+            hint="publish a smaller value, such as a reference to it; or split it",
         )
     if not is_valid_name(name):
         raise SealError(
@@ -88,7 +88,7 @@ def seal(
     if timestamp is None:
         timestamp = time.time_ns() // 1000
     if not_after <= timestamp:
-        raise SealError(f"credential {name!r} would expire before it is made", hint="use a later expiry")
+        raise SealError(f"credential {name!r} would expire before it is sealed", hint="use a later expiry")
     encoded_name = name.encode("ascii")
     iv = os.urandom(_IV_SIZE)
     header = _header(iv)
@@ -112,7 +112,7 @@ def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None
         plaintext = AESGCM(key.aes_key).decrypt(iv, data[_AAD_SIZE:], data[:_AAD_SIZE])
     except InvalidTag:
         raise SealError(
-            f"{label} does not open with this key: it was altered, cut, or sealed with another",
+            f"{label} does not open with this key: it was changed, cut off, or sealed with another key",
             hint="seal it again on this host",
         ) from None
     timestamp, not_after, name_size = _METADATA.unpack_from(plaintext)
@@ -120,10 +120,12 @@ def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None
     if value_at > len(plaintext):
         raise SealError(f"{label} is malformed", hint="seal it again")
     if timestamp != NEVER and timestamp >= not_after:
-        raise SealError(f"{label} has its timestamps out of order", hint="seal it again")
+        raise SealError(
+            f"{label} has a creation time that is not before its expiry time", hint="seal it again"
+        )
     embedded = plaintext[_METADATA.size : _METADATA.size + name_size].decode("ascii", "replace")
     if embedded and not is_valid_name(embedded):
-        raise SealError(f"{label} holds a name that is not valid", hint="seal it again")
+        raise SealError(f"{label} contains an invalid name", hint="seal it again")
     if embedded and name is not None and embedded != name:
         raise SealError(f"{label} was sealed under the name {embedded!r}", hint="use it under that name")
     if not_after < (time.time_ns() // 1000 if now is None else now):
@@ -166,13 +168,19 @@ def _wrap(data: bytes) -> bytes:
 
 def _decode(blob: bytes, label: str) -> bytes:
     if len(blob) > SEALED_MAX * 2:
-        raise SealError(f"{label} is over systemd's limit of {SEALED_MAX} bytes", hint="seal less in one")
+        raise SealError(
+            f"{label} is larger than systemd's limit of {SEALED_MAX} bytes",
+            hint="make the credential smaller",
+        )
     try:
         data = base64.b64decode(one_line(blob), validate=True)
     except (binascii.Error, ValueError):
-        raise SealError(f"{label} is not Base64", hint="seal it again; it may have been cut") from None
+        raise SealError(f"{label} is not Base64", hint="seal it again; it may have been cut off") from None
     if len(data) > SEALED_MAX:
-        raise SealError(f"{label} is over systemd's limit of {SEALED_MAX} bytes", hint="seal less in one")
+        raise SealError(
+            f"{label} is larger than systemd's limit of {SEALED_MAX} bytes",
+            hint="make the credential smaller",
+        )
     return data
 
 

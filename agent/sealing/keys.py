@@ -119,7 +119,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
         reason = "is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
         raise KeyFileError(
             f"{path}: cannot be read: {reason}",
-            hint="it must be a regular file that root owns; run as root",
+            hint="the key must be a regular file that root owns; run as root",
         ) from None
     try:
         status = os.fstat(descriptor)
@@ -127,19 +127,17 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
             raise KeyFileError(f"{path}: not a regular file with one link", hint="restore it from a backup")
         if stat.S_IMODE(status.st_mode) != KEY_MODE:
             raise KeyFileError(
-                f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, systemd takes exactly 0400",
-                hint=f"see who could read it, then: chmod 0400 {path}",
+                f"{path}: mode is {stat.S_IMODE(status.st_mode):04o}, but systemd accepts only 0400",
+                hint=f"find out who could read it, then: chmod 0400 {path}",
             )
         if owners is not None and status.st_uid not in owners:
             raise KeyFileError(
-                f"{path}: belongs to uid {status.st_uid}, who can read and replace it",
-                hint=f"see who that is, then: chown root:root {path}",
+                f"{path}: belongs to uid {status.st_uid}, which can read and replace it",
+                hint=f"find out who that is, then: chown root:root {path}",
             )
         content = os.read(descriptor, HEADER_SIZE + _DATA_MAX + 1)
     except OSError as error:
-        raise KeyFileError(
-            f"{path}: cannot be read: {error.strerror}", hint="see the disk's health"
-        ) from None
+        raise KeyFileError(f"{path}: cannot be read: {error.strerror}", hint="check the disk") from None
     finally:
         os.close(descriptor)
     try:
@@ -149,7 +147,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
     if machine_id is not None and content[:HEADER_SIZE] != hashed_machine_id(machine_id):
         raise KeyFileError(
             f"{path}: made for another machine id; systemd would delete it",
-            hint="restore this host's own file, or move this one away and let a new one be made",
+            hint="restore this host's own key; or move this one away, and a new one is made",
         )
     return key
 
@@ -168,11 +166,13 @@ def host_key(path: Path, *, machine_id_file: Path) -> CredentialKey:
         except FileExistsError:
             pass  # systemd, or another credferry process, was faster: use its key
         except KeyFileError as error:
-            raise KeyFileError(str(error), hint="make it once, as root: systemd-creds setup") from None
+            raise KeyFileError(str(error), hint="make the key once, as root: systemd-creds setup") from None
     try:
         return read_host_key(path, machine_id=machine_id)
     except FileNotFoundError:
-        raise KeyFileError(f"{path}: vanished while it was made", hint="see what removes it") from None
+        raise KeyFileError(
+            f"{path}: was removed while the agent made it", hint="find out what removes it"
+        ) from None
 
 
 def read_host_key(path: Path, *, machine_id: str) -> CredentialKey:
@@ -186,7 +186,7 @@ def read_machine_id(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise KeyFileError(
-            f"{path}: no machine id can be read", hint="run: systemd-machine-id-setup"
+            f"{path}: cannot read a machine id", hint="run: systemd-machine-id-setup"
         ) from None
 
 
@@ -220,6 +220,6 @@ def create_key(path: Path, *, machine_id: str) -> None:
 
 def _cannot_make(path: Path, error: OSError) -> KeyFileError:
     return KeyFileError(
-        f"{path}: cannot be made: {os.strerror(error.errno or 0)}",
+        f"{path}: cannot make this key: {os.strerror(error.errno or 0)}",
         hint="its directory must exist and be writable; run as root",
     )

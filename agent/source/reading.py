@@ -33,13 +33,13 @@ class Problem(enum.StrEnum):
 
 
 _REMEDIES = {
-    Problem.ABSENT: "publish it, or say required = false",
-    Problem.EMPTY: "publish a value, or say required = false",
-    Problem.TOO_LARGE: "publish a smaller one",
-    Problem.NOT_A_FILE: "publish it as a file",
-    Problem.ESCAPES: "publish a file, or say follow_links = true in [source]",
-    Problem.BEING_WRITTEN: "look again",
-    Problem.UNREADABLE: "see its mode and owner; run as root",
+    Problem.ABSENT: "publish it, or set required = false",
+    Problem.EMPTY: "publish a value, or set required = false",
+    Problem.TOO_LARGE: "publish a smaller value",
+    Problem.NOT_A_FILE: "publish a regular file",
+    Problem.ESCAPES: "publish a file, or set follow_links = true in [source]",
+    Problem.BEING_WRITTEN: "the agent checks again",
+    Problem.UNREADABLE: "check its mode and owner; run as root",
 }
 
 

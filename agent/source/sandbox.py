@@ -35,7 +35,7 @@ class Hidden:
     @property
     def text(self) -> str:
         """The problem, as a sentence for the operator."""
-        return f"{self.path} is hidden from the agent: its unit has {self.setting}"
+        return f"{self.path} is hidden from the agent by {self.setting} of its unit"
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -49,8 +49,8 @@ class Hidden:
     def remedy(self) -> str:
         """What the operator can do about it."""
         return (
-            "publish below /run, or show it to the agent with a drop-in of credferry.service and one of "
-            f"credferry-seal.service that say, in [Service]: {', '.join(self.lines)}"
+            "publish below /run; or add a drop-in to both credferry.service and "
+            f"credferry-seal.service with, in [Service]: {', '.join(self.lines)}"
         )
 
 

@@ -84,7 +84,7 @@ def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Sna
             continue
     raise SourceError(
         f"source {path}: changed {_ATTEMPTS} times while it was being read",
-        hint="see what keeps publishing; the next look tries again",
+        hint="find out what keeps publishing; the agent checks again",
     )
 
 
@@ -104,7 +104,8 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
                 raise HiddenSourceError(f"source {path}: {found.text}", hint=found.remedy) from None
             raise SourceError(
                 f"source {path}: {os.strerror(error.errno or 0)}",
-                hint="is the producer (sops-install-secrets.service, agenix) done? see source.path",
+                hint="check that the producer (sops-install-secrets.service, agenix) has finished, "
+                "and source.path",
             ) from None
         stack.callback(os.close, top)
         status = os.fstat(top)

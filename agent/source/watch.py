@@ -149,7 +149,7 @@ class Watch:
                 observer.unschedule(armed.watch)
         lack, is_new = None, False
         if len(wanted) > DIRECTORIES_MAX:
-            lack = f"more than {DIRECTORIES_MAX} directories lead to the secrets"
+            lack = f"the secrets are in more than {DIRECTORIES_MAX} directories"
         for path, place in list(wanted.items())[:DIRECTORIES_MAX]:
             if path in self._armed:
                 self._armed[path].handler.paths = place.paths
@@ -171,13 +171,13 @@ class Watch:
     def _tell(self, lack: str | None) -> None:
         if lack is not None and self._lack is None:
             _log.warning(
-                "not all can be watched; the agent looks at the source more often until it can",
+                "cannot watch all of the source; until it can, the agent checks the source more often",
                 reason=lack,
                 seconds=LOOK_SECONDS,
                 hint="raise fs.inotify.max_user_watches and fs.inotify.max_user_instances",
             )
         elif lack is None and self._lack is not None:
-            _log.info("all is watched again")
+            _log.info("the whole source is watched again")
         self._lack = lack
 
     def stop(self) -> None:
@@ -213,7 +213,7 @@ class Watch:
 
     def _replace(self) -> None:
         if self._observer is not None:
-            _log.warning("the observer ended; watching anew")
+            _log.warning("the watching thread has ended; starting it again")
         self._stop()
         self._start()
 

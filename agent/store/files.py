@@ -133,11 +133,11 @@ def store_error(path: Path, error: OSError) -> StoreError:
     """The error for callers of the store: it names the file, the cause and the remedy."""
     if isinstance(error, UnsyncedError):
         return UnsyncedStoreError(
-            f"{path}: it is written, and a power failure may still undo that: "
+            f"{path}: written, but not safely on disk, so a power failure may lose it: "
             f"{os.strerror(error.errno or 0)}",
-            hint="see what is wrong with the file system of the state directory",
+            hint="check the file system of the state directory",
         )
     return StoreError(
         f"{path}: {error.strerror or os.strerror(error.errno or 0)}",
-        hint="the store must be on a writable file system with room, and be run as its owner or root",
+        hint="the store must be on a writable file system with room; run as its owner or root",
     )

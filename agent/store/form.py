@@ -36,7 +36,7 @@ def read(state: Path) -> int:
     except OSError as error:
         raise StoreError(
             f"{state / _FILE}: {error.strerror}",
-            hint="it should be a small file of the agent's user; see docs/files.md",
+            hint="this must be a small file that the agent's user owns; see docs/files.md",
         ) from None
     return int(content) if content.isdigit() else 1
 
@@ -46,8 +46,8 @@ def check(state: Path) -> None:
     found = read(state)
     if found > FORM:
         raise StoreFormError(
-            f"the store {state} is of form {found}, and this release of credferry knows {FORM} at most",
-            hint="install the release that wrote it; nothing is sealed or restarted until then",
+            f"the store {state} has form {found}, but this release of credferry knows forms up to {FORM}",
+            hint="install the release that wrote it; until then the agent seals and restarts nothing",
         )
 
 

@@ -89,8 +89,8 @@ class SealedFiles:
         manifest = self.manifest(vm, directory)
         if manifest is None:
             raise StoreError(
-                f"{directory}: there is no generation that can be opened",
-                hint="see: credferry doctor; the next change of a secret is sealed anew",
+                f"{directory}: there is no generation here that can be opened",
+                hint="see: credferry doctor; the agent seals again when a secret changes",
             )
         try:
             directory = _without_link(directory)
@@ -119,9 +119,9 @@ class SealedFiles:
         value = Secret(unseal(self._read(directory / file), name=unit_credential(file), key=self.key))
         if not manifest.holds(entry, value):
             raise StoreError(
-                f"{directory / file}: it is not the value that was sealed for generation "
+                f"{directory / file}: this is not the value that was sealed for generation "
                 f"{manifest.generation} of VM {manifest.vm}",
-                hint="see who could write there; remove that generation, and it is sealed anew",
+                hint="find out who could write there; remove this generation, and the agent seals it again",
             )
         return value
 
@@ -150,5 +150,7 @@ def _without_link(directory: Path) -> Path:
         return directory
     target = directory.readlink()
     if target.parent != Path("generations") or not target.name.isascii() or not target.name.isdigit():
-        raise NotADirectoryError(errno.ENOTDIR, "it leads to no generation of the VM", str(directory))
+        raise NotADirectoryError(
+            errno.ENOTDIR, "this is not a link to a generation of the VM", str(directory)
+        )
     return directory.parent / target

@@ -199,8 +199,8 @@ class SystemBus:
                     return self._results.pop(job)
                 if not self._alive:
                     raise BusError(
-                        f"{name}: the connection to the bus was lost during its restart",
-                        hint="what became of it is seen at the next look",
+                        f"{name}: lost the connection to the bus during its restart",
+                        hint="the agent's next check finds the result",
                     )
             if is_gone:  # and there is still no result, so its signal was lost
                 return "failed" if self.unit(name).active == "failed" else "done"
@@ -255,4 +255,4 @@ def _seconds(microseconds: int) -> float:
 
 
 def _refused(what: str, error: Any) -> BusError:  # noqa: ANN401 (GLib.Error has no stubs)
-    return BusError(f"{what}: {reason(error)}", hint="see: systemctl status, and journalctl -b")
+    return BusError(f"{what}: {reason(error)}", hint="see systemctl status and journalctl -b")

@@ -295,7 +295,7 @@ in
               confidential guest == [ ]
               || ((vm.settings.initrd or false) && lib.all (isSealed vm) (attrValues vm.credentials));
             message = ''
-              ${at name}: ${list (confidential guest)} in microvm.cloud-hypervisor.extraArgs makes the guest confidential, and its systemd then ignores OEM strings.
+              ${at name}: ${list (confidential guest)} in microvm.cloud-hypervisor.extraArgs makes the guest confidential, and systemd in such a guest ignores OEM strings.
               Seal every value for the guest (guestKey = true, and seal = true for texts), and set channel = "command" and settings.initrd = true.
             '';
           }

@@ -72,7 +72,7 @@ class Command:
             yield from each.all()
 
 
-HELP = Option(("--help",), "", "Show what there is, of the command or of a verb, and exit.", Value.OTHER)
+HELP = Option(("--help",), "", "Show the help of the command or of a verb, and exit.", Value.OTHER)
 """Every verb has it."""
 _BY_METAVAR = {"FILE": Value.FILE, "DIR": Value.DIRECTORY, "VM": Value.VM, "VMS": Value.VM}
 

@@ -52,7 +52,7 @@ STATES = {
     State.HELD: "an operator holds it or has rolled it back, or its `policy` is `hold`; it is not restarted",
     State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when an operator starts it",
     State.HALTED: "the agent did not restart it, because another VM failed with the same change",
-    State.REFUSED: "it cannot get what is published, or would not start again; it keeps what it has",
+    State.REFUSED: "it cannot get what is published or would not start again; it keeps its previous secrets",
     State.FAILED: "its restart failed; the agent waits for a changed secret, or for `credferry retry`",
     State.NO_UNIT: "systemd has no such unit",
 }

@@ -150,7 +150,9 @@ def _records() -> list[Record]:
         _record(4.480, Event.RESTARTED, mail, "mail: runs generation 12, restarted in 2.8 s"),
         _record(4.512, Event.RESTART_ASKED, shop, "shop: restart asked for"),
         _record(5.730, Event.LAUNCHED, shop, "VM shop was started with generation 6"),
-        _record(9.018, Event.RESTART_FAILED, shop, f"shop: on generation 6 it is not healthy: {_HEALTH}"),
+        _record(
+            9.018, Event.RESTART_FAILED, shop, f"shop: the health check failed on generation 6: {_HEALTH}"
+        ),
         _record(10.377, Event.LAUNCHED, earlier, "VM shop was started with generation 5"),
         _record(12.004, Event.ROLLED_BACK, earlier, "shop: back on generation 5"),
         replace(

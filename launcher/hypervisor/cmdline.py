@@ -110,7 +110,7 @@ def parse(argv: Sequence[str]) -> list[Option]:
             if option.name in seen:
                 raise usage(
                     f"{option.shown} is given more than once",
-                    "cloud-hypervisor takes it only once: merge the values",
+                    "cloud-hypervisor takes it only once: combine the values",
                 )
             seen.add(option.name)
         options.append(option)
@@ -122,7 +122,7 @@ def _take(rest: list[str]) -> Option:
     if not _is_option(first) or first == "--":
         raise usage(
             "a word of cloud-hypervisor's command line belongs to no option",
-            "quote values that hold blanks, and give cloud-hypervisor options only",
+            "quote values that contain spaces, and give cloud-hypervisor nothing but options",
         )
     if not first.startswith("--"):
         name = VERBOSE if set(first[1:]) == {"v"} else first[:2]
@@ -134,9 +134,9 @@ def _take(rest: list[str]) -> Option:
             following.append(rest.pop(0))
     option = Option(name, (inline,) if equals else tuple(following), (first, *following))
     if name in SWITCHES and option.values:
-        raise usage(f"{option.shown} takes no value", "drop the value")
+        raise usage(f"{option.shown} takes no value", "remove the value")
     if name in SINGLE | LISTS and not option.values:
-        raise usage(f"{option.shown} is given without a value", "give it one, or drop it")
+        raise usage(f"{option.shown} has no value", "give it a value, or remove it")
     return option
 
 

@@ -43,10 +43,10 @@ class Fault(enum.Enum):
     """Why cloud-hypervisor would refuse an option, or why this module refuses to merge it."""
 
     SYNTAX = "quotes or brackets do not match, or a key has no value"
-    UNKNOWN_KEY = "it has a key that this cloud-hypervisor does not know"
+    UNKNOWN_KEY = "it has a key that this version of cloud-hypervisor does not know"
     CONVERSION = "a list in it cannot be read"
-    REPEATED_STRINGS = "oem_strings occurs twice, and cloud-hypervisor silently keeps the last one only"
-    UNFAITHFUL = "its strings cannot be written down together so that cloud-hypervisor reads them unchanged"
+    REPEATED_STRINGS = "oem_strings occurs twice, and cloud-hypervisor silently keeps only the last one"
+    UNFAITHFUL = "its strings cannot be written in a form that cloud-hypervisor reads back unchanged"
 
 
 class OptionError(ValueError):

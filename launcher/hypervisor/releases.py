@@ -81,10 +81,10 @@ SINCE: Final[dict[tuple[str, str], int]] = {
 LAST: Final[dict[tuple[str, str], int]] = {("sgx-epc", ""): 47, ("numa", "sgx_epc_sections"): 47}
 """The last release that takes an option's key (``""``: the option itself)."""
 
-_BUILT_IN: Final = "the API silently ignores it where cloud-hypervisor was built without it"
+_BUILT_IN: Final = "the API silently ignores it if cloud-hypervisor was built without it"
 REFUSED: Final[dict[tuple[str, str], str]] = {
-    ("restore", ""): "a snapshot brings the credentials of its own day",
-    ("gdb", ""): "who debugs a guest reads its credentials",
+    ("restore", ""): "a snapshot contains old credentials",
+    ("gdb", ""): "a debugger can read the guest's credentials",
     ("fw-cfg-config", ""): _BUILT_IN,
     ("host-data", ""): _BUILT_IN,
     ("igvm", ""): _BUILT_IN,
@@ -92,7 +92,7 @@ REFUSED: Final[dict[tuple[str, str], str]] = {
     ("pvmemcontrol", ""): _BUILT_IN,
     ("platform", "tdx"): _BUILT_IN,
     ("platform", "sev_snp"): _BUILT_IN,
-    ("platform", "iommufd_fd"): "vm.create drops descriptors",
-    ("device", "fd"): "vm.create drops descriptors",
+    ("platform", "iommufd_fd"): "cloud-hypervisor loses descriptors in vm.create",
+    ("device", "fd"): "cloud-hypervisor loses descriptors in vm.create",
 }
 """Options and keys that the launcher does not send through the API, and why."""

@@ -100,21 +100,21 @@ def _ask(real: str) -> tuple[str, int]:
         output = _run(real)
     except OSError as error:
         raise failed(
-            f"cloud-hypervisor cannot be started: {real}",
+            f"cannot start cloud-hypervisor: {real}",
             error,
             hint="correct --real",
             status=Exit.HYPERVISOR,
         ) from None
     if output is None:
         raise LaunchError(
-            f"{real} --version said nothing within {_SECONDS:.0f} seconds",
-            hint="the next start may do better; or give its version with --hypervisor-version",
+            f"{real} --version printed nothing within {_SECONDS:.0f} seconds",
+            hint="a later start may succeed; or give its version with --hypervisor-version",
             status=Exit.LATER,
         )
     version = parse(output) if output.startswith("cloud-hypervisor ") else None
     if version is None:
         raise LaunchError(
-            f"{real} --version does not say which cloud-hypervisor it is",
+            f"{real} --version does not show a version of cloud-hypervisor",
             hint="give its version with --hypervisor-version",
             status=Exit.HYPERVISOR,
         )

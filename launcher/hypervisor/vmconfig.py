@@ -62,7 +62,7 @@ def convert(options: Sequence[Option], major: int) -> ConvertedCommandLine:
         if option.name in seen and major < releases.LISTS_REPEAT_SINCE and not option.is_verbose:
             raise usage(
                 f"{option.shown} is given more than once",
-                f"cloud-hypervisor {major} takes it only once: write all values behind it",
+                f"cloud-hypervisor {major} takes it only once: write all values after one {option.shown}",
             )
         seen.add(option.name)
         check_known(option.name, "", major)
@@ -120,7 +120,8 @@ def _validate(document: Document, major: int) -> None:
     if "firmware" in payload:
         if "kernel" in payload:
             raise usage(
-                "--firmware and --kernel are both given", "cloud-hypervisor boots one: drop the other"
+                "--firmware and --kernel are both given",
+                "cloud-hypervisor boots only one of them: remove the other",
             )
         payload.pop("cmdline", None)
         payload.pop("initramfs", None)

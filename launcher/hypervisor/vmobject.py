@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 WAY_OUT: Final = (
-    "drop it, or seal the values for the guest and use the command channel, "
-    "which passes every option through"
+    "remove it; or seal the values for the guest and use the command channel, which passes on every option"
 )
-_AS_WANTED: Final = "write it as cloud-hypervisor wants it"
+_AS_WANTED: Final = "write it in cloud-hypervisor's syntax"
 _SYSTEM_NAMES: Final = {"uuid": "system_uuid", "serial_number": "system_serial_number"}
 _SYSTEM_NAMES_SINCE: Final = 53
 _NUMA_ID_REQUIRED_SINCE: Final = 51
@@ -55,7 +54,7 @@ def build(name: str, value: str, major: int) -> Object:
         _COMPLETE[name](entry, major)
     for key in schema.REQUIRED.get(name, ()):
         if key not in entry:
-            raise usage(f"--{name}: {key} is missing", "cloud-hypervisor requires it")
+            raise usage(f"--{name}: {key} is missing", "cloud-hypervisor requires this key")
     return entry
 
 
@@ -66,10 +65,15 @@ def check_known(name: str, key: str, major: int) -> None:
         raise usage(f"{what} does not go through the API: {releases.REFUSED[name, key]}", WAY_OUT)
     since = releases.SINCE.get((name, key), 0)
     if major < since:
-        raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it came with {since}: use that")
+        raise usage(
+            f"{what} is not known to cloud-hypervisor {major}", f"use cloud-hypervisor {since} or later"
+        )
     last = releases.LAST.get((name, key), major)
     if major > last:
-        raise usage(f"{what} is not known to cloud-hypervisor {major}", f"it went after {last}: drop it")
+        raise usage(
+            f"{what} is not known to cloud-hypervisor {major}",
+            f"remove it: {last} was the last version with it",
+        )
 
 
 def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> None:
@@ -94,7 +98,7 @@ def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> Non
 def _console(name: str, entry: Object, modes: set[str]) -> None:
     mode = next((mode for mode in schema.MODES if mode in modes), None)
     if mode is None:
-        raise usage(f"--{name} has no mode", "say off, pty, tty, null, file=… or socket=…")
+        raise usage(f"--{name} has no mode", "write off, pty, tty, null, file=… or socket=…")
     for path in {"file", "socket"} - {mode}:
         entry.pop(path, None)
     if mode in {"file", "socket"} and mode not in entry:
@@ -118,7 +122,8 @@ def _numa(entry: Object, major: int) -> None:
         entry.setdefault("guest_numa_id", 0)
     if "device_id" in entry and ("cpus" in entry or "memory_zones" in entry):
         raise usage(
-            "--numa: device_id is given with cpus or memory_zones", "a node has the one or the other"
+            "--numa: device_id cannot be combined with cpus or memory_zones",
+            "give a node either device_id, or cpus and memory_zones",
         )
 
 
@@ -150,7 +155,7 @@ def _buckets(entry: Object, _major: int) -> None:
 def _group(entry: Object, major: int) -> None:
     _buckets(entry, major)
     if "rate_limiter_config" not in entry:
-        raise usage("--rate-limit-group limits nothing", "give size and refill time, or drop it")
+        raise usage("--rate-limit-group limits nothing", "give size and refill time, or remove it")
 
 
 _COMPLETE: Final[dict[str, Callable[[Object, int], None]]] = {

@@ -64,7 +64,9 @@ def _platform(spec: Spec, grammar: Grammar) -> str:
     try:
         return merge_oem_strings(rest, strings, grammar)
     except OptionError as error:
-        raise usage(f"platform.{OEM_STRINGS} of the spec: {error}", "write them otherwise") from None
+        raise usage(
+            f"platform.{OEM_STRINGS} of the spec: {error}", "write these strings in another way"
+        ) from None
 
 
 def _option(option: str, table: Table, grammar: Grammar) -> str:
@@ -74,7 +76,7 @@ def _option(option: str, table: Table, grammar: Grammar) -> str:
         )
     except OptionError as error:
         raise usage(
-            f"what the spec says for --{option} cannot be written down: {error}", "rename it"
+            f"a value of the spec for --{option} cannot be passed on: {error}", "change this value"
         ) from None
 
 

@@ -67,7 +67,9 @@ def shutdown(spec: Spec, pid: int) -> None:
     except ProcessLookupError:
         return
     except (OSError, api.ApiError):
-        raise _failed("cloud-hypervisor's API socket does not answer", "systemd will end the unit") from None
+        raise _failed(
+            "cloud-hypervisor's API socket does not answer", "systemd ends the unit instead"
+        ) from None
     if answer.good:
         select.select([vmm], [], [])
 
@@ -102,7 +104,7 @@ def virtiofsd(spec: Spec) -> None:
             continue
         if status:
             _end(running, stop, signal.SIGTERM)
-            raise _failed(f"virtiofsd of share {share.tag} failed", "see what it said before this")
+            raise _failed(f"virtiofsd of share {share.tag} failed", "see its messages before this one")
         running[_serve(program, share)] = share
 
 
@@ -111,14 +113,14 @@ def _check_socket(share: Share) -> None:
     directory, _, name = share.socket.rpartition("/")
     if not directory.startswith("/") or not name:
         raise usage(
-            f"the socket of share {share.tag} is no absolute path",
-            f"leave it out, or give one below {SHARES_DIRECTORY}",
+            f"the socket of share {share.tag} has no absolute path",
+            f"remove it, or give a path below {SHARES_DIRECTORY}",
         )
     try:
         trust.check_directory(directory)
     except OSError as error:
         raise usage(
-            f"the socket of share {share.tag} cannot be made in {directory}: {error.strerror}",
+            f"cannot make the socket of share {share.tag} in {directory}: {error.strerror}",
             "the unit needs RuntimeDirectory=credferry-shares/%i",
         ) from None
 
@@ -128,7 +130,10 @@ def _serve(program: str, share: Share) -> int:
     if program == _OLD_VIRTIOFSD:
         command += ["-o", f"source={share.source}"]
         if share.readonly:
-            raise _failed(f"share {share.tag}: QEMU's virtiofsd has no readonly", "mount it so in the guest")
+            raise _failed(
+                f"share {share.tag}: QEMU's virtiofsd does not support readonly",
+                "mount the share read-only in the guest",
+            )
     else:
         command += [f"--shared-dir={share.source}", *(["--readonly"] if share.readonly else [])]
     return os.posix_spawnp(program, command, os.environ)
@@ -140,7 +145,7 @@ def _wait_until_up(shares: Sequence[Share]) -> None:
         while not Path(share.socket).is_socket():
             if time.monotonic() > deadline:
                 raise _failed(
-                    f"virtiofsd of share {share.tag} does not listen", "see what it said before this"
+                    f"virtiofsd of share {share.tag} does not listen", "see its messages before this one"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -165,16 +170,19 @@ def _program() -> str:
         found = shutil.which(name)
         if found is not None:
             return found
-    raise _failed("there is no virtiofsd", "install it: Debian 13 has a package virtiofsd, Debian 12 QEMU's")
+    raise _failed(
+        "the program virtiofsd does not exist",
+        "install virtiofsd: Debian 13 has it as a package, Debian 12 with QEMU",
+    )
 
 
 def _ip(*arguments: str) -> None:
     try:
         done = subprocess.run(["ip", *arguments], stdin=subprocess.DEVNULL, check=False)
     except FileNotFoundError:
-        raise _failed("there is no program ip", "install iproute2") from None
+        raise _failed("the program ip does not exist", "install iproute2") from None
     if done.returncode:
-        raise _failed(f"ip {' '.join(arguments)} failed", "see what it said before this")
+        raise _failed(f"ip {' '.join(arguments)} failed", "see its messages before this one")
 
 
 def _failed(message: str, hint: str) -> LaunchError:

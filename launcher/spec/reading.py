@@ -149,13 +149,13 @@ def _complete(tables: Table, name: str) -> None:
 
 def _check_boot(tables: Table) -> None:
     if ("kernel" in tables) == ("firmware" in tables):
-        raise _WrongError("kernel", "the path of a kernel, or firmware in its place")
+        raise _WrongError("kernel", "the path of a kernel, or else firmware")
     if not isinstance(tables.get("watchdog", False), bool):
         raise _WrongError("watchdog", "true or false")
     if not _is_texts(tables.get("options", [])):
         raise _WrongError("options", "a list of further arguments for cloud-hypervisor")
     if "vsock" in tables and not _is_number(tables["vsock"].get("cid")):
-        raise _WrongError("vsock.cid", "a number from 3 up")
+        raise _WrongError("vsock.cid", "a number, at least 3")
 
 
 def _check_devices(tables: Table) -> None:
@@ -186,7 +186,7 @@ def _memory(value: object) -> Table:
 
 def _tables(key: str, value: object, option: str) -> list[Table]:
     if not isinstance(value, list):
-        raise _WrongError(key, f"[[{key}]] for each")
+        raise _WrongError(key, f"a table [[{key}]] for each")
     return [_table(key, table, option) for table in value]
 
 

@@ -402,10 +402,10 @@ def added(entries: Entries) -> Entries:
 
 FORGERIES: dict[Callable[[Entries], Entries], str] = {
     removed: "number 5 is missing",
-    edited: "number 6 is not what credferry wrote",
-    reordered: "is not in its place",
-    truncated: "the end is lost: numbers",
-    one_short: "the end is lost: number",
+    edited: "number 6 is not authentic",
+    reordered: "is out of order",
+    truncated: "missing at the end: numbers",
+    one_short: "missing at the end: number",
     added: "has no number",
 }
 
@@ -441,7 +441,7 @@ def test_killed_between_keeping_and_sending(past: Deployment) -> None:
     assert "journal/socket" in host.path("/tmp/killed.trace").read_text()
     status, lines = verify(past)
     assert status == 0
-    assert [line for line in lines if "was kept and not sent" in line]
+    assert [line for line in lines if "was stored but not sent" in line]
     past.start_agent()
     status, lines = verify(past)
     assert (status, len(lines)) == (0, 1), lines
@@ -458,11 +458,11 @@ def test_a_tail_cut_off_where_it_is_kept(past: Deployment) -> None:
     past.host.write("/etc/credferry/elsewhere.toml", 'state_directory = "/var/lib/nowhere"\n' + TABLES)
     status, lines = verify(past, "--config", "/etc/credferry/elsewhere.toml")
     assert status == 1
-    assert "no head is kept" in lines[0]
+    assert "no record of the last number" in lines[0]
     empty = forge_journal(
         past.host, "empty", [entry for entry in exported(past.host) if "CREDFERRY" not in entry]
     )
-    assert "the end is lost: numbers 1 to" in verify(past, "--directory", empty)[1][0]
+    assert "missing at the end: numbers 1 to" in verify(past, "--directory", empty)[1][0]
 
 
 def test_a_copy_elsewhere(past: Deployment) -> None:

@@ -271,7 +271,7 @@ class Refusal:
 
 
 REFUSALS = {
-    "missing": Refusal(("is not published", "publish it, or say required = false")),
+    "missing": Refusal(("is not published", "publish it, or set required = false")),
     "empty": Refusal(("is empty", "publish a value"), b""),
     "over 1 MiB": Refusal((f"limit of {MIB} bytes", "smaller"), bytes(MIB + 1)),
     "over the guest's budget": Refusal(
@@ -282,9 +282,9 @@ REFUSALS = {
         ("leads out of the source", "follow_links"), link="../../../etc/hostname"
     ),
     "a directory": Refusal(
-        ("is not a regular file", "publish it as a file"), others={"api-key/inner": b"canary"}
+        ("is not a regular file", "publish a regular file"), others={"api-key/inner": b"canary"}
     ),
-    "a FIFO": Refusal(("is not a regular file", "publish it as a file"), fifo=True),
+    "a FIFO": Refusal(("is not a regular file", "publish a regular file"), fifo=True),
     "no guest key": Refusal(
         ("no guest key", "credferry guest-key create web"), b"new", vms=vm("guest_key", "true")
     ),
@@ -341,7 +341,7 @@ def test_a_key_that_others_can_read(site: Site) -> None:
     """Systemd would not take a key file of another mode; neither do we, and we leave it as it is."""
     site.host.run("chmod", "0644", HOST_KEY)
     try:
-        assert_key_refused(site, ("mode is 0644", "exactly 0400", f"chmod 0400 {HOST_KEY}"))
+        assert_key_refused(site, ("mode is 0644", "accepts only 0400", f"chmod 0400 {HOST_KEY}"))
     finally:
         site.host.run("chmod", "0400", HOST_KEY)
 

@@ -441,7 +441,7 @@ def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
     generation, others = bus.vm("web")["Running"], bus.vm("db-1")["Running"]
     row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]
     assert (row["state"], row["generation"]) == ("held", generation - 1)
-    assert "by an operator, until its secrets change" in row["reason"]
+    assert "by an operator; it stays there until its secrets change" in row["reason"]
     assert bus.deployment.delivered("web") == {"API_KEY": b"former"}
     starts = bus.starts()
     bus.publish()  # the same once more

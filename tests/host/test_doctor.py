@@ -336,7 +336,7 @@ def test_advice_in_words(deployment: Deployment) -> None:
     assert "guest_systemd = 257 if it is that new" in findings["vm.budget", "web"]["remedy"]
     assert "cloud-hypervisor 45 is older than 46" in findings["vm.hypervisor", "db"]["what"]
     assert "without CONFIG_DMI_SYSFS" in findings["vm.kernel", "db"]["what"]
-    assert 'take "microvm@web.service" out of' in findings["vm.restarters.sops", "web"]["remedy"]
+    assert 'remove "microvm@web.service" from' in findings["vm.restarters.sops", "web"]["remedy"]
     sops.publish({"key": b"k" * 4000, "password": CANARY})
     deployment.configure(SETTINGS.replace("[vms.web]\n", "[vms.web]\nguest_systemd = 257\n"))
     host.run("systemctl", "reload", "credferry.service")

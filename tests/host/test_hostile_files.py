@@ -74,7 +74,7 @@ def test_the_doctor_opens_nothing_for_a_vm_s_user(deployment: Deployment) -> Non
         found = json.loads(ends(deployment, "doctor", "--json"))["findings"]
         commands = [command for finding in found for command in finding["commands"]]
         assert not any(target in command for command in commands), commands
-        is_unread = any("may not read it" in finding["what"] for finding in found)
+        is_unread = any("not read, because other users" in finding["what"] for finding in found)
         assert is_unread is (target == "/etc/shadow"), found
     assert host.run("stat", "-c", "%a", "/etc/shadow").stdout.strip() in {"640", "600", "0"}
 

@@ -151,7 +151,7 @@ def test_no_room_for_the_initrd_is_tried_again(light_vm: Vm, channel: Channel) -
     with full(light_vm.runtime):
         light_vm.start(*words)
         assert light_vm.wait() == Exit.LATER, light_vm.said()
-    assert "cannot be copied" in light_vm.said()
+    assert "cannot copy the initramfs" in light_vm.said()
     assert "No space left on device" in light_vm.said()
     light_vm.start(*words)
     light_vm.wait_stamp()

@@ -205,7 +205,7 @@ def test_a_rate(pace: Pace) -> None:
         pace.wait_runs("pace-a")
     starts = pace.deployment.starts("pace-a")
     pace.publish()
-    assert "after 2 restarts within an hour" in pace.wait_state("pace-a", "waiting")
+    assert "fewer than 2 restarts in the last hour" in pace.wait_state("pace-a", "waiting")
     pace.host.run("systemctl", "restart", "credferry.service")
     pace.wait_state("pace-a", "waiting")
     assert pace.deployment.starts("pace-a") == starts

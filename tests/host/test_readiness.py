@@ -197,7 +197,7 @@ def test_status_without_a_key_and_without_an_agent(site: Site) -> None:
     try:
         ended = site.host.run("credferry", "status", "--json", check=False)
         assert ended.returncode == ExitStatus.KEY
-        assert "is not there" in ended.stderr
+        assert "does not exist" in ended.stderr
         rows = json.loads(ended.stdout)
         assert [row["vm"] for row in rows] == list(VMS)
         assert all(row["unit_state"] == "active (running)" for row in rows)

@@ -121,7 +121,7 @@ ON_HOSTS: Final = (
         (
             Edit(
                 "agent/control/server.py",
-                'self._tell_lack(f"{NAME} belongs to another process: is a second agent running?")',
+                'self._tell_lack(f"{NAME} belongs to another process: check whether a second agent runs")',
                 '__import__("os")._exit(1)',
             ),
         ),

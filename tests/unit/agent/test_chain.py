@@ -71,9 +71,9 @@ def test_an_honest_journal(case: str) -> None:
 
 NOTED: dict[str, tuple[Links, Kept, str]] = {
     "vacuumed": (WHOLE[7:], kept(WHOLE[-1]), "begins at number 8"),
-    "kept and not sent": (WHOLE[:-1], kept(WHOLE[-1], sent=11), "number 12 was kept and not sent"),
-    "no journal for a while": (WHOLE[:9], kept(WHOLE[-1], sent=9), "numbers 10 to 12 were kept"),
-    "the first was never sent": ([], kept(WHOLE[0], sent=0), "number 1 was kept and not sent"),
+    "stored but not sent": (WHOLE[:-1], kept(WHOLE[-1], sent=11), "number 12 was stored but not sent"),
+    "no journal for a while": (WHOLE[:9], kept(WHOLE[-1], sent=9), "numbers 10 to 12 were stored"),
+    "the first was never sent": ([], kept(WHOLE[0], sent=0), "number 1 was stored but not sent"),
 }
 
 
@@ -109,17 +109,17 @@ DONE: dict[str, tuple[Callable[[Links], Links], list[str]]] = {
         lambda all_: [*all_[:3], *all_[5:8], *all_[9:]],
         ["numbers 4 to 5 are missing", "number 9 is missing"],
     ),
-    "one edited": (lambda all_: edited(all_, 4), ["number 5 is not what credferry wrote"]),
-    "the first edited": (lambda all_: edited(all_, 0), ["number 1 is not what credferry wrote"]),
-    "the last edited": (lambda all_: edited(all_, 11), ["number 12 is not what credferry wrote"]),
-    "two edited": (lambda all_: edited(edited(all_, 4), 5), ["numbers 5 to 6 are not what credferry wrote"]),
+    "one edited": (lambda all_: edited(all_, 4), ["number 5 is not authentic"]),
+    "the first edited": (lambda all_: edited(all_, 0), ["number 1 is not authentic"]),
+    "the last edited": (lambda all_: edited(all_, 11), ["number 12 is not authentic"]),
+    "two edited": (lambda all_: edited(edited(all_, 4), 5), ["numbers 5 to 6 are not authentic"]),
     "one added": (
         lambda all_: [*all_[:4], forged(all_[6]), *all_[4:]],
-        ["number 7 is not what credferry wrote"],
+        ["number 7 is not authentic"],
     ),
     "one added at the end": (
         lambda all_: [*all_, replace(forged(all_[0]), sequence=13, hash="0" * 64)],
-        ["number 13 is not what credferry wrote"],
+        ["number 13 is not authentic"],
     ),
     "one added without a number": (
         lambda all_: [*all_, replace(all_[0], sequence=None, fields=())],
@@ -127,19 +127,19 @@ DONE: dict[str, tuple[Callable[[Links], Links], list[str]]] = {
     ),
     "one moved forward": (
         lambda all_: [*all_[:4], *all_[5:9], all_[4], *all_[9:]],
-        ["number 5 is not in its place"],
+        ["number 5 is out of order"],
     ),
     "one moved back": (
         lambda all_: [*all_[:2], all_[7], *all_[2:7], *all_[8:]],
-        ["number 8 is not in its place"],
+        ["number 8 is out of order"],
     ),
-    "two swapped": (lambda all_: [*all_[:4], all_[5], all_[4], *all_[6:]], ["is not in its place"]),
-    "the end cut off": (lambda all_: all_[:9], ["the end is lost: numbers 10 to 12 were sent"]),
-    "the last cut off": (lambda all_: all_[:11], ["the end is lost: number 12 was sent"]),
-    "all removed": (lambda _: [], ["the end is lost: numbers 1 to 12 were sent"]),
+    "two swapped": (lambda all_: [*all_[:4], all_[5], all_[4], *all_[6:]], ["is out of order"]),
+    "the end cut off": (lambda all_: all_[:9], ["missing at the end: numbers 10 to 12 were sent"]),
+    "the last cut off": (lambda all_: all_[:11], ["missing at the end: number 12 was sent"]),
+    "all removed": (lambda _: [], ["missing at the end: numbers 1 to 12 were sent"]),
     "one removed, and one moved": (
         lambda all_: [*all_[:3], *all_[4:6], *all_[7:10], all_[6], *all_[10:]],
-        ["number 4 is missing", "number 7 is not in its place"],
+        ["number 4 is missing", "number 7 is out of order"],
     ),
 }
 
@@ -157,9 +157,9 @@ def test_what_was_done_is_named(case: str) -> None:
 def test_a_chain_begun_anew() -> None:
     """A state directory that was removed, or could not be read, shows: the end before it has no witness."""
     removed = [*WHOLE, *written(3, about="anew")]
-    assert "begins anew" in verify(removed, KEY, kept(removed[-1])).findings[0]
+    assert "a new chain begins" in verify(removed, KEY, kept(removed[-1])).findings[0]
     lost = [*WHOLE, *written(3, previous=LOST)]
-    assert "the kept head could not be read" in verify(lost, KEY, kept(lost[-1])).findings[0]
+    assert "could not read its record of the last number" in verify(lost, KEY, kept(lost[-1])).findings[0]
     # The numbers are the same as before, and yet neither chain's gap hides behind the other's record.
     gap = [*WHOLE[:1], *WHOLE[2:], *written(3, about="anew")]
     assert "number 2 is missing" in " ".join(verify(gap, KEY, kept(gap[-1])).findings)
@@ -167,16 +167,16 @@ def test_a_chain_begun_anew() -> None:
 
 def test_a_state_directory_put_back() -> None:
     """An older head than the journal's last record, and a chain that goes on from it, are findings."""
-    assert "put back" in verify(WHOLE, KEY, kept(WHOLE[8])).findings[0]
+    assert "older copy of the state directory was restored" in verify(WHOLE, KEY, kept(WHOLE[8])).findings[0]
     fork = [*WHOLE, *written(2, first=10, previous=WHOLE[8].hash, about="fork")]
     findings = verify(fork, KEY, kept(fork[-1])).findings
-    assert any("number 10 is there twice" in finding for finding in findings), findings
+    assert any("two different records with number 10" in finding for finding in findings), findings
 
 
 @pytest.mark.parametrize(
     ("head", "told"),
     [
-        (None, "no head is kept"),
+        (None, "no record of the last number"),
         (Kept(0, LOST, 0, 0), "cannot be read"),
         (Kept(2**61, "0" * 64, 12, 2**61), "cannot be read"),
     ],

@@ -198,7 +198,7 @@ def test_the_limit_of_an_old_guest_is_exact(other: int) -> None:
     assert over_limit(*plain_of(4091 - other), other) is None
     said = over_limit(*plain_of(4092 - other), other)
     assert said is not None
-    assert "over 4091 bytes" in said.message
+    assert "exceed 4091 bytes" in said.message
     assert "guest_systemd = 257" in said.hint
 
 
@@ -208,7 +208,7 @@ def test_a_new_guest_is_not_told_to_be_new() -> None:
     assert over_limit(*plain_of(65_398, **command), 0) is None
     said = over_limit(*plain_of(65_399, **command), 0)
     assert said is not None
-    assert "over 65398 bytes" in said.message
+    assert "exceed 65398 bytes" in said.message
     assert "guest_systemd" not in said.hint
 
 
@@ -217,7 +217,7 @@ def test_the_limit_of_the_api_is_exact() -> None:
     assert over_limit(*plain_of(API_STRINGS_MAX, guest_systemd=257), 0) is None
     said = over_limit(*plain_of(API_STRINGS_MAX + 1, guest_systemd=257), 0)
     assert said is not None
-    assert f"over {API_STRINGS_MAX} bytes" in said.message
+    assert f"exceed {API_STRINGS_MAX} bytes" in said.message
     assert said.message.startswith("Ax:")
 
 
@@ -261,7 +261,7 @@ def test_the_limit_of_an_initrd() -> None:
     what = wanted(config, {"a": Secret(half + b"v" * 600), "b": Secret(half)}, guest=GUEST)
     said = over_limit(config, what, 0)
     assert said is not None
-    assert f"over {INITRD_TOTAL_MAX} bytes" in said.message
+    assert f"exceed {INITRD_TOTAL_MAX} bytes" in said.message
 
 
 KNOWN: dict[str, Any] = {

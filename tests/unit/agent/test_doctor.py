@@ -73,7 +73,7 @@ def test_what_cannot_be_seen_is_a_hint(error: Exception) -> None:
 
     (finding,) = isolated("link", check, "web")
     assert (finding.severity, finding.vm) == (Severity.HINT, "web")
-    assert finding.what.startswith("not seen: ")
+    assert finding.what.startswith("not checked: ")
 
 
 def test_nothing_here_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

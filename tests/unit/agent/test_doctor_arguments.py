@@ -216,7 +216,7 @@ def test_a_wrapper_that_drops_its_arguments_is_not_judged(site: Site) -> None:
     wrapper.write_text(wrapper.read_text().replace('"$@"', shlex.join(BOOT)))
     (finding,) = site.judge()
     assert finding.severity is Severity.HINT
-    assert f"{wrapper} does not pass its arguments on" in finding.what
+    assert f"{wrapper} does not pass its arguments to the launcher" in finding.what
 
 
 @pytest.mark.parametrize(

@@ -189,11 +189,11 @@ def test_a_key_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     path = tmp_path / "file" / "key"
     with pytest.raises(KeyFileError) as caught:
         create_key(path, machine_id=MACHINE)
-    assert str(caught.value) == f"{path}: cannot be made: Not a directory"
+    assert str(caught.value) == f"{path}: cannot make this key: Not a directory"
     missing = tmp_path / "none" / "key"
     with pytest.raises(KeyFileError) as caught:
         host_key(missing, machine_id_file=machine_id_file(tmp_path, MACHINE.encode()))
-    assert str(caught.value) == f"{missing}: cannot be made: No such file or directory"
+    assert str(caught.value) == f"{missing}: cannot make this key: No such file or directory"
     assert "systemd-creds setup" in caught.value.hint
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_while_a_key_is_made(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("credferry.agent.sealing.keys.os.fsync", full)
     with pytest.raises(KeyFileError) as caught:
         create_key(tmp_path / "key", machine_id=MACHINE)
-    assert str(caught.value) == f"{tmp_path / 'key'}: cannot be made: No space left on device"
+    assert str(caught.value) == f"{tmp_path / 'key'}: cannot make this key: No space left on device"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_a_key_that_is_made_is_as_systemd_wants_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"\xff\xfe", "ümlaut".encode()])
 def test_a_machine_id_file_of_rubbish(tmp_path: Path, content: bytes) -> None:
     """What is not ASCII is the one error, in any locale."""
-    with pytest.raises(KeyFileError, match="no machine id can be read"):
+    with pytest.raises(KeyFileError, match="cannot read a machine id"):
         read_machine_id(machine_id_file(tmp_path, content))
 
 

@@ -208,7 +208,7 @@ def test_an_order_that_cannot_be_recorded_is_not_given(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("credferry.agent.audit.writer.replace_durably", fail)
-    with pytest.raises(StoreError, match="cannot be kept"):
+    with pytest.raises(StoreError, match="cannot write the number"):
         loop.service._orders.give("a", order, ROOT)
     monkeypatch.undo()
     loop.turn(lambda: in_step(loop))

@@ -200,11 +200,11 @@ def test_a_window_that_systemd_understands_no_more_stays_closed(
     pacer = world.pacer('windows = [{ starts = "Sat 02:00 UTC", minutes = 60 }]\n' + VMS)
 
     def refuse(*_: object) -> float:
-        raise ConfigurationError("no calendar event", hint="see systemd.time(7)")
+        raise ConfigurationError("not a calendar event", hint="see systemd.time(7)")
 
     monkeypatch.setattr(calendar, "opens", refuse)
     assert world.waits(pacer) == dict.fromkeys("abc", (State.WAITING, HOUR))
-    assert "no calendar event" in world.held_back(pacer)["a"]
+    assert "not a calendar event" in world.held_back(pacer)["a"]
 
 
 def test_a_quiet_period_ends_to_the_moment(world: World) -> None:

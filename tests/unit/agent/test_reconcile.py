@@ -518,9 +518,9 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     "refused, and up after some starts": (
         seen(Refused(("x",)), SEALED, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "x",
     ),
-    "too large, and down by us": (seen(LARGE, BEHIND, DOWN, attempt=went(NEW, R)), True, AWAY, "over 4091"),
+    "too large, and down by us": (seen(LARGE, BEHIND, DOWN, attempt=went(NEW, R)), True, AWAY, "4091 bytes"),
     "too large, and up after some starts": (
-        seen(LARGE, BEHIND, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "over 4091",
+        seen(LARGE, BEHIND, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "4091 bytes",
     ),
     "at the limit, with no report": (
         seen(FULL, BEHIND, UP, kept(OLD), vm=FULL_VM, reported=False), True,
@@ -528,9 +528,9 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     ),
     "too large, and it runs": (seen(LARGE, SEALED, UP, kept(NEW)), True, IN_STEP, ""),
     "too large, and sealed": (seen(LARGE, SEALED, UP, assumed=Assumed(INVOCATION, NEW)), True, IN_STEP, ""),
-    "too large, and something else runs": (seen(LARGE, SEALED, UP, kept(OLD)), True, KEPT, "over 4091"),
-    "too large, and not sealed": (seen(LARGE, BEHIND, UP), True, KEPT, "over 4091"),
-    "too large for another delivery": (seen(LARGE, NEWER_DELIVERY, UP), True, KEPT, "over 4091"),
+    "too large, and something else runs": (seen(LARGE, SEALED, UP, kept(OLD)), True, KEPT, "4091 bytes"),
+    "too large, and not sealed": (seen(LARGE, BEHIND, UP), True, KEPT, "4091 bytes"),
+    "too large for another delivery": (seen(LARGE, NEWER_DELIVERY, UP), True, KEPT, "4091 bytes"),
     "failed, systemd not asked": (seen(WANTED, BEHIND, attempt=went(NEW, F)), True, IN_STEP, ""),
     "another failed, systemd not asked": (seen(WANTED, BEHIND, attempt=went(OLD, F)), True, SEAL, ""),
     "under way, systemd not asked": (seen(WANTED, BEHIND, attempt=went(NEW, R)), True, SEAL, ""),

@@ -532,7 +532,7 @@ def test_a_generation_that_is_gone_is_not_gone_back_to(host: Host) -> None:
     attempt = host.store.attempt("a")
     assert attempt is not None
     assert attempt.outcome is Outcome.ROLLED_BACK
-    assert "no more" in attempt.reason
+    assert "no longer exists" in attempt.reason
     assert host.units.restarts == []
 
 

@@ -772,7 +772,7 @@ def test_a_key_with_a_second_link_or_of_another_machine_keeps_vms_running(loop: 
 
 def test_a_key_of_another_user_is_refused(loop: Loop) -> None:
     """Whoever owns the key can read and replace it."""
-    with pytest.raises(KeyFileError, match=f"uid {os.geteuid()}, who can read and replace it"):
+    with pytest.raises(KeyFileError, match=f"uid {os.geteuid()}, which can read and replace it"):
         read_key(loop.key, machine_id=None, owners={os.geteuid() + 1})
 
 

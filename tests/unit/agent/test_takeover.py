@@ -227,7 +227,7 @@ def test_a_store_of_a_later_form_is_refused(site: Site, opening: object) -> None
     site.take_over()
     (site.store.state / "form").write_text("3\n")
     with pytest.raises(
-        StoreFormError, match="is of form 3, and this release of credferry knows 2"
+        StoreFormError, match="has form 3, but this release of credferry knows forms up to 2"
     ) as caught:
         opening(site.config)  # type: ignore[operator]  # one of the two
     assert caught.value.status is ExitStatus.CONFIGURATION

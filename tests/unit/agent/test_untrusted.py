@@ -114,8 +114,8 @@ def test_a_refusal_tells_what_and_where(tmp_path: Path) -> None:
     _fifo(tmp_path / "fifo")
     cases = {
         "link": (errno.ELOOP, "it is a symbolic link"),
-        "inner/file": (errno.ELOOP, "a symbolic link or a file stands where a directory should be"),
-        "file/file": (errno.ELOOP, "a symbolic link or a file stands where a directory should be"),
+        "inner/file": (errno.ELOOP, "a symbolic link or a file is where a directory must be"),
+        "file/file": (errno.ELOOP, "a symbolic link or a file is where a directory must be"),
         "fifo": (errno.EINVAL, "it is not a regular file"),
         "..": (errno.EINVAL, "the path has a '..' in it"),
         "file": (errno.EFBIG, "it is larger than 1 bytes"),

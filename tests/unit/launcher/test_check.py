@@ -155,7 +155,10 @@ def test_a_spec_is_judged_as_well(tmp_path: Path) -> None:
         (("--check", "--explain", "--major", "53", "--"), "--explain and --check"),
         (("--real", "/x", "--kinds", "plain", "--", *KERNEL), "--kinds goes with --check only"),
         (("--real", "/x", "--initrd", "--", *KERNEL), "--initrd goes with --check only"),
-        (("--check", "--major", "53", "--spec", "x", "--tap-up"), "--tap-up stands alone"),
+        (
+            ("--check", "--major", "53", "--spec", "x", "--tap-up"),
+            "--tap-up can only be combined",
+        ),
     ],
 )
 def test_options_of_the_check_that_make_no_sense(
@@ -226,7 +229,7 @@ def test_an_igvm_guest_has_no_initrd_for_them(capsys: pytest.CaptureFixture[str]
     """cloud-hypervisor boots what is in the IGVM file, and no initramfs: what would be lost is refused."""
     status, line = judge(capsys, *SEALED_FOR_INITRD, argv=(*INITRAMFS, "--igvm", "/igvm"))
     assert status == Exit.USAGE
-    assert "there is no --initramfs that credential sealed could travel in" in line
+    assert "there is no --initramfs that could carry credential sealed" in line
 
 
 @pytest.mark.parametrize("platform", ["tdx=off", "sev_snp=false,tdx=", "tdx=on,tdx=off", ""])

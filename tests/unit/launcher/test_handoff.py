@@ -135,7 +135,7 @@ def test_nothing_else_is_a_manifest(data: bytes) -> None:
 
 def test_an_earlier_form_is_told_from_rubbish() -> None:
     """It is what the agent renews; the error has both versions."""
-    with pytest.raises(EarlierFormError, match="of format version 1, and not 2"):
+    with pytest.raises(EarlierFormError, match="has format version 1, not 2"):
         Manifest.from_bytes(changed(MANIFEST_BYTES, version=1))
 
 

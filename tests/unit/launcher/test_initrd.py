@@ -76,7 +76,7 @@ def test_what_cannot_be_copied_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="--initramfs cannot be read"):
         initrd.attach(str(tmp_path / "none"), [], tmp_path)
     (tmp_path / "initrd").write_bytes(b"x")
-    with pytest.raises(LaunchError, match="cannot be copied"):
+    with pytest.raises(LaunchError, match="cannot copy the initramfs"):
         initrd.attach(str(tmp_path / "initrd"), [], Path("/proc"))
 
 
@@ -118,7 +118,7 @@ def test_a_guest_without_an_initrd_is_refused(argv: tuple[str, ...], tmp_path: P
     credentials(tmp_path, {"A": (Kind.SEALED, blob(100))}, Delivery(initrd=True))
     done = explain(*argv, CREDENTIALS_DIRECTORY=str(tmp_path))
     assert done.returncode == Exit.USAGE
-    assert "no --initramfs that credential A could travel in" in done.stderr
+    assert "no --initramfs that could carry credential A" in done.stderr
 
 
 def test_a_name_that_stands_in_both_places_is_refused(tmp_path: Path) -> None:

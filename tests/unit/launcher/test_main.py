@@ -257,13 +257,13 @@ def test_a_refusal_is_one_line_with_the_same_status_as_a_start(
 MANY = {f"N{index}": (Kind.TEXT, b"t") for index in range(256)}
 BIG = (Kind.PLAIN, CANARY.encode() + b"x" * 4096)
 LIMITS: dict[str, tuple[dict[str, tuple[Kind, bytes]], dict[str, Any], str]] = {
-    "256 strings": (MANY, {"guest_systemd": 257}, "at most 255 strings"),
+    "256 strings": (MANY, {"guest_systemd": 257}, "at most 255 OEM strings"),
     "4091 bytes": (
         {"K": BIG},
         {},
-        "credential K does not fit: all OEM strings of the VM may take 4091 bytes",
+        "credential K does not fit: all OEM strings of the VM can have 4091 bytes",
     ),
-    "a body": ({"K": (Kind.PLAIN, BIG[1] * 10)}, {"guest_systemd": 257}, "takes 51200 bytes in a request"),
+    "a body": ({"K": (Kind.PLAIN, BIG[1] * 10)}, {"guest_systemd": 257}, "accepts 51200 bytes in a request"),
     "twice": (
         {"vmm.notify": SECRET},
         {"allowed_names": ("vmm.notify",)},
@@ -332,7 +332,7 @@ def test_a_manifest_of_the_earlier_form_is_for_later(tmp_path: Path) -> None:
     (tmp_path / "credferry_manifest").write_text(json.dumps(fields | {"version": 1}))
     done = explain(*KERNEL, CREDENTIALS_DIRECTORY=str(tmp_path))
     assert done.returncode == Exit.LATER
-    assert "of format version 1" in done.stderr
+    assert "has format version 1" in done.stderr
 
 
 def test_another_vms_credentials_are_refused_without_being_told_the_name(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_another_vms_credentials_are_refused_without_being_told_the_name(tmp_pat
     words = ("--real", "/bin/true", "--hypervisor-version", "53", "--", *KERNEL)
     done = run(*words, CREDENTIALS_DIRECTORY=str(tmp_path / "c"), RUNTIME_DIRECTORY=str(runtime))
     assert done.returncode == Exit.CREDENTIALS
-    assert "the credentials are those of VM other, not of web" in done.stderr
+    assert "the credentials are for VM other, not for web" in done.stderr
 
 
 def test_plaintext_in_argv_where_the_configuration_says_so(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_the_launchers_own_arguments(words: tuple[str, ...], status: Exit, said:
         ("missing value", "credential API_KEY is not in the unit's credentials"),
         ("missing manifest", "the manifest is not in the unit's credentials"),
         ("torn manifest", "manifest: malformed"),
-        ("other VM", "not of other"),
+        ("other VM", "not for other"),
         ("no runtime directory", "RuntimeDirectory=credferry-vms/%i"),
         ("no binary", "/does/not/exist"),
     ],

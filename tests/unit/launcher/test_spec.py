@@ -125,7 +125,7 @@ path = "/sys/x"
 
 def test_what_an_older_grammar_cannot_say_is_refused(tmp_path: Path) -> None:
     """Up to v47 a comma in a path has no form."""
-    with pytest.raises(LaunchError, match="--disk cannot be written down"):
+    with pytest.raises(LaunchError, match="--disk cannot be passed on"):
         words(tmp_path, LEAST + '[[disks]]\npath = "canary,b"', Grammar.UP_TO_47)
 
 
@@ -169,10 +169,10 @@ def test_refusals_name_file_and_key(text: str, key: str, tmp_path: Path) -> None
     ("arguments", "said"),
     [
         (("--spec", "{spec}", "--", "--kernel", "x"), "are both given"),
-        (("--spec", "{spec}", "--tap-up", "--tap-down"), "stands alone"),
-        (("--spec", "{spec}", "--tap-up", "--explain"), "stands alone"),
-        (("--real", "/x", "--tap-up", "--"), "stands alone"),
-        (("--spec", "{spec}", "--vm", "other"), "of VM web, not of other"),
+        (("--spec", "{spec}", "--tap-up", "--tap-down"), "can only be combined with --spec"),
+        (("--spec", "{spec}", "--tap-up", "--explain"), "can only be combined with --spec"),
+        (("--real", "/x", "--tap-up", "--"), "can only be combined with --spec"),
+        (("--spec", "{spec}", "--vm", "other"), "for VM web, not for other"),
         (("--spec", "/does/not/exist"), "cannot be read"),
         (("--spec", "{spec}", "--shutdown"), "$MAINPID"),
     ],

@@ -77,6 +77,6 @@ def test_an_error_of_the_last_sync_names_the_file(
     name, do = ACTS[act]
     store.write(manifest(1), {})
     failing_sync(monkeypatch, store.vm_directory("web"))
-    expected = rf"^{re.escape(str(store.vm_directory('web') / name))}: it is written.*No space left"
+    expected = rf"^{re.escape(str(store.vm_directory('web') / name))}: written, but .*No space left"
     with pytest.raises(UnsyncedStoreError, match=expected):
         do(store)

@@ -164,7 +164,7 @@ def test_what_a_full_file_system_would_undo_is_told_apart_from_what_failed(tmp_p
     unsynced = store_error(tmp_path / "f", UnsyncedError(errno.ENOSPC, "full"))
     assert (type(failed), str(failed)) == (StoreError, f"{tmp_path}/f: it is not writable")
     assert type(unsynced) is UnsyncedStoreError
-    assert str(unsynced).startswith(f"{tmp_path}/f: it is written")
+    assert str(unsynced).startswith(f"{tmp_path}/f: written, but not safely on disk")
     assert str(unsynced).endswith(os.strerror(errno.ENOSPC))
     unnamed = store_error(tmp_path / "f", OSError(errno.EIO, None))
     assert str(unnamed) == f"{tmp_path}/f: {os.strerror(errno.EIO)}"

@@ -75,7 +75,7 @@ def bound(store: Store) -> Store:
 )
 def test_a_single_file_of_somewhere_else_is_refused(bound: Store, source: str) -> None:
     """Sealed with the same key and under the same name, it opens; it is not the manifest's."""
-    assert "value.A: it is not the value" in str(swapped(bound, source, "web/generations/2/value.A"))
+    assert "value.A: this is not the value" in str(swapped(bound, source, "web/generations/2/value.A"))
 
 
 def test_the_same_value_of_somewhere_else_is_no_harm(bound: Store) -> None:
