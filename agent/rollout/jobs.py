@@ -48,7 +48,21 @@ class RestartJobs:
         if result not in {DONE, CANCELED}:
             return Failed(reason, is_left_down=result == DEPENDENCY)
         # If it was canceled, another job replaced it. That job may have the same effect.
-        before = unit.invocation_id
+        return self._wait(vm, manifest, manager, unit.invocation_id, result)
+
+    def under_way(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> Ending | None:
+        """Wait for the end of a start on exactly these credentials, if one is under way; None otherwise."""
+        unit = manager.unit(vm.unit)
+        evidence = self.observer.starts.evidence(vm, unit)
+        is_on_it = evidence is not None and evidence.digest == manifest.digest
+        if not unit.is_active or unit.is_flapping or not is_on_it:
+            return None
+        return self._wait(vm, manifest, manager, "", DONE)
+
+    def _wait(
+        self, vm: VmConfig, manifest: Manifest, manager: SystemManager, before: str, result: str
+    ) -> Ending:
+        """Wait until a start has been reported or has failed. ``before`` is the invocation before it."""
         deadline = self.monotonic() + self.config.rollout.stamp_seconds
         unit = manager.unit(vm.unit)
         restarts = unit.restarts

@@ -103,7 +103,9 @@ class Rollback:
         settings = self.jobs.config.rollout
         pause, reason = settings.retry_seconds, ""
         for number in range(1, settings.attempts + 1):
-            ending = self.jobs.run(vm, manifest, manager, again=True)
+            # An agent that could not record the rollback may have started the VM a moment ago.
+            ending = self.jobs.under_way(vm, manifest, manager) if number == 1 else None
+            ending = ending or self.jobs.run(vm, manifest, manager, again=True)
             if not isinstance(ending, Failed):
                 return ""
             reason = ending.reason

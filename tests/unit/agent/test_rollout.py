@@ -552,6 +552,96 @@ def test_a_generation_that_does_not_start_either_is_told(host: Host) -> None:
     ]
 
 
+def test_a_rollback_that_could_not_be_recorded_restarts_the_vm_once(host: Host) -> None:
+    """The next check finds the start under way, waits until it counts as launched, and asks for no other."""
+    host.units.job = host.fail_on_newer
+    assert host.rollout.restart("a", host.units) is State.FAILED
+    attempt = host.store.attempt("a")
+    assert attempt is not None
+    host.store.record_attempt("a", msgspec.structs.replace(attempt, outcome=Outcome.FAILED))
+    stamp_path("a", host.loop.top / "run").unlink()
+    host.units.restarts.clear()
+    host.records()
+    assert host.rollout.restart("a", host.units) is State.FAILED
+    assert host.units.restarts == []
+    assert host.records() == [(Event.ROLLED_BACK, "a", A, "1", host.current().run)]
+
+
+def test_a_rollback_is_tried_as_often_as_a_restart_and_no_more(patient: Host) -> None:
+    """The agent then says that the generation does not start either."""
+    patient.units.job = patient.fail
+    assert patient.rollout.restart("a", patient.units) is State.FAILED
+    assert patient.units.restarts == [A] * 6
+    attempt = patient.store.attempt("a")
+    assert attempt is not None
+    assert attempt.reason.count("systemd's job ended with 'failed'") == 2
+
+
+def test_a_rollback_pauses_longer_before_each_attempt(
+    patient: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a restart does."""
+    pauses: list[float] = []
+    patient.units.job = patient.fail
+    rollout = patient.timed()
+    stop = rollout.rollback.jobs.stop
+    patient.store.record_attempt(
+        "a", Attempt(patient.current().digest, Outcome.FAILED, "it broke", previous=1)
+    )
+    patient.fail()
+
+    def wait(seconds: float | None = None) -> bool:
+        pauses.append(seconds or 0.0)
+        return False
+
+    monkeypatch.setattr(stop, "wait", wait)
+    assert rollout.restart("a", patient.units) is State.FAILED
+    assert pauses == [patient.rollout.config.rollout.retry_seconds * each for each in (1, 2)]
+
+
+def test_a_stop_ends_a_rollback_between_two_attempts(patient: Host) -> None:
+    """The agent ends; the next one goes on from the record."""
+
+    def job(unit: str) -> str:
+        if patient.current().generation == 1:
+            patient.rollout.stop.set()
+        return patient.fail(unit)
+
+    patient.units.job = job
+    assert patient.rollout.restart("a", patient.units) is State.CHANGING
+    assert patient.units.restarts == [A] * 4
+
+
+def test_an_operator_who_stops_the_vm_ends_its_rollback(patient: Host) -> None:
+    """No further attempt starts the VM against the operator's will."""
+
+    def job(unit: str) -> str:
+        result = patient.fail(unit)
+        if patient.current().generation == 1:
+            patient.loop.stop_vm("a")
+        return result
+
+    patient.units.job = job
+    patient.rollout.restart("a", patient.units)
+    assert patient.units.restarts == [A] * 4
+    assert not patient.units.unit(A).is_active
+
+
+def test_a_vm_that_an_ordered_rollback_left_down_is_started_again(host: Host) -> None:
+    """Also if systemd does not remember how the job ended, so that the VM looks like a stopped one."""
+    host.rollout.restart("a", host.units)
+
+    def job(unit: str) -> str:
+        if host.current().generation == 1:
+            host.loop.stop_vm("a")
+            return "dependency"
+        return host.loop._restart(unit)
+
+    host.units.job = job
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.IN_STEP
+    assert host.units.unit(A).is_active
+
+
 def test_an_ordered_generation_that_does_not_start_is_left_again(host: Host) -> None:
     """The VM goes back to what it ran when the operator ordered the rollback, and is in step as before."""
     host.rollout.restart("a", host.units)
