@@ -103,8 +103,15 @@ class Host:
                 process.kill()
                 raise
         if check and process.returncode != 0:
-            raise CommandError(f"{' '.join(arguments)}: status {process.returncode}: {errors.strip()}")
+            why = f"{' '.join(arguments)}: status {process.returncode}: {errors.strip()}"
+            raise CommandError(f"{why}\n{self._last_words(arguments)}".rstrip())
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+    def _last_words(self, arguments: tuple[str, ...]) -> str:
+        """The last lines in the journal about a unit whose job has failed; else empty."""
+        if arguments[0] != "systemctl" or arguments[1] not in {"start", "restart", "reload"}:
+            return ""
+        return self.run("journalctl", "-n", "20", "-o", "cat", "-u", arguments[-1], check=False).stdout
 
     def spawn(
         self, *arguments: str, env: Mapping[str, str] | None = None, user: str | None = None
