@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if words[:1] == [arguments.ROOT_PROGRAM]:
             _root_program(words[1:])
+        if words[:1] == [arguments.PUSH]:
+            from credferry.launcher import pushing  # noqa: PLC0415 (not for a VM's start)
+
+            sys.exit(pushing.answer(words[1:]))
         _run_or_refuse(arguments.parse(words), manifests)
     except LaunchError as error:
         _report(error, manifests, quiet=arguments.is_question(words))

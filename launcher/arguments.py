@@ -19,6 +19,7 @@ USAGE: Final = (
     "       credferry-launch --spec FILE [--real PATH] [--explain] [--hypervisor-version V] [--vm NAME]\n"
     "       credferry-launch --spec FILE --tap-up | --tap-down | --virtiofsd | --shutdown\n"
     "       credferry-launch --root-program PATH\n"
+    "       credferry-launch --push --vm NAME [--unit UNIT]\n"
     "       credferry-launch --check [--real PATH | --major N] [--channel api|command] [--kinds LIST]\n"
     "                        [--initrd] [--guest-systemd N] [--plaintext-in-argv] -- ARGV…\n"
     "\n"
@@ -28,6 +29,9 @@ USAGE: Final = (
     "root runs them, only root may be able to change FILE and the path to it. --root-program checks PATH\n"
     "in the same way, and then becomes that program.\n"
     "\n"
+    "--push sends the unit's generation to the running guest of VM NAME, over the VM's vsock socket. It is\n"
+    "for credferry-push@NAME.service. UNIT is the VM's own unit, microvm@NAME.service unless given.\n"
+    "\n"
     "--check needs no credentials and starts nothing. It exits with 0 if a VM's start would accept\n"
     "ARGV. Otherwise it prints the reason, on standard output as JSON, and exits with the status of the\n"
     "refusal: 64 for the arguments, 65 for credentials or a limit. LIST has the kinds of the credentials,\n"
@@ -36,6 +40,7 @@ USAGE: Final = (
     "configuration says for the VM.\n"
 )
 ROOT_PROGRAM: Final = "--root-program"
+PUSH: Final = "--push"
 _HELP: Final = "see credferry-launch --help"
 _WITH_VALUE: Final = frozenset({"--real", "--spec", "--hypervisor-version", "--vm"})
 _CHECK: Final = "--check"

@@ -16,6 +16,9 @@ from credferry.launcher.hypervisor.options import (
     parse,
     plain,
 )
+from credferry.launcher.hypervisor.options import (
+    words as words_of,
+)
 from credferry.launcher.record import FrozenRecord, field
 
 TYPE_CHECKING = False
@@ -135,6 +138,15 @@ def _merge(platform: str, strings: Sequence[str], grammar: Grammar) -> str:
 def value_of(options: Sequence[Option], name: str) -> str | None:
     """The first value of an option, or None if the command line does not have the option."""
     return next((option.values[0] for option in options if option.name == name), None)
+
+
+def vsock_path(options: Sequence[Option], grammar: Grammar) -> str | None:
+    """The socket that ``--vsock`` names; None if it names none, which cloud-hypervisor itself refuses."""
+    try:
+        found = dict(words_of(value_of(options, "vsock") or "", grammar)).get("socket")
+    except ValueError:
+        return None
+    return plain(found, grammar) if found else None
 
 
 def _api_socket(options: Sequence[Option], grammar: Grammar) -> Endpoint | None:

@@ -17,7 +17,7 @@ def usage(message: str, hint: str) -> LaunchError:
 
 
 class Exit(enum.IntEnum):
-    """Exit statuses. ``RestartPreventExitStatus=`` names `REFUSALS`, and so all but `LATER`."""
+    """Exit statuses. ``RestartPreventExitStatus=`` names `REFUSALS`, and so all of a start but `LATER`."""
 
     USAGE = 64
     """The launcher's own arguments are wrong, or it does not know a cloud-hypervisor option."""
@@ -28,6 +28,8 @@ class Exit(enum.IntEnum):
     LATER = 75
     """A retry may succeed, so systemd makes one. The start needs room, memory, descriptors, or a store in
     the current form, which the agent makes when it starts."""
+    GUEST = 76
+    """The guest did not take a push, or its answer proves nothing. A push is no start of the VM."""
 
 
 REFUSALS: Final = (Exit.USAGE, Exit.CREDENTIALS, Exit.HYPERVISOR)

@@ -39,6 +39,13 @@ VALUE_PREFIX = "value."
 RUNTIME_PARENT = "credferry-vms"
 """``RuntimeDirectory=credferry-vms/%i`` of the VM's own unit: systemd removes it when the VM stops."""
 STAMP_FILE = "stamp.json"
+VSOCK_FILE = "vsock"
+"""The launcher notes the path of the VM's vsock socket there, beside the stamp."""
+PUSHED_MAX = 64
+"""The most credentials of one push."""
+PUSH_MANIFEST = "credferry.manifest"
+"""The credential of a VM with ``live = true`` that tells its guest which generation it holds. In a push,
+the guest checks the new values against it."""
 EVIDENCE_PARENT = "credferry-evidence"
 """Root's directory below the system's runtime directory. At each start, root copies the manifest that PID 1
 has unsealed to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""
@@ -192,6 +199,11 @@ class Manifest(FrozenRecord):
         )
         return self.but(credentials=entries, key=key)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the generation can be pushed to the running guest."""
+        return any(entry.name == PUSH_MANIFEST for entry in self.credentials)
+
     def holds(self, entry: ManifestEntry, value: Secret) -> bool:
         """Whether a value is the one to which this manifest binds the entry."""
         return value_digest(self.key, self, entry, value) == entry.digest
@@ -296,6 +308,15 @@ def value_digest(key: str, manifest: Manifest, entry: ManifestEntry, value: Secr
     )
     framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return keyed.digest(bytes.fromhex(key), framed).hex()
+
+
+def push_receipt(manifest: Manifest) -> str:
+    """What the guest returns when it has applied a push of this generation: 32 hex digits.
+
+    The guest finds it in its `PUSH_MANIFEST`. Nobody can compute it without the manifest's key.
+    """
+    content = f"credferry receipt {manifest.vm} {manifest.generation}".encode()
+    return keyed.digest(bytes.fromhex(manifest.key), content).hex()[:32]
 
 
 def evidence_name(vm: str, invocation_id: str) -> str:

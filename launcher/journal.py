@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from credferry.launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED
+from credferry.launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED, PUSH_MANIFEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ def fields(manifest: Manifest) -> list[tuple[str, str]]:
         ("CREDFERRY_RUN", manifest.run),
         ("CREDFERRY_CHANNEL", manifest.delivery.channel.value),
         ("CREDFERRY_DIGEST", manifest.digest[:_DIGITS]),
-        *(("CREDFERRY_CREDENTIAL", entry.name) for entry in manifest.credentials),
+        *(
+            ("CREDFERRY_CREDENTIAL", entry.name)
+            for entry in manifest.credentials
+            if entry.name != PUSH_MANIFEST
+        ),
     ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from credferry.launcher import oem
-from credferry.launcher.channels import Endpoint, Start, by_api, by_command, endpoint, value_of
+from credferry.launcher.channels import Endpoint, Start, by_api, by_command, endpoint, value_of, vsock_path
 from credferry.launcher.errors import Exit, LaunchError, usage
 from credferry.launcher.handoff import (
     RUNTIME_PARENT,
@@ -71,7 +71,10 @@ class Initrd(FrozenRecord):
 
 
 class Plan(FrozenRecord):
-    """A complete start. ``events`` is the event monitor that the given command line names."""
+    """A complete start. ``events`` is the event monitor that the given command line names.
+
+    ``vsock`` is the path of the VM's vsock socket.
+    """
 
     channel: Channel
     vm: str | None
@@ -84,6 +87,7 @@ class Plan(FrozenRecord):
     initrd: Initrd | None = None
     notify: str | None = None
     sockets: tuple[str, ...] = ()
+    vsock: str | None = None
 
 
 def make(request: Request, delivered: Delivered | None) -> Plan:
@@ -128,6 +132,7 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
         initrd=extended,
         notify=request.notify,
         sockets=request.sockets,
+        vsock=vsock_path(options, grammar),
     )
 
 

@@ -48,6 +48,8 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         _open_initrd(plan.initrd, runtime)
     for path in plan.sockets:
         _remove_socket(path)
+    if plan.vsock is not None:
+        _note_vsock(plan.vsock, delivered, runtime)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
     stamp = stamp_of(delivered.manifest, plan.channel, plan.other_oem_bytes)
@@ -95,6 +97,20 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
             hint="correct --real",
             status=Exit.HYPERVISOR,
         ) from None
+
+
+def _note_vsock(path: str, delivered: Delivered, runtime: str) -> None:
+    """Note where a push can reach the guest. The VM starts without the note, too, with a warning."""
+    from credferry.launcher.push import vsock  # noqa: PLC0415 (few VMs need it)
+
+    try:
+        vsock.note(path, runtime)
+    except OSError as error:
+        journal.warn(
+            delivered.manifest,
+            f"the vsock socket could not be noted in {runtime}: {error.strerror}. The VM starts, but cannot "
+            "take a push until its next start. Make room there, or correct RuntimeDirectory= of the unit",
+        )
 
 
 def _remove_socket(path: str) -> None:

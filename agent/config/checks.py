@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import one_of
 from credferry.agent.errors import ConfigurationError
-from credferry.launcher.handoff import NAME_MAX, Channel, Kind, is_credential_name, is_powerful_name
+from credferry.launcher.handoff import (
+    NAME_MAX,
+    PUSH_MANIFEST,
+    PUSHED_MAX,
+    Channel,
+    Kind,
+    is_credential_name,
+    is_powerful_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,10 +45,30 @@ def check_vm(vm: VmConfig, path: Path) -> None:
             f"{path}: {key}.initrd: the initrd carries only credentials that are sealed for the guest",
             hint=f"set guest_key = true in [{key}], and run: credferry guest-key create {vm.name}",
         )
+    if vm.live:
+        _check_live(vm, path, key)
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")
     for each in vm.credentials:
         _check_credential(vm, each, path, f"{key}.credentials.{each}")
+
+
+def _check_live(vm: VmConfig, path: Path, key: str) -> None:
+    if vm.initrd:
+        raise ConfigurationError(
+            f"{path}: {key}.live: a push cannot change what travels in the guest's initrd",
+            hint="leave out initrd or live",
+        )
+    if vm.channel is Channel.COMMAND and not vm.guest_key and not vm.plaintext_in_argv:
+        raise ConfigurationError(
+            f'{path}: {key}.live: channel = "command" would show the guest\'s manifest in /proc/PID/cmdline',
+            hint='channel = "api", or guest_key = true, or plaintext_in_argv = true to allow it',
+        )
+    if len(vm.credentials) > PUSHED_MAX:
+        raise ConfigurationError(
+            f"{path}: {key}.live: a push takes at most {PUSHED_MAX} credentials",
+            hint="pass fewer, or leave out live",
+        )
 
 
 def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path) -> None:
@@ -69,6 +97,11 @@ def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path
 def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
     credential = vm.credentials[name]
     _check_name(name, path, key)
+    if name == PUSH_MANIFEST:
+        raise ConfigurationError(
+            f"{path}: {key}: the agent itself uses this name, for VMs with live = true",
+            hint="use another name",
+        )
     if is_powerful_name(name) and name not in vm.allow_names:
         raise ConfigurationError(
             f"{path}: {key}: a credential of this name gives power over the guest",

@@ -139,6 +139,8 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     initrd: bool = False
     """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
     plaintext_in_argv: bool = False
+    live: bool = False
+    """Whether generations can be pushed to the running guest: each has a manifest for the guest then."""
     allow_names: tuple[str, ...] = ()
     credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.systemd.units import UnitState
+    from credferry.launcher.handoff import Manifest
 
 
 NOT_REPORTED = (
@@ -109,9 +110,9 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         reasons = (f"{limit.message}: {limit.hint}",)
         return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=reasons)
     stale = now.sealed is None or now.sealed.digest != wanted.digest
-    # If only the delivery differs, the agent seals it for the next start and restarts nothing: the guest
-    # would get the same values.
-    seal = wanted if stale or now.sealed is None or now.sealed.delivery != wanted.delivery else None
+    # If only the delivery differs, or whether the VM is live, the agent seals it for the next start and
+    # restarts nothing: the guest would get the same values.
+    seal = wanted if stale or now.sealed is None or not _is_delivered_as(now.sealed, wanted, vm) else None
     attempt = now.attempt if now.attempt is not None and now.attempt.digest == wanted.digest else None
     if attempt is not None and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} and attempt.previous:
         seal = None  # do not make a failed generation current again
@@ -124,9 +125,14 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
 def _is_accepted(now: Observed, wanted: Desired) -> bool:
     """Whether ``wanted`` already passed the limits: it is sealed, and no evidence names another digest."""
     sealed, evidence = now.sealed, now.evidence
-    if sealed is None or sealed.digest != wanted.digest or sealed.delivery != wanted.delivery:
+    if sealed is None or sealed.digest != wanted.digest or not _is_delivered_as(sealed, wanted, now.vm):
         return False
     return evidence is None or evidence.digest == wanted.digest
+
+
+def _is_delivered_as(sealed: Manifest, wanted: Desired, vm: VmConfig) -> bool:
+    """Whether a generation reaches the guest in the way that the configuration wants now."""
+    return sealed.delivery == wanted.delivery and sealed.is_live == vm.live
 
 
 def _running(

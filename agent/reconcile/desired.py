@@ -8,11 +8,13 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from credferry.agent.reconcile.live import push_manifest_at_most
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import KEY_DIGITS
 from credferry.agent.source.reading import Problem
 from credferry.launcher.handoff import (
     INITRD_TOTAL_MAX,
+    PUSH_MANIFEST,
     SYSTEMD_READS_ALL_OEM_STRINGS,
     Channel,
     Delivery,
@@ -97,7 +99,8 @@ def desired(
     Digests are keyed with a key derived from the host's key, so they reveal nothing about values.
     """
     values, reasons, passing = _published(vm, snapshot)
-    if guest_key is None and vm.may_seal and any(vm.kind(name) is Kind.SEALED for name in values):
+    seals = vm.live or any(vm.kind(name) is Kind.SEALED for name in values)
+    if guest_key is None and vm.may_seal and seals:
         reasons.append(
             f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
         )
@@ -183,11 +186,16 @@ class Excess:
 
 def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> Excess | None:
     """Which delivery limit a generation would exceed; None if it exceeds none."""
-    delivered = {name: _as_delivered(name, vm.kind(name), value) for name, value in what.values.items()}
+    kinds = {name: vm.kind(name) for name in what.values}
+    delivered = {name: _as_delivered(name, kinds[name], value) for name, value in what.values.items()}
+    if vm.live:
+        is_sealed = bool(what.guest)
+        kind, delivered[PUSH_MANIFEST] = push_manifest_at_most(vm.name, kinds, is_sealed=is_sealed)
+        kinds[PUSH_MANIFEST] = kind
     sizes = {
-        name: len(oem_string(name, vm.kind(name), value).reveal()) + 1
+        name: len(oem_string(name, kinds[name], value).reveal()) + 1
         for name, value in delivered.items()
-        if what.delivery.is_oem(vm.kind(name))
+        if what.delivery.is_oem(kinds[name])
     }
     in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
     if in_initrd > INITRD_TOTAL_MAX:

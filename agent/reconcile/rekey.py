@@ -32,6 +32,7 @@ from credferry.agent.sealing.credential import unseal
 from credferry.agent.store.files import sync_directory
 from credferry.launcher.handoff import (
     MANIFEST_FILE,
+    PUSH_MANIFEST,
     Kind,
     Manifest,
     ManifestEntry,
@@ -129,7 +130,7 @@ class _Renewal:
             except (StoreError, SealError):
                 continue  # it cannot be opened, and stays so
             now = self._identity(old, values)
-            yield old, old.but(digest=now.digest, credentials=now.entries), values
+            yield old, old.but(digest=now.digest, credentials=now.entries + _own_entries(old)), values
 
     def _identity(self, manifest: Manifest, values: Mapping[str, Secret]) -> Identity:
         """Identity of a generation's values with the present key."""
@@ -148,6 +149,7 @@ class _Renewal:
             tuple(
                 each.but(fingerprint=_other(each.fingerprint, self.after.key)[:16])
                 for each in manifest.credentials
+                if each.name != PUSH_MANIFEST
             ),
         )
 
@@ -159,7 +161,9 @@ class _Renewal:
         try:
             guest = observer.guest_key(vm)
             return {
-                each.name: _opened(each, values[each.name], guest) for each in manifest.credentials
+                each.name: _opened(each, values[each.name], guest)
+                for each in manifest.credentials
+                if each.name != PUSH_MANIFEST
             }, guest_id(guest)
         except (KeyFileError, SealError):
             return None, ""
@@ -190,6 +194,11 @@ class _Renewal:
             sync_directory(generation)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _own_entries(manifest: Manifest) -> tuple[ManifestEntry, ...]:
+    """The entry for the guest's manifest. It is sealed for the guest, and its receipt stays valid."""
+    return tuple(each for each in manifest.credentials if each.name == PUSH_MANIFEST)
 
 
 def _opened(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -> Secret:

@@ -13,8 +13,16 @@ import structlog
 from credferry.agent.audit.events import Event
 from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, describe
 from credferry.agent.reconcile.desired import guest_id
+from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.sealing.credential import one_line, seal
-from credferry.launcher.handoff import GENERATION_MAX, Kind, Manifest, ManifestEntry, Secret
+from credferry.launcher.handoff import (
+    GENERATION_MAX,
+    PUSH_MANIFEST,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
@@ -83,6 +91,7 @@ class Sealer:
             )
         values = {entry.name: _as_kind(entry, wanted.values[entry.name], guest) for entry in wanted.entries}
         manifest = Manifest(
+            key=secrets.token_hex(32),
             vm=vm.name,
             generation=self.store.next_number(vm.name),
             digest=wanted.digest,
@@ -90,6 +99,8 @@ class Sealer:
             delivery=wanted.delivery,
             credentials=wanted.entries,
         )
+        if vm.live:
+            manifest, values[PUSH_MANIFEST] = with_push_manifest(manifest, wanted.values, guest)
         if self._told.get(vm.name) != wanted.digest:
             names = ", ".join(changed) or "the delivery settings"
             self.audit.record(

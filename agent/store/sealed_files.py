@@ -50,9 +50,10 @@ class SealedFiles:
     def seal(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
         """Seal a generation's files into its directory, the manifest first. They survive a power failure.
 
-        A new random key binds the manifest to the values. Raises OSError and `SealError`.
+        The manifest's key binds it to the values; a manifest without a key gets a random one. Raises OSError
+        and `SealError`.
         """
-        bound = manifest.bound(values, secrets.token_hex(32))
+        bound = manifest.bound(values, manifest.key or secrets.token_hex(32))
         contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
         contents |= {value_file(name): value for name, value in values.items()}
         write_all_durably(

@@ -25,6 +25,7 @@ let
   inInitrd = elem "dmi_sysfs" (initrd.availableKernelModules ++ initrd.kernelModules);
   # nixpkgs mounts /run into the new root before systemd would; not recursively, and the mounts below /run are lost.
   runMounts = lib.filter (mount: (mount.where or "") == "/sysroot/run") (initrd.systemd.mounts or [ ]);
+  receiver = pkgs.callPackage ./receiver.nix { };
   losesCredentials = any (mount: !(elem "rbind" (lib.splitString "," mount.options))) runMounts;
 in
 {
@@ -70,6 +71,15 @@ in
           initrd gets any credential, it must get all of them.
         '';
       };
+
+      live.enable = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether the guest takes rotated credentials while it runs. A receiver listens on the VM's vsock, and restarts
+          the units that load what changed. It needs microvm.vsock.cid, and `live = true` for this VM on the host.
+        '';
+      };
     };
   };
 
@@ -87,7 +97,18 @@ in
     # of /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
     boot.initrd.availableKernelModules = mkIf cfg.importInInitrd [ "dmi_sysfs" ];
 
+    # The unit files are those of contrib/guest. The empty `path` of a unit has systemd and coreutils already.
+    systemd.packages = mkIf cfg.live.enable [ receiver ];
+    systemd.sockets.credferry-receive = mkIf cfg.live.enable { wantedBy = [ "sockets.target" ]; };
+    systemd.services."credferry-receive@" = mkIf cfg.live.enable { path = [ pkgs.util-linux ]; };
+
     assertions = [
+      {
+        assertion = !cfg.live.enable || (config.microvm.vsock.cid or null) != null;
+        message = ''
+          credferry.live.enable needs a vsock, over which the host sends: set microvm.vsock.cid to a number of this VM's own.
+        '';
+      }
       {
         assertion = config.microvm.hypervisor == "cloud-hypervisor";
         message = ''

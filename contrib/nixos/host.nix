@@ -271,6 +271,7 @@ in
           pkgs.writeTextDir "lib/systemd/system/${file}" (
             units.service {
               agent = lib.getExe cfg.package;
+              launcher = lib.getExe' cfg.package "credferry-launch";
               systemctl = lib.getExe' config.systemd.package "systemctl";
             } (../systemd + "/${file}")
           )
@@ -278,6 +279,7 @@ in
         [
           "credferry.service"
           "credferry-health@.service"
+          "credferry-push@.service"
           "credferry-restart@.service"
           "credferry-seal.service"
         ];

@@ -67,14 +67,28 @@ in
     A unit's text with the programs of this system.
 
     agent: path of `credferry`.
+    launcher: path of `credferry-launch`.
     systemctl: path of `systemctl`.
   */
   service =
-    { agent, systemctl }:
+    {
+      agent,
+      launcher,
+      systemctl,
+    }:
     file:
-    builtins.replaceStrings [ "=/usr/bin/credferry " "=/usr/bin/systemctl " ] [ "=${agent} " "=${systemctl} " ] (
-      builtins.readFile file
-    );
+    builtins.replaceStrings
+      [
+        "=/usr/bin/credferry "
+        "=/usr/bin/credferry-launch "
+        "=/usr/bin/systemctl "
+      ]
+      [
+        "=${agent} "
+        "=${launcher} "
+        "=${systemctl} "
+      ]
+      (builtins.readFile file);
 
   /*
     The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,

@@ -108,9 +108,12 @@ def entries(catalogue: str) -> dict[str, Entry]:
 _LAUNCHER = {
     Exit.USAGE: "Its own arguments are wrong, or it does not know an option of cloud-hypervisor.",
     Exit.CREDENTIALS: "Credentials are missing or malformed, or exceed a limit.",
-    Exit.HYPERVISOR: "cloud-hypervisor does not exist, or refuses the VM.",
+    Exit.HYPERVISOR: "cloud-hypervisor does not exist, or refuses the VM. Of a push: the listener at the "
+    "VM's vsock socket is not the VM's.",
     Exit.LATER: "What a start needs may be there in a moment: room, memory, descriptors, or a store that "
-    "the agent renews when it starts. systemd tries again.",
+    "the agent renews when it starts. systemd tries again. Of a push: the VM does not run, or nobody in its "
+    "guest takes a push yet.",
+    Exit.GUEST: "Only of a push: the guest refused it, or its answer proves nothing.",
 }
 
 

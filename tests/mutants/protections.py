@@ -10,6 +10,53 @@ from tests.mutants.row import Edit, Protection
 
 PROTECTIONS: Final = (
     Protection(
+        "the guest's receiver takes connections from the host only",
+        (
+            Edit(
+                "contrib/guest/credferry-receive",
+                "in vsock:2 | vsock:2:*) ;;",
+                "in *) ;;",
+            ),
+        ),
+        ("tests/unit/test_receiver.py::test_only_the_host_may_push",),
+    ),
+    Protection(
+        "the guest's receiver refuses blobs of the null key",
+        (Edit("contrib/guest/credferry-receive", "fail null-key", ": null-key"),),
+        ("tests/unit/test_receiver.py::test_a_guest_with_a_key_refuses_what_is_not_sealed_for_it",),
+    ),
+    Protection(
+        "the guest's receiver refuses an older generation",
+        (
+            Edit(
+                "contrib/guest/credferry-receive",
+                '[ "$value" -ge "$one" ] || fail older',
+                ":",
+            ),
+        ),
+        ("tests/unit/test_receiver.py::test_what_a_guest_compares",),
+    ),
+    Protection(
+        "the guest's receiver takes nothing before the commit",
+        (
+            Edit(
+                "contrib/guest/credferry-receive", "    done\n    fail protocol\n", "    done\n    exit 0\n"
+            ),
+        ),
+        ("tests/unit/test_receiver.py::test_a_push_cut_anywhere_changes_nothing",),
+    ),
+    Protection(
+        "the guest's receiver notes what it is about to change",
+        (
+            Edit(
+                "contrib/guest/credferry-receive",
+                '    : >"$pending/credential/$name"\n',
+                "",
+            ),
+        ),
+        ("tests/unit/test_receiver.py::test_a_receiver_that_is_killed_is_made_up_for",),
+    ),
+    Protection(
         "the launcher refuses another VM's credentials",
         (
             Edit(
@@ -168,6 +215,64 @@ PROTECTIONS: Final = (
         "the agent takes no value that is not its manifest's",
         (Edit("agent/store/sealed_files.py", "if not manifest.holds(entry, value):", "if False:"),),
         ("tests/unit/agent/store/test_sealed_files.py::test_a_single_file_of_somewhere_else_is_refused",),
+    ),
+    Protection(
+        "a push goes to nobody but the VM",
+        (Edit("launcher/pushing.py", "        asked.check(connection, asked.unit)\n", ""),),
+        (
+            "tests/unit/launcher/test_push.py::test_a_neighbour_that_listens_gets_nothing",
+            "tests/host/test_push.py::test_a_neighbour_of_the_same_user_gets_nothing",
+        ),
+    ),
+    Protection(
+        "a push goes to no process that calls its own cgroup like the VM's unit",
+        (Edit("launcher/push/peer.py", "return parts[:1] == [unit]", "return unit in parts"),),
+        ("tests/unit/launcher/test_push.py::test_only_the_units_own_cgroup_counts",),
+    ),
+    Protection(
+        "only the generation's receipt proves a push",
+        (Edit("launcher/pushing.py", "if done.receipt != push_receipt(manifest):", "if not done.receipt:"),),
+        (
+            "tests/unit/launcher/test_push.py::test_a_made_up_receipt_proves_nothing",
+            "tests/host/test_push.py::test_a_forged_receipt_fails_the_unit",
+        ),
+    ),
+    Protection(
+        "a receipt is of one VM",
+        (Edit("launcher/handoff.py", "credferry receipt {manifest.vm} {", "credferry receipt {"),),
+        ("tests/unit/agent/test_live.py::test_a_receipt_is_of_one_generation_of_one_vm",),
+    ),
+    Protection(
+        "a push has a deadline",
+        (
+            Edit(
+                "launcher/push/protocol.py",
+                "ready = poll.poll(left * 1000) if left > 0 else []",
+                "ready = poll.poll()",
+            ),
+        ),
+        ("tests/unit/launcher/test_push.py::test_a_guest_that_says_nothing_does_not_hold_the_push",),
+    ),
+    Protection(
+        "a push follows no link in the place of its note",
+        (Edit("launcher/push/vsock.py", "os.O_RDONLY | os.O_NOFOLLOW | ", "os.O_RDONLY | "),),
+        ("tests/unit/launcher/test_push.py::test_a_note_that_is_no_file_is_not_read",),
+    ),
+    Protection(
+        "what a guest says has a limit",
+        (Edit("launcher/push/protocol.py", "if len(line) >= LINE_MAX:", "if False:"),),
+        ("tests/unit/launcher/test_push.py::test_a_push_that_fails_says_why",),
+    ),
+    Protection(
+        "a guest's manifest is sealed where the guest has a key",
+        (
+            Edit(
+                "agent/reconcile/live.py",
+                "    if guest is not None:\n        kind",
+                "    if False:\n        kind",
+            ),
+        ),
+        ("tests/unit/agent/test_live.py::test_it_is_sealed_where_the_guest_has_a_key",),
     ),
     Protection(
         "evidence of starts is root's",

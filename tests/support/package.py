@@ -25,7 +25,12 @@ _FILES = ("pyproject.toml", "README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE
 
 def debian_package() -> Path:
     """The Debian package. Raises RuntimeError, whose text says why it cannot be built."""
-    return _kept("deb", _build_debian_package, "*.deb")
+    return _kept("deb", _build_debian_package, "credferry_*.deb")
+
+
+def guest_package() -> Path:
+    """The Debian package for guests, from the same build. Raises as `debian_package`."""
+    return _kept("deb", _build_debian_package, "credferry-guest_*.deb")
 
 
 def wheel() -> Path:

@@ -135,6 +135,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
     "agent.errors": (),
     "agent": (),
     "launcher": (
+        "launcher.push",
         "launcher.spec",
         "launcher.trust",
         "launcher.hypervisor",
@@ -150,6 +151,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
         "launcher.record",
         "launcher.errors",
     ),
+    "launcher.push": ("launcher.handoff", "launcher.record", "launcher.errors"),
     "launcher.trust": ("launcher.errors",),
     "launcher.hypervisor": ("launcher.record", "launcher.errors"),
     "launcher.journal": ("launcher.handoff",),
@@ -172,11 +174,12 @@ TOGETHER: Final = {
     "launcher.initrd",
     "launcher.oem",
     "launcher.plan",
+    "launcher.pushing",
     "launcher.start",
     "launcher.supervise",
     "launcher.task",
 }
-"""Modules at the top of `launcher` that belong together: the start of a VM, from arguments to exec."""
+"""Modules at the top of `launcher` that belong together: a VM's start from arguments to exec, a push."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from .overlay import (
     reboots,
     sealing_identity,
 )
+from .receiving import receiver
 from .recipe import DONE, Variant
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "device_user",
     "guest",
     "reboots",
+    "receiver",
     "sealing_identity",
     "vsock_device",
 ]

@@ -58,6 +58,8 @@ let
             hypervisor = guest.microvm.cloud-hypervisor.package.name;
             inherit (guest.microvm.cloud-hypervisor) platformOEMStrings;
             inherit (guest.boot) kernelModules;
+            sockets = builtins.mapAttrs (_: socket: socket.wantedBy) guest.systemd.sockets;
+            packages = map (package: package.script) guest.systemd.packages;
             initrdModules = guest.boot.initrd.availableKernelModules;
           }
       ) config.microvm.vms;

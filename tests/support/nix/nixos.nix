@@ -84,6 +84,15 @@ in
     systemd.package = with' pkgs.systemd types.package;
     systemd.packages = with' [ ] (types.listOf types.package);
     systemd.services = with' { } (types.attrsOf (types.submodule service));
+    systemd.sockets = with' { } (
+      types.attrsOf (
+        types.submodule {
+          options = unit.options // {
+            socketConfig = with' { } (types.attrsOf value);
+          };
+        }
+      )
+    );
     systemd.paths = with' { } (
       types.attrsOf (
         types.submodule {

@@ -82,6 +82,7 @@ let
     "glib"
     "gobject-introspection"
     "openssl"
+    "util-linux"
     "wrapGAppsNoGuiHook"
   ] plain;
 in

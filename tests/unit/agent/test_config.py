@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILE = Path("/etc/credferry/config.toml")
 VM = '[vms.web.credentials]\nK = { secret = "k" }\n'
+TEXT = '[vms.web.credentials]\nK = { text = "x" }\n'
+MANY = "[vms.web.credentials]\n" + "".join(f'K{each} = {{ text = "x" }}\n' for each in range(65))
 SEALED_VM = '[vms.web]\nguest_key = true\nchannel = "command"\n[vms.web.credentials]\n'
 
 TWO_OF_ONE_UNIT = "".join(
@@ -64,6 +66,10 @@ def test_kinds() -> None:
         ("[rollout]\nattempts = 0", "rollout.attempts", "docs"),
         ("vms = 1", "vms: expected a table", "[vms.NAME]"),
         ("[vms.web]\ninitrd = true\n" + VM, "vms.web.initrd", "guest_key = true"),
+        ("[vms.web]\nlive = true\ninitrd = true\nguest_key = true\n" + VM, "vms.web.live", "initrd or live"),
+        ('[vms.web]\nlive = true\nchannel = "command"\n' + TEXT, "vms.web.live", "guest_key = true"),
+        ("[vms.web]\nlive = true\n" + MANY, "vms.web.live: a push takes at most 64", "pass fewer"),
+        ('[vms.web.credentials]\n"credferry.manifest" = { text = "x" }', "the agent itself", "another name"),
         ("[vms]\nweb = 1", "vms.web: expected a table", "[vms.web]"),
         ("[vms.web]", "vms.web.credentials", "API_KEY"),
         ('[vms.web]\nname = "x"\n' + VM, "unknown key 'name'", "remove"),

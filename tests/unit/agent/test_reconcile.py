@@ -22,7 +22,16 @@ from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.systemd.units import UnitState
-from credferry.launcher.handoff import Channel, Delivery, Manifest, Secret, Stamp
+from credferry.launcher.handoff import (
+    PUSH_MANIFEST,
+    Channel,
+    Delivery,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+    Stamp,
+)
 
 KEY = CredentialKey(bytes(4096))
 GUEST = CredentialKey(b"\1" * 4096)
@@ -41,6 +50,11 @@ def snapshot(**values: Secret | Problem) -> Snapshot:
 def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
     """A sealed generation."""
     return Manifest("web", 1, digest, "0" * 32, delivery, ())
+
+
+def live(sealed: Manifest) -> Manifest:
+    """The same generation, of a VM that is live."""
+    return sealed.but(credentials=(ManifestEntry(PUSH_MANIFEST, Kind.PLAIN, "0" * 16),))
 
 
 def kept(digest: str, invocation: str = INVOCATION) -> Evidence:
@@ -104,12 +118,14 @@ def observed(
          State.RESTART_DUE, True, True),
         (observed(sealed=manifest(NEW, Delivery(guest_systemd=257)), state=unit(), left=kept(NEW)),
          State.SEAL_DUE, True, False),
+        (observed(sealed=live(manifest(NEW)), state=unit(), left=kept(NEW)), State.SEAL_DUE, True, False),
     ],
     ids=[
         "in step", "changed", "sealed before a crash", "stopped", "down after a failure", "starting", "job",
         "no unit", "systemd not asked", "systemd not asked and in step", "refused", "refused after sealing",
         "failed before", "failed without a stamp", "failed, and assumed since", "came right by hand",
         "halted before", "changed since it failed", "only the delivery differs",
+        "no longer live",
     ],
 )  # fmt: skip
 def test_decisions(now: Observed, state: State, seal: bool, restart: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from credferry.agent.audit.events import Event
@@ -16,6 +17,7 @@ from credferry.agent.config.loading import parse
 from credferry.agent.errors import StoreError, UnsyncedStoreError
 from credferry.agent.reconcile import sealer
 from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.rekey import renew
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.sealing.credential import unseal
 from credferry.agent.sealing.keys import CredentialKey, create_key, read_key
@@ -24,7 +26,15 @@ from credferry.agent.store.generations import Store
 from credferry.agent.store.opening import guest_key_path
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.systemd.units import UnitState
-from credferry.launcher.handoff import GENERATION_MAX, Channel, Kind, Stamp, value_file
+from credferry.launcher.handoff import (
+    GENERATION_MAX,
+    PUSH_MANIFEST,
+    Channel,
+    Kind,
+    Stamp,
+    push_receipt,
+    value_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +79,13 @@ class Host:
         """Publish another value."""
         (Path(self.config.source.path) / "token").write_text(value)
 
+    def become(self, *, live: bool) -> None:
+        """Have the VMs be live, or no longer so."""
+        vms = {name: structs.replace(vm, live=live) for name, vm in self.config.vms.items()}
+        self.config = structs.replace(self.config, vms=vms)
+        self.observer = Observer(self.config, self.store)
+        self.sealer = Sealer(self.store, self.observer, Silent())  # type: ignore[arg-type]  # silent
+
     def path(self, vm: str) -> Path:
         """Where a VM's guest key is."""
         return guest_key_path(self.config, vm)
@@ -101,6 +118,62 @@ def test_the_bytes_are_what_the_manifest_says(host: Host) -> None:
     guest = read_key(host.path("db"), machine_id=GUEST)
     assert unseal(host.delivered("db", "TOKEN"), name="TOKEN", key=guest) == CANARY.encode()
     assert (host.delivered("db", "OPEN"), host.delivered("db", "T")) == (CANARY.encode(), b"t")
+
+
+def test_a_live_vm_gets_a_manifest_for_its_guest(host: Host) -> None:
+    """Its guest alone can open it, and it has the receipt of the generation that it is in.
+
+    When the VM is no longer live, the same values are sealed once more without it.
+    """
+    host.become(live=True)
+    assert host.look_then(lambda: None) == ["db", "web"]
+    first = host.store.current("db")
+    assert first is not None
+    assert first.is_live
+    guest = read_key(host.path("db"), machine_id=GUEST)
+    text = unseal(host.delivered("db", PUSH_MANIFEST), name=PUSH_MANIFEST, key=guest).decode()
+    assert text.splitlines()[:5] == [
+        "credferry-push 1",
+        "vm db",
+        "generation 1",
+        "key guest",
+        f"receipt {push_receipt(first)}",
+    ]
+    assert [line.split()[1:3] for line in text.splitlines()[5:]] == [
+        ["OPEN", "plain"],
+        ["T", "plain"],
+        ["TOKEN", "sealed"],
+    ]
+    assert host.look_then(lambda: None) == []
+    host.become(live=False)
+    assert host.look_then(lambda: None) == ["db", "web"]
+    second = host.store.current("db")
+    assert second is not None
+    assert (second.is_live, second.digest, second.generation) == (False, first.digest, 2)
+
+
+def test_a_live_generation_outlives_the_host_key(host: Host) -> None:
+    """With another host key it is sealed again, with the receipt that its guest already has."""
+    host.become(live=True)
+    host.look_then(lambda: None)
+    first = host.store.current("db")
+    pushed = host.store.values("db")[PUSH_MANIFEST]
+    host.store = Store(host.state, CredentialKey(b"another key"))
+    renew([host.config], [Store(host.state, host.key)], host.store)
+    second = host.store.current("db")
+    assert first is not None
+    assert second is not None
+    assert push_receipt(second) == push_receipt(first)
+    assert host.store.values("db")[PUSH_MANIFEST] == pushed
+    host.become(live=True)
+    assert host.look_then(lambda: None) == []
+
+
+def test_a_live_vm_whose_guest_key_is_gone_is_refused(host: Host) -> None:
+    """Even if only its manifest would be sealed: it would otherwise be readable without a word."""
+    host.become(live=True)
+    host.path("db").unlink()
+    assert host.look_then(lambda: None) == ["web"]
 
 
 def replace(path: Path) -> None:

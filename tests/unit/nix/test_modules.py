@@ -426,6 +426,10 @@ GUEST_REFUSED = {
         "nixpkgs issue 421388",
     ),
     "a blacklisted module": ('boot.blacklistedKernelModules = [ "dmi_sysfs" ];', "blacklistedKernelModules"),
+    "live without a vsock": (
+        "credferry.live.enable = true; microvm.vsock.cid = t.lib.mkForce null;",
+        "set microvm.vsock.cid",
+    ),
     "another hypervisor": ('microvm.hypervisor = t.lib.mkForce "qemu";', "microvm.hypervisor"),
 }
 
@@ -461,6 +465,17 @@ def test_initrd(nix: Nix, module: str, modules: list[str]) -> None:
     guest = nix.evaluate(sops(f"{{ {GUEST} = {{ {module} }}; }}"))["guests"]["test-vm"]
     assert guest["failed"] == []
     assert guest["initrdModules"] == modules
+
+
+def test_live_guest(nix: Nix) -> None:
+    """A live guest has the receiver's units and starts its socket; another guest has neither."""
+    live = nix.evaluate(sops(f"{{ {GUEST} = {{ credferry.live.enable = true; }}; }}"))
+    guest = live["guests"]["test-vm"]
+    assert (guest["failed"], guest["sockets"]) == ([], {"credferry-receive": ["sockets.target"]})
+    [script] = guest["packages"]
+    assert "credferry-receive@.service" in script
+    other = nix.evaluate(sops())["guests"]["test-vm"]
+    assert (other["sockets"], other["packages"]) == ({}, [])
 
 
 CLAN_VM = (
