@@ -58,6 +58,7 @@ class ModelUnits:
 
     def unit(self, name: str) -> UnitState:
         """See `SystemManager`."""
+        assert name.endswith(".service"), name
         return self._states.get(name, UnitState(name, "loaded", "inactive", "dead", ""))
 
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:

@@ -428,7 +428,11 @@ def test_an_ordered_restart_that_fails_is_followed_by_another_start(host: Host) 
     assert host.timed().rotate("a", host.units, 950.0, ORDER) is State.IN_STEP
     assert host.store.attempt("a") is None
     assert host.units.unit(A).is_active
-    assert host.records()[-1] == (Event.ROLLED_BACK, "a", A, "2", ORDER)
+    assert host.records() == [
+        (Event.RESTART_ASKED, "a", A, "2", ORDER),
+        (Event.RESTART_FAILED, "a", A, "2", ORDER),
+        (Event.ROLLED_BACK, "a", A, "2", ORDER),
+    ]
     assert host.look("a").decisions[0].state is not State.FAILED
 
 
@@ -559,10 +563,12 @@ def test_a_rollback_that_could_not_be_recorded_restarts_the_vm_once(host: Host) 
     attempt = host.store.attempt("a")
     assert attempt is not None
     host.store.record_attempt("a", msgspec.structs.replace(attempt, outcome=Outcome.FAILED))
+    host.loop.start_vm("a")
+    host.units.set(A, active_seconds=0.0)
     stamp_path("a", host.loop.top / "run").unlink()
     host.units.restarts.clear()
     host.records()
-    assert host.rollout.restart("a", host.units) is State.FAILED
+    assert host.hasty().restart("a", host.units) is State.FAILED
     assert host.units.restarts == []
     assert host.records() == [(Event.ROLLED_BACK, "a", A, "1", host.current().run)]
 
@@ -577,26 +583,40 @@ def test_a_rollback_is_tried_as_often_as_a_restart_and_no_more(patient: Host) ->
     assert attempt.reason.count("systemd's job ended with 'failed'") == 2
 
 
-def test_a_rollback_pauses_longer_before_each_attempt(
-    patient: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a restart does."""
+def test_the_agent_pauses_longer_before_each_attempt(patient: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a restart, and of the rollback that follows."""
     pauses: list[float] = []
     patient.units.job = patient.fail
-    rollout = patient.timed()
-    stop = rollout.rollback.jobs.stop
-    patient.store.record_attempt(
-        "a", Attempt(patient.current().digest, Outcome.FAILED, "it broke", previous=1)
-    )
-    patient.fail()
 
     def wait(seconds: float | None = None) -> bool:
         pauses.append(seconds or 0.0)
         return False
 
-    monkeypatch.setattr(stop, "wait", wait)
-    assert rollout.restart("a", patient.units) is State.FAILED
-    assert pauses == [patient.rollout.config.rollout.retry_seconds * each for each in (1, 2)]
+    monkeypatch.setattr(patient.rollout.stop, "wait", wait)
+    assert patient.rollout.restart("a", patient.units) is State.FAILED
+    assert pauses == [patient.rollout.config.rollout.retry_seconds * each for each in (1, 2, 1, 2)]
+
+
+def test_a_report_that_comes_late_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the time that a launcher has, the agent looks for it again and again."""
+    path = stamp_path("a", host.loop.top / "run")
+    reports: list[bytes] = []
+
+    def job(unit: str) -> str:
+        host.loop._restart(unit)
+        reports.append(path.read_bytes())
+        path.unlink()
+        return "done"
+
+    def wait(_seconds: float | None = None) -> bool:
+        path.write_bytes(reports[0])
+        return False
+
+    host.units.job = job
+    rollout = host.timed()
+    monkeypatch.setattr(rollout.stop, "wait", wait)
+    assert rollout.restart("a", host.units) is State.IN_STEP
+    assert NOT_REPORTED not in host.messages()
 
 
 def test_a_stop_ends_a_rollback_between_two_attempts(patient: Host) -> None:
@@ -1081,3 +1101,6 @@ def test_a_job_that_is_done_without_a_start_is_a_failure(host: Host) -> None:
     host.units.job = lambda _: "done"
     assert host.hasty().restart("a", host.units) is State.FAILED
     assert [event for event, *_ in host.records()][:2] == [Event.RESTART_ASKED, Event.RESTART_FAILED]
+    attempt = host.store.attempt("a")
+    assert attempt is not None
+    assert attempt.reason.startswith("its unit was not restarted")
