@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -25,14 +26,17 @@ from tests.support.guest import (
     sealing_identity,
     vsock_device,
 )
+from tests.support.host import patience
 from tests.support.hypervisor.harness import Hypervisor
 from tests.support.receiver import MANIFEST, Block, answer, manifest, push
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 _BOOT_SECONDS: Final = 180.0
+_FREE_SECONDS: Final = 100.0
+"""A receiver ends after 90 s at the latest."""
 _MACHINE_ID: Final = "5eed5eed5eed5eed5eed5eed5eed5eed"
 _FIRST: Final = {"API_KEY": b"first", "TOKEN": b"token", "OTHER": b"same"}
 
@@ -211,14 +215,20 @@ def test_refusals_touch_nothing(running: Running) -> None:
     starts = len(running.starts("app"))
     assert running.push(running.held - 1, {**running.values, "API_KEY": b"replayed"})[1:] == ["failed older"]
     garbage = os.urandom(4096) + b"\n"
-    while (lines := answer(running.connect(), garbage)) in ([], ["failed busy"]):
-        pass  # the receiver of the connection before has not ended yet
+    lines = _once_free(lambda: answer(running.connect(), garbage))
     assert lines[1:] == ["failed protocol"]
     with running.connect() as first:
         assert first.recv(4096).startswith(b"credferry 1 ")
         assert running.rotate(API_KEY=b"busy") == ["failed busy"]
     assert len(running.starts("app")) == starts
-    while (lines := running.rotate(API_KEY=b"afterwards")) in ([], ["failed busy"]):
-        pass  # the receivers of the two connections before have not ended yet
+    lines = _once_free(lambda: running.rotate(API_KEY=b"afterwards"))
     assert lines[1:] == ["unit app.service restarted", f"done {_receipt(running.held)}"]
     running.wait_started("app", b"afterwards", starts + 1)
+
+
+def _once_free(ask: Callable[[], list[str]]) -> list[str]:
+    """The first answer that is not ``busy``: the receiver before may not have ended yet."""
+    deadline = time.monotonic() + _FREE_SECONDS * patience()
+    while (lines := ask()) in ([], ["failed busy"]):
+        assert time.monotonic() < deadline, f"still busy after {_FREE_SECONDS} s"
+    return lines
