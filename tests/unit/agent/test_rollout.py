@@ -606,10 +606,12 @@ def test_a_report_that_comes_late_is_waited_for(host: Host, monkeypatch: pytest.
         host.loop._restart(unit)
         reports.append(path.read_bytes())
         path.unlink()
+        host.units.set(A, active="activating", sub="start")
         return "done"
 
     def wait(_seconds: float | None = None) -> bool:
         path.write_bytes(reports[0])
+        host.units.set(A, active="active", sub="running")
         return False
 
     host.units.job = job
