@@ -97,7 +97,7 @@ def test_the_journal_explains_itself(deployment: Deployment, sops: SopsNix) -> N
     deployment.credferry("agent", "--once")
     explained = deployment.host.run("journalctl", "-x", "-t", "credferry", "-n", "1", "-o", "short").stdout
     assert "Generation 1 is sealed for VM web" in explained
-    assert "its next" in explained
+    assert "the VM's next" in explained
 
 
 def test_the_agent_is_confined(deployment: Deployment, sops: SopsNix) -> None:

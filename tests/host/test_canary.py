@@ -103,7 +103,7 @@ def sync(site: Site, **environment: str) -> None:
 def put_back(site: Site) -> None:
     """A value that breaks its VM: rolled back, the next VM spared, tried again in vain, then mended."""
     site.publish(breaks=site.fresh("BREAKS"))
-    site.told("held back", CREDFERRY_VM="later")
+    site.told("halted", CREDFERRY_VM="later")
     site.host.run("credferry", "retry", "breaks", check=False)  # which the agent may be quicker to do
     rolled_back = lambda: "rolled back" in " ".join(site.deployment.status()["breaks"]["reasons"])  # noqa: E731 (used once)
     site.host.wait(rolled_back, 60, "the second rollback")
@@ -436,7 +436,7 @@ PATHS = (
     Way("launcher: an unknown option", by_hand("--", "--nonsense", "1", status=64, naming="--nonsense")),
     Way("launcher: -v", by_hand("--", "-v", status=64, naming="-v would make cloud-hypervisor log")),
     Way("launcher: D-Bus", by_hand("--", "--dbus-service-name", "a.b", status=64, naming="on D-Bus")),
-    Way("launcher: another VM's", by_hand("--vm", "both", status=65, naming="not of both")),
+    Way("launcher: another VM's", by_hand("--vm", "both", status=65, naming="not for both")),
     Way("launcher: a value is missing", without_a_value),
     Way(
         "launcher: over the budget",

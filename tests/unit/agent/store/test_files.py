@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 from contextlib import contextmanager
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
 def descriptors(count: int) -> Iterator[None]:
     """Allow this process so many more open files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    probe = os.open("/", os.O_RDONLY)
-    os.close(probe)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + count, limits[1]))
+    lowest_free = os.open("/", os.O_RDONLY)
+    os.close(lowest_free)
+    # The listing itself has the lowest free number open. Some numbers above that are taken by other tests.
+    taken = {int(each.name) for each in Path("/proc/self/fd").iterdir()} - {lowest_free}
+    free = (number for number in itertools.count() if number not in taken)
+    highest = next(itertools.islice(free, count - 1, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:
         yield
     finally:
