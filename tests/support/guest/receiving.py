@@ -65,7 +65,7 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
     }
     # A busy machine's emulated guest takes many seconds for what takes a guest with KVM a fraction of one.
     overlay[f"{_UNITS}/credferry-receive@.service.d/slow.conf"] = OverlayFile(
-        b"[Service]\nRuntimeMaxSec=600\n"
+        b"[Service]\nRuntimeMaxSec=600\nEnvironment=CREDFERRY_RECEIVE_UNIT_SECONDS=120\n"
     )
     for name in ("credferry-receive.socket", "credferry-receive@.service"):
         overlay[f"{_UNITS}/{name}"] = OverlayFile((_CONTRIB / name).read_bytes())
