@@ -52,9 +52,7 @@ class Rollback:
             return reason
         if reason and attempt.ran not in {0, attempt.previous}:
             # The ordered generation does not start. What the VM ran before is better than a VM that is down.
-            attempt = msgspec.structs.replace(
-                attempt, previous=attempt.ran, ran=0, by_operator=False, reason=reason
-            )
+            attempt = msgspec.structs.replace(attempt, previous=attempt.ran, ran=0, reason=reason)
             self.store.record_attempt(vm.name, attempt)
             return self.roll_back(vm, attempt, manager, is_left_down=True)
         if not reason and (now := self.store.current(vm.name)) is not None and now.digest == attempt.digest:

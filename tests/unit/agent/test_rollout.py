@@ -556,6 +556,32 @@ def test_a_generation_that_does_not_start_either_is_told(host: Host) -> None:
     ]
 
 
+def test_a_vm_whose_ordered_rollback_fails_is_held_on_what_it_ran(host: Host) -> None:
+    """The operator wants it off the newest generation, which was not tried. Nothing counts against that."""
+    for held in (True, False):
+        for vm in ("a", "b"):
+            host.store.hold(vm, held=held)
+        if held:
+            host.loop.publish(x="three")
+            host.loop.turn()
+    assert host.current().generation == 3
+
+    def job(unit: str) -> str:
+        return host.fail(unit) if host.current().generation == 2 else host.loop._restart(unit)
+
+    host.units.job = job
+    host.records()
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.records() == [
+        (Event.ROLLBACK_FAILED, "a", A, "2", ORDER),
+        (Event.ROLLED_BACK, "a", A, "1", ORDER),
+    ]
+    attempt = host.store.attempt("a")
+    assert attempt is not None
+    assert (attempt.outcome, attempt.previous, attempt.by_operator) == (Outcome.ROLLED_BACK, 1, True)
+    assert host.rollout.restart("b", host.units) is not State.HALTED
+
+
 def test_a_rollback_that_could_not_be_recorded_restarts_the_vm_once(host: Host) -> None:
     """The next check finds the start under way, waits until it counts as launched, and asks for no other."""
     host.units.job = host.fail_on_newer
