@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.support.host import Host
     from tests.support.producer import SopsNix
 
-_PUSH = "credferry-push@web.service"
+_PUSH = "credferry-push@pushed.service"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def printed(unit: str, value: bytes) -> str:
 
 def lines(deployment: Deployment) -> list[str]:
     """All lines of the guest's units so far, oldest first."""
-    entries = deployment.host.journal(_SYSTEMD_UNIT="microvm@web.service")
+    entries = deployment.host.journal(_SYSTEMD_UNIT="microvm@pushed.service")
     every = (line.strip() for entry in entries for line in entry.get("MESSAGE", "").splitlines())
     return [line for line in every if line.startswith("credferry-guest: ")]
 
@@ -74,36 +74,36 @@ def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
     old, new = secrets.token_hex(24).encode(), secrets.token_hex(24).encode()
     sops.publish({"api-key": old})
     deployment.configure(
-        "[vms.web]\nlive = true\nguest_key = true\n[vms.web.credentials]\n"
+        "[vms.pushed]\nlive = true\nguest_key = true\n[vms.pushed.credentials]\n"
         'K = { secret = "api-key" }\nT = { text = "a text" }\n'
     )
-    key = seal_for(deployment, "web", variant)
+    key = seal_for(deployment, "pushed", variant)
     units = {
         "app": ("K", ["LoadCredentialEncrypted=K:/run/credentials/@system/K"]),
         "other": ("T", ["LoadCredential=T"]),
     }
     overlay = receiver(units) | sealing_identity(MACHINE_IDS[variant], key)
-    files = guest_files(deployment, "web", guest(variant), overlay)
+    files = guest_files(deployment, "pushed", guest(variant), overlay)
     arguments = [*files.arguments, "--vsock", "cid=5,socket=notify.vsock"]
     arguments[arguments.index("--memory") + 1] = "shared=on,size=512M"
     host.write("/usr/bin/vhost-device-vsock", vsock_device().read_bytes(), 0o755)
-    deployment.add_vm("web", replace(files, arguments=arguments))
+    deployment.add_vm("pushed", replace(files, arguments=arguments))
     deployment.credferry("agent", "--once")
-    deployment.start_vm("web")
+    deployment.start_vm("pushed")
     for line in (printed("app", old), printed("other", b"a text"), DONE):
-        deployment.wait_printed("web", line)
-    invocation = deployment.unit("web")["InvocationID"]
+        deployment.wait_printed("pushed", line)
+    invocation = deployment.unit("pushed")["InvocationID"]
 
     sops.publish({"api-key": new})
     deployment.credferry("agent", "--once")
-    assert push(host) == "VM web holds generation 2 now: app.service restarted"
-    deployment.wait_printed("web", printed("app", new))
+    assert push(host) == "VM pushed holds generation 2 now: app.service restarted"
+    deployment.wait_printed("pushed", printed("app", new))
     told = lines(deployment)
     assert sorted(told) == sorted(
         [printed("app", old), printed("other", b"a text"), DONE, printed("app", new)]
     )
     assert told[-1] == printed("app", new)
-    assert deployment.unit("web")["InvocationID"] == invocation
-    assert push(host) == "VM web holds generation 2 now: no unit was affected"
+    assert deployment.unit("pushed")["InvocationID"] == invocation
+    assert push(host) == "VM pushed holds generation 2 now: no unit was affected"
     assert lines(deployment) == told
     assert leaks(host, [old, new], allowed=SOURCE) == []

@@ -200,7 +200,7 @@ def store_is_read_only(site: Site) -> None:
         site.publish(plain=site.fresh())
         site.refuses("credferry", "agent", "--once", status=73, naming="Read-only file system")
     finally:
-        site.host.run("umount", store)
+        site.host.run("umount", "--lazy", store)  # a process that ends may still have it open
     site.agent(runs=True)
     site.runs_newer("plain", before)
 
