@@ -204,9 +204,9 @@ def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
 def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> None:
     """By default systemd allows five starts in ten seconds; the receiver's own restarts do not count."""
     before = len(running.starts("app"))
-    for number in range(1, 8):
+    for number in range(1, 7):
         assert running.rotate(API_KEY=b"rotation %d" % number)[1] == "unit app.service restarted"
-    running.wait_started("app", b"rotation 7", before + 7)
+    running.wait_started("app", b"rotation 6", before + 6)
 
 
 @pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
