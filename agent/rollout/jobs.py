@@ -75,7 +75,19 @@ class RestartJobs:
             unit = manager.unit(vm.unit)
         return judged(said, result, unit, before) if said else Succeeded(unit)
 
-    def is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
+    def wait_to_retry(
+        self, vm: VmConfig, manifest: Manifest, manager: SystemManager, failed: Failed, number: int
+    ) -> bool:
+        """Pause after the failed attempt with this number, each time twice as long.
+
+        Returns whether the VM still needs another attempt. False if the agent stops, if a job is queued, or
+        if somebody stopped or started the VM.
+        """
+        if self.stop.wait(self.config.rollout.retry_seconds * 2 ** (number - 1)):
+            return False
+        return failed.is_left_down or self._is_still_down(vm, manifest, manager)
+
+    def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether the VM still needs the restart. False if a job is queued or somebody stopped the VM."""
         unit = as_left(manager.unit(vm.unit), manager)
         if unit.has_job or unit.is_stopped:

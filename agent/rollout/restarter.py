@@ -13,7 +13,7 @@ import msgspec
 
 from credferry.agent.audit.events import Event
 from credferry.agent.reconcile.decision import NOT_REPORTED, State
-from credferry.agent.rollout.endings import Overruled, Succeeded
+from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
 from credferry.agent.rollout.jobs import run_job
 from credferry.agent.rollout.recording import record
 from credferry.agent.store.records import Assumed, Attempt, Outcome
@@ -68,20 +68,16 @@ class Restarter:
         )
         # Record before asking systemd: after a crash this says who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
-        pause = self.config.rollout.retry_seconds
-        reason, is_left_down = "", False
-        for number in range(1, self.config.rollout.attempts + 1):
+        failed = Failed("")
+        for number in range(self.config.rollout.attempts):
             began = self.monotonic()
-            again = number > 1
-            if again:
-                if self.jobs.stop.wait(pause):
+            if number:
+                if not self.jobs.wait_to_retry(vm, manifest, manager, failed, number):
                     return State.CHANGING
-                if not is_left_down and not self.jobs.is_still_down(vm, manifest, manager):
-                    return State.CHANGING
-                pause, unit = 2 * pause, None
+                unit = None
             self.pacer.note_restart(vm)
             record(self.audit, Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
-            ending = self.jobs.run(vm, manifest, manager, unit, again=again)
+            ending = self.jobs.run(vm, manifest, manager, unit, again=number > 0)
             if isinstance(ending, Succeeded):
                 return self.check_health(vm, manifest, attempt, manager, began=began, unit=ending.unit)
             if self.jobs.stop.is_set():
@@ -90,16 +86,16 @@ class Restarter:
                 # Nothing failed and nothing remains to be done: the next start gets the sealed generation.
                 self.store.record_attempt(vm.name, None)
                 return State.CHANGING
-            reason, is_left_down = ending.reason, ending.is_left_down
-            message = f"{vm.name}: restart onto generation {manifest.generation} failed: {reason}"
+            failed = ending
+            message = f"{vm.name}: restart onto generation {manifest.generation} failed: {failed.reason}"
             record(self.audit, Event.RESTART_FAILED, message, vm, manifest, attempt)
         if not self.observer.has_usable_key():
             # PID 1 could open nothing, so the generation is not at fault. The agent tries again once it has
             # taken up the host's new key, or once the key's file is as systemd takes it.
-            again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=reason)
+            again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=failed.reason)
             self.store.record_attempt(vm.name, again_later)
             return State.CHANGING
-        return self._fail(vm, attempt, reason, manager, is_left_down=is_left_down)
+        return self._fail(vm, attempt, failed.reason, manager, is_left_down=failed.is_left_down)
 
     def check_health(
         self,

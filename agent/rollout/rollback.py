@@ -98,21 +98,16 @@ class Rollback:
 
     def _start(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> str:
         """Start the VM, with as many attempts as a restart has. Returns why the last one failed."""
-        settings = self.jobs.config.rollout
-        pause, reason = settings.retry_seconds, ""
-        for number in range(1, settings.attempts + 1):
-            # An agent that could not record the rollback may have started the VM a moment ago.
-            ending = self.jobs.under_way(vm, manifest, manager) if number == 1 else None
-            ending = ending or self.jobs.run(vm, manifest, manager, again=True)
+        # An agent that could not record the rollback may have started the VM a moment ago.
+        ending = self.jobs.under_way(vm, manifest, manager)
+        ending = ending or self.jobs.run(vm, manifest, manager, again=True)
+        for number in range(1, self.jobs.config.rollout.attempts):
             if not isinstance(ending, Failed):
-                return ""
-            reason = ending.reason
-            if number == settings.attempts or self.jobs.stop.wait(pause):
                 break
-            if not ending.is_left_down and not self.jobs.is_still_down(vm, manifest, manager):
+            if not self.jobs.wait_to_retry(vm, manifest, manager, ending, number):
                 return ""
-            pause *= 2
-        return reason
+            ending = self.jobs.run(vm, manifest, manager, again=True)
+        return ending.reason if isinstance(ending, Failed) else ""
 
 
 def generation_before(store: Store, observed: Observed) -> int:
