@@ -10,6 +10,7 @@ from credferry.launcher.record import FrozenRecord, field
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from typing import Final
 
     from credferry.launcher.check import AssumedVm
@@ -69,18 +70,8 @@ class Arguments(FrozenRecord):
 
 def parse(words: Sequence[str]) -> Arguments:
     """The arguments of the command line. Raises `LaunchError` (USAGE)."""
-    flags: set[str] = set()
-    values: dict[str, str] = {}
     own, dashes, argv = _halves(words)
-    while own:
-        word = own.pop(0)
-        name, equals, value = word.partition("=")
-        if word in _SWITCHES:
-            flags.add(word)
-        elif name in _WITH_VALUE | _CHECK_WITH_VALUE and (equals or own):
-            values[name] = value if equals else own.pop(0)
-        else:
-            raise usage("an argument before -- is not known, or has no value", _HELP)
+    flags, values = read(own, _SWITCHES, _WITH_VALUE | _CHECK_WITH_VALUE, "before --")
     verbs = flags & _HOST_VERBS
     check = _check(flags, values)
     version = values.get("--major", values.get("--hypervisor-version"))
@@ -109,6 +100,25 @@ def parse(words: Sequence[str]) -> Arguments:
         verbs.pop() if verbs else None,
         check,
     )
+
+
+def read(
+    words: Sequence[str], switches: AbstractSet[str], valued: AbstractSet[str], where: str
+) -> tuple[set[str], dict[str, str]]:
+    """The switches among the words, and the values of those that have one. Raises `LaunchError` (USAGE)."""
+    flags: set[str] = set()
+    values: dict[str, str] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if word in switches:
+            flags.add(word)
+        elif name in valued and (equals or left):
+            values[name] = value if equals else left.pop(0)
+        else:
+            raise usage(f"an argument {where} is not known, or has no value", _HELP)
+    return flags, values
 
 
 def is_question(words: Sequence[str]) -> bool:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from credferry.launcher.credentials import Credential, Delivered
 
-_HELP: Final = "see credferry-launch --help"
 _VALUES: Final = frozenset({"--vm", "--unit"})
 _NEEDED: Final = "system-directory"
 _CONNECT_SECONDS: Final = 2.0
@@ -131,13 +130,7 @@ def push(asked: Push) -> str:
 
 
 def _parse(words: Sequence[str]) -> Push:
-    values: dict[str, str] = {}
-    left = list(words)
-    while left:
-        name, equals, value = left.pop(0).partition("=")
-        if name not in _VALUES or not (equals or left):
-            raise usage(f"an argument after {arguments.PUSH} is not known, or has no value", _HELP)
-        values[name] = value if equals else left.pop(0)
+    _, values = arguments.read(words, frozenset(), _VALUES, f"after {arguments.PUSH}")
     vm = values.get("--vm", "")
     if not is_vm_name(vm):
         raise usage(
