@@ -184,7 +184,8 @@ def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:
     bus = next((option for option in options if option.name.startswith("dbus-")), None)
     if bus is not None:
         raise usage(
-            f"{bus.shown} would show credential {secret} to anyone who may call cloud-hypervisor on D-Bus",
+            f"{bus.shown} would show credential {secret} to each user that may call cloud-hypervisor "
+            "on D-Bus",
             "remove it, or seal the credential for the guest",
         )
 

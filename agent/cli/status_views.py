@@ -18,7 +18,7 @@ _HEADINGS = (
     *("LAST RESULT", "REASON"),
 )
 _SHORT_HEADINGS = ("VM", "STATE", "SINCE", "SEALED", "RUNS", "SYSTEM", "REASON")
-"""For terminals: all of it fits into 80 columns where no reason is told."""
+"""For terminals: the table fits into 80 columns if no VM has a reason."""
 _COLOURS = {
     State.IN_STEP: "green",
     State.RESTART_DUE: "yellow",

@@ -190,7 +190,7 @@ def test_a_sealed_or_imported_value_arrives(running: Running) -> None:
 
 @pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
 def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
-    """All old values are put back, also those of other units, and the next good push works."""
+    """The receiver restores all old values, also those of other units. The next good push works."""
     before = dict(running.values)
     starts = {name: len(running.starts(name)) for name in ("app", "token")}
     assert running.rotate(API_KEY=b"bad", TOKEN=b"never")[1:] == ["failed unit app.service"]

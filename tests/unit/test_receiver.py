@@ -195,7 +195,7 @@ def test_a_unit_that_a_push_left_down_is_started_by_the_next(guest: Guest) -> No
 
 @pytest.mark.parametrize("moment", ["restart", "cp", "mv"])
 def test_a_receiver_that_is_killed_is_made_up_for(guest: Guest, moment: str) -> None:
-    """The next push does all again; if that one fails, the values from before both are put back."""
+    """The next push does all again. If it fails too, the receiver restores the values from before both."""
     once = '[ -e "$FAKE/again" ] || { : >"$FAKE/again";'
     if moment == "restart":
         place = guest.fake / "units/app.service/restart"
@@ -368,7 +368,7 @@ def test_an_endless_line_ends(guest: Guest) -> None:
 
 
 def test_a_guest_without_a_manifest_takes_nothing(guest: Guest) -> None:
-    """It does not know which VM it is, nor whether it has a key."""
+    """Such a guest knows neither its VM's name nor whether it has a key."""
     (guest.system / MANIFEST).unlink()
     assert guest.receive(plain_push(6, NEW)) == ["failed no-manifest"]
     assert guest.values() == OLD

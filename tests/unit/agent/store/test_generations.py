@@ -88,7 +88,7 @@ def test_readers_never_see_a_mix(store: Store) -> None:
 def test_a_published_generation_stays_where_its_last_sync_fails(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``current`` names the new generation by then: it is kept, whole, and the error is told."""
+    """``current`` names the new generation by then. The store keeps it whole, and raises the error."""
     store.write(manifest(1, "A"), {"A": Secret(b"one")})
     failing_sync(monkeypatch, store.vm_directory("web"))
     with pytest.raises(UnsyncedStoreError, match="power failure"):
@@ -179,7 +179,7 @@ def test_the_way_back(store: Store) -> None:
 
 
 def test_times(store: Store) -> None:
-    """When a generation was sealed, a VM held and an attempt noted is told by its file; else None."""
+    """The time of a sealing, a hold and an attempt is that of its file; None without one."""
     assert (store.held_at("web"), store.attempted_at("web"), store.sealed_at(manifest(1))) == (None,) * 3
     for number in (1, 2):
         store.write(manifest(number), {})

@@ -18,7 +18,7 @@ from tests.support.generations import KEY
 
 
 def test_a_lock_keeps_others_out_until_it_is_let_go(store: Store) -> None:
-    """Who does not wait is told so, who waits gets it afterwards; locks of other names are others."""
+    """A caller that does not wait gets False; one that waits gets the lock later. Each name has its lock."""
     other = Store(store.state, KEY)
     order: list[str] = []
 
