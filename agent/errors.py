@@ -56,6 +56,10 @@ class ConfigurationError(CredferryError):
     status = ExitStatus.CONFIGURATION
 
 
+class UnknownVmError(ConfigurationError):
+    """The configuration has no VM of this name."""
+
+
 class VmError(CredferryError):
     """A VM was refused, or its restart failed. The other VMs were served."""
 

@@ -12,6 +12,7 @@ from credferry.agent import __version__
 
 VERBS = {
     "agent": "agent",
+    "reload": "reload",
     "sync": "sync",
     "plan": "plan",
     "status": "status",

@@ -86,24 +86,27 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
 
 def require_agent(config: Config, order: Order, vms: Sequence[VmConfig]) -> RemoteAgent:
     """The running agent, for an order on VMs. Raises `AgentError` and `BusError`."""
+    refused = f"{order.value} was not done for {', '.join(vm.name for vm in vms)}"
+    hint = "start it with: systemctl start credferry.service; then give the order again"
+    return require_running(config, refused, hint)
+
+
+def require_running(config: Config | None, refused: str, hint: str) -> RemoteAgent:
+    """The running agent; ``refused`` and ``hint`` are for an error. Raises `AgentError` and `BusError`."""
     agent = find_agent(config)
     if agent is None:
-        refused = f"{order.value} was not done for {', '.join(vm.name for vm in vms)}"
         manager = connect()
         try:
             require_no_agent(manager, refused)
         finally:
             manager.close()
-        raise AgentError(
-            f"{refused}: the agent does not run",
-            hint="start it with: systemctl start credferry.service; then give the order again",
-        )
+        raise AgentError(f"{refused}: the agent does not run", hint=hint)
     return agent
 
 
 def require_no_agent(manager: SystemManager, refused: str) -> None:
     """Raises `AgentError` if the agent runs, although it is not on the bus."""
-    if manager.unit("credferry.service").is_active:
+    if manager.unit("credferry.service").active in {"active", "reloading"}:
         raise AgentError(
             f"{refused}: the agent runs, but it is not on the bus",
             hint="see why with: credferry doctor",

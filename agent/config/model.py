@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from credferry.agent.errors import ConfigurationError
+from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
     Channel,
     Delivery,
@@ -193,11 +193,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def vm(self, name: str) -> VmConfig:
-        """The VM of a name. Raises `ConfigurationError` for one that is not configured."""
+        """The VM of a name. Raises `UnknownVmError` for one that is not configured."""
         try:
             return self.vms[name]
         except KeyError:
-            raise ConfigurationError(
+            raise UnknownVmError(
                 f"{self.file}: there is no VM {name!r}",
                 hint=f"add a table [vms.{name}], or use {one_of(name, self.vms)}",
             ) from None

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _ANSWER_SECONDS = 3.0
 """An agent that does not answer within this time cannot be asked."""
-_CALL_SECONDS = CALL_SECONDS + 10.0
+_CALL_SECONDS = 2 * CALL_SECONDS + 10.0
+"""Longer than the agent takes for a reload and the check after it."""
 _LOOK_AGAIN_SECONDS = 0.2
 _LOOK_AT_UNIT = "see: systemctl status credferry.service"
 
@@ -179,6 +180,10 @@ def _is_under_way(vm: dict[str, Any]) -> bool:
 
 def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has no stubs)
     name, text = remote_error(error)
+    if name == _DENIED:
+        return AgentError(
+            "this user may not ask the agent for that: only root may", hint="run the verb as root"
+        )
     if name in _NO_OBJECT:
         return NoObjectError(text, hint="see: busctl tree org.credferry.Agent1")
     if not name.startswith(ERROR_PREFIX):

@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 from credferry.agent.bus.names import MANAGER_INTERFACE, label
-from credferry.agent.errors import BusError, ConfigurationError, CredferryError, SourceError, StoreError
+from credferry.agent.errors import (
+    BusError,
+    ConfigurationError,
+    CredferryError,
+    KeyFileError,
+    SourceError,
+    StoreError,
+    UnknownVmError,
+)
 
 NAME = "org.credferry.Agent1"
 PATH = "/org/credferry/Agent1"
 AGENT_INTERFACE = "org.credferry.Agent1"
 VM_INTERFACE = "org.credferry.VM1"
 ERRORS: dict[str, type[CredferryError]] = {
-    "UnknownVm": ConfigurationError,
+    "UnknownVm": UnknownVmError,
+    "Configuration": ConfigurationError,
+    "Key": KeyFileError,
     "NoSource": SourceError,
     "Store": StoreError,
     "Systemd": BusError,
@@ -75,6 +85,7 @@ SIGNALS = {
 AGENT_XML = (
     f'<node><interface name="{AGENT_INTERFACE}">'
     + _method("Sync")
+    + _method("Reload")
     + _method("Plan", gives="steps:a(ssasas)")
     + _method("Order", "order:s vm:s reason:s", "run:s")
     + "".join(_method(name, "vm:s") for name in ("Rotate", "Rollback", "Hold", "Release", "Retry"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from credferry.agent import __version__
@@ -102,8 +103,15 @@ class AgentObject:
 
     def Sync(self, _caller: Caller) -> None:  # noqa: N802
         """Look now, and return when the look is done. Restarts that it causes may still run then."""
-        _served(self._orders.sync)
+        _served(self._orders.check.ask)
         self._refresh()  # the caller can then read the result
+
+    def Reload(self, _caller: Caller) -> None:  # noqa: N802
+        """Read the configuration again, and return when its VMs are published. An error keeps the former."""
+        _served(self._orders.reload.ask)
+        with suppress(CredferryError):  # such as a missing source, which does not concern the file
+            self._orders.check.ask()
+        self._refresh()
 
     def Plan(self, _caller: Caller) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
         """What a look would do now: for each VM its state, the steps, and reasons why there are no more."""

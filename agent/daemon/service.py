@@ -28,7 +28,7 @@ from credferry.agent.daemon.host_key import HostKey
 from credferry.agent.daemon.parts import Connect, Parts
 from credferry.agent.daemon.publisher import Front, no_front
 from credferry.agent.daemon.textfile import Textfile
-from credferry.agent.errors import BusError, CredferryError, KeyFileError, StoreError, describe
+from credferry.agent.errors import BusError, KeyFileError, StoreError, describe
 from credferry.agent.log import Conditions
 from credferry.agent.reconcile import rekey
 from credferry.agent.rollout.orders import Orders
@@ -171,7 +171,7 @@ class Service:
         """Look at the change or at all VMs, and act on the result."""
         # Armed before the look: a change after the look then causes a hint.
         self._cycle.arm()
-        self._orders.begin_look()
+        self._orders.check.begin()
         try:
             self._restarts.raise_error()
             self._session.audit.catch_up()
@@ -189,7 +189,7 @@ class Service:
         else:
             self._tell_over("store", "the store can be written again")
         if turn.failure is not None or turn.is_settled:
-            self._orders.end_look(turn.failure)
+            self._orders.check.end(turn.failure)
         config = self._session.config
         period = config.source.resync_seconds * (1 - JITTER)
         self._metrics.keep(config.metrics, self._conditions, period, self._monotonic())
@@ -243,8 +243,8 @@ class Service:
 
     def _reload(self) -> None:
         daemon.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
-        try:
-            self._go_over_to(configuration.load(self._path), f"credferry now uses {self._path}")
-        except CredferryError as error:
-            _log.error("reload failed; keeping the previous configuration", reason=describe(error))
+        news = f"credferry now uses {self._path}"
+        failure = self._orders.reload.do(lambda: self._go_over_to(configuration.load(self._path), news))
+        if failure is not None:
+            _log.error("reload failed; keeping the previous configuration", reason=describe(failure))
         daemon.notify("READY=1")

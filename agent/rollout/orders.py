@@ -17,7 +17,6 @@ import structlog
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.errors import (
     BusError,
-    CredferryError,
     OrderError,
     StoreError,
     describe,
@@ -25,6 +24,7 @@ from credferry.agent.errors import (
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.holding import hold, is_halted, retry
 from credferry.agent.rollout.operators import Operator, record
+from credferry.agent.rollout.requests import LoopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from credferry.agent.systemd.units import SystemManager
 
 _log = structlog.get_logger()
-_SYNC_SECONDS = 20.0
+_REQUEST_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"
 _PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
@@ -65,8 +65,10 @@ class Orders:
         self._changed = threading.Condition()
         self._pending: dict[str, PendingOrder] = {}
         self._results: dict[str, str] = {}
-        self._begun = self._done = 0
-        self._failure: CredferryError | None = None
+        self.check = LoopRequest(lambda: hint("sync"), "check", _REQUEST_SECONDS)
+        """Ask for a check of all VMs now. Its error is that of the source, the bus or the store."""
+        self.reload = LoopRequest(lambda: hint("reload"), "reload", _REQUEST_SECONDS)
+        """Ask for a new read of the configuration. Its error is that of the file."""
         self._planning, self._giving = threading.Lock(), threading.Lock()
         self._session: Session | None = None
         self._manager: Callable[[], SystemManager | None] = _no_manager
@@ -88,17 +90,6 @@ class Orders:
         with self._changed:
             dropped, self._pending = self._pending, {}
         self._tell_dropped(dropped, "the agent stops")
-
-    def begin_look(self) -> None:
-        """Take note that a cycle of the loop begins."""
-        with self._changed:
-            self._begun += 1
-
-    def end_look(self, failure: CredferryError | None) -> None:
-        """Take note that the cycle is over, with the error that ended it, if any."""
-        with self._changed:
-            self._done, self._failure = self._begun, failure
-            self._changed.notify_all()
 
     def pending(self) -> set[str]:
         """Names of the VMs with a pending order."""
@@ -129,23 +120,6 @@ class Orders:
             return self._results.get(name, "")
 
     # The operators' side.
-
-    def sync(self) -> None:
-        """Make the loop check now, and return when a cycle that began after this call is over.
-
-        Raises the error that ended that cycle, and `OrderError` if it takes too long.
-        """
-        with self._changed:
-            wanted = self._begun + 1
-            self._hint("sync")
-            if not self._changed.wait_for(lambda: self._done >= wanted, _SYNC_SECONDS):
-                raise OrderError(
-                    "Busy",
-                    f"the agent's check is not done within {_SYNC_SECONDS:.0f} s",
-                    hint="the check continues; try again later",
-                )
-            if self._failure is not None:
-                raise self._failure
 
     def plan(self) -> Look:
         """Check all VMs in the caller's thread and change nothing.

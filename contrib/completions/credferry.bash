@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' sync'|' plan'|' status'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -134,11 +134,17 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent sync plan status check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --help' -- "$current")
+        else
+            :
+        fi ;;
+    ' reload')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--help' -- "$current")
         else
             :
         fi ;;

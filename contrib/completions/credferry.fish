@@ -5,7 +5,7 @@ function __credferry_at
     set -l path
     for word in (commandline -opc)[2..]
         switch (string join ' ' -- $path $word)
-            case 'agent' 'sync' 'plan' 'status' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'rollback' 'guest-key' 'guest-key create'
+            case 'agent' 'reload' 'sync' 'plan' 'status' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'rollback' 'guest-key' 'guest-key create'
                 set -a path $word
         end
     end
@@ -24,6 +24,7 @@ end
 
 complete -c credferry -f
 complete -c credferry -n '__credferry_at' -a 'agent' -d 'Watch the source, seal changes, and restart the VMs that use them. Runs until SIGTERM.'
+complete -c credferry -n '__credferry_at' -a 'reload' -d 'Make the agent read its configuration again. If it refuses the file, it keeps the former one.'
 complete -c credferry -n '__credferry_at' -a 'sync' -d 'Make the agent check now, seal, and restart what is due. If no agent runs, only seal.'
 complete -c credferry -n '__credferry_at' -a 'plan' -d 'Show what a sync would do now. Write nothing, and change no VM.'
 complete -c credferry -n '__credferry_at' -a 'status' -d 'Show for each VM what is published, sealed and running, and whether they are in step.'
@@ -44,6 +45,7 @@ complete -c credferry -n '__credferry_at agent' -l config -s c -r -F -d 'Configu
 complete -c credferry -n '__credferry_at agent' -l once -d 'Seal what is published, restart nothing, and end.'
 complete -c credferry -n '__credferry_at agent' -l wait -r -d 'With --once: wait this long for a complete source.'
 complete -c credferry -n '__credferry_at agent' -l help -d 'Show the help of the command or of a verb, and exit.'
+complete -c credferry -n '__credferry_at reload' -l help -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at sync' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at sync' -l vm -r -a '(__credferry_vms)' -d 'Only this VM, or the VMs that match a pattern. Can be repeated.'
 complete -c credferry -n '__credferry_at sync' -l json -d 'Print JSON instead of a table.'

@@ -485,6 +485,43 @@ def test_a_changed_configuration(bus: Bus) -> None:
     bus.host.wait(lambda: bus.vms() == {"web", "db-1"}, 20, "the removed VM's end")
 
 
+def test_a_reload_ends_when_the_file_is_in_force(bus: Bus) -> None:
+    """Right after `systemctl reload`, a verb finds the agent with the changed file, and all of its VMs."""
+    added = CONFIG + '[vms.new.credentials]\nAPI_KEY = { secret = "api-key" }\n'
+    try:
+        for number in range(6):
+            bus.deployment.configure(CONFIG if number % 2 else added)
+            bus.host.run("systemctl", "reload", AGENT)
+            rows = json.loads(bus.deployment.credferry("sync", "--json", check=False))
+            assert {row["vm"] for row in rows} == {"web", "db-1", *(() if number % 2 else ("new",))}
+    finally:
+        bus.deployment.configure(CONFIG)
+        bus.host.run("systemctl", "reload", AGENT)
+
+
+def test_a_reload_of_a_broken_file_fails(bus: Bus) -> None:
+    """`systemctl reload` and `credferry reload` end with an error; the agent keeps the former file."""
+    try:
+        bus.deployment.configure(CONFIG + "[nonsense]\n")
+        assert bus.host.run("systemctl", "reload", AGENT, check=False).returncode != 0
+        refused = bus.host.run("credferry", "reload", check=False)
+        assert (refused.returncode, refused.stdout) == (ExitStatus.CONFIGURATION, "")
+        assert "config.toml" in refused.stderr
+        assert bus.host.run("systemctl", "is-active", AGENT).stdout == "active\n"
+        assert error_name(bus, "Reload") == "org.credferry.Error.Configuration"
+        assert bus.vms() == {"web", "db-1"}
+    finally:
+        bus.deployment.configure(CONFIG)
+        bus.host.run("systemctl", "reload", AGENT)
+
+
+def test_a_member_may_not_reload(bus: Bus) -> None:
+    """Only root makes the agent read its file, and the agent's own user, for `ExecReload=`."""
+    refused = bus.host.run("credferry", "reload", check=False, user=MEMBER)
+    assert refused.returncode == ExitStatus.UNAVAILABLE
+    assert "only root may" in refused.stderr
+
+
 @pytest.mark.parametrize("blocked", ["web", "db-1"])
 def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> None:
     """The order is not carried out when the VM comes back; the audit and the waiting caller are told.
@@ -713,7 +750,7 @@ def test_another_owner_of_the_name(bus: Bus) -> None:
 
 
 def test_without_a_policy(bus: Bus) -> None:
-    """Where the bus lets nobody own the name, the agent does its work; verbs say that they cannot ask it."""
+    """Where the bus lets nobody own the name, the agent works and reloads; verbs say why they cannot."""
     bus.host.run("mv", POLICY, f"{POLICY}.away")
     bus.host.run("systemctl", "reload", "dbus.service")
     bus.deployment.host.run("systemctl", "restart", AGENT)
@@ -735,6 +772,13 @@ def test_without_a_policy(bus: Bus) -> None:
         bus.publish(api_key=b"without a policy")
         bus.deployment.wait_in_step("web")
         assert bus.deployment.delivered("web") == {"API_KEY": b"without a policy"}
+        bus.host.run("systemctl", "reload", AGENT)
+        for part in ("sent SIGHUP to the agent", "credferry now uses"):
+            bus.host.wait_journal(
+                lambda entry, part=part: part in entry["MESSAGE"],  # type: ignore[misc]  # a default binds the part
+                20,
+                _SYSTEMD_UNIT=AGENT,
+            )
     finally:
         bus.host.run("mv", f"{POLICY}.away", POLICY)
         bus.host.run("systemctl", "reload", "dbus.service")

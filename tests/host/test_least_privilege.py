@@ -84,6 +84,7 @@ def guarded_host() -> Iterator[Host]:
     with Host(cache_directory()) as host:
         install(host)
         install_users(host)
+        host.run("systemctl", "reload", "dbus.service")  # it looks the users up when it reads its policies
         yield host
 
 
@@ -183,6 +184,9 @@ def test_the_whole_way_without_root(unprivileged: Deployment) -> None:
     assert unprivileged.delivered("web") == {"API_KEY": b"value 2"}
     assert host.unit(AGENT)["WatchdogTimestampMonotonic"] != "0"
     host.run("systemctl", "reload", AGENT)
+    said = [entry["MESSAGE"] for entry in host.journal(_SYSTEMD_UNIT=AGENT)]
+    sighup = [line for line in said if "SIGHUP" in line]
+    assert not sighup, sighup
     health = {"MESSAGE_ID": UNIT_STARTED, "UNIT": "credferry-health@web.service", "_PID": "1"}
     assert host.journal(**health), "polkit let it be started"
     wanted = {"agent started", "published", "sealed", "restarted", "launched", "configuration"}
