@@ -127,8 +127,13 @@ let
       ++ lib.optional ((guest.microvm.vsock.cid or null) != null) budget.notifyString
     );
   least =
-    name: vm: budget.static (strings name) + budget.credentials vm.guestKey vm.credentials;
-  count = name: vm: builtins.length (strings name) + builtins.length (builtins.attrNames vm.credentials);
+    name: vm:
+    budget.static (strings name)
+    + budget.credentials vm.guestKey vm.credentials
+    + (if vm.live then budget.manifest name vm.guestKey (builtins.attrNames vm.credentials) else 0);
+  count =
+    name: vm:
+    builtins.length (strings name ++ builtins.attrNames vm.credentials) + (if vm.live then 1 else 0);
 
   # What makes a guest a confidential one, whose systemd ignores OEM strings (src/core/import-creds.c).
   confidential =
@@ -288,6 +293,27 @@ in
             message = ''
               ${at name}: the launcher refuses to start the VM with ${list (refused vm guest)}, from its microvm.* options.
               Remove it there; or seal every secret for the guest (guestKey = true), and for --gpu set channel = "command".
+            '';
+          }
+          {
+            assertion = !vm.live || guests.hasVsock name != false;
+            message = ''
+              ${at name}.live: the host sends new values over the VM's vsock, and the VM has none.
+              Set microvm.vsock.cid in the VM to a number that no other VM has, or set ${at name}.live = false.
+            '';
+          }
+          {
+            assertion = !vm.live || !(vm.settings.initrd or false);
+            message = ''
+              ${at name}.live: a push cannot change what travels in the guest's initrd.
+              Set ${at name}.live = false, or leave out settings.initrd.
+            '';
+          }
+          {
+            assertion = !vm.live || vm.channel != "command" || vm.guestKey || vm.plaintextInArgv;
+            message = ''
+              ${at name}.live: channel = "command" would show the guest's manifest in /proc/PID/cmdline.
+              Use channel = "api", or guestKey = true so that it is sealed for the guest.
             '';
           }
           {

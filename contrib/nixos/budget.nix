@@ -10,6 +10,8 @@ let
   base64 = bytes: (bytes + 2) / 3 * 4;
   align8 = bytes: (bytes + 7) / 8 * 8;
 
+  hex = digits: lib.concatStrings (lib.genList (_: "0") digits);
+
   # systemd's encrypted credential (src/shared/creds-util.c): a header of 48 bytes, the metadata with the name, the
   # value, a tag of 16; Base64 on one line.
   sealed = name: bytes: base64 (48 + align8 (20 + stringLength name) + bytes + 16);
@@ -40,6 +42,24 @@ rec {
     Bytes of strings that stand in the configuration as they are.
   */
   static = strings: sum (map (string: stringLength string + 1) strings);
+
+  /*
+    Least bytes of the manifest that a live VM's guest gets as one more credential (agent/reconcile/live.py).
+  */
+  manifest =
+    vm: guestKey: names:
+    let
+      lines = [
+        "credferry-push 1"
+        "vm ${vm}"
+        "generation 1"
+        "key ${if guestKey then "guest" else "none"}"
+        "receipt ${hex 32}"
+      ]
+      ++ map (name: "credential ${name} plain ${hex 64}") names;
+      bytes = sum (map (line: stringLength line + 1) lines);
+    in
+    (if guestKey then sealedString else plainString) "credferry.manifest" bytes;
 
   /*
     Least bytes of credentials. `guestKey`: whether secrets are sealed for the guest unless they say otherwise.

@@ -77,7 +77,8 @@ in
         default = false;
         description = ''
           Whether the guest takes rotated credentials while it runs. A receiver listens on the VM's vsock, and restarts
-          the units that load what changed. It needs microvm.vsock.cid, and `live = true` for this VM on the host.
+          the units that load what changed. It needs microvm.vsock.cid. The host's
+          `services.credferry.vms.NAME.live` is then true by default.
         '';
       };
     };
@@ -104,7 +105,10 @@ in
 
     assertions = [
       {
-        assertion = !cfg.live.enable || (config.microvm.vsock.cid or null) != null;
+        assertion =
+          !cfg.live.enable
+          || (config.microvm.vsock.cid or null) != null
+          || any (hasPrefix "--vsock") config.microvm.cloud-hypervisor.extraArgs;
         message = ''
           credferry.live.enable needs a vsock, over which the host sends: set microvm.vsock.cid to a number of this VM's own.
         '';

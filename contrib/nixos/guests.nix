@@ -3,6 +3,8 @@
 # The configurations of the VMs that microvm.nix declares on this host, wherever they are written.
 { lib, host }:
 let
+  inherit (lib) any;
+
   declared = host.microvm.vms or { };
 in
 rec {
@@ -59,4 +61,28 @@ rec {
       major = if guest == null then null else builtins.match "([0-9]+).*" (guest.systemd.package.version or "");
     in
     if major == null then 252 else lib.toInt (builtins.head major);
+
+  /*
+    Whether a VM's guest takes credentials while it runs.
+  */
+  isLive =
+    name:
+    let
+      guest = config name;
+    in
+    guest != null && (guest.credferry.live.enable or false);
+
+  /*
+    Whether a VM has a vsock, by its option or by its arguments, or null where the VM is not declared here.
+  */
+  hasVsock =
+    name:
+    let
+      guest = config name;
+    in
+    if guest == null then
+      null
+    else
+      (guest.microvm.vsock.cid or null) != null
+      || any (lib.hasPrefix "--vsock") (guest.microvm.cloud-hypervisor.extraArgs or [ ]);
 }

@@ -39,6 +39,21 @@ let
 
   unitName = vm: lib.removeSuffix ".service" vm.unit;
 
+  # Only the user of the VM's unit can connect to the VM's vsock socket. A unit without User= runs as root. Nothing is
+  # known of a unit that this configuration does not define.
+  identity =
+    vm:
+    let
+      name = unitName vm;
+      template = builtins.match "([^@]+@).+" name;
+      settings = unit: (config.systemd.services.${unit} or { }).serviceConfig or { };
+      all = lib.optionalAttrs (template != null) (settings (builtins.head template)) // settings name;
+    in
+    lib.optionalAttrs (all ? User || all ? ExecStart) {
+      User = all.User or "root";
+      Group = all.Group or "";
+    };
+
   # A table of the agent's configuration file; there is no null in TOML.
   table = lib.filterAttrs (_: value: value != null);
 
@@ -46,7 +61,7 @@ let
     vm:
     vm.settings
     // {
-      inherit (vm) unit channel;
+      inherit (vm) unit channel live;
       guest_systemd = vm.guestSystemd;
       guest_key = vm.guestKey;
       plaintext_in_argv = vm.plaintextInArgv;
@@ -138,6 +153,15 @@ let
           type = types.bool;
           default = false;
           description = "Whether secrets are also sealed with the guest's own key (`credferry guest-key create`).";
+        };
+        live = mkOption {
+          type = types.bool;
+          default = guests.isLive name;
+          defaultText = literalExpression "the guest's credferry.live.enable, or false where the VM is not declared here";
+          description = ''
+            Whether the guest takes a rotated value while it runs. It needs the receiver in the guest
+            (`credferry.live.enable`) and a vsock (`microvm.vsock.cid`).
+          '';
         };
         plaintextInArgv = mkOption {
           type = types.bool;
@@ -329,6 +353,20 @@ in
           (lib.optionalAttrs (!(builtins.elem name guests.names)) { restartIfChanged = mkDefault false; })
         ];
       }) cfg.vms
+      ++ lib.mapAttrsToList (name: vm: {
+        "credferry-push@${name}" = {
+          overrideStrategy = "asDropin";
+          path = lib.mkForce [ ];
+          after = [ vm.unit ];
+          serviceConfig = identity vm // {
+            # The empty line ends what the template's own line would start.
+            ExecStart = [
+              ""
+              "${lib.getExe' cfg.package "credferry-launch"} --push --vm %i --unit ${lib.escape [ "\\" ] vm.unit}"
+            ];
+          };
+        };
+      }) (lib.filterAttrs (_: vm: vm.live) cfg.vms)
     );
   };
 }

@@ -446,6 +446,8 @@ let
     getExe' = package: name: "${package}/bin/${name}";
     versions.major = text: head (match "([0-9]+).*" text);
     genList = genList;
+    concatStrings = concatStringsSep "";
+    escape = special: replaceStrings special (map (each: "\\${each}") special);
     fileset = {
       unions = map (path: if builtins.pathExists path then path else throw "${toString path} does not exist");
       toSource = { root, fileset }: builtins.seq (toString fileset) root;

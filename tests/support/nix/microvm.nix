@@ -46,6 +46,14 @@ let
       ];
     };
 
+  parts = [
+    "macvtap-interfaces"
+    "pci-devices"
+    "set-booted"
+    "tap-interfaces"
+    "virtiofsd"
+  ];
+
   evaluated = types.raw // {
     description = "Toplevel NixOS config";
     merge = _: values: evalModules ([ guest ] ++ map (value: value.value or value) values);
@@ -58,6 +66,7 @@ in
     { config, lib, ... }:
     {
       options.microvm = {
+        stateDir = with' "/var/lib/microvms" types.path;
         vms = with' { } (
           types.attrsOf (
             types.submodule {
@@ -71,16 +80,34 @@ in
           )
         );
       };
-      # Its own drop-in for each VM, which the project's must not contradict.
-      config.systemd.services = builtins.mapAttrs (_: drop-in: drop-in) (
-        lib.mapAttrs' (name: vm: {
-          name = "microvm@${name}";
-          value = {
-            overrideStrategy = "asDropin";
-            path = lib.mkForce [ ];
-            serviceConfig.Type = "notify";
+      # Its template, and its own drop-in for each VM, which the project's must not contradict.
+      config.systemd.services = {
+        "microvm@" = {
+          description = "MicroVM '%i'";
+          restartIfChanged = false;
+          requires = map (part: "microvm-${part}@%i.service") parts;
+          after = [ "network.target" ] ++ map (part: "microvm-${part}@%i.service") parts;
+          unitConfig.ConditionPathExists = "${config.microvm.stateDir}/%i/current/bin/microvm-run";
+          serviceConfig = {
+            Type = "simple";
+            WorkingDirectory = "${config.microvm.stateDir}/%i";
+            ExecStart = "${config.microvm.stateDir}/%i/current/bin/microvm-run";
+            User = "microvm";
+            Group = "kvm";
           };
-        }) config.microvm.vms
-      );
+        };
+      }
+      // lib.mapAttrs' (name: vm: {
+        name = "microvm@${name}";
+        value = {
+          overrideStrategy = "asDropin";
+          path = lib.mkForce [ ];
+          serviceConfig.X-RestartIfChanged = [
+            ""
+            (if vm.restartIfChanged then "true" else "false")
+          ];
+          serviceConfig.Type = "notify";
+        };
+      }) config.microvm.vms;
     };
 }

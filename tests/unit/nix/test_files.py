@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent import __version__
+from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.sealing.credential import seal
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.launcher import power
@@ -20,8 +22,12 @@ from credferry.launcher.handoff import (
     OEM_COUNT_MAX,
     OEM_TOTAL_BEFORE_257,
     OEM_TOTAL_MAX,
+    PUSH_MANIFEST,
     SYSTEMD_READS_ALL_OEM_STRINGS,
+    Delivery,
     Kind,
+    Manifest,
+    ManifestEntry,
     Secret,
     oem_size,
     oem_string,
@@ -94,6 +100,7 @@ def test_drop_in_is_that_of_contrib(nix: Nix) -> None:
     assert service["overrideStrategy"] == "asDropin"
     assert service["path"] == []
     assert service["serviceConfig"].pop("Type") == "notify", "what microvm.nix says is kept"
+    assert service["serviceConfig"].pop("X-RestartIfChanged") == ["", "false"]
     ours = {("Unit", "After"): service["after"]}
     ours |= {("Unit", key): [value] for key, value in service["unitConfig"].items()}
     for key, value in service["serviceConfig"].items():
@@ -149,6 +156,22 @@ def test_budget_is_the_launchers(nix: Nix) -> None:
     limits = nix.evaluate(f"with {budget}; [ (limit 250) (limit 256) (limit 257) maxCount ]")
     assert limits == [OEM_TOTAL_BEFORE_257, OEM_TOTAL_BEFORE_257, OEM_TOTAL_MAX, OEM_COUNT_MAX]
     assert SYSTEMD_READS_ALL_OEM_STRINGS == 257
+
+
+@pytest.mark.parametrize("guest", [None, CredentialKey(bytes(range(32)))], ids=["plain", "sealed"])
+def test_budget_of_a_live_vm_has_its_manifest(nix: Nix, guest: CredentialKey | None) -> None:
+    """A live VM's guest gets a manifest too: as the agent makes it for the first generation, and no more."""
+    published = {"A": Secret(b"x"), "a.name-of_24-bytes......": Secret(b"y")}
+    entries = tuple(ManifestEntry(name, Kind.PLAIN, "0" * 16) for name in published)
+    manifest, value = with_push_manifest(
+        Manifest("web", 1, "ab" * 32, "cd" * 16, Delivery(), entries, "ef" * 32), published, guest
+    )
+    names = " ".join(f'"{name}"' for name in published)
+    least = nix.evaluate(
+        '(import (t.root + "/contrib/nixos/budget.nix") { inherit (t) lib; }).manifest "web" '
+        f"{json.dumps(guest is not None)} [ {names} ]"
+    )
+    assert least == oem_size([oem_string(PUSH_MANIFEST, manifest.credentials[-1].kind, value).reveal()])
 
 
 def test_power_is_the_launchers(nix: Nix) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config
 
 VM = "services.credferry.vms.test-vm"
+STRINGS = "microvm.vms.test-vm.config.microvm.cloud-hypervisor.platformOEMStrings"
 SERVED = f'{{ services.credferry.enable = true; {VM}.credentials.A.text = "a"; }}'
 GUEST = "microvm.vms.test-vm.config"
 WEB = 'services.credferry.vms.web.credentials.A.text = "a";'
@@ -25,6 +26,9 @@ TDX = """
     credferry.importInInitrd = true;
     microvm.cloud-hypervisor.extraArgs = [ "--platform" "tdx=on" ];
 """
+FILLED = (
+    "credentials.FILLED.text = builtins.substring 0 2600 (builtins.toString (builtins.genList (x: x) 999));"
+)
 BIG = 'builtins.concatStringsSep "" (builtins.genList (_: "0123456789") 500)'
 
 
@@ -101,6 +105,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
             guestKey = true;
             plaintextInArgv = true;
             allowNames = [ "ssh.listen" ];
+            live = true;
             credentials.A = { secret = "db/password"; required = false; seal = false; };
             credentials."ssh.listen".text = "x";
           };
@@ -113,6 +118,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     vm = config.vm("web")
     assert (vm.unit, vm.channel, vm.guest_systemd) == ("guest.service", Channel.COMMAND, 255)
     assert (vm.guest_key, vm.plaintext_in_argv, vm.allow_names) == (True, True, ("ssh.listen",))
+    assert vm.live
     credential = vm.credentials["A"]
     assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
 
@@ -210,7 +216,7 @@ def test_other_producers_are_believed(nix: Nix) -> None:
 def test_disabled(nix: Nix) -> None:
     """Importing the module alone changes nothing."""
     report = nix.evaluate("t.report (t.sopsHost [ ])")
-    assert (report["failed"], report["units"], report["services"]) == ([], [], {})
+    assert (report["failed"], report["units"], set(report["services"])) == ([], [], {"microvm@"})
 
 
 REFUSED = {
@@ -324,6 +330,26 @@ REFUSED = {
         f"{{ {WEB} microvm.vms.web.config.microvm.vcpu = 1; }}",
         ["services.credferry.vms.web", 'microvm.hypervisor = "cloud-hypervisor"'],
     ),
+    "live without a vsock": (
+        f"{{ {VM}.live = true; {GUEST}.microvm.vsock.cid = t.lib.mkForce null; }}",
+        [f"{VM}.live", "Set microvm.vsock.cid"],
+    ),
+    "live in the initrd's channel": (
+        f"{{ {VM} = {{ live = true; guestKey = true; settings.initrd = true; }}; }}",
+        [f"{VM}.live", "guest's initrd"],
+    ),
+    "live with a manifest that everybody could read": (
+        f'{{ {VM} = {{ live = true; channel = "command"; }}; }}',
+        [f"{VM}.live", "would show the guest's manifest"],
+    ),
+    "live over an old guest's budget": (
+        f"{{ {VM} = {{ guestSystemd = 252; {FILLED} live = true; }}; }}",
+        [VM, "reads 4091"],
+    ),
+    "live with too many strings": (
+        f"{{ {VM}.live = true; {STRINGS} = builtins.genList toString 251; }}",
+        ["256 OEM strings"],
+    ),
     "the initrd's channel, and a system that imports": (
         f"{{ {VM}.settings.initrd = true; }}",
         ["credferry.importInInitrd = true"],
@@ -364,6 +390,13 @@ ACCEPTED = {
         f'{{ {VM} = {{ allowNames = [ "login.noauth" ]; credentials."login.noauth".text = "yes"; }}; }}'
     ),
     "a name of the system without power": f'{{ {VM}.credentials."login.motd".text = "hi"; }}',
+    "an old guest that is within its budget only without live": (
+        f"{{ {VM} = {{ guestSystemd = 252; {FILLED} }}; }}"
+    ),
+    "live with a vsock by an argument": (
+        f"{{ {VM}.live = true; {GUEST}.microvm = {{ vsock.cid = t.lib.mkForce null;"
+        ' cloud-hypervisor.extraArgs = [ "--vsock" "cid=3,socket=v" ]; }; }'
+    ),
     "an old guest within its budget": f"{{ {VM}.guestSystemd = 252; }}",
     "unchecked secrets": f'{{ services.credferry.checkSecrets = false; {VM}.credentials.B.secret = "b"; }}',
     "other path units": '{ systemd.paths.x.pathConfig.PathChanged = "/run/secrets"; }',
@@ -476,6 +509,45 @@ def test_live_guest(nix: Nix) -> None:
     assert "credferry-receive@.service" in script
     other = nix.evaluate(sops())["guests"]["test-vm"]
     assert (other["sockets"], other["packages"]) == ({}, [])
+
+
+def test_live_host(nix: Nix) -> None:
+    """The host's VM is live where its guest is, and its push runs as the user of the VM's unit."""
+    live = f"{GUEST}.credferry.live.enable = true;"
+    report = nix.evaluate(sops(f"{{ {live} }}"))
+    assert report["failed"] == []
+    assert config_of(report).vm("test-vm").live
+    push = report["services"]["credferry-push@test-vm"]
+    assert (push["overrideStrategy"], push["after"]) == ("asDropin", ["microvm@test-vm.service"])
+    assert (push["serviceConfig"]["User"], push["serviceConfig"]["Group"]) == ("microvm", "kvm")
+    empty, command = push["serviceConfig"]["ExecStart"]
+    assert not empty
+    assert command.endswith("/bin/credferry-launch --push --vm %i --unit microvm@test-vm.service")
+    for off in ("", f"{live} {VM}.live = false;"):
+        report = nix.evaluate(sops(f"{{ {off} }}"))
+        assert not config_of(report).vm("test-vm").live
+        assert "credferry-push@test-vm" not in report["services"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "user", "group"),
+    [
+        ('"microvm@test-vm".serviceConfig.User = "one";', "one", "kvm"),
+        ('guest.serviceConfig = { ExecStart = "/g"; User = "two"; };', "two", ""),
+        ('guest.serviceConfig.ExecStart = "/g";', "root", ""),
+        ("", None, None),
+    ],
+)
+def test_push_follows_the_unit(nix: Nix, unit: str, user: str | None, group: str | None) -> None:
+    """A push has the user and group of the VM's unit, also of one with a name of its own."""
+    name = "microvm@test-vm" if "microvm@" in unit else "guest"
+    report = nix.evaluate(
+        sops(f'{{ systemd.services = {{ {unit} }}; {VM} = {{ live = true; unit = "{name}.service"; }}; }}')
+    )
+    assert report["failed"] == []
+    push = report["services"]["credferry-push@test-vm"]
+    assert (push["serviceConfig"].get("User"), push["serviceConfig"].get("Group")) == (user, group)
+    assert push["serviceConfig"]["ExecStart"][1].endswith(f"--push --vm %i --unit {name}.service")
 
 
 CLAN_VM = (
