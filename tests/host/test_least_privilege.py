@@ -18,6 +18,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import parse
 from credferry.agent.systemd.polkit import rule
 from credferry.agent.systemd.units import restart_unit
+from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment, broken_by_bad
 from tests.support.gate import Gate
@@ -275,7 +276,12 @@ def test_what_polkit_cannot_narrow(unprivileged: Deployment) -> None:
             assert "Job" in host.unit("waiting.service")
             assert call(host, USER, "TryRestartUnit", "ss", WEB, "flush") == ""
             assert "Job" not in host.unit("waiting.service"), "an unrelated unit's job is cancelled"
-            host.wait(at_the_gate, 20, "the restart that flushed")
+            try:
+                host.wait(at_the_gate, 20, "the restart that flushed")
+            except HostError as error:
+                error.add_note(host.run("systemctl", "list-jobs").stdout)
+                error.add_note(host.run("systemctl", "status", "--no-pager", WEB, check=False).stdout)
+                raise
             assert call(host, USER, "TryRestartUnit", "ss", WEB, "replace-irreversibly") == ""
             stop = host.run("systemctl", "stop", WEB, check=False)
             assert "destructive" in stop.stderr, "the VM cannot be stopped until its restart is done"
