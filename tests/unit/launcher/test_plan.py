@@ -259,6 +259,21 @@ def test_what_a_spec_adds_reaches_the_start() -> None:
     assert (made.notify, made.sockets) == ("n_8888", ("a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (("--vsock", "cid=3,socket=/run/web.vsock"), "/run/web.vsock"),
+        (('--vsock=socket="/run/a,b",cid=3',), "/run/a,b"),
+        (("--vsock", "cid=3"), None),
+        (("--vsock", "cid=[3"), None),
+        ((), None),
+    ],
+)
+def test_the_socket_of_the_vms_vsock_is_known(words: tuple[str, ...], path: str | None) -> None:
+    """A push finds the guest by it; what cloud-hypervisor refuses is none, and not this program's error."""
+    assert plan(SEALED, argv=(*KERNEL, *words), channel=Channel.COMMAND).vsock == path
+
+
 def test_landlock_is_noted_where_it_binds_less() -> None:
     """In the api channel alone, and with the rules in the document."""
     argv = (*KERNEL, "--landlock", "--landlock-rules", "path=/a,access=rw")
