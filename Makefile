@@ -12,7 +12,7 @@ help:
 	@echo 'make test         check, then run every test: unit, property, host, guest (root)'
 	@echo 'make test-unit    run the tests that need no root'
 	@echo 'make check        ruff, ruff format and mypy'
-	@echo 'make nightly      explore 10,000 histories of the model world, for 500 in make test'
+	@echo 'make nightly      explore 10,000 histories of the model world, and kill the receiver in 1,000 pushes'
 	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
@@ -42,7 +42,8 @@ check:
 	@exec $(BOOTSTRAP) unit mypy
 
 nightly:
-	@CREDFERRY_MODEL_RUNS=10000 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
+	@CREDFERRY_MODEL_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
+	@CREDFERRY_RECEIVER_PUSHES=334 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py
 
 mutants:
 	@exec $(BOOTSTRAP) full python -m tests.mutants $(ARGUMENTS)

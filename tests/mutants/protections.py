@@ -30,7 +30,7 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '[ "$value" -ge "$one" ] || fail older',
+                '[ "$generation" -ge "$held_generation" ] || fail older',
                 ":",
             ),
         ),
@@ -50,8 +50,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '    : >"$pending/credential/$name"\n',
-                "",
+                '    : >"$pending/credential/$name"\ndone\n[ -z',
+                "done\n[ -z",
             ),
         ),
         ("tests/unit/test_receiver.py::test_a_receiver_that_is_killed_is_made_up_for",),

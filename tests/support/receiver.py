@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import socket
 import subprocess
 from contextlib import suppress
@@ -40,7 +41,7 @@ for unit in "$@"; do
     case $verb in
     cat) cat unit ;;
     show) echo "InvocationID=$(cat id)"; echo "ActiveState=$(cat state)"; cat properties ;;
-    restart | reload) PATH=$REAL_PATH; . ./"$verb" || status=1 ;;
+    restart | start | reload) PATH=$REAL_PATH; . ./"$verb" || status=1 ;;
     esac
 done
 exit $status
@@ -49,6 +50,29 @@ _MOUNT: Final = """\
 #!/bin/sh
 case $2 in remount,*) [ ! -e "$FAKE/unwritable" ] ;; esac
 """
+_PROGRAMS: Final = ("base64", "cp", "dd", "mkdir", "mount", "mv", "rm", "systemctl", "systemd-creds")
+"""What the receiver changes something with."""
+_STEP: Final = """\
+#!/bin/sh
+next=$(PATH=${PATH#*:} && command -v "${0##*/}")
+case $1 in cat | show) exec "$next" "$@" ;; esac
+read -r step <"$FAKE/step"
+read -r last <"$FAKE/last-step"
+echo $((step + 1)) >"$FAKE/step"
+if [ "$step" -eq "$last" ]; then
+    read -r stat </proc/self/stat
+    set -- ${stat##*) }
+    session=$4
+    for file in /proc/[0-9]*/stat; do
+        { read -r stat <"$file"; } 2>/dev/null || continue
+        set -- "${stat%% *}" ${stat##*) }
+        [ "$5" != "$session" ] || [ "$1" = $$ ] || kill -9 "$1"
+    done 2>/dev/null
+    kill -9 $$
+fi
+exec "$next" "$@"
+"""
+"""Stands before each of these, and kills all of the receiver's session at the last step."""
 _RESTART: Final = "echo $(($(cat id) + 1)) >id; echo active >state\n"
 
 
@@ -167,8 +191,20 @@ class Guest:
         place = self.fake / "units" / name
         place.mkdir()
         files = {"unit": text, "id": "1\n", "state": "active\n", "properties": properties}
-        for file, content in {**files, "restart": _RESTART + restart, "reload": ":\n"}.items():
+        verbs = {"restart": _RESTART + restart, "start": ":\n", "reload": ":\n"}
+        for file, content in {**files, **verbs}.items():
             (place / file).write_text(content)
+
+    def kill_at(self, step: int) -> None:
+        """Kill the receiver before its step of this number, the first is 1; with 0, kill none."""
+        steps = self.root / "steps"
+        if not steps.exists():
+            steps.mkdir()
+            for name in _PROGRAMS:
+                self._program(steps / name, _STEP)
+            self.environment["PATH"] = f"{steps}:{self.environment['PATH']}"
+        (self.fake / "step").write_text("1\n")
+        (self.fake / "last-step").write_text(f"{step}\n")
 
     def told(self, verb: str) -> list[str]:
         """What the faked systemd was asked to do of this kind."""
@@ -187,6 +223,7 @@ class Guest:
                 stderr=subprocess.DEVNULL,
                 env=self.environment,
                 cwd="/",
+                start_new_session=True,
             )
         return process, ours
 
@@ -197,9 +234,20 @@ class Guest:
         process.wait(_SECONDS)
         return [line for line in lines if not line.startswith("credferry ")]
 
+    def break_off(self, sent: bytes) -> None:
+        """A connection that the host ends after it has sent this; returns once the receiver has ended."""
+        process, connection = self.start()
+        with connection, suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(sent)
+        process.wait(_SECONDS)
+
     def values(self) -> dict[str, bytes]:
         """What lies in @system, without the manifest."""
         return {path.name: path.read_bytes() for path in self.system.iterdir() if path.name != MANIFEST}
+
+    def clean_up(self) -> None:
+        """Do what the service's ExecStopPost= does, which also runs after a kill."""
+        shutil.rmtree(self.root / "run/credferry-receive/work", ignore_errors=True)
 
     def left(self) -> list[str]:
         """What the receiver has left of its own; nothing where all is finished."""
