@@ -29,7 +29,11 @@ class Exit(enum.IntEnum):
     """A retry may succeed, so systemd makes one. The start needs room, memory, descriptors, or a store in
     the current form, which the agent makes when it starts."""
     GUEST = 76
-    """The guest did not take a push, or its answer proves nothing. A push is no start of the VM."""
+    """The guest refused a push, and changed nothing. A push is no start of the VM."""
+    UNDONE = 77
+    """A unit in the guest failed with the values of a push, and the guest has put the old values back."""
+    UNKNOWN = 78
+    """A push was sent, and nothing proves what the guest holds now. Another push can tell."""
 
 
 REFUSALS: Final = (Exit.USAGE, Exit.CREDENTIALS, Exit.HYPERVISOR)

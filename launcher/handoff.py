@@ -49,6 +49,9 @@ the guest checks the new values against it."""
 EVIDENCE_PARENT = "credferry-evidence"
 """Root's directory below the system's runtime directory. At each start, root copies the manifest that PID 1
 has unsealed to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""
+PUSHED_PARENT = "credferry-pushed"
+"""Root's directory below the system's runtime directory. Root copies the manifest that PID 1 has unsealed
+for a push to ``VM@before`` there, and to ``VM`` once the push has succeeded."""
 MANIFEST_VERSION = 2
 """Version of the manifest's format. Version 1 had no key and no digests of values."""
 STAMP_VERSION = 1

@@ -40,6 +40,14 @@ _NEEDED: Final = "system-directory"
 _CONNECT_SECONDS: Final = 2.0
 _RESTART: Final = "the guest keeps what it has; restart the VM to bring it the new values"
 
+_UNTOUCHED: Final = frozenset(
+    {
+        *("busy", "no-manifest", "older", "other", "other-vm", "not-sealed", "key", "null-key"),
+        *("manifest", "digest", "too-much", "slow", "protocol"),
+    }
+)
+"""The reasons for which a guest refuses a push before it changes anything."""
+
 _REFUSED: Final[Mapping[str, tuple[str, str]]] = {
     "busy": ("it handles another push", "push again when that has ended"),
     "no-manifest": ("it was booted without a manifest", "restart the VM once; later pushes then work"),
@@ -112,18 +120,20 @@ def push(asked: Push) -> str:
     head, items = _blocks(delivered)
     with vsock.connect(vsock.noted(asked.vm, asked.run), asked.vm, _CONNECT_SECONDS) as connection:
         asked.check(connection, asked.unit)
+        is_sent = False
         try:
             conversation = Conversation(connection)
             _check_hello(conversation.open(), delivered)
+            is_sent = True
             done = conversation.deliver(head, items)
         except PushError as error:
-            raise _failure(asked.vm, error) from None
+            raise _failure(asked.vm, error, is_sent=is_sent) from None
     if done.receipt != push_receipt(manifest):
         raise LaunchError(
             f"VM {asked.vm} answered with a receipt that is not that of generation {manifest.generation}",
             hint="something else than its guest answered, so nothing is proved; see what listens there, "
             "and restart the VM",
-            status=Exit.GUEST,
+            status=Exit.UNKNOWN,
         )
     units = ", ".join(f"{name} {action}" for name, action in done.units) or "no unit was affected"
     return f"VM {asked.vm} holds generation {manifest.generation} now: {units}"
@@ -174,9 +184,10 @@ def _check_hello(hello: Hello, delivered: Delivered) -> None:
         raise GuestRefusedError("older", "")
 
 
-def _failure(vm: str, error: PushError) -> LaunchError:
+def _failure(vm: str, error: PushError, *, is_sent: bool) -> LaunchError:
+    """The error for a push that failed. ``is_sent``: whether the guest may have got all of it."""
     match error:
-        case NoReceiverError():
+        case NoReceiverError() if not is_sent:
             return LaunchError(
                 f"VM {vm} took no push: {error}",
                 hint="its guest may still boot: push again; else see credferry-receive.socket in the guest",
@@ -185,12 +196,24 @@ def _failure(vm: str, error: PushError) -> LaunchError:
         case GuestRefusedError():
             what, hint = _REFUSED.get(error.reason, (error.reason, _RESTART))
             detail = f" ({error.detail})" if error.detail else ""
-            status = Exit.LATER if error.reason == "busy" else Exit.GUEST
+            status = _status(error.reason) if is_sent or error.reason == "busy" else Exit.GUEST
             return LaunchError(
                 f"the guest of VM {vm} refused the push: {what}{detail}", hint=hint, status=status
             )
     return LaunchError(
         f"the push to VM {vm} failed: {error}",
-        hint="what the guest holds is not known; push again, or restart the VM",
-        status=Exit.GUEST,
+        hint="what the guest holds is not known; push again, or restart the VM"
+        if is_sent
+        else "nothing was sent; see what listens in the guest on vsock port 900, or restart the VM",
+        status=Exit.UNKNOWN if is_sent else Exit.GUEST,
     )
+
+
+def _status(reason: str) -> Exit:
+    """What the guest's reason for a refusal says about the values that it holds now."""
+    match reason:
+        case "busy":
+            return Exit.LATER
+        case "unit":
+            return Exit.UNDONE
+    return Exit.GUEST if reason in _UNTOUCHED else Exit.UNKNOWN

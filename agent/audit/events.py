@@ -31,6 +31,9 @@ class Event(enum.Enum):
     RESTART_ASKED = "818bb249dd58407286f28ad7123d5c1b"
     RESTARTED = "db001a038d8b4a0584d28a46c6469559"
     RESTART_FAILED = "965f8815862c4afabbdc41fc2febce98"
+    PUSH_ASKED = "771daad096d94cbd8832b1334cd4683b"
+    PUSHED = "30bc93bbe8274de3b52867ded576f7dd"
+    PUSH_FAILED = "af46ad5c40104b05b1d75a5bbdb8c898"
     HALTED = "b5e06340c3a5435b864a12cbd61ce8dd"
     ROLLED_BACK = "0f8fb849bee54e919990b05f2d85583e"
     ROLLBACK_FAILED = "1bee5d8ea37c4545a3260c979db5ad69"
@@ -63,6 +66,7 @@ _PRIORITIES = {
     Event.HOST_KEY: syslog.LOG_WARNING,
     Event.REFUSED: syslog.LOG_WARNING,
     Event.RESTART_FAILED: syslog.LOG_ERR,
+    Event.PUSH_FAILED: syslog.LOG_WARNING,
     Event.HALTED: syslog.LOG_WARNING,
     Event.ROLLED_BACK: syslog.LOG_WARNING,
     Event.ROLLBACK_FAILED: syslog.LOG_ERR,

@@ -28,6 +28,8 @@ class RotationOutcome(enum.StrEnum):
     """Result of a rotation so far."""
 
     RESTARTED = "restarted"
+    PUSHED = "pushed"
+    """The running guest got the new values, and the VM stayed up."""
     STARTED = "started"
     """The VM was started for another reason, and so got the new values."""
     ROLLED_BACK = "rolled back"
@@ -139,6 +141,9 @@ _OUTCOMES = {
     Event.RESTART_ASKED: RotationOutcome.UNDER_WAY,
     Event.RESTARTED: RotationOutcome.RESTARTED,
     Event.RESTART_FAILED: RotationOutcome.FAILED,
+    Event.PUSH_ASKED: RotationOutcome.UNDER_WAY,
+    Event.PUSHED: RotationOutcome.PUSHED,
+    Event.PUSH_FAILED: RotationOutcome.FAILED,
     Event.ROLLED_BACK: RotationOutcome.ROLLED_BACK,
     Event.ROLLBACK_FAILED: RotationOutcome.DOWN,
     Event.HALTED: RotationOutcome.HALTED,
@@ -146,13 +151,17 @@ _OUTCOMES = {
     Event.ORDERED: RotationOutcome.ORDERED,
     Event.ORDER_DROPPED: RotationOutcome.DROPPED,
 }
-_RESTART_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED, Event.ORDER_DROPPED}
+_RESTART_ENDS = {
+    *(Event.RESTARTED, Event.PUSHED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED),
+    Event.ORDER_DROPPED,
+}
 _RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
 """Orders that may lead to a restart, and so begin a story."""
 _ASKED = Event.RESTART_ASKED.label
 _LATE_SECONDS = 5.0
 _ENDED = {
     RotationOutcome.RESTARTED,
+    RotationOutcome.PUSHED,
     RotationOutcome.STARTED,
     RotationOutcome.ROLLED_BACK,
     RotationOutcome.SUPERSEDED,
@@ -189,6 +198,7 @@ class _RotationBuilder:
         self.facts: list[Record] = []
         self._latest: dict[str, Rotation] = {}
         self._restarting: dict[str, Rotation] = {}
+        self._pushing: dict[str, Rotation] = {}
         self._ordered: dict[str, Rotation] = {}
         self._values: dict[tuple[str, str], dict[str, Earlier]] = {}
         self._now: dict[tuple[str, str], str] = {}
@@ -218,6 +228,7 @@ class _RotationBuilder:
         if not record.vm:
             return None
         restarting = self._restarting.get(record.vm)
+        pushing = self._pushing.get(record.vm)
         match record.event:
             case Event.ORDERED:
                 return self._of_order(record) if record.run and record.order in _RESTARTING else None
@@ -229,6 +240,8 @@ class _RotationBuilder:
                 restarting
             ):
                 return restarting
+            case Event.ROLLED_BACK | Event.ROLLBACK_FAILED if pushing:
+                return pushing
             case Event.LAUNCHED if (ordered := self._ordered.get(record.vm)) and _lacks_launch(
                 ordered, record
             ):
@@ -262,9 +275,12 @@ class _RotationBuilder:
         rotation.generation = rotation.generation or record.generation
         if record.event is Event.RESTART_ASKED:
             self._restarting[record.vm] = rotation
+        elif record.event is Event.PUSH_ASKED:  # a launch meanwhile is no part of the push
+            self._pushing[record.vm] = rotation
         elif record.event in _RESTART_ENDS:
             self._restarting.pop(record.vm, None)
-        if record.event is Event.RESTARTED and rotation.ordered is not None:
+            self._pushing.pop(record.vm, None)
+        if record.event in {Event.RESTARTED, Event.PUSHED} and rotation.ordered is not None:
             self._deliver(record)
         if record.event in _OUTCOMES:
             rotation.outcome = _OUTCOMES[record.event]

@@ -127,7 +127,9 @@ def _standing(decision: Decision, *, has_failed: bool) -> dict[str, Any]:
         }
     reasons = list(decision.reasons)
     if decision.needs_rollout:
-        reasons.append("no agent runs that could restart it: systemctl start credferry.service")
+        reasons.append(
+            "no agent runs that could restart it or push to it: systemctl start credferry.service"
+        )
     return {"state": decision.state, "reason": "; ".join(reasons)}
 
 

@@ -31,6 +31,14 @@ class Policy(enum.StrEnum):
     """It is sealed for the next start, and that is all."""
 
 
+class OnLiveFailure(enum.StrEnum):
+    """What the agent does where a push cannot bring a live VM its new values."""
+
+    RESTART = "restart"
+    HOLD = "hold"
+    """The VM keeps what it has, and is shown as failed; somebody else restarts it or has it tried again."""
+
+
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """When restarts are allowed: for so many minutes from each moment of a calendar event."""
 
@@ -51,6 +59,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """For how long nothing new must have been published for the VM before it is restarted."""
     quiet_max_seconds: Seconds = 600.0
     """After this long it is restarted though publications do not fall quiet."""
+    on_live_failure: OnLiveFailure = OnLiveFailure.RESTART
     health: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
     """A command that says, by its status, whether a VM that was restarted does its work."""
 
@@ -103,6 +112,8 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
     """VMs that go first: others wait for them where the same change concerns both."""
     canary_seconds: Seconds = 0.0
     """How long canaries must have run on the change before others follow."""
+    live_windows: bool = True
+    """Whether windows and rates hold for pushes as well."""
     switch_lock: AbsolutePath = "/run/nixos/switch-to-configuration.lock"
     """While somebody holds a lock on this file, a NixOS switch is in progress."""
     switch_seconds: Seconds = 900.0
@@ -124,6 +135,8 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     required: bool = True
     seal: bool | None = None
     """Whether it is sealed for the guest; by default every secret of a VM with ``guest_key`` is."""
+    live: bool = True
+    """Whether a change of it can be pushed to a live VM. Otherwise it restarts the VM."""
 
 
 class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,7 +153,7 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
     plaintext_in_argv: bool = False
     live: bool = False
-    """Whether generations can be pushed to the running guest: each has a manifest for the guest then."""
+    """Whether changes are pushed to the running guest: each generation has a manifest for the guest."""
     allow_names: tuple[str, ...] = ()
     credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from credferry.agent.control.interface import (
 )
 from credferry.agent.errors import AgentError, BusError, CredferryError, OrderError
 from credferry.agent.reconcile.decision import State
-from credferry.agent.reconcile.status import UNDER_WAY
+from credferry.agent.reconcile.status import PUSH_UNDER_WAY, UNDER_WAY
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -173,8 +173,8 @@ def _require_same(bus: Bus, owner: str, config: Config | None) -> None:
 
 def _is_under_way(vm: dict[str, Any]) -> bool:
     state = State(vm["State"])
-    return state in {State.RESTART_DUE, State.SEAL_DUE} or (
-        state is State.CHANGING and vm["LastResult"] == UNDER_WAY
+    return state in {State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE} or (
+        state is State.CHANGING and vm["LastResult"] in {UNDER_WAY, PUSH_UNDER_WAY}
     )
 
 

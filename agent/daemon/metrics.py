@@ -43,6 +43,7 @@ BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds in seconds. VMs that waited for a window, or were held, may exceed the last one."""
 LACKS = ("source", "bus", "store", "key")
 """What may be unavailable for a time, by the keys of the agent's `Conditions`."""
+PUSH_RESULTS = {Event.PUSHED: "done", Event.PUSH_FAILED: "failed"}
 RESULTS = {
     Event.RESTARTED: "done",
     Event.RESTART_FAILED: "failed",
@@ -52,6 +53,7 @@ RESULTS = {
 
 _BEHIND = {
     State.RESTART_DUE,
+    State.PUSH_DUE,
     State.REFUSED,
     State.FAILED,
     State.HELD,
@@ -100,6 +102,12 @@ class Metrics:
             ("vm", "result"),
             registry=own,
         )
+        self._pushes = Counter(
+            "credferry_pushes",
+            "Pushes to guests since the agent started, by result.",
+            ("vm", "result"),
+            registry=own,
+        )
         self._sealed = Counter(
             "credferry_generations_sealed",
             "Generations sealed since the agent started.",
@@ -140,6 +148,9 @@ class Metrics:
             if fact.event in RESULTS:
                 self._begin(fact.vm)
                 self._restarts.labels(fact.vm, RESULTS[fact.event]).inc()
+            if fact.event in PUSH_RESULTS:
+                self._begin(fact.vm)
+                self._pushes.labels(fact.vm, PUSH_RESULTS[fact.event]).inc()
             if fact.event is Event.PUBLISHED:
                 self._seen[fact.vm] = fact.run, self._monotonic()
             elif fact.event is Event.SEALED:
@@ -148,7 +159,7 @@ class Metrics:
                 if fact.run == run:
                     self._generation[fact.vm] = fact.generation
             # A restart that an operator ordered has a run of its own, and delivers the change as well.
-            elif fact.event is Event.RESTARTED and (
+            elif fact.event in {Event.RESTARTED, Event.PUSHED} and (
                 run and (fact.run == run or fact.generation == self._generation.get(fact.vm))
             ):
                 del self._seen[fact.vm]
@@ -195,6 +206,8 @@ class Metrics:
             self._sealed.labels(vm)
             for result in RESULTS.values():
                 self._restarts.labels(vm, result)
+            for result in PUSH_RESULTS.values():
+                self._pushes.labels(vm, result)
 
     def _end(self, vm: str) -> None:
         """Drop the counters of a VM that the configuration no longer names."""
@@ -202,6 +215,8 @@ class Metrics:
         self._sealed.remove(vm)
         for result in RESULTS.values():
             self._restarts.remove(vm, result)
+        for result in PUSH_RESULTS.values():
+            self._pushes.remove(vm, result)
 
     def _behind_since(self, observed: Observed, decision: Decision, store: Store) -> float | None:
         vm = decision.vm.name

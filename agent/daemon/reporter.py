@@ -51,7 +51,7 @@ class Reporter:
             self._conditions.end(key, now)
         elif self._conditions.begin(key, "; ".join(decision.reasons), now):
             self._tell(
-                Event.WAITING, f"{vm.name}: its restart waits {'; '.join(decision.reasons)}", decision
+                Event.WAITING, f"{vm.name}: its rotation waits {'; '.join(decision.reasons)}", decision
             )
 
     def _tell(self, event: Event, message: str, decision: Decision) -> None:

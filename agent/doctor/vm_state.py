@@ -56,7 +56,7 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 "another value",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
-        case State.RESTART_DUE | State.SEAL_DUE:
+        case State.RESTART_DUE | State.PUSH_DUE | State.SEAL_DUE:
             yield hint(
                 "vm.state",
                 said,

@@ -2,8 +2,8 @@
 """Decides what to do about a VM: a pure function of what is published, sealed and running.
 
 The agent closes two gaps and nothing else: published ≠ sealed → seal a new generation; sealed ≠ running,
-and the unit is active → restart it. An event only triggers a check. If an event is lost, the next check
-still finds the change. An event without a change does no harm.
+and the unit is active → push to its guest, or restart it. An event only triggers a check. If an event is
+lost, the next check still finds the change. An event without a change does no harm.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from credferry.agent.config.model import Policy
+from credferry.agent.config.model import OnLiveFailure, Policy
 from credferry.agent.reconcile.desired import Desired, Refused, over_limit
 from credferry.agent.reconcile.observed import (
+    is_accepted,
+    is_delivered_as,
     is_down_by_us,
     is_over,
     is_to_resume,
@@ -23,14 +25,13 @@ from credferry.agent.reconcile.observed import (
     must_roll_back,
     running_digest,
 )
-from credferry.agent.store.records import Assumed, Outcome
+from credferry.agent.reconcile.way import choose
+from credferry.agent.store.records import Assumed, Outcome, Way
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.systemd.units import UnitState
-    from credferry.launcher.handoff import Manifest
-
 
 NOT_REPORTED = (
     "its launcher has not reported this start: check that its hypervisor's command is credferry-launch"
@@ -44,6 +45,7 @@ class State(enum.StrEnum):
     STOPPED = "stopped"
     """Not running; its next start gets the current generation."""
     RESTART_DUE = "restart due"
+    PUSH_DUE = "push due"
     SEAL_DUE = "seal due"
     """The agent must seal a new generation. It does not know of a restart that is needed."""
     CHANGING = "changing"
@@ -55,7 +57,7 @@ class State(enum.StrEnum):
     IGNORED = "ignored"
     HALTED = "halted"
     WAITING = "waiting"
-    """Its restart is due but must wait, for example for its window or its rate limit."""
+    """Its restart or push is due but must wait, for example for its window or its rate limit."""
     NO_UNIT = "no unit"
 
 
@@ -66,24 +68,37 @@ class Decision:
     vm: VmConfig
     state: State
     seal: Desired | None = None
-    restart: bool = False
+    way: Way | None = None
+    """How the agent brings the sealed generation to the VM now; None if it does not."""
+    why: str = ""
+    """Why ``way`` is a restart, though the VM is configured as live; else empty."""
     roll_back: bool = False
     prove: bool = False
     """Whether the restarted VM still has to pass its health check."""
     forget: bool = False
-    """Whether the recorded restart is over: it succeeded, or the VM has been stopped since."""
+    """Whether the recorded restart or push is over: it succeeded, or the VM has been stopped since."""
     assume: Assumed | None = None
     reasons: tuple[str, ...] = field(default=())
     look_again: bool = False
     wait_seconds: float = 0.0
-    """Seconds after which the agent checks again whether a waiting restart may begin."""
+    """Seconds after which the agent checks again whether a waiting restart or push may begin."""
     unready: bool = False
-    """Whether the agent withholds a restart or rollback because the VM would not start again."""
+    """Whether the agent withholds a restart, push or rollback because PID 1 would open nothing for it."""
+
+    @property
+    def restart(self) -> bool:
+        """Whether the agent restarts the VM now."""
+        return self.way is Way.RESTART
+
+    @property
+    def push(self) -> bool:
+        """Whether the agent pushes to the VM's guest now."""
+        return self.way is Way.PUSH
 
     @property
     def needs_rollout(self) -> bool:
-        """Whether the rollout has work to do: a restart, a rollback or a health check."""
-        return self.restart or self.roll_back or self.prove
+        """Whether the rollout has work to do: a restart, a push, a rollback or a health check."""
+        return self.way is not None or self.roll_back or self.prove
 
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
@@ -104,7 +119,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         case Desired() as wanted:
             pass
     limit = None
-    if not _is_accepted(now, wanted):
+    if not is_accepted(now, wanted):
         limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
     if limit is not None:
         reasons = (f"{limit.message}: {limit.hint}",)
@@ -112,7 +127,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # If only the delivery differs, or whether the VM is live, the agent seals it for the next start and
     # restarts nothing: the guest would get the same values.
-    seal = wanted if stale or now.sealed is None or not _is_delivered_as(now.sealed, wanted, vm) else None
+    seal = wanted if stale or now.sealed is None or not is_delivered_as(now.sealed, wanted, vm) else None
     attempt = now.attempt if now.attempt is not None and now.attempt.digest == wanted.digest else None
     if attempt is not None and attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} and attempt.previous:
         seal = None  # do not make a failed generation current again
@@ -120,19 +135,6 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
     decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
     return replace(decision, forget=is_over(now, now.unit, grace_over))
-
-
-def _is_accepted(now: Observed, wanted: Desired) -> bool:
-    """Whether ``wanted`` already passed the limits: it is sealed, and no evidence names another digest."""
-    sealed, evidence = now.sealed, now.evidence
-    if sealed is None or sealed.digest != wanted.digest or not _is_delivered_as(sealed, wanted, now.vm):
-        return False
-    return evidence is None or evidence.digest == wanted.digest
-
-
-def _is_delivered_as(sealed: Manifest, wanted: Desired, vm: VmConfig) -> bool:
-    """Whether a generation reaches the guest in the way that the configuration wants now."""
-    return sealed.delivery == wanted.delivery and sealed.is_live == vm.live
 
 
 def _running(
@@ -154,7 +156,8 @@ def _running(
         last = now.attempt if is_down else None
         is_other = last is not None and (last.digest != wanted.digest or last.outcome is Outcome.RETRY)
         due = is_other or (is_down and is_to_resume(now))
-        return Decision(vm, State.RESTART_DUE if due else State.STOPPED, seal=seal, restart=due)
+        state = State.RESTART_DUE if due else State.STOPPED
+        return Decision(vm, state, seal=seal, way=Way.RESTART if due else None)
     return _active(now, wanted, seal, unit, running, grace_over=grace_over)
 
 
@@ -178,7 +181,7 @@ def _active(
         assume = Assumed(unit.invocation_id, running, now.sealed.generation if now.sealed is not None else 0)
     if now.hint is None and not grace_over:
         return Decision(vm, State.CHANGING, seal=seal, assume=assume, look_again=True)
-    if running == wanted.digest:
+    if running == wanted.digest and not now.is_in_doubt:
         if is_unproven(now):
             return Decision(vm, State.CHANGING, seal=seal, prove=True)
         state = State.SEAL_DUE if seal else State.IN_STEP
@@ -191,7 +194,9 @@ def _active(
         return Decision(vm, State.HELD, seal=seal, assume=assume, reasons=(reason,))
     if not unit.keeps_evidence:
         return Decision(vm, State.REFUSED, seal=seal, assume=assume, reasons=(_no_evidence(vm),))
-    return Decision(vm, State.RESTART_DUE, seal=seal, restart=True, assume=assume)
+    chosen = choose(now, wanted.digest, wanted.entries)
+    state = State.PUSH_DUE if chosen.way is Way.PUSH else State.RESTART_DUE
+    return Decision(vm, state, seal=seal, way=chosen.way, why=chosen.why, assume=assume)
 
 
 def _no_evidence(vm: VmConfig) -> str:
@@ -227,5 +232,11 @@ def _after_a_failure(
         case Outcome.ROLLED_BACK:
             state = State.HELD if attempt.by_operator and not is_down else State.FAILED
             return Decision(now.vm, state, reasons=(attempt.reason,))
-        case Outcome.RETRY:
+        case Outcome.UNPUSHED if (
+            now.unit is not None
+            and attempt.before == now.unit.invocation_id
+            and now.vm.on_live_failure is OnLiveFailure.HOLD
+        ):
+            return Decision(now.vm, State.FAILED, seal=seal, reasons=(attempt.reason,))
+        case Outcome.RETRY | Outcome.UNPUSHED:
             return None

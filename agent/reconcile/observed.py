@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from credferry.agent.reconcile.desired import Desired, Refused, are_of_one_key
-from credferry.agent.store.records import Outcome
+from credferry.agent.store.records import Outcome, Way
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.store.evidence import Evidence
-    from credferry.agent.store.records import Assumed, Attempt
+    from credferry.agent.store.records import Assumed, Attempt, Pushed
     from credferry.agent.systemd.units import UnitState
     from credferry.launcher.handoff import Manifest, Stamp
+
+
+_PENDING = {Outcome.RESTARTING, Outcome.RETRY, Outcome.UNPUSHED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Observed:
     """Everything about one VM at one moment. ``unit`` is None if the agent did not ask systemd.
 
     ``evidence`` is root's record of what the unit's present invocation was started with. ``hint`` is the
-    launcher's report of that start; another process could have forged it.
+    launcher's report of that start; another process could have forged it. ``pushed`` is what the agent has
+    noted of pushes to this invocation.
     """
 
     vm: VmConfig
@@ -34,14 +38,32 @@ class Observed:
     attempt: Attempt | None
     held: bool = False
     hint: Stamp | None = None
+    pushed: Pushed | None = None
+    ran: Manifest | None = None
+    """The generation that it runs, where a push depends on what has changed since; else None."""
 
     @property
-    def runs(self) -> Evidence | Assumed | None:
-        """What the present invocation was started with: the evidence, or else the recorded assumption."""
+    def is_in_doubt(self) -> bool:
+        """Whether a push has no known end, so that it is not known what the guest holds."""
+        return self.pushed is not None and self.pushed.asked > 0
+
+    @property
+    def proved(self) -> Evidence | Pushed | None:
+        """What it is proved to run: by its last push, else by its start; None if unknown or in doubt."""
+        if self.pushed is not None:
+            return None if self.pushed.asked else self.pushed
+        return self.evidence
+
+    @property
+    def runs(self) -> Evidence | Pushed | Assumed | None:
+        """What it runs, as far as is known: the last push, the evidence, or the recorded assumption.
+
+        In doubt, this is what it ran before the push.
+        """
         unit = self.unit
         if unit is None:
             return None
-        known = [each for each in (self.evidence, self.assumed) if each]
+        known = [each for each in (self.pushed, self.evidence, self.assumed) if each]
         known = [each for each in known if each.invocation_id == unit.invocation_id]
         # A digest made with an earlier key of the host comes last.
         known.sort(key=lambda each: not self._is_of_present_key(each.digest))
@@ -54,14 +76,16 @@ class Observed:
         return are_of_one_key(digest, present)
 
 
-def launched(now: Observed, grace_over: bool) -> Evidence | None:
+def launched(now: Observed, grace_over: bool) -> Evidence | Pushed | None:
     """What the present invocation runs, once its launcher has reported or its time to report is over."""
-    return now.evidence if now.hint is not None or grace_over else None
+    return now.proved if now.hint is not None or grace_over else None
 
 
 def is_down_by_us(now: Observed, grace_over: bool) -> bool:
     """Whether the agent's own restart left the VM down. False if somebody stopped the VM."""
     if now.attempt is None or now.unit is None or now.attempt.outcome is Outcome.HALTED:
+        return False
+    if now.attempt.way is Way.PUSH:
         return False
     if now.unit.is_flapping and now.hint is None and not grace_over:
         return True
@@ -81,35 +105,53 @@ def is_to_resume(now: Observed) -> bool:
 
 
 def is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
-    """Whether the recorded restart has succeeded, or the VM has been stopped since."""
-    if now.attempt is None or now.attempt.outcome not in {Outcome.RESTARTING, Outcome.RETRY} or unit.has_job:
+    """Whether the recorded restart or push has succeeded, or the VM has been stopped since."""
+    if now.attempt is None or now.attempt.outcome not in _PENDING or unit.has_job:
         return False
     if unit.is_active:
         is_launched = now.hint is not None or grace_over
         is_on_it = is_launched and now.runs is not None and now.runs.digest == now.attempt.digest
-        return is_on_it and not is_unproven(now)
+        return is_on_it and not now.is_in_doubt and not is_unproven(now)
     return unit.is_stopped
 
 
 def is_unproven(now: Observed) -> bool:
-    """Whether the agent's restart has worked so far, but the VM has not passed its health check yet."""
-    attempt, evidence = now.attempt, now.evidence
-    if attempt is None or evidence is None or not now.vm.health:
+    """Whether the agent's restart or push has worked so far, but the VM's health is not checked yet."""
+    attempt, proved = now.attempt, now.proved
+    if attempt is None or proved is None or not now.vm.health:
         return False
-    return attempt.outcome is Outcome.RESTARTING and evidence.digest == attempt.digest
+    return attempt.outcome is Outcome.RESTARTING and proved.digest == attempt.digest
 
 
 def must_roll_back(now: Observed, grace_over: bool) -> bool:
-    """Whether the agent's restart left the VM down, and a rollback is possible and not done yet."""
+    """Whether the agent's restart left the VM down, and a rollback is possible and not done yet.
+
+    The rollback of a failed push leaves the VM as it is.
+    """
     attempt = now.attempt
     if attempt is None or not attempt.previous or attempt.outcome is Outcome.ROLLED_BACK:
         return False
+    if attempt.way is Way.PUSH and attempt.outcome is Outcome.FAILED:
+        return True
     return is_down_by_us(now, grace_over)
 
 
+def is_accepted(now: Observed, wanted: Desired) -> bool:
+    """Whether ``wanted`` already passed the limits: it is sealed, and the VM runs nothing else."""
+    sealed, proved = now.sealed, now.proved
+    if sealed is None or sealed.digest != wanted.digest or not is_delivered_as(sealed, wanted, now.vm):
+        return False
+    return proved is None or proved.digest == wanted.digest
+
+
+def is_delivered_as(sealed: Manifest, wanted: Desired, vm: VmConfig) -> bool:
+    """Whether a generation reaches the guest in the way that the configuration wants now."""
+    return sealed.delivery == wanted.delivery and sealed.is_live == vm.live
+
+
 def running_digest(now: Observed, unit: UnitState, wanted: Desired) -> str | None:
-    """Digest that the present invocation was started with; None if it is unknown or of another host key."""
-    known = (now.evidence, now.assumed)
+    """Digest of what the present invocation runs; None if it is unknown or of another host key."""
+    known = (now.pushed, now.evidence, now.assumed)
     return next(
         (
             each.digest

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +21,14 @@ from credferry.agent.reconcile.readiness import (
     is_asked,
     judge,
     judge_key,
+    obstacle,
     withheld,
 )
 from credferry.agent.reconcile.starts import Starts
 from credferry.agent.sealing.keys import CredentialKey, read_key
 from credferry.agent.source import snapshot as source
 from credferry.agent.store.opening import guest_key_path
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Attempt, Outcome, Way
 from credferry.agent.systemd.units import as_left
 from credferry.launcher.handoff import Kind
 
@@ -119,9 +120,10 @@ class Observer:
         decision = decide(now, grace_over=self.starts.is_grace_over(now.unit))
         if manager is None or now.unit is None or not is_asked(decision):
             return decision
-        found = judge(now.vm, now.unit, self._ground)
+        way = decision.way or Way.RESTART
+        found = judge(now.vm, now.unit, self._ground, way)
         if isinstance(found, Obstructed):  # its state may be old: ask again
-            found = judge(now.vm, manager.unit(now.vm.unit), self._ground)
+            found = judge(now.vm, manager.unit(now.vm.unit), self._ground, way)
         number = now.sealed.generation if now.sealed is not None else 0
         if not isinstance(found, Spoiled):
             self._spoiled.pop(now.vm.name, None)
@@ -129,20 +131,12 @@ class Observer:
             found = Obstructed((found.reason,))  # sealing again did not help
         return withheld(decision, now, found)
 
-    def obstacle(self, vm: VmConfig, manager: SystemManager) -> str:
-        """Why a VM would not start now; empty if no reason is known.
+    def obstacle(self, vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> str:
+        """Why a VM would not start now, or take no push; empty if no reason is known.
 
-        The agent calls this right before it asks systemd for a start. Raises `BusError`.
+        The agent calls this right before it asks systemd for a start or a push. Raises `BusError`.
         """
-        match judge(vm, manager.unit(vm.unit), self._ground):
-            case Ready():
-                return ""
-            case Obstructed(reasons):
-                return "; ".join(reasons)
-            case Spoiled(reason):
-                return reason
-            case Passing():
-                return "the host's key has changed: the agent first seals everything again"
+        return obstacle(judge(vm, manager.unit(vm.unit), self._ground, way))
 
     def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
         """Read the secrets of some VMs. Raises `SourceError` if there is no source."""
@@ -215,7 +209,7 @@ class Observer:
         unit: UnitState | None,
         fingerprints: Fingerprints,
     ) -> Observed:
-        return Observed(
+        now = Observed(
             vm=vm,
             desired=published
             if isinstance(published, Refused)
@@ -227,7 +221,9 @@ class Observer:
             assumed=self.store.assumed(vm.name),
             attempt=self._attempt(vm),
             held=self.store.is_held(vm.name),
+            pushed=self.starts.pushed(vm, unit) if unit is not None else None,
         )
+        return replace(now, ran=self.starts.ran(now)) if vm.live else now
 
     def _attempt(self, vm: VmConfig) -> Attempt | None:
         """The record of a VM's last rollout, if any. A halt counts only while its cause lasts."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checks whether a VM could start, before a restart takes the VM down; pure.
+"""Checks whether a VM could start before a restart takes it down, or whether a push could begin; pure.
 
 A running VM with an old secret is better than a VM that is down. PID 1 opens a VM's credentials with the
 host's key, from the paths in the loaded unit. If that would fail, the agent leaves the VM running and
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from credferry.agent.errors import KeyFileError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.store.records import Way
 from credferry.launcher.handoff import CREDENTIAL_PREFIX
 
 if TYPE_CHECKING:
@@ -105,12 +106,16 @@ CONDITIONS: tuple[Callable[[UnitState, str], str], ...] = (_is_read, _loads)
 """Checks of a unit and the path of its current generation. Each returns why it fails, or empty."""
 
 
-def judge(vm: VmConfig, unit: UnitState, ground: Ground) -> Readiness:
-    """Whether a VM could start, or what prevents it. For a VM that is down: see `judge_key`."""
+def judge(vm: VmConfig, unit: UnitState, ground: Ground, way: Way = Way.RESTART) -> Readiness:
+    """Whether a VM could start, or what prevents it. For a VM that is down: see `judge_key`.
+
+    A push needs no start of the VM's own unit.
+    """
     if not is_up(unit):
         return judge_key(ground)
     place = ground.place(vm.name)
-    reasons = [reason for condition in CONDITIONS if (reason := condition(unit, place))]
+    conditions = CONDITIONS if way is Way.RESTART else ()
+    reasons = [reason for condition in conditions if (reason := condition(unit, place))]
     if reason := ground.lacks_room():
         reasons.append(reason)
     match key := _usable_key(ground):
@@ -140,9 +145,22 @@ def _usable_key(ground: Ground) -> CredentialKey | Obstructed | Passing:
     return key if ground.is_known(key) else Passing()
 
 
+def obstacle(readiness: Readiness) -> str:
+    """What prevents a start or a push, in words; empty if nothing is known."""
+    match readiness:
+        case Ready():
+            return ""
+        case Obstructed(reasons):
+            return "; ".join(reasons)
+        case Spoiled(reason):
+            return reason
+        case Passing():
+            return "the host's key has changed: the agent first seals everything again"
+
+
 def is_asked(decision: Decision) -> bool:
-    """Whether a decision asks systemd for a start of the VM."""
-    return decision.restart or decision.roll_back
+    """Whether a decision asks systemd for a start of the VM, or for a push."""
+    return decision.way is not None or decision.roll_back
 
 
 def is_up(unit: UnitState | None) -> bool:
@@ -151,19 +169,20 @@ def is_up(unit: UnitState | None) -> bool:
 
 
 def withheld(decision: Decision, now: Observed, readiness: Readiness) -> Decision:
-    """Change a decision that asks for a start, unless the VM is ready to start."""
-    left = replace(decision, restart=False, roll_back=False, unready=True)
+    """Change a decision that asks for a start or a push, unless it could succeed."""
+    left = replace(decision, way=None, why="", roll_back=False, unready=True)
     match readiness:
         case Ready():
             return decision
         case Passing():
             return replace(left, state=State.CHANGING, look_again=True)
-        case Spoiled(reason) if decision.restart and isinstance(now.desired, Desired):
+        case Spoiled(reason) if decision.way is not None and isinstance(now.desired, Desired):
             return replace(left, state=State.SEAL_DUE, seal=now.desired, reasons=(reason,))
         case Spoiled(reason):
             reasons: tuple[str, ...] = (reason,)
         case Obstructed(reasons):
             pass
     again = " again" if is_up(now.unit) else ""
-    told = tuple(f"it would not start{again}: {reason}" for reason in reasons)
+    what = "a push to it would fail" if decision.push else f"it would not start{again}"
+    told = tuple(f"{what}: {reason}" for reason in reasons)
     return replace(left, state=State.REFUSED, reasons=told, wait_seconds=_LOOK_SECONDS)

@@ -169,9 +169,14 @@ class _Renewal:
             return None, ""
 
     def _noted_digests(self) -> Iterator[str]:
-        """Digests of the old key that evidence, an assumption or the last rollout names."""
+        """Digests of the old key that evidence, an assumption, a push or the last rollout names."""
         evidence = [each.starts.kept_evidence(each.config.vms[self.name]) for each in self.observers]
-        for each in (self.before.assumed(self.name), self.before.attempt(self.name), *evidence):
+        noted = (
+            self.before.assumed(self.name),
+            self.before.pushed(self.name),
+            self.before.attempt(self.name),
+        )
+        for each in (*noted, *evidence):
             if each is not None and self.before.key.has_made(each.digest):
                 yield each.digest
 

@@ -162,6 +162,8 @@ def _to_keep(store: Store, observed: Observed) -> Container[int]:
     kept, runs = set(), observed.runs
     if runs is not None:
         kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
+    if observed.pushed is not None:
+        kept.add(observed.pushed.asked)
     if observed.attempt is not None:
         kept |= {observed.attempt.previous, observed.attempt.ran}
     return kept

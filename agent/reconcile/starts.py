@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each VM was started with: root's evidence, and the launcher's report of the start."""
+"""What each VM was started with and has been pushed since: root's evidence, and the launcher's report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.evidence import Evidence, EvidenceDirectory
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp, stamp_path
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.generations import Store
+    from credferry.agent.store.records import Pushed
     from credferry.agent.systemd.units import UnitState
+    from credferry.launcher.handoff import Manifest
 
 _STAMP_SIZE_MAX = 4096
 
@@ -61,6 +65,28 @@ class Starts:
         digest = self.store.in_present_terms(vm.name, evidence.digest)
         return evidence if digest == evidence.digest else replace(evidence, digest=digest)
 
+    def pushed(self, vm: VmConfig, unit: UnitState) -> Pushed | None:
+        """What the agent noted of pushes to the unit's present invocation; None if there were none."""
+        noted = self.store.pushed(vm.name)
+        return noted if noted is not None and noted.invocation_id == unit.invocation_id else None
+
+    def is_proof(self, vm: VmConfig, manifest: Manifest) -> bool:
+        """Whether root's record of the VM's last push is that of exactly this generation."""
+        found = self._evidence.pushed(vm.name)
+        if found is None or found.generation != manifest.generation:
+            return False
+        digests = (self.store.in_present_terms(vm.name, each.digest) for each in (found, manifest))
+        return len(set(digests)) == 1
+
+    def ran(self, now: Observed) -> Manifest | None:
+        """The generation that a VM runs, if it is not the newest and a push depends on what has changed."""
+        vm, runs = now.vm, now.runs
+        newest = (now.desired if isinstance(now.desired, Desired) else None, now.sealed)
+        is_newest = runs is not None and all(each and each.digest == runs.digest for each in newest)
+        if runs is None or is_newest or all(each.live for each in vm.credentials.values()):
+            return None
+        return self.store.generation(vm.name, self.store.find(vm.name, runs.digest, runs.generation))
+
     def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The launcher's report of the unit's present invocation; None if there is none.
 
@@ -85,10 +111,17 @@ class Starts:
         report.hint = hint
         return hint
 
-    def launched(self, vm: VmConfig, unit: UnitState) -> Evidence | None:
-        """Evidence of an invocation, once its launcher has reported or its time to report is over."""
+    def proved(self, vm: VmConfig, unit: UnitState) -> Evidence | Pushed | None:
+        """What an invocation is proved to run: by its last push, else by its start; None if in doubt."""
+        pushed = self.pushed(vm, unit)
+        if pushed is not None:
+            return None if pushed.asked else pushed
+        return self.evidence(vm, unit)
+
+    def launched(self, vm: VmConfig, unit: UnitState) -> Evidence | Pushed | None:
+        """As `proved`, once the launcher has reported the start, or its time to report is over."""
         is_launched = self.hint(vm, unit) is not None or self.is_grace_over(unit)
-        return self.evidence(vm, unit) if is_launched else None
+        return self.proved(vm, unit) if is_launched else None
 
     def is_grace_over(self, unit: UnitState | None) -> bool:
         """Whether the launcher has had enough time to report the start of an active unit."""

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.reconcile.decision import Decision, State
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Attempt, Outcome, Way
 
 if TYPE_CHECKING:
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.generations import Store
 
 UNDER_WAY = "its restart is under way"
+PUSH_UNDER_WAY = "its push is under way"
 _MICROVMS = Path("/var/lib/microvms")
 
 
@@ -64,8 +65,11 @@ def steps(decision: Decision) -> list[str]:
     words = []
     if decision.seal is not None:
         words.append(f"seal {', '.join(entry.name for entry in decision.seal.entries)}")
-    if decision.restart:
-        words.append(f"restart {decision.vm.unit}")
+    match decision.way:
+        case Way.PUSH:
+            words.append(f"push to the guest of {decision.vm.unit}")
+        case Way.RESTART:
+            words.append(f"restart {decision.vm.unit}" + (f" ({decision.why})" if decision.why else ""))
     return words
 
 
@@ -77,7 +81,7 @@ def _since(observed: Observed, decision: Decision, store: Store) -> float | None
             return store.attempted_at(name)
         case State.HELD if observed.attempt is not None and observed.attempt.by_operator:
             return store.attempted_at(name)
-        case State.HELD | State.IGNORED | State.RESTART_DUE | State.WAITING:
+        case State.HELD | State.IGNORED | State.RESTART_DUE | State.PUSH_DUE | State.WAITING:
             sealed_at = store.sealed_at(sealed) if sealed is not None and decision.seal is None else None
             return max(filter(None, (sealed_at, store.held_at(name))), default=None)
         case State.REFUSED | State.NO_UNIT:
@@ -89,10 +93,12 @@ def _since(observed: Observed, decision: Decision, store: Store) -> float | None
 def _last_result(observed: Observed) -> str:
     attempt, evidence = observed.attempt, observed.evidence
     match attempt:
-        case Attempt(outcome=Outcome.RESTARTING):
-            return UNDER_WAY
-        case Attempt(outcome=Outcome.FAILED | Outcome.ROLLED_BACK | Outcome.HALTED, reason=reason) if reason:
+        case Attempt(outcome=Outcome.RESTARTING, way=way):
+            return UNDER_WAY if way is Way.RESTART else PUSH_UNDER_WAY
+        case Attempt(outcome=outcome, reason=reason) if reason and outcome is not Outcome.RETRY:
             return reason
+        case _ if observed.pushed is not None:
+            return f"took generation {observed.pushed.generation} by a push"
         case _:
             return f"started on generation {evidence.generation}" if evidence is not None else ""
 

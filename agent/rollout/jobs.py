@@ -55,6 +55,7 @@ class RestartJobs:
         unit = manager.unit(vm.unit)
         evidence = self.observer.starts.evidence(vm, unit)
         is_on_it = evidence is not None and evidence.digest == manifest.digest
+        is_on_it = is_on_it and self.observer.starts.pushed(vm, unit) is None
         if not unit.is_active or unit.is_flapping or not is_on_it:
             return None
         return self._wait(vm, manifest, manager, "", DONE)
@@ -83,9 +84,13 @@ class RestartJobs:
         Returns whether the VM still needs another attempt. False if the agent stops, if a job is queued, or
         if somebody stopped or started the VM.
         """
-        if self.stop.wait(self.config.rollout.retry_seconds * 2 ** (number - 1)):
+        if not self.pause(number):
             return False
         return failed.is_left_down or self._is_still_down(vm, manifest, manager)
+
+    def pause(self, number: int) -> bool:
+        """Pause after the failed attempt with this number. Returns False if the agent stops."""
+        return not self.stop.wait(self.config.rollout.retry_seconds * 2 ** (number - 1))
 
     def _is_still_down(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> bool:
         """Whether the VM still needs the restart. False if a job is queued or somebody stopped the VM."""
@@ -95,7 +100,7 @@ class RestartJobs:
         return not self.runs(vm, unit, manifest)
 
     def runs(self, vm: VmConfig, unit: UnitState, manifest: Manifest) -> bool:
-        """Whether the VM is up and was launched on exactly these credentials."""
+        """Whether the VM is up and has exactly these credentials, by its start or by a push."""
         launched = self.observer.starts.launched(vm, unit)
         return unit.is_active and launched is not None and launched.digest == manifest.digest
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""When a due restart may begin: order, canaries, windows, rates, quiet periods, NixOS switches.
+"""When a due restart or push may begin: order, canaries, windows, rates, quiet periods, NixOS switches.
 
 Each check computes this anew. So a clock jump, a configuration change or a restart of the agent costs at
 most one more wait. Windows use the wall clock, rates the time since boot, all else the monotonic clock.
-Limits do not apply to a VM that is down, or to a rollback.
+Limits do not apply to a VM that is down, or to a rollback. With ``live_windows = false``, windows and rates
+do not apply to pushes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from credferry.agent.config import calendar
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.rollout import nixos
-from credferry.agent.store.records import Outcome
+from credferry.agent.store.records import Outcome, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ class _Quiet:
 
 @dataclass(slots=True)
 class RestartPolicyGate:
-    """Holds back restarts that are due but must wait. Threads may call it at the same time."""
+    """Holds back restarts and pushes that are due but must wait. Threads may call it at the same time."""
 
     config: Config
     store: Store
@@ -96,9 +97,9 @@ class RestartPolicyGate:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def hold_back(self, look: Look) -> Look:
-        """The same result, in which restarts that must wait are replaced by waits."""
+        """The same result, in which restarts and pushes that must wait are replaced by waits."""
         others = {each[1].vm.name: each for each in zip(look.decisions, look.observed, strict=True)}
-        is_due = any(each.restart for each in look.decisions)
+        is_due = any(each.way for each in look.decisions)
         # Follow a known switch to its end, so that the next switch gets the full waiting time.
         switch = self._switch() if is_due or self._switch_since is not None else None
         decisions = []
@@ -106,9 +107,10 @@ class RestartPolicyGate:
             quiet = self._falls_quiet(decision, now)
             wait = None
             is_up = now.unit is not None and now.unit.is_active and not now.unit.is_flapping
-            if decision.restart and is_up:
-                turn = self._turn(decision, now, others)
-                wait = switch or turn or self._window(now.vm) or self._rate(now.vm) or quiet
+            if decision.way is not None and is_up:
+                wait = (
+                    switch or self._turn(decision, now, others) or self._limit(now.vm, decision.way) or quiet
+                )
             decisions.append(decision if wait is None else _waiting(decision, wait))
         return replace(look, decisions=tuple(decisions))
 
@@ -118,7 +120,7 @@ class RestartPolicyGate:
         if decision.seal is not None:
             digest = decision.seal.digest
         with self._lock:
-            if not decision.restart or not vm.quiet_seconds or self.is_single_look:
+            if decision.way is None or not vm.quiet_seconds or self.is_single_look:
                 self._quiet.pop(vm.name, None)
                 return None
             known = self._quiet.setdefault(vm.name, _Quiet(digest, now, now))
@@ -148,7 +150,7 @@ class RestartPolicyGate:
         vm, rollout = now.vm, self.config.rollout
         for name in vm.after:
             if name in others and _is_under_way(*others[name]):
-                return Wait(f"until {name} is restarted first, as `after` says", _LONG, State.RESTART_DUE)
+                return Wait(f"until {name} has it first, as `after` says", _LONG, mine.state)
         if vm.name in rollout.canaries:
             return None
         for name in rollout.canaries:
@@ -156,11 +158,23 @@ class RestartPolicyGate:
                 continue
             decision, other = others[name]
             if _is_under_way(decision, other):
-                return Wait(f"until the canary {name} is restarted", _LONG, State.RESTART_DUE)
-            left = rollout.canary_seconds - (other.unit.active_seconds if other.unit is not None else 0.0)
+                return Wait(f"until the canary {name} has it", _LONG, mine.state)
+            left = rollout.canary_seconds - self._has_had(other)
             if decision.state is State.IN_STEP and left > 0:
                 return Wait(f"until the canary {name} has run for a while", left)
         return None
+
+    def _has_had(self, now: Observed) -> float:
+        """For how many seconds a VM has run what it runs now."""
+        if now.pushed is not None and now.pushed.moment:
+            return max(0.0, self.clock.boot() - now.pushed.moment)
+        return now.unit.active_seconds if now.unit is not None else 0.0
+
+    def _limit(self, vm: VmConfig, way: Way) -> Wait | None:
+        """Wait for a window or for the rate; None if both allow this way now."""
+        if way is Way.PUSH and not self.config.rollout.live_windows:
+            return None
+        return self._window(vm) or self._rate(vm)
 
     def _window(self, vm: VmConfig) -> Wait | None:
         if not vm.windows:
@@ -189,9 +203,9 @@ class RestartPolicyGate:
             recent[-vm.restarts_per_hour] + HOUR - now,
         )
 
-    def note_restart(self, vm: VmConfig) -> None:
-        """Record a restart right before the agent asks systemd for it. Raises `StoreError`."""
-        if vm.restarts_per_hour:
+    def note(self, vm: VmConfig, way: Way) -> None:
+        """Record a restart or a push right before the agent asks systemd for it. Raises `StoreError`."""
+        if vm.restarts_per_hour and (way is Way.RESTART or self.config.rollout.live_windows):
             now = self.clock.boot()
             self.store.record_restarts(vm.name, [*self._recent(vm, now), now][-vm.restarts_per_hour :])
 
@@ -203,7 +217,7 @@ class RestartPolicyGate:
 def _waiting(decision: Decision, wait: Wait) -> Decision:
     return replace(
         decision,
-        restart=False,
+        way=None,
         state=wait.state,
         reasons=(wait.reason,),
         wait_seconds=max(_WAIT_SECONDS_MIN, wait.seconds),

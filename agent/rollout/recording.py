@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
     from credferry.agent.store.evidence import Evidence
-    from credferry.agent.store.records import Attempt
+    from credferry.agent.store.records import Attempt, Pushed
     from credferry.launcher.handoff import Manifest
 
 
@@ -19,7 +19,7 @@ def record(  # noqa: PLR0917 (all that one record holds)
     event: Event,
     message: str,
     vm: VmConfig,
-    what: Manifest | Evidence,
+    what: Manifest | Evidence | Pushed,
     attempt: Attempt | None = None,
 ) -> None:
     """Write an audit record under the run of the operator's order, or else under that of the change."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Restarts a VM onto a sealed generation: tries it several times, checks its health, rolls back a failure.
 
+A push ends with the same health check.
+
 The record of the attempt comes before each request to systemd, so a crash of the agent loses nothing.
 """
 
@@ -16,7 +18,7 @@ from credferry.agent.reconcile.decision import NOT_REPORTED, State
 from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
 from credferry.agent.rollout.jobs import run_job
 from credferry.agent.rollout.recording import record
-from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Outcome, Way
 from credferry.agent.systemd.units import CANCELED, DONE, HEALTH_UNIT
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Restarter:
                 if not self.jobs.wait_to_retry(vm, manifest, manager, failed, number):
                     return State.CHANGING
                 unit = None
-            self.pacer.note_restart(vm)
+            self.pacer.note(vm, Way.RESTART)
             record(self.audit, Event.RESTART_ASKED, f"{vm.name}: restart asked for", vm, manifest, attempt)
             ending = self.jobs.run(vm, manifest, manager, unit, again=number > 0)
             if isinstance(ending, Succeeded):
@@ -95,7 +97,7 @@ class Restarter:
             again_later = msgspec.structs.replace(attempt, outcome=Outcome.RETRY, reason=failed.reason)
             self.store.record_attempt(vm.name, again_later)
             return State.CHANGING
-        return self._fail(vm, attempt, failed.reason, manager, is_left_down=failed.is_left_down)
+        return self.fail(vm, attempt, failed.reason, manager, is_left_down=failed.is_left_down)
 
     def check_health(
         self,
@@ -107,9 +109,10 @@ class Restarter:
         began: float,
         unit: UnitState,
     ) -> State:
-        """Run the VM's health check, if it has one, and record how the restart ended."""
+        """Run the VM's health check, if it has one, and record how the restart or the push ended."""
         # Report what the VM was started on: a newer generation may have been sealed while it was down.
-        ran = self.observer.starts.evidence(vm, unit) or manifest
+        ran = self.observer.starts.proved(vm, unit) or manifest
+        is_push = attempt.way is Way.PUSH
         if vm.health:
             check = HEALTH_UNIT.format(vm=vm.name)
             result, reason = run_job(manager.start, check, manager, check)
@@ -119,14 +122,21 @@ class Restarter:
                 if result == CANCELED or self._is_overruled(vm, unit, manager):
                     return State.CHANGING  # the next check tries again
                 message = f"{vm.name}: the health check failed on generation {ran.generation}: {reason}"
-                record(self.audit, Event.RESTART_FAILED, message, vm, ran, attempt)
+                event = Event.PUSH_FAILED if is_push else Event.RESTART_FAILED
+                record(self.audit, event, message, vm, ran, attempt)
+                # A guest takes no older generation: the way back from a push is a restart.
+                attempt = msgspec.structs.replace(attempt, way=Way.RESTART)
                 if attempt.previous == manifest.generation:
                     # It ran this generation before: another restart would not make it healthy.
                     attempt = msgspec.structs.replace(attempt, previous=0)
-                return self._fail(vm, attempt, reason, manager)
+                return self.fail(vm, attempt, reason, manager)
         took = self.monotonic() - began
-        message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
-        record(self.audit, Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
+        if is_push:
+            message = f"{vm.name}: its guest took generation {ran.generation} in {took:.1f} s"
+            record(self.audit, Event.PUSHED, message, vm, ran, attempt)
+        else:
+            message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
+            record(self.audit, Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
         self.store.record_attempt(vm.name, None)
         return State.IN_STEP
 
@@ -148,7 +158,7 @@ class Restarter:
         unit = manager.unit(vm.unit)
         return unit.is_stopped or unit.has_job or unit.invocation_id != before.invocation_id
 
-    def _fail(
+    def fail(
         self,
         vm: VmConfig,
         attempt: Attempt,
@@ -157,6 +167,7 @@ class Restarter:
         *,
         is_left_down: bool = False,
     ) -> State:
+        """Record that a generation failed, and roll the VM back."""
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
         self.store.record_attempt(vm.name, attempt)
         if not attempt.previous:

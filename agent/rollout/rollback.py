@@ -12,7 +12,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.endings import Failed
 from credferry.agent.rollout.recording import record
-from credferry.agent.store.records import Outcome
+from credferry.agent.store.records import Outcome, Way
 from credferry.agent.systemd.units import as_left
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class Rollback:
             self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
             return reason
         unit, reason = as_left(manager.unit(vm.unit), manager), ""
-        if not (unit.is_stopped and not is_left_down) and not self.jobs.runs(vm, unit, manifest):
+        # A guest that could not use the values of a push has put the old ones back, and stays up.
+        is_push = attempt.way is Way.PUSH
+        is_to_start = not is_push and not (unit.is_stopped and not is_left_down)
+        if is_to_start and not self.jobs.runs(vm, unit, manifest):
             if self.observer.obstacle(vm, manager):
                 return State.REFUSED  # roll back once it could start
             reason = self._start(vm, manifest, manager)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Decides for one VM at a time what to do next: restart, check health, roll back, halt, or nothing.
+"""Decides for one VM at a time what to do next: push, restart, check health, roll back, halt, or nothing.
 
 Right before each step the agent decides again, under the VM's lock. So two agents on one store never
-restart a VM twice. The agent records a restart before it asks systemd, so a crash of the agent loses
-nothing.
+restart a VM twice. The agent records a restart or a push before it asks systemd, so a crash of the agent
+loses nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from credferry.agent.errors import OrderError
 from credferry.agent.reconcile import readiness
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.way import choose
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.recording import record
 from credferry.agent.rollout.rollback import generation_before
+from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.locks import rollout_lock
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Attempt, Outcome, Way
+from credferry.launcher.handoff import PUSH_MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.reconcile.observer import Look, Observer
     from credferry.agent.rollout.pacing import RestartPolicyGate
+    from credferry.agent.rollout.pusher import Pusher
     from credferry.agent.rollout.restarter import Restarter
     from credferry.agent.rollout.rollback import Rollback
     from credferry.agent.store.generations import Store
@@ -43,7 +47,7 @@ _OVERTAKEN_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Restarts VMs. Setting ``stop`` ends any wait early; the next check then finishes the work."""
+    """Restarts VMs and pushes to them. Setting ``stop`` ends any wait early; the next check finishes."""
 
     config: Config
     store: Store
@@ -51,6 +55,7 @@ class Rollout:
     audit: Audit
     pacer: RestartPolicyGate
     restarter: Restarter
+    pusher: Pusher
     rollback: Rollback
     stop: threading.Event = field(default_factory=threading.Event)
     monotonic: Callable[[], float] = time.monotonic
@@ -58,7 +63,7 @@ class Rollout:
     """How many times in a row newer secrets were published right before the restart."""
 
     def restart(self, name: str, manager: SystemManager) -> State:
-        """Check a VM again, restart it if it still needs a restart, and return its final state.
+        """Check a VM again, restart it or push to it if it still needs that, and return its final state.
 
         The rollout of a change stops at the first VM that fails. The VMs that are not restarted yet are
         halted. Raises `BusError`, `StoreError`.
@@ -75,7 +80,7 @@ class Rollout:
                 return self.restarter.check_health(
                     vm, manifest, attempt, manager, began=began, unit=observed.unit
                 )
-            if not decision.restart or manifest is None or self._is_overtaken(vm, decision):
+            if decision.way is None or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
             is_up = observed.unit is not None and observed.unit.is_active
@@ -83,8 +88,11 @@ class Rollout:
             if failed:
                 return self._halt(vm, manifest, failed, generation_before(self.store, observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
-            if self.observer.obstacle(vm, manager):
+            if self.observer.obstacle(vm, manager, decision.way):
                 return State.REFUSED  # the next check reports why
+            if decision.way is Way.PUSH:
+                # If a restart must follow, the next check decides when.
+                return self.pusher.push(vm, manifest, observed, manager, order=order) or State.CHANGING
             return self.restarter.restart(
                 vm, manifest, generation_before(self.store, observed), manager, observed.unit, order=order
             )
@@ -97,7 +105,7 @@ class Rollout:
         order: str,
         stands: Callable[[], bool] = lambda: True,
     ) -> State | None:
-        """Restart a running VM onto its sealed generation, on an operator's order.
+        """Bring a running VM its sealed generation, on an operator's order: by a push if it is live.
 
         Windows, rates and turns do not apply. ``since`` is the monotonic time of the order: a restart after
         it also fulfils the order. ``order`` is the run id for the audit records. ``stands`` says whether the
@@ -116,8 +124,14 @@ class Rollout:
             up_for = observed.unit.active_seconds if observed.unit is not None else 0.0
             # Compare with the sealed generation, not with what is published: nothing else is sealed.
             is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
-            if self.monotonic() - up_for > since and is_on_it:
+            if self.monotonic() - up_for > since and is_on_it and not observed.is_in_doubt:
                 return State.IN_STEP
+            entries = [each for each in manifest.credentials if each.name != PUSH_MANIFEST]
+            if choose(observed, manifest.digest, entries).way is Way.PUSH:
+                self._require_ready(vm, manager, Way.PUSH)
+                state = self.pusher.push(vm, manifest, observed, manager, order=order)
+                if state is not None:
+                    return state
             self._require_ready(vm, manager)
             previous = generation_before(self.store, observed)
             return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
@@ -156,12 +170,15 @@ class Rollout:
             self.store.record_attempt(name, attempt)
             return self.rollback.roll_back(vm, attempt, manager)
 
-    def _require_ready(self, vm: VmConfig, manager: SystemManager) -> None:
-        """Raises `OrderError` if the running VM would not start again."""
-        if obstacle := self.observer.obstacle(vm, manager):
+    def _require_ready(self, vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> None:
+        """Raises `OrderError` if the running VM would not start again, or a push to it would fail."""
+        if obstacle := self.observer.obstacle(vm, manager, way):
+            what = "not restarted, because it would not start again"
+            if way is Way.PUSH:
+                what = "nothing is pushed, because that would fail"
             raise OrderError(
                 "NotReady",
-                f"{vm.name}: not restarted, because it would not start again: {obstacle}",
+                f"{vm.name}: {what}: {obstacle}",
                 hint="correct that first; see credferry doctor",
             )
 
@@ -174,7 +191,7 @@ class Rollout:
         return True
 
     def forget_ended(self, look: Look) -> None:
-        """Clear the records of restarts that ended while the agent was not watching. Raises `StoreError`."""
+        """Clear the records of rollouts that ended while the agent was not watching. Raises `StoreError`."""
         for decision, observed in zip(look.decisions, look.observed, strict=True):
             if not decision.forget:
                 continue
@@ -182,11 +199,12 @@ class Rollout:
             with self._lock(decision.vm.name, wait=False) as had:
                 if not had or self.store.attempt(decision.vm.name) != observed.attempt:
                     continue
-                evidence, unit = observed.evidence, observed.unit
-                if evidence is not None and unit is not None and unit.is_active:
+                proved, unit = observed.proved, observed.unit
+                if proved is not None and unit is not None and unit.is_active:
                     # Report what the VM was started on: a newer generation may be sealed by now.
-                    message = f"{decision.vm.name}: runs generation {evidence.generation}"
-                    record(self.audit, Event.RESTARTED, message, decision.vm, evidence, observed.attempt)
+                    message = f"{decision.vm.name}: runs generation {proved.generation}"
+                    event = Event.RESTARTED if isinstance(proved, Evidence) else Event.PUSHED
+                    record(self.audit, event, message, decision.vm, proved, observed.attempt)
                 self.store.record_attempt(decision.vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:

@@ -15,6 +15,8 @@ from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.reconcile.takeover import take_over
 from credferry.agent.rollout.jobs import RestartJobs
 from credferry.agent.rollout.pacing import RestartPolicyGate
+from credferry.agent.rollout.push_jobs import PushJobs
+from credferry.agent.rollout.pusher import Pusher
 from credferry.agent.rollout.restarter import Restarter
 from credferry.agent.rollout.rollback import Rollback
 from credferry.agent.rollout.rollout import Rollout
@@ -58,7 +60,10 @@ class Session:
         jobs = RestartJobs(config, observer, stop, monotonic)
         rollback = Rollback(store, observer, audit, jobs)
         restarter = Restarter(config, store, observer, audit, pacer, jobs, rollback, monotonic)
-        rollout = Rollout(config, store, observer, audit, pacer, restarter, rollback, stop, monotonic)
+        pusher = Pusher(store, audit, PushJobs(observer), restarter)
+        rollout = Rollout(
+            config, store, observer, audit, pacer, restarter, pusher, rollback, stop, monotonic
+        )
         return cls(config, store, audit, observer, pacer, sealer, rollout)
 
     @classmethod

@@ -5,6 +5,7 @@
 
     STATE/vms/VM/held              exists while an operator holds the VM
     STATE/vms/VM/assumed.json      what the running VM is assumed to run
+    STATE/vms/VM/pushed.json       what its guest holds, where the agent has pushed to it
     STATE/vms/VM/rollout.json      the last rollout, where it has not succeeded
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from credferry.agent.store.files import make_directory, replace_durably, store_error
-from credferry.agent.store.records import Assumed, Attempt, Renewed, Restarts
+from credferry.agent.store.records import Assumed, Attempt, Pushed, Renewed, Restarts
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 RECORD_MAX = 1 << 20
 """Limit for one record, in bytes."""
 
-_T = TypeVar("_T", Assumed, Attempt, Renewed, Restarts)
+_T = TypeVar("_T", Assumed, Attempt, Pushed, Renewed, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,15 @@ class RecordFiles:
         """Write what `assumed` returns. Raises `StoreError`."""
         self._save(vm, "assumed.json", assumed)
 
+    def pushed(self, vm: str) -> Pushed | None:
+        """What the guest of an invocation of the VM holds since a push; None where nothing is noted."""
+        noted = self._load(vm, "pushed.json", Pushed)
+        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
+
+    def record_pushed(self, vm: str, pushed: Pushed | None) -> None:
+        """Write what `pushed` returns or, with None, remove it. Raises `StoreError`."""
+        self._write(vm, "pushed.json", pushed)
+
     def attempt(self, vm: str) -> Attempt | None:
         """The VM's last rollout, where it has not succeeded; else None."""
         noted = self._load(vm, "rollout.json", Attempt)
@@ -92,14 +102,7 @@ class RecordFiles:
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Write what `attempt` returns or, with None, remove it. Raises `StoreError`."""
-        path = self.vm_directory(vm) / "rollout.json"
-        if attempt is not None:
-            self._save(vm, path.name, attempt)
-            return
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise store_error(path, error) from None
+        self._write(vm, "rollout.json", attempt)
 
     def attempted_at(self, vm: str) -> float | None:
         """When `attempt` was last written, in seconds since 1970; None where there is none."""
@@ -167,7 +170,18 @@ class RecordFiles:
             # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
             return None
 
-    def _save(self, vm: str, name: str, record: Assumed | Attempt | Renewed | Restarts) -> None:
+    def _write(self, vm: str, name: str, record: Attempt | Pushed | None) -> None:
+        """Write a record or, with None, remove it. Raises `StoreError`."""
+        if record is not None:
+            self._save(vm, name, record)
+            return
+        path = self.vm_directory(vm) / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(path, error) from None
+
+    def _save(self, vm: str, name: str, record: Assumed | Attempt | Pushed | Renewed | Restarts) -> None:
         path = self.vm_directory(vm) / name
         try:
             self._make(path.parent)

@@ -17,11 +17,32 @@ class Assumed(msgspec.Struct, frozen=True):
     """0 where it is unknown."""
 
 
+class Way(enum.StrEnum):
+    """How a running VM gets a generation."""
+
+    RESTART = "restart"
+    PUSH = "push"
+    """To the running guest, which stays up."""
+
+
+class Pushed(msgspec.Struct, frozen=True):
+    """What the guest of an invocation holds, since the agent has pushed to it. A start makes it void."""
+
+    invocation_id: str
+    digest: str
+    generation: int
+    run: str = ""
+    moment: float = 0.0
+    """When the push was proved, in seconds since the host's boot; 0 if the guest had this at its start."""
+    asked: int = 0
+    """The generation of a push that has no known end, 0 for none. The guest may hold that one instead."""
+
+
 class Outcome(enum.StrEnum):
     """The state of a rollout onto a digest that has not succeeded."""
 
     RESTARTING = "restarting"
-    """Written before the restart. If the agent crashes and the VM is down, the agent took it down."""
+    """Written before the restart or the push. If the agent crashes in a restart, it took the VM down."""
     FAILED = "failed"
     """The restart failed. The agent will roll the VM back."""
     ROLLED_BACK = "rolled back"
@@ -29,6 +50,8 @@ class Outcome(enum.StrEnum):
     """Not restarted, because another VM's restart for the same change failed."""
     RETRY = "retry"
     """To be tried again: an operator asked for it, or the generation did not cause the failure."""
+    UNPUSHED = "unpushed"
+    """A push could not bring it to the guest. The VM's ``on_live_failure`` says what follows."""
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -53,6 +76,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """
     before: str = ""
     """The unit's invocation when this was written. While it is unchanged, the restart has had no effect."""
+    way: Way = Way.RESTART
+    """A push leaves the VM up. If the VM is down nevertheless, the agent has not taken it down."""
 
 
 class Renewed(msgspec.Struct, frozen=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""polkit's rule for an agent that is not root: it may restart the configured VMs.
+"""polkit's rule for an agent that is not root: it may restart the configured VMs, and push to live ones.
 
 systemd gives polkit the unit and the verb, but not the job's mode. SECURITY.md says what this allows.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from credferry.agent.systemd.units import HEALTH_UNIT, restart_unit
+from credferry.agent.systemd.units import HEALTH_UNIT, PUSH_UNIT, restart_unit
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import Config
@@ -37,10 +37,11 @@ polkit.addRule(function (action, subject) {{
 
 
 def rule(config: Config, user: str) -> str:
-    """The rule that lets a user restart the units of a configuration's VMs, and check their health."""
+    """The rule that lets a user restart the units of a configuration's VMs, check their health, and push."""
     granted: dict[str, tuple[str, ...]] = {vm.unit: _RESTARTS for vm in config.vms.values()}
     granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}
     granted |= {HEALTH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.health}
+    granted |= {PUSH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.live}
     # Only the path may contain any character, including a line end.
     return _RULE.format(
         file=ascii(str(config.file))[1:-1],

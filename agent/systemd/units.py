@@ -19,6 +19,8 @@ _NO_STOPS = frozenset({DEPENDENCY, "skipped"})
 _RESTART_UNIT = "credferry-restart@{unit}.service"
 HEALTH_UNIT = "credferry-health@{vm}.service"
 """The unit that checks a VM's health, if it has a check. It gets the VM's name."""
+PUSH_UNIT = "credferry-push@{vm}.service"
+"""The unit that pushes a VM's current generation to its guest. It gets the VM's name."""
 FLAPS = 2
 """A unit that systemd has restarted this many times counts as flapping."""
 

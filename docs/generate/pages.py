@@ -46,14 +46,15 @@ STATES = {
     State.IN_STEP: "it runs what is published",
     State.STOPPED: "it does not run; its next start gets what is sealed",
     State.RESTART_DUE: "it runs something else than what is sealed; the agent is about to restart it",
+    State.PUSH_DUE: "its guest holds something else than what is sealed; the agent is about to push to it",
     State.SEAL_DUE: "the agent is about to seal what is published; no restart is known to be needed",
     State.CHANGING: "its unit is starting or stopping, or its launcher has not reported yet",
-    State.WAITING: "its restart is due, and waits for its window, its limit per hour, or its turn",
+    State.WAITING: "its restart or push is due, and waits for its window, its limit per hour, or its turn",
     State.HELD: "an operator holds it or has rolled it back, or its `policy` is `hold`; it is not restarted",
     State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when an operator starts it",
     State.HALTED: "the agent did not restart it, because another VM failed with the same change",
     State.REFUSED: "it cannot get what is published or would not start again; it keeps its previous secrets",
-    State.FAILED: "its restart failed; the agent waits for a changed secret, or for `credferry retry`",
+    State.FAILED: "its restart or push failed; the agent waits for a changed secret, or `credferry retry`",
     State.NO_UNIT: "systemd has no such unit",
 }
 """What each state means to an operator."""
@@ -113,7 +114,11 @@ _LAUNCHER = {
     Exit.LATER: "What a start needs may be there in a moment: room, memory, descriptors, or a store that "
     "the agent renews when it starts. systemd tries again. Of a push: the VM does not run, or nobody in its "
     "guest takes a push yet.",
-    Exit.GUEST: "Only of a push: the guest refused it, or its answer proves nothing.",
+    Exit.GUEST: "Only of a push: the guest refused it, and changed nothing.",
+    Exit.UNDONE: "Only of a push: a unit in the guest failed with the new values, and the guest has put "
+    "the old values back.",
+    Exit.UNKNOWN: "Only of a push: it was sent, and nothing proves what the guest holds now. Another push "
+    "can tell.",
 }
 
 

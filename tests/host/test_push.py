@@ -86,7 +86,7 @@ def test_a_forged_receipt_fails_the_unit(deployment: Deployment, sops: SopsNix) 
     sops.publish({"api-key": b"first"})
     start_vm(deployment, "forger")
     status, line = push(deployment.host)
-    assert (status, "nothing is proved" in line) == (76, True), line
+    assert (status, "nothing is proved" in line) == (78, True), line
 
 
 def test_a_guest_that_refuses_fails_the_unit(deployment: Deployment, sops: SopsNix) -> None:
@@ -94,7 +94,7 @@ def test_a_guest_that_refuses_fails_the_unit(deployment: Deployment, sops: SopsN
     sops.publish({"api-key": b"first"})
     start_vm(deployment, "failed unit app.service")
     status, line = push(deployment.host)
-    assert (status, "the old ones are back (app.service)" in line) == (76, True), line
+    assert (status, "the old ones are back (app.service)" in line) == (77, True), line
 
 
 def test_a_neighbour_of_the_same_user_gets_nothing(deployment: Deployment, sops: SopsNix) -> None:

@@ -309,13 +309,13 @@ ON_HOSTS: Final = (
         (
             Edit(
                 "agent/reconcile/observed.py",
-                "known = (now.evidence, now.assumed)",
-                "known = (now.hint, now.assumed)",
+                "known = (now.pushed, now.evidence, now.assumed)",
+                "known = (now.pushed, now.hint, now.assumed)",
             ),
             Edit(
                 "agent/reconcile/observed.py",
-                "for each in (self.evidence, self.assumed) if each]",
-                "for each in (self.hint, self.assumed) if each]",
+                "for each in (self.pushed, self.evidence, self.assumed) if each]",
+                "for each in (self.pushed, self.hint, self.assumed) if each]",
             ),
         ),
         (

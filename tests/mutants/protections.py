@@ -284,8 +284,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "agent/reconcile/observed.py",
-                "known = (now.evidence, now.assumed)",
-                "known = (now.hint, now.assumed)",
+                "known = (now.pushed, now.evidence, now.assumed)",
+                "known = (now.pushed, now.hint, now.assumed)",
             ),
         ),
         (

@@ -25,6 +25,7 @@ from credferry.agent.store.opening import open_store
 from credferry.agent.systemd.units import UnitState
 from credferry.launcher.handoff import (
     EVIDENCE_PARENT,
+    PUSHED_PARENT,
     Channel,
     Stamp,
     evidence_name,
@@ -51,6 +52,9 @@ class ModelUnits:
     job: Callable[[str], str]
     """What becomes of a restart that is asked for, by its unit; systemd's word for the job's result."""
     health: Callable[[str], str] = lambda _name: "done"
+    push: Callable[[str], str] = lambda _name: "failed"
+    """What becomes of a push that is asked for, by the push unit's name."""
+    pushes: list[str] = field(default_factory=list)
     restarts: list[str] = field(default_factory=list)
     ends: dict[str, str] = field(default_factory=dict)
     """How the last job of a unit has ended, where nothing else tells."""
@@ -81,7 +85,10 @@ class ModelUnits:
         return self.ends.get(name, "")
 
     def start(self, name: str) -> str:
-        """See `SystemManager`: what is started is a health check."""
+        """See `SystemManager`: what is started is a health check or a push."""
+        if name.startswith("credferry-push@"):
+            self.pushes.append(name)
+            return self.push(name)
         return self.health(name)
 
     def close(self) -> None:
@@ -97,7 +104,7 @@ class Loop:
         self.key = top / "key/credential.secret"
         self.sent: list[list[str]] = []
         """The audit's records, as they are sent."""
-        self.units = ModelUnits(self.start_vm, self._restart)
+        self.units = ModelUnits(self.start_vm, self._restart, push=self.push)
         self._number = 0
         self.key.parent.mkdir()
         (top / "machine-id").write_text(MACHINE_ID)
@@ -177,6 +184,30 @@ class Loop:
             invocation_id=invocation,
             active_seconds=99.0,
         )
+
+    def push(self, unit: str) -> str:
+        """A push of what is current: the guest takes it, and root keeps the proof."""
+        vm = unit.removeprefix("credferry-push@").removesuffix(".service")
+        manifest = open_store(load(self.file)).current(vm)
+        assert manifest is not None
+        directory = self.top / "run" / PUSHED_PARENT
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (f"{vm}@before", vm):
+            (directory / name).write_bytes(manifest.to_bytes())
+        self.units.set(unit, result="success", exit_status=0)
+        return "done"
+
+    def fail_push(self, status: int, result: str = "exit-code") -> Callable[[str], str]:
+        """A push whose unit fails with a status of the launcher."""
+
+        def push(unit: str) -> str:
+            (self.top / "run" / PUSHED_PARENT / unit.split("@")[1].removesuffix(".service")).unlink(
+                missing_ok=True
+            )
+            self.units.set(unit, result=result, exit_status=status)
+            return "failed"
+
+        return push
 
     def stop_vm(self, vm: str) -> None:
         """An operator stops the VM."""

@@ -87,6 +87,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
         "agent.printable",
         "agent.errors",
         "launcher.handoff",
+        "launcher.errors",
     ),
     "agent.reconcile": (
         "agent.systemd",

@@ -24,7 +24,7 @@ from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source import snapshot as source
 from credferry.agent.store.generations import Store
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Attempt, Outcome, Way
 from credferry.agent.systemd.units import UnitState
 from credferry.launcher.handoff import Channel, Delivery, Manifest
 
@@ -68,7 +68,7 @@ class World:
         """One look at all VMs."""
         observed = tuple(self._observed(self.config, name) for name in self.config.vms)
         decisions = tuple(
-            Decision(each.vm, State.RESTART_DUE, seal=self._seal(each), restart=True)
+            Decision(each.vm, State.RESTART_DUE, seal=self._seal(each), way=Way.RESTART)
             if each.vm.name in self.due
             else Decision(each.vm, State.IN_STEP)
             for each in observed
@@ -239,7 +239,7 @@ def test_rates(world: World) -> None:
     vm = world.config.vm("a")
     for _ in range(2):
         assert "a" not in world.held_back(pacer)
-        pacer.note_restart(vm)
+        pacer.note(vm, Way.RESTART)
         world.now += 60
     assert world.waits(pacer) == {"a": (State.WAITING, HOUR - 120)}
     for jump in (-10_000_000.0, 10_000_000.0):
@@ -252,7 +252,7 @@ def test_rates(world: World) -> None:
 def test_rates_after_a_reboot(world: World) -> None:
     """Moments that have not come yet since this boot are another boot's."""
     pacer = world.pacer("restarts_per_hour = 1\n" + VMS)
-    pacer.note_restart(world.config.vm("a"))
+    pacer.note(world.config.vm("a"), Way.RESTART)
     assert set(world.held_back(pacer)) == {"a"}
     world.now = 10.0
     assert world.held_back(pacer) == {}

@@ -20,7 +20,7 @@ from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
-from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Outcome, Way
 from credferry.agent.systemd.units import UnitState
 from credferry.launcher.handoff import (
     PUSH_MANIFEST,
@@ -508,7 +508,7 @@ NAMELESS = replace(DOWN, invocation_id="")
 MUTE = replace(UP, keeps_evidence=False)
 SEAL = Decision(VM, State.SEAL_DUE, seal=WANTED)
 IN_STEP = Decision(VM, State.IN_STEP)
-RESTART = Decision(VM, State.RESTART_DUE, restart=True)
+RESTART = Decision(VM, State.RESTART_DUE, way=Way.RESTART)
 FAILED = Decision(VM, State.FAILED)
 BACK = replace(FAILED, roll_back=True)
 KEPT = Decision(VM, State.REFUSED)
@@ -540,7 +540,7 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     ),
     "at the limit, with no report": (
         seen(FULL, BEHIND, UP, kept(OLD), vm=FULL_VM, reported=False), True,
-        Decision(FULL_VM, State.RESTART_DUE, seal=FULL, restart=True), "",
+        Decision(FULL_VM, State.RESTART_DUE, seal=FULL, way=Way.RESTART), "",
     ),
     "too large, and it runs": (seen(LARGE, SEALED, UP, kept(NEW)), True, IN_STEP, ""),
     "too large, and sealed": (seen(LARGE, SEALED, UP, assumed=Assumed(INVOCATION, NEW)), True, IN_STEP, ""),
@@ -609,7 +609,7 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     ),
     "due": (
         seen(WANTED, BEHIND, UP), True,
-        replace(SEAL, state=State.RESTART_DUE, restart=True, assume=WAS_OLD), "",
+        replace(SEAL, state=State.RESTART_DUE, way=Way.RESTART, assume=WAS_OLD), "",
     ),
     "due, and its restart under way": (
         seen(WANTED, SEALED, UP, kept(OLD), attempt=went(NEW, R)), True, RESTART, "",
@@ -639,7 +639,7 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     ),
     "interrupted, with nothing to go back to": (
         seen(WANTED, SEALED, DOWN, attempt=went(NEW, R, 0)), True,
-        Decision(VM, State.RESTART_DUE, restart=True), "",
+        Decision(VM, State.RESTART_DUE, way=Way.RESTART), "",
     ),
     "failed, and the first to go back to": (
         seen(WANTED, SEALED, DOWN, attempt=went(NEW, F, 1)), True, BACK, "broke",

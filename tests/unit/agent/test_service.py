@@ -22,7 +22,7 @@ from credferry.agent.sealing.keys import create_key, read_key
 from credferry.agent.store import files as durable
 from credferry.agent.store import opening
 from credferry.agent.store.opening import guest_key_path, open_store
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Attempt, Outcome, Way
 from credferry.launcher.handoff import Secret
 from tests.support.loop import MACHINE_ID, Loop
 
@@ -811,11 +811,11 @@ def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
     real = loop.service._session.observer.obstacle
     asked: list[str] = []
 
-    def obstacle(vm: VmConfig, manager: SystemManager) -> str:
+    def obstacle(vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> str:
         if not asked:
             loop.key.chmod(0o600)
         asked.append(vm.name)
-        return real(vm, manager)
+        return real(vm, manager, way)
 
     object.__setattr__(
         loop.service._session.rollout, "observer", _With(loop.service._session.observer, obstacle)

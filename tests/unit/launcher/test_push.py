@@ -98,7 +98,7 @@ def test_a_large_generation_arrives_though_the_guest_is_slow(tmp_path: Path) -> 
 def test_a_made_up_receipt_proves_nothing(tmp_path: Path) -> None:
     """Whoever answers without the generation's receipt is not believed."""
     error = refused(tmp_path, "forger")
-    assert (error.status, "receipt that is not that of generation 7" in str(error)) == (Exit.GUEST, True)
+    assert (error.status, "receipt that is not that of generation 7" in str(error)) == (Exit.UNKNOWN, True)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,23 @@ def test_a_made_up_receipt_proves_nothing(tmp_path: Path) -> None:
         ("no-receiver", Exit.LATER, "nobody in the guest listens on vsock port 900"),
         ("full", Exit.LATER, "it handles another push"),
         ("endless", Exit.GUEST, "a line of more than 512 bytes"),
-        ("units", Exit.GUEST, "none of the protocol's"),
-        ("gone", Exit.GUEST, "closed the connection before it said how the push ended"),
+        ("units", Exit.UNKNOWN, "none of the protocol's"),
+        ("gone", Exit.UNKNOWN, "closed the connection before it said how the push ended"),
         ("early", Exit.GUEST, "over a limit of the guest"),
-        ("failed unit app.service", Exit.GUEST, "the old ones are back (app.service)"),
+        ("failed unit app.service", Exit.UNDONE, "the old ones are back (app.service)"),
         ("failed digest TOKEN", Exit.GUEST, "not the one in the manifest (TOKEN)"),
-        ("failed some-new-reason", Exit.GUEST, "refused the push: some-new-reason"),
-        ("failed \x1b[2J", Exit.GUEST, "not printable ASCII"),
-        ("failed NOT a reason", Exit.GUEST, "not in the protocol's words"),
-        ("said done short", Exit.GUEST, "none of the protocol's"),
-        ("said unit app.service exploded", Exit.GUEST, "none of the protocol's"),
+        ("failed some-new-reason", Exit.UNKNOWN, "refused the push: some-new-reason"),
+        ("failed \x1b[2J", Exit.UNKNOWN, "not printable ASCII"),
+        ("failed NOT a reason", Exit.UNKNOWN, "not in the protocol's words"),
+        ("said done short", Exit.UNKNOWN, "none of the protocol's"),
+        ("said unit app.service exploded", Exit.UNKNOWN, "none of the protocol's"),
     ],
 )
 def test_a_push_that_fails_says_why(tmp_path: Path, mode: str, status: Exit, words: str) -> None:
-    """Each bad answer ends the push with one line and a status. Nothing that the guest says is unbounded."""
+    """Each bad answer ends the push with one line and a status. Nothing that the guest says is unbounded.
+
+    The status says whether the guest holds what it held, or whether nothing proves what it holds.
+    """
     error = refused(tmp_path, mode)
     assert words in str(error)
     assert error.status is status
