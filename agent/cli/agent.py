@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, fail_for_bad
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, chosen, fail_for_bad
 from credferry.agent.config.loading import load
 from credferry.agent.errors import UsageError
 
@@ -28,6 +28,12 @@ def register(app: typer.Typer) -> None:
                 "--wait", help="With --once: wait this long for a complete source.", metavar="SECONDS"
             ),
         ] = 0.0,
+        vm: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--vm", help="With --once: seal for this VM only; may be repeated.", metavar="NAME"
+            ),
+        ] = None,
     ) -> None:
         """Watch the source, seal changes, and restart the VMs that use them. Runs until SIGTERM."""
         if once:
@@ -36,10 +42,10 @@ def register(app: typer.Typer) -> None:
             )
 
             loaded = load(config)
-            fail_for_bad(loaded, seal_once(loaded, wait))
+            fail_for_bad(loaded, seal_once(loaded, wait, chosen(loaded, vm)))
             return
-        if wait:
-            raise UsageError("--wait is for --once", hint="give both, or neither")
+        if wait or vm:
+            raise UsageError(f"{'--wait' if wait else '--vm'} is for --once", hint="give both, or neither")
         from credferry.agent.daemon import (  # noqa: PLC0415 (of no use to other verbs, and not quickly loaded)
             main as daemon,
         )

@@ -13,21 +13,26 @@ from credferry.agent.rollout.session import Session
 from credferry.agent.source.settling import Settler
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.reconcile.observer import Look, Observer
 
 _LOOK_AGAIN_SECONDS = 0.2
 
 
-def seal_once(config: Config, wait: float = 0.0) -> list[tuple[VmConfig, State, str]]:
-    """Seal what is published for all VMs. Returns each VM's state, and the reason for it.
+def seal_once(
+    config: Config, wait: float = 0.0, vms: Collection[VmConfig] | None = None
+) -> list[tuple[VmConfig, State, str]]:
+    """Seal what is published for these VMs, by default all. Returns each VM's state, and the reason for it.
 
     Does not ask systemd. Waits until the source is settled, and at most ``wait`` seconds until it is
     complete. Raises `KeyFileError`, `StoreFormError`, `StoreError` and `SourceError`.
     """
     session = Session.for_sealing(config)
     session.take_over(None)
-    look = settled_look(config, session.observer, time.monotonic() + wait)
+    vms = config.vms.values() if vms is None else vms
+    look = settled_look(config, session.observer, time.monotonic() + wait, vms)
     sealed = session.sealer.seal_due(look)
     Reporter(session.audit).report(look.decisions)
     found = []
@@ -39,8 +44,8 @@ def seal_once(config: Config, wait: float = 0.0) -> list[tuple[VmConfig, State, 
     return found
 
 
-def settled_look(config: Config, observer: Observer, deadline: float) -> Look:
-    """A look at a source that is settled and, until the deadline, complete. Raises `SourceError`.
+def settled_look(config: Config, observer: Observer, deadline: float, vms: Collection[VmConfig]) -> Look:
+    """A look at VMs with a source that is settled and, until the deadline, complete. Raises `SourceError`.
 
     Does not wait for a source that the unit hides: it cannot come.
     """
@@ -48,7 +53,7 @@ def settled_look(config: Config, observer: Observer, deadline: float) -> Look:
     while True:
         now = time.monotonic()
         try:
-            look = observer.look(config.vms.values(), None)
+            look = observer.look(vms, None)
         except SourceError as error:
             # A deadline that is not a number means no wait.
             if isinstance(error, HiddenSourceError) or not now < deadline:

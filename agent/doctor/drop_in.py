@@ -50,6 +50,10 @@ def _prevents(unit: Mapping[str, Any], _line: str) -> bool:
     return set(REFUSALS) <= set(statuses) and signal.SIGUSR2 in signals
 
 
+_FIRST: Final = "credferry-seal@{vm}.service"
+_BEFORE_FIRST: Final = (
+    "a VM that is added while the host runs fails until the agent has sealed its first generation"
+)
 _EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
 
 
@@ -128,6 +132,22 @@ SETTINGS: Final = (
         f"After={SEAL}",
         lambda unit, _line: SEAL in unit["After"],
         "a VM that starts with the host may start with old secrets, and is then restarted at once",
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.first",
+        "Unit",
+        f"Wants={_FIRST}",
+        lambda unit, line: line.partition("=")[2] in unit["Wants"],
+        _BEFORE_FIRST,
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.first.order",
+        "Unit",
+        f"After={_FIRST}",
+        lambda unit, line: line.partition("=")[2] in unit["After"],
+        _BEFORE_FIRST,
         Severity.HINT,
     ),
     Setting(

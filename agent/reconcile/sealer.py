@@ -70,7 +70,11 @@ class Sealer:
                     self.store.assume(decision.vm.name, decision.assume)
                 if observed.hint is not None:
                     self.store.note_report(decision.vm.name, observed.hint)
-                if decision.seal is not None:
+                if decision.seal is None:
+                    continue
+                if self._is_sealed_since(observed, decision.seal):
+                    sealed.append(decision.vm.name)
+                else:
                     try:
                         self._seal(decision.vm, decision.seal, run, _to_keep(self.store, observed))
                     except (SealError, KeyFileError) as error:
@@ -78,6 +82,14 @@ class Sealer:
                     else:
                         sealed.append(decision.vm.name)
         return sealed
+
+    def _is_sealed_since(self, observed: Observed, wanted: Desired) -> bool:
+        """Whether another process sealed the same after this one looked, and before it had the lock."""
+        now = self.store.current(observed.vm.name)
+        before = observed.sealed.generation if observed.sealed else 0
+        if now is None or now.generation <= before:
+            return False
+        return (now.digest, now.delivery) == (wanted.digest, wanted.delivery)
 
     def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
         before = self.store.current(vm.name)

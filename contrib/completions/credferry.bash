@@ -29,6 +29,9 @@ _credferry() {
     ' agent:--wait')
         :
         return ;;
+    ' agent:--vm')
+        :
+        return ;;
     ' sync:--config'|' sync:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
@@ -138,7 +141,7 @@ _credferry() {
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --vm --help' -- "$current")
         else
             :
         fi ;;

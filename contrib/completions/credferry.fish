@@ -44,6 +44,7 @@ complete -c credferry -n '__credferry_at' -l help -d 'Show the help of the comma
 complete -c credferry -n '__credferry_at agent' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at agent' -l once -d 'Seal what is published, restart nothing, and end.'
 complete -c credferry -n '__credferry_at agent' -l wait -r -d 'With --once: wait this long for a complete source.'
+complete -c credferry -n '__credferry_at agent' -l vm -r -d 'With --once: seal for this VM only; may be repeated.'
 complete -c credferry -n '__credferry_at agent' -l help -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at reload' -l help -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at sync' -l config -s c -r -F -d 'Configuration file.'

@@ -306,6 +306,7 @@ in
           "credferry-push@.service"
           "credferry-restart@.service"
           "credferry-seal.service"
+          "credferry-seal@.service"
         ];
 
     systemd.services = mkMerge (
@@ -321,6 +322,10 @@ in
             wantedBy = [ "microvms.target" ];
             after = producers;
             # The pass of this boot is done; what changes later is the agent's.
+            restartIfChanged = false;
+          };
+          "credferry-seal@" = {
+            after = producers;
             restartIfChanged = false;
           };
           # systemd's own unit for this runs after an update of /var only (ConditionNeedsUpdate=), which a switch is

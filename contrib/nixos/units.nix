@@ -61,7 +61,7 @@ let
   );
 in
 {
-  inherit parse;
+  inherit parse simplify;
 
   /*
     A unit's text with the programs of this system.

@@ -19,7 +19,7 @@ let
   service = {
     requires = [ "credferry-key.service" ];
     after = [ "credferry-key.service" ];
-    serviceConfig = builtins.mapAttrs (_: builtins.head) dropIn;
+    serviceConfig = units.simplify dropIn;
   };
 
   # By the agent's own verb, so that it grants what the agent asks for.
@@ -62,6 +62,7 @@ in
     systemd.services = {
       credferry = service;
       credferry-seal = service;
+      "credferry-seal@" = service;
       # It does not see that a link to a rule leads elsewhere.
       polkit.restartTriggers = [ rule ];
       # Without root the agent cannot make the key. One that is there is left alone: systemd removes another machine's.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 SEAL = "credferry-seal.service"
+FIRST = "credferry-seal@.service"
+ADDED = 3
 SHORT_WAIT = """[Service]
 ExecStart=
 ExecStart=/usr/bin/credferry agent --once --wait 1
@@ -39,7 +41,7 @@ def deployment(host: Host) -> Iterator[Deployment]:
     made.add_vm("web")
     made.configure(ONE_VM)
     yield made
-    host.run("rm", "-rf", f"/etc/systemd/system/{SEAL}.d")
+    host.run("rm", "-rf", f"/etc/systemd/system/{SEAL}.d", f"/etc/systemd/system/{FIRST}.d")
     made.close()
 
 
@@ -65,6 +67,64 @@ def test_the_last_good_generation_serves(deployment: Deployment, sops: SopsNix) 
     deployment.host.wait(lambda: deployment.stamp("web"), 20, "stamp of web")
     assert deployment.host.unit(SEAL)["ExecMainStatus"] == "66"
     assert deployment.delivered("web") == {"API_KEY": b"last good"}
+
+
+def test_a_vm_is_added_while_all_runs(deployment: Deployment, sops: SopsNix) -> None:
+    """As a switch does: the agent reloads while the new VM starts. Its first start has its credentials."""
+    host = deployment.host
+    sops.publish({"api-key": b"value"})
+    deployment.start_agent()
+    host.wait(lambda: deployment.status()["web"]["sealed"], 10, "a sealed generation")
+    names = [f"new{number}" for number in range(ADDED)]
+    tables = ONE_VM
+    for name in names:
+        tables += ONE_VM.replace("web", name)
+        deployment.add_vm(name)
+        deployment.configure(tables)
+        host.run("systemctl", "--no-block", "reload", "credferry.service")
+        host.run("systemctl", "start", f"microvm@{name}.service")
+        host.wait(lambda name=name: deployment.stamp(name), 20, f"stamp of {name}")  # type: ignore[misc]  # a default binds the name
+    for name in names:
+        assert deployment.delivered(name) == {"API_KEY": b"value"}
+        assert deployment.unit(name)["NRestarts"] == "0", "its first start failed"
+        assert host.run("ls", f"/var/lib/credferry/vms/{name}/generations").stdout == "1\n"
+    host.wait(
+        lambda: {row["state"] for row in deployment.status().values()} <= {"in step", "stopped"},
+        20,
+        "in step",
+    )
+    assert {deployment.starts(name) for name in names} == {1}
+
+
+def test_later_starts_seal_nothing_and_wait_for_nothing(deployment: Deployment, sops: SopsNix) -> None:
+    """A VM that has a generation starts at once, without a source too, and no process seals for it."""
+    sops.publish({"api-key": b"last good"})
+    deployment.credferry("agent", "--once")
+    sops.remove()
+    deployment.start_vm("web")
+    first = deployment.host.unit("credferry-seal@web.service")
+    deployment.host.run("systemctl", "restart", "microvm@web.service")
+    deployment.host.wait(lambda: deployment.starts("web") == 2 and deployment.stamp("web"), 20, "a restart")
+    for unit in (first, deployment.host.unit("credferry-seal@web.service")):
+        assert (unit["ConditionResult"], unit["ExecMainStartTimestampMonotonic"]) == ("no", "0")
+
+
+def test_a_first_sealing_that_fails_does_not_fail_the_start(deployment: Deployment, sops: SopsNix) -> None:
+    """Without a source nothing can be sealed. systemd starts the VM's unit nevertheless, and again later."""
+    host = deployment.host
+    host.run("install", "-d", "-m", "0700", "/var/lib/credferry")
+    host.write(
+        f"/etc/systemd/system/{FIRST}.d/wait.conf", SHORT_WAIT.replace("--wait 1", "--wait 0.1 --vm %i")
+    )
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "--no-block", "microvm@web.service")
+    host.wait(
+        lambda: host.unit("credferry-seal@web.service")["ExecMainStatus"] == "66", 20, "a failed sealing"
+    )
+    host.wait(lambda: int(deployment.unit("web")["NRestarts"]) > 0, 20, "another try of the VM")
+    sops.publish({"api-key": b"late"})
+    host.wait(lambda: deployment.stamp("web"), 20, "stamp of web")
+    assert deployment.delivered("web") == {"API_KEY": b"late"}
 
 
 def test_a_start_never_mixes_two_generations(deployment: Deployment, sops: SopsNix) -> None:

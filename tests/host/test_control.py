@@ -701,7 +701,10 @@ def test_watching(bus: Bus) -> None:
 
 def test_an_agent_without_root(bus: Bus) -> None:
     """As a user of its own, the agent owns the name, and does as root says over the bus."""
-    drop_ins = [f"/etc/systemd/system/{unit}.d" for unit in (AGENT, "credferry-seal.service")]
+    drop_ins = [
+        f"/etc/systemd/system/{unit}.d"
+        for unit in (AGENT, "credferry-seal.service", "credferry-seal@.service")
+    ]
     for path in drop_ins:
         text = (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text()
         bus.host.write(f"{path}/50-user.conf", text)

@@ -69,7 +69,7 @@ systemctl reload dbus.service
 systemd-sysusers credferry.conf
 """
 WITHOUT_ROOT = f"""
-for unit in credferry credferry-seal; do
+for unit in credferry credferry-seal credferry-seal@; do
     mkdir -p {SYSTEM}/$unit.service.d
     cp /usr/lib/credferry-test/user.conf {SYSTEM}/$unit.service.d/50-user.conf
 done

@@ -130,7 +130,7 @@ def add_sealed_vm(deployment: Deployment) -> None:
 
 def drop_ins() -> list[str]:
     """Where the agent's units are extended."""
-    return [f"/etc/systemd/system/{unit}.d" for unit in (AGENT, SEAL)]
+    return [f"/etc/systemd/system/{unit}.d" for unit in (AGENT, SEAL, "credferry-seal@.service")]
 
 
 def main_pid(host: Host) -> str:

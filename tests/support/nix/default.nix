@@ -43,6 +43,7 @@ let
           serviceConfig
           unitConfig
           wantedBy
+          wants
           ;
       }) config.systemd.services;
       guests = builtins.mapAttrs (

@@ -29,4 +29,4 @@ def test_a_source_that_the_unit_hides_is_not_waited_for() -> None:
     """It cannot come: the first sealing of a boot ends at once, and the VMs start on what they had."""
     an_hour_from_now = time.monotonic() + 3600
     with pytest.raises(HiddenSourceError):
-        settled_look(parse(b"", Path("config.toml")), cast("Observer", _Blind()), an_hour_from_now)
+        settled_look(parse(b"", Path("config.toml")), cast("Observer", _Blind()), an_hour_from_now, ())

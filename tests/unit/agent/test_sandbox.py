@@ -37,7 +37,7 @@ def test_what_the_shipped_unit_hides(path: str, setting: str | None) -> None:
     assert (found.setting if found else None) == setting
 
 
-@pytest.mark.parametrize("unit", ["credferry.service", "credferry-seal.service"])
+@pytest.mark.parametrize("unit", ["credferry.service", "credferry-seal.service", "credferry-seal@.service"])
 def test_the_shipped_units_are_what_is_assumed(unit: str) -> None:
     """Both units hide what `SHIPPED` says, and hide nothing by other settings."""
     parser = configparser.RawConfigParser(strict=False)

@@ -419,3 +419,19 @@ def test_a_generation_sealed_again_is_news_again(
             host.sealer.seal_due(look_at(host, "web"))
         (host.store.vm_directory("web") / "current").unlink()
     assert [event for event, *_ in audit.records] == [Event.PUBLISHED, Event.SEALED] * 2
+
+
+def test_what_another_process_sealed_meanwhile_is_not_sealed_again(recorded: tuple[Host, Recorded]) -> None:
+    """Of two processes that look at the same time, the second to get the lock finds the work done."""
+    host, audit = recorded
+    first, second = look_at(host, "web"), look_at(host, "web")
+    assert host.sealer.seal_due(first) == ["web"]
+    assert host.sealer.seal_due(second) == ["web"]
+    assert list(host.store.numbers("web")) == [1]
+    assert [event for event, *_ in audit.records] == [Event.PUBLISHED, Event.SEALED]
+    host.rotate("another")
+    old = look_at(host, "web")
+    host.rotate("one more")
+    host.sealer.seal_due(look_at(host, "web"))
+    host.sealer.seal_due(old)
+    assert sorted(host.store.numbers("web")) == [1, 2, 3], "what differs is sealed"

@@ -128,8 +128,17 @@ def test_unprivileged(nix: Nix) -> None:
     report = nix.evaluate(sops("{ services.credferry.unprivileged = true; }"))
     assert report["failed"] == []
     text = (CHECKOUT / "contrib/systemd/credferry-user.conf").read_text()
-    wanted = dict(re.findall("^(.+?)=(.*)$", text, re.MULTILINE))
-    for unit in ("credferry", "credferry-seal"):
+    wanted = {
+        "User": "credferry",
+        "AmbientCapabilities": "CAP_DAC_READ_SEARCH",
+        "ReadWritePaths": ["", "/var/lib/credferry"],
+    }
+    assert re.findall("^(?!#)(.+?)=(.*)$", text, re.MULTILINE) == [
+        (key, value)
+        for key, values in wanted.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
+    for unit in ("credferry", "credferry-seal", "credferry-seal@"):
         service = report["services"][unit]
         assert service["serviceConfig"] == wanted
         assert "credferry-key.service" in service["requires"]
