@@ -65,6 +65,8 @@ def check_name(_chain: Chain) -> Iterator[Finding]:
         why="the agent seals and restarts, but nobody can control or follow it over the bus",
         remedy="make the bus read its policy again (it names the agent's user); then restart the agent"
         if is_there
+        else "import credferry's host module, and switch"
+        if probe.is_nixos()
         else f"install {NAME}.conf, from contrib/dbus, into /usr/share/dbus-1/system.d",
         commands=again if is_there else (),
     )
@@ -93,8 +95,12 @@ def check_polkit(chain: Chain) -> Iterator[Finding]:
         else f"there is no polkit rule for {user}, the agent's user",
         why="polkit refuses restarts of some or all VMs: Interactive authentication required, or "
         "Access denied",
-        remedy=f"write the rule again and make polkit read it; {AGENT} then retries without further action",
-        commands=[
+        remedy="set services.credferry.unprivileged = true, which makes the rule; then switch"
+        if probe.is_nixos()
+        else f"write the rule again and make polkit read it; {AGENT} then retries without further action",
+        commands=()
+        if probe.is_nixos()
+        else [
             f"{made} >{RULE}.new",
             f"chmod 0644 {RULE}.new",
             f"mv {RULE}.new {RULE}",

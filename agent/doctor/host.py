@@ -52,12 +52,13 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
             "journalctl --flush",
         )
     )
+    remedy = 'set services.journald.storage = "persistent"' if probe.is_nixos() else "set Storage=persistent"
     if storage == "none":
         yield problem(
             "host.journal",
             "journald stores nothing: Storage=none",
             why="there is no audit, and the agent's chain of records appears broken",
-            remedy="set Storage=persistent",
+            remedy=remedy,
             commands=keep,
         )
     elif storage == "volatile" or (storage == "auto" and not Path("/var/log/journal").is_dir()):
@@ -65,7 +66,7 @@ def check_journal(_chain: Chain) -> Iterator[Finding]:
             "host.journal",
             f"a reboot deletes the journal: Storage={storage}",
             why="the audit is lost with it, and the lost records appear as a gap",
-            remedy="set Storage=persistent",
+            remedy=remedy,
             commands=keep,
         )
     else:
@@ -76,13 +77,14 @@ def check_swap(_chain: Chain) -> Iterator[Finding]:
     """Whether memory can be swapped to a disk unencrypted."""
     lines = (probe.text_of(Path("/proc/swaps")) or "").splitlines()[1:]
     plain = [name for name in (line.split()[0] for line in lines) if not _is_safe(Path(name))]
+    how = "swapDevices.*.randomEncryption.enable = true" if probe.is_nixos() else "crypttab: swap"
     if plain:
         yield hint(
             "host.swap",
             f"unencrypted swap: {', '.join(plain)}",
             why="a hypervisor's memory can be swapped out with its guest's secrets; the agent and PID "
             "1 keep theirs out of swap",
-            remedy="encrypt the swap (crypttab: swap), or set MemorySwapMax=0 in the VMs' units",
+            remedy=f"encrypt the swap ({how}), or set MemorySwapMax=0 in the VMs' units",
         )
     else:
         yield ok("host.swap", "no unencrypted swap")

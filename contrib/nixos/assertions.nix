@@ -32,6 +32,7 @@ let
   vms = cfg.vms;
   eachVm = f: concatLists (mapAttrsToList f vms);
   eachCredential = f: eachVm (name: vm: mapAttrsToList (f name vm) vm.credentials);
+  state = "/var/lib/credferry";
   at = name: "services.credferry.vms.${name}";
   list = names: if names == [ ] then "there are none" else concatStringsSep ", " names;
 
@@ -109,11 +110,23 @@ let
     ) (filter (secret: secret ? sopsFile) sops)
     ++ optionals (options ? age) (map (secret: [ (toString secret.file) ]) (attrValues config.age.secrets))
   );
+  # A path in a string is a copy in the store, whose name ends with that of the file.
+  isOfSecret =
+    trigger:
+    elem trigger encrypted
+    || any (
+      file: lib.hasPrefix "${builtins.storeDir}/" trigger && lib.hasSuffix "-${baseNameOf file}" trigger
+    ) encrypted;
+  # microvm.nix puts the guest's system into the triggers: where that does not evaluate, its own error is to be seen.
   byTrigger =
     vm:
-    any (trigger: (builtins.isString trigger || builtins.isPath trigger) && elem (toString trigger) encrypted) (
-      config.systemd.services.${lib.removeSuffix ".service" vm.unit}.restartTriggers or [ ]
-    );
+    any (
+      trigger:
+      let
+        isText = builtins.tryEval (builtins.isString trigger || builtins.isPath trigger);
+      in
+      isText.success && isText.value && isOfSecret (toString trigger)
+    ) (config.systemd.services.${lib.removeSuffix ".service" vm.unit}.restartTriggers or [ ]);
 
   # --- The budget ------------------------------------------------------------------------------------------
 
@@ -160,16 +173,44 @@ let
   isSealed = vm: each: if each.seal == null then vm.guestKey && each.text == null else each.seal;
 in
 {
+  # Not refused: the VM may be made by hand (microvm -c).
+  config.warnings = optionals (cfg.enable && guests.names != [ ]) (
+    map (name: ''
+      ${at name}: no VM of this name is declared on this host; microvm.vms has: ${list guests.names}.
+      If it is made elsewhere, say so by ${at name}.unit = "${vms.${name}.unit}".
+    '') (filter (name: !(elem name guests.names) && vms.${name}.isExpectedHere) (builtins.attrNames vms))
+  );
+
   config.assertions =
     # Without the agent nothing would ever be sealed for these VMs, and they would not start.
     map (name: {
-      assertion = cfg.enable || guests.files name == { };
+      assertion = cfg.enable || !(guests.isWrapped name || guests.files name != { });
       message = ''
-        microvm.vms.${name}: microvm.cloud-hypervisor.oemSecretsFiles is set, but credferry does not run on this host.
-        Set services.credferry.enable = true.
+        microvm.vms.${name}: the VM starts with credferry's credentials only, but credferry does not run on this host.
+        Set services.credferry.enable = true; or remove oemSecretsFiles and credferry.enable in the VM.
       '';
     }) guests.names
     ++ optionals cfg.enable (
+      map (name: {
+        assertion =
+          !(guests.isWrapped name)
+          || vms ? ${name}
+          || any (vm: vm.unit == "microvm@${name}.service") (attrValues vms);
+        message = ''
+          microvm.vms.${name}: the VM starts with credferry's credentials only, and gets none on this host.
+          Set microvm.cloud-hypervisor.oemSecretsFiles in the VM, or ${at name}.credentials; or set credferry.enable = false in the VM.
+        '';
+      }) guests.names
+      ++ [
+        {
+          assertion = (cfg.settings.state_directory or state) == state;
+          message = ''
+            services.credferry.settings.state_directory: the units of the agent and of the VMs keep the state in ${state}.
+            Remove the setting. If the state must be on another disk, mount that at ${state}.
+          '';
+        }
+      ]
+      ++
       eachCredential (
         name: vm: credential: each: {
           assertion = (each.secret == null) != (each.text == null);
@@ -282,7 +323,14 @@ in
             '';
           }
           {
-            assertion = guest == null || guest.microvm.cloud-hypervisor.package ? credferry;
+            assertion = (guest.microvm.credentialFiles or { }) == { };
+            message = ''
+              ${at name}: microvm.nix refuses microvm.credentialFiles for cloud-hypervisor.
+              Set microvm.cloud-hypervisor.oemSecretsFiles in the VM instead: the files are read when it starts, not when it is built.
+            '';
+          }
+          {
+            assertion = guest == null || guests.isWrapped name;
             message = ''
               ${at name}: its hypervisor is not started by credferry-launch, so that no credential would reach it.
               Import credferry's guest module in the VM and set microvm.cloud-hypervisor.oemSecretsFiles or credferry.enable there.

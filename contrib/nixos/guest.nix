@@ -85,9 +85,10 @@ in
   };
 
   config = mkIf cfg.enable {
-    microvm.cloud-hypervisor.package = vmHostPackages.callPackage ./wrap.nix {
+    # Weaker than a definition of the user's, who is then told by an assertion what to set instead.
+    microvm.cloud-hypervisor.package = lib.mkOverride 900 (vmHostPackages.callPackage ./wrap.nix {
       launcher = vmHostPackages.callPackage ./launcher.nix { };
-    } cfg.hypervisor;
+    } cfg.hypervisor);
 
     # In NixOS's kernels dmi_sysfs is a module, which systemd does not mean to support (systemd issue 37391): PID 1
     # loads it by itself (src/core/kmod-setup.c) and imports at once, silently nothing where it finds no such module.
@@ -103,7 +104,14 @@ in
     systemd.sockets.credferry-receive = mkIf cfg.live.enable { wantedBy = [ "sockets.target" ]; };
     systemd.services."credferry-receive@" = mkIf cfg.live.enable { path = [ pkgs.util-linux ]; };
 
-    assertions = [
+    assertions = map (each: each // { message = "VM ${config.networking.hostName}: ${each.message}"; }) [
+      {
+        assertion = config.microvm.cloud-hypervisor.package ? credferry;
+        message = ''
+          microvm.cloud-hypervisor.package is set to ${config.microvm.cloud-hypervisor.package.name}, which would start without the launcher and get no credentials.
+          Set credferry.hypervisor to that package instead.
+        '';
+      }
       {
         assertion =
           !cfg.live.enable

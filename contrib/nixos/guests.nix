@@ -63,6 +63,16 @@ rec {
     if major == null then 252 else lib.toInt (builtins.head major);
 
   /*
+    Whether a VM's hypervisor is started by the launcher.
+  */
+  isWrapped =
+    name:
+    let
+      guest = config name;
+    in
+    guest != null && guest.microvm.cloud-hypervisor.package ? credferry;
+
+  /*
     Whether a VM's guest takes credentials while it runs.
   */
   isLive =

@@ -16,6 +16,7 @@ let
     mkIf
     mkMerge
     mkOption
+    mkOptionDefault
     types
     ;
 
@@ -54,6 +55,15 @@ let
       Group = all.Group or "";
     };
 
+  # Where node-exporter's collector reads, if the agent is to write there.
+  metrics =
+    let
+      file = cfg.settings.metrics.textfile or null;
+    in
+    if file == null || lib.hasPrefix "/run/credferry/" file then null else builtins.dirOf file;
+
+  vmDirectory = config.microvm.stateDir or null;
+
   # A table of the agent's configuration file; there is no null in TOML.
   table = lib.filterAttrs (_: value: value != null);
 
@@ -77,19 +87,29 @@ let
 
   unchecked = toml.generate "credferry.toml" cfg.settings;
 
-  # The agent's own judgement of its configuration, at build time.
-  checked = pkgs.runCommand "credferry-checked.toml" { } ''
-    ${lib.getExe cfg.package} check --config ${unchecked} >/dev/null
+  # The agent's own judgement, at build time; systemd-analyze reads its windows. What it refuses is said with the names
+  # of options. Its hints are for the command line and name keys of the file.
+  check = ''
+    if ! ${lib.getExe cfg.package} check --config ${unchecked} "$@" >/dev/null 2>refused; then
+      sed -E -f ${./options.sed} refused >&2
+      exit 1
+    fi
+  '';
+  tools.nativeBuildInputs = [ config.systemd.package ];
+  checked = pkgs.runCommand "credferry-checked.toml" tools ''
+    set --
+    ${check}
     cp ${unchecked} $out
   '';
 
   # The launcher's judgement of what VMs that are declared here give cloud-hypervisor. By itself, so that a change of
   # a VM does not reload the agent.
   runners = lib.filterAttrs (_: runner: runner != null) (builtins.mapAttrs (name: _: guests.runner name) cfg.vms);
-  judged = pkgs.runCommand "credferry-arguments" { } ''
-    ${lib.getExe cfg.package} check --config ${unchecked} ${
+  judged = pkgs.runCommand "credferry-arguments" tools ''
+    set -- ${
       lib.concatStringsSep " " (lib.mapAttrsToList (name: runner: "--runner ${name}=${runner}") runners)
-    } >/dev/null
+    }
+    ${check}
     touch $out
   '';
   canCheck = cfg.checkConfig && pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
@@ -121,9 +141,16 @@ let
   };
 
   vm = types.submodule (
-    { name, ... }:
+    { name, options, ... }:
     {
       options = {
+        isExpectedHere = mkOption {
+          type = types.bool;
+          internal = true;
+          readOnly = true;
+          # Whoever names the unit knows that the VM is made elsewhere.
+          default = options.unit.highestPrio >= (mkOptionDefault { }).priority;
+        };
         unit = mkOption {
           type = types.strMatching "[A-Za-z0-9:_.@\\-]+[.]service";
           default = "microvm@${name}.service";
@@ -275,7 +302,16 @@ in
     environment.systemPackages = [ cfg.package ];
     system.checks = lib.optional (canCheck && runners != { }) judged;
     environment.etc."credferry/config.toml".source = if canCheck then checked else unchecked;
-    environment.etc."systemd/catalog/credferry.catalog".source = ../catalog/credferry.catalog;
+
+    # nixpkgs' systemd reads catalogues in its own package and here, and never in /etc (libsystemd/sd-journal/catalog.c).
+    systemd.tmpfiles.rules = [
+      "L+ /usr/local/lib/systemd/catalog/credferry.catalog - - - - ${../catalog/credferry.catalog}"
+    ]
+    # The agent looks for a VM's system there.
+    ++ lib.optional (vmDirectory != null && vmDirectory != "/var/lib/microvms") "L /var/lib/microvms - - - - ${vmDirectory}"
+    ++ lib.optional (metrics != null) "d ${metrics} :0755 :${
+      if cfg.unprivileged then "credferry" else "root"
+    } :root - -";
 
     # Its members may see on the bus where VMs stand.
     users.groups.credferry = { };
@@ -317,6 +353,7 @@ in
             after = producers;
             # Rereading the file restarts nothing; the agent acts on differences only.
             reloadTriggers = [ config.environment.etc."credferry/config.toml".source ];
+            serviceConfig = lib.optionalAttrs (metrics != null) { ReadWritePaths = [ "-${metrics}" ]; };
           };
           credferry-seal = {
             wantedBy = [ "microvms.target" ];
@@ -333,7 +370,12 @@ in
           credferry-catalog = {
             description = "Explain credferry's messages in the journal";
             wantedBy = [ "multi-user.target" ];
-            restartTriggers = [ config.environment.etc."systemd/catalog/credferry.catalog".source ];
+            # The link is made by one of these, at boot or in a switch.
+            after = [
+              "systemd-tmpfiles-setup.service"
+              "systemd-tmpfiles-resetup.service"
+            ];
+            restartTriggers = [ ../catalog/credferry.catalog ];
             serviceConfig = {
               Type = "oneshot";
               RemainAfterExit = true;

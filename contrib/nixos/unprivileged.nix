@@ -23,7 +23,7 @@ let
   };
 
   # By the agent's own verb, so that it grants what the agent asks for.
-  rule = pkgs.runCommand "credferry-polkit.rules" { } ''
+  rule = pkgs.runCommand "credferry-polkit.rules" { nativeBuildInputs = [ config.systemd.package ]; } ''
     ${lib.getExe cfg.package} polkit-rule --user ${user} --config ${config.environment.etc."credferry/config.toml".source} >$out
   '';
 in

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.host import Host
+    from tests.support.nix import Nix
     from tests.support.producer import SopsNix
 
 ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 SEAL = "credferry-seal.service"
+CATALOG = "/usr/lib/systemd/catalog/credferry.catalog"
 FIRST = "credferry-seal@.service"
 ADDED = 3
 SHORT_WAIT = """[Service]
@@ -158,6 +160,34 @@ def test_the_journal_explains_itself(deployment: Deployment, sops: SopsNix) -> N
     explained = deployment.host.run("journalctl", "-x", "-t", "credferry", "-n", "1", "-o", "short").stdout
     assert "Generation 1 is sealed for VM web" in explained
     assert "the VM's next" in explained
+
+
+def test_the_journal_explains_itself_on_nixos(deployment: Deployment, sops: SopsNix, nix: Nix) -> None:
+    """`journalctl` finds the catalogue where the NixOS module's tmpfiles line puts it."""
+    host = deployment.host
+    rules = nix.evaluate("(t.report (t.sopsHost t.example)).tmpfiles")
+    [rule] = [each for each in rules if "catalog" in each]
+    link, source = rule.split()[1], rule.split()[-1]
+    assert source.endswith("credferry.catalog")
+    text = host.path(CATALOG).read_text()
+    host.run("rm", CATALOG)
+    host.run("journalctl", "--update-catalog")
+    sops.publish({"api-key": b"value"})
+    deployment.credferry("agent", "--once")
+    show = ("journalctl", "-x", "-t", "credferry", "-n", "1", "-o", "short")
+    try:
+        assert "the VM's next" not in host.run(*show).stdout
+        host.write("/usr/share/store/credferry.catalog", text)
+        host.write(
+            "/etc/tmpfiles.d/test.conf", rule.replace(source, "/usr/share/store/credferry.catalog") + "\n"
+        )
+        host.run("systemd-tmpfiles", "--create", "test.conf")
+        host.run("journalctl", "--update-catalog")
+        assert "the VM's next" in host.run(*show).stdout
+    finally:
+        host.run("rm", "-rf", "/etc/tmpfiles.d/test.conf", link, "/usr/share/store")
+        host.write(CATALOG, text)
+        host.run("journalctl", "--update-catalog")
 
 
 def test_the_agent_is_confined(deployment: Deployment, sops: SopsNix) -> None:

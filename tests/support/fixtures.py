@@ -12,6 +12,7 @@ import pytest
 from tests.support.cache import cache_directory
 from tests.support.host import Host
 from tests.support.installation import install
+from tests.support.nix import Nix, missing
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -39,3 +40,14 @@ def sops(host: Host) -> Iterator[SopsNix]:
     made = SopsNix(host)
     yield made
     made.remove()
+
+
+@pytest.fixture
+def nix(tmp_path: Path) -> Nix:
+    """A Nix evaluator of its own for each test; where there is none, in CI a failure."""
+    lacking = missing()
+    if lacking is not None and os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+        pytest.fail(lacking, pytrace=False)
+    if lacking is not None:
+        pytest.skip(lacking)
+    return Nix(tmp_path)

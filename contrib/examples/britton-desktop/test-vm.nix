@@ -2,6 +2,8 @@
 #
 # The VM. It needs credferry's guest module.
 {
+  system.stateVersion = "26.05";
+
   microvm = {
     hypervisor = "cloud-hypervisor";
     vcpu = 2;

@@ -26,6 +26,8 @@ let
     { config, ... }:
     {
       failed = failed config;
+      inherit (config) warnings;
+      tmpfiles = config.systemd.tmpfiles.rules;
       settings = config.services.credferry.settings;
       users = config.users.users;
       checks = map (package: package.script) config.system.checks;

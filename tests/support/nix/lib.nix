@@ -344,7 +344,22 @@ let
         inherit lib config options;
       };
       found = collect args modules;
-      options = mergeOptions prefix (map (each: each.options) found);
+      declared = mergeOptions prefix (map (each: each.options) found);
+      # As nixpkgs has it beside an option: the priority of its strongest definition.
+      options = builtins.mapAttrs (
+        name: option:
+        if option._type or null != "option" then
+          option
+        else
+          option
+          // {
+            highestPrio =
+              let
+                defs = concatMap (discharge ordinary) (defsOf name (concatMap (each: push each.config) found));
+              in
+              foldl' (lowest: def: if def.priority < lowest then def.priority else lowest) ofDefault defs;
+          }
+      ) declared;
       freeform = foldl' (last: each: if each.freeform != null then each.freeform else last) null found;
       config = evalTree prefix options freeform (concatMap (each: push each.config) found);
     in
@@ -404,6 +419,7 @@ let
       inherit contents;
     };
     mkDefault = mkOverride 1000;
+    mkOptionDefault = mkOverride ofDefault;
     mkForce = mkOverride 50;
     literalExpression = text: {
       _type = "literalExpression";

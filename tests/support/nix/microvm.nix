@@ -27,6 +27,7 @@ let
         vsock.cid = with' null (types.nullOr types.int);
         graphics.enable = with' false types.bool;
         vmHostPackages = with' pkgs types.raw;
+        credentialFiles = with' { } (types.attrsOf types.path);
         declaredRunner = with' (pkgs.runCommand "microvm-cloud-hypervisor-${config.networking.hostName}" { } "") types.package;
         cloud-hypervisor = {
           package = with' pkgs.cloud-hypervisor types.package;

@@ -73,6 +73,9 @@ in
 {
   options = {
     assertions = with' [ ] (types.listOf types.raw);
+    warnings = with' [ ] (types.listOf types.str);
+    system.stateVersion = with' "26.05" types.str;
+    systemd.tmpfiles.rules = with' [ ] (types.listOf types.str);
     networking.hostName = with' "nixos" types.str;
     environment.etc = with' { } (types.attrsOf (types.submodule file));
     environment.systemPackages = with' [ ] (types.listOf types.package);

@@ -20,8 +20,8 @@ PAGES = sorted(
 TUTORIAL = CHECKOUT / "docs/tutorial-nixos.md"
 GUEST = "{ microvm.vms.test-vm.config.imports = [ t.guestModule ]; }"
 PRODUCERS = {
-    "sops-nix": (["sops-nix"], "{ sops-nix.nixosModules.sops = t.producers.sops; }", "/run/secrets"),
-    "agenix": (["agenix"], "{ agenix.nixosModules.default = t.producers.age; }", "/run/agenix"),
+    "sops-nix": ("sops.defaultSopsFile", "sops", "/run/secrets"),
+    "agenix": ("age.secrets", "age", "/run/agenix"),
 }
 
 
@@ -43,14 +43,13 @@ def test_the_tutorial_s_host(nix: Nix, tmp_path: Path, producer: str) -> None:
     """Its files together are refused nothing, and the agent is told what the VM gets."""
     blocks = [text for _, text in snippets(TUTORIAL, "nix")]
     [host] = [text for text in blocks if "show-key" in text]
-    arguments, given, source = PRODUCERS[producer]
-    [publishing] = [text for text in blocks if text.startswith(f"{{ {arguments[0]}, ... }}:")]
-    modules = [f"(import {_written(tmp_path, 'producer', publishing)} {given})"]
-    if source != "/run/secrets":
-        [elsewhere] = [text for text in blocks if f'source.path = "{source}"' in text]
-        modules.append(str(_written(tmp_path, "elsewhere", elsewhere)))
-        host = "".join(line for line in host.splitlines(keepends=True) if "oemSecretsFiles" not in line)
-    modules.append(str(_written(tmp_path, "host", host)))
+    option, module, source = PRODUCERS[producer]
+    [publishing] = [text for text in blocks if text.startswith(f"{{\n  {option}")]
+    modules = [
+        f"t.producers.{module}",
+        str(_written(tmp_path, "producer", publishing)),
+        str(_written(tmp_path, "host", host.replace("/run/secrets", source))),
+    ]
     report = nix.evaluate(f"t.report (t.host [ {' '.join(modules)} {GUEST} ])")
     assert report["failed"] == []
     assert report["guests"]["test-vm"]["failed"] == []

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from credferry.agent.config.loading import parse
+from credferry.agent.errors import ConfigurationError, describe
 from credferry.launcher.handoff import Channel, Kind
 from tests.support.installation import CHECKOUT
 from tests.support.nix import Nix, NixError, to_toml
@@ -22,6 +24,11 @@ STRINGS = "microvm.vms.test-vm.config.microvm.cloud-hypervisor.platformOEMString
 SERVED = f'{{ services.credferry.enable = true; {VM}.credentials.A.text = "a"; }}'
 GUEST = "microvm.vms.test-vm.config"
 WEB = 'services.credferry.vms.web.credentials.A.text = "a";'
+WRAPPED = """
+    imports = [ t.guestModule ];
+    credferry.enable = true;
+    microvm.hypervisor = "cloud-hypervisor";
+"""
 TDX = """
     credferry.importInInitrd = true;
     microvm.cloud-hypervisor.extraArgs = [ "--platform" "tdx=on" ];
@@ -78,12 +85,81 @@ def test_arguments_are_judged_when_built(nix: Nix) -> None:
     """The launcher judges the script of each VM that is declared here, unless that is turned off."""
     [script] = nix.evaluate(sops())["checks"]
     assert re.search(
-        "/bin/credferry check --config /nix/store/[^ ]+ "
-        "--runner test-vm=/nix/store/[^ ]+-microvm-cloud-hypervisor-[^ ]+/bin/microvm-run >/dev/null",
-        script,
+        "set -- --runner test-vm=/nix/store/[^ ]+-microvm-cloud-hypervisor-[^ ]+/bin/microvm-run\n", script
     )
+    assert re.search('/bin/credferry check --config /nix/store/[^ ]+ "\\$@" >/dev/null', script)
     assert nix.evaluate(sops("{ services.credferry.checkConfig = false; }"))["checks"] == []
     assert nix.evaluate(f"t.report (t.sopsHost [ {SERVED} ])")["checks"] == []
+
+
+def test_checks_have_systemd_analyze(nix: Nix) -> None:
+    """Where a check of the agent's runs in a build, the program that reads windows is on its path."""
+    modules = "{ services.credferry.unprivileged = true; }"
+    assert (
+        nix.evaluate(
+            f"""
+        let config = (t.sopsHost (t.example ++ [ {modules} ])).config; in
+        map (package: map (tool: tool.pname) package.nativeBuildInputs) ([
+          config.environment.etc."credferry/config.toml".source
+          config.environment.etc."polkit-1/rules.d/50-credferry.rules".source
+        ] ++ config.system.checks)
+        """
+        )
+        == [["systemd"]] * 3
+    )
+
+
+def test_a_build_s_errors_name_options() -> None:
+    """What `credferry check` refuses is said with the names that stand in a NixOS configuration."""
+    cases = {
+        '[vms.web.credentials]\n"ssh.listen" = { text = "x" }\n': (
+            "services.credferry.vms.web.credentials.ssh.listen: ",
+            'allowNames = ["ssh.listen"] in services.credferry.vms.web',
+        ),
+        '[vms.web]\ninitrd = true\n[vms.web.credentials]\nA = { text = "x" }\n': (
+            "services.credferry.vms.web.initrd: ",
+            "guestKey = true in services.credferry.vms.web",
+        ),
+        '[rollout]\ncanaries = ["a"]\n': ("services.credferry.settings.rollout.canaries: ", ""),
+    }
+    for text, parts in cases.items():
+        with pytest.raises(ConfigurationError) as caught:
+            parse(text.encode(), Path("/nix/store/0-credferry.toml"))
+        message = f"credferry: {describe(caught.value)}"
+        sed = ["sed", "-E", "-f", str(CHECKOUT / "contrib/nixos/options.sed")]
+        shown = subprocess.run(sed, input=message, capture_output=True, text=True, check=True).stdout
+        assert all(part in shown for part in parts), shown
+        assert not re.search("/nix/store|[a-z]_[a-z]", shown), shown
+
+
+def test_a_vm_that_is_declared_nowhere(nix: Nix) -> None:
+    """A name that no VM has is a warning, unless its unit is named, or VMs are made by hand alone."""
+    [warning] = nix.evaluate(sops(f"{{ {WEB} }}"))["warnings"]
+    assert "services.credferry.vms.web: no VM of this name" in warning
+    assert "microvm.vms has: test-vm" in warning
+    named = 'services.credferry.vms.web.unit = "microvm@web.service";'
+    assert nix.evaluate(sops(f"{{ {WEB} {named} }}"))["warnings"] == []
+    assert nix.evaluate(sops())["warnings"] == []
+    assert nix.evaluate(f"t.report (t.sopsHost [ {SERVED} ])")["warnings"] == []
+
+
+def test_settings_that_units_must_know(nix: Nix) -> None:
+    """The agent may write where its metrics go, and finds VMs that microvm.nix keeps elsewhere."""
+    report = nix.evaluate(
+        sops(
+            '{ services.credferry.settings.metrics.textfile = "/var/lib/exporter/credferry.prom";'
+            ' microvm.stateDir = "/srv/vms"; }'
+        )
+    )
+    assert report["failed"] == []
+    assert report["services"]["credferry"]["serviceConfig"] == {"ReadWritePaths": ["-/var/lib/exporter"]}
+    assert "d /var/lib/exporter :0755 :root :root - -" in report["tmpfiles"]
+    assert "L /var/lib/microvms - - - - /srv/vms" in report["tmpfiles"]
+    report = nix.evaluate(
+        sops('{ services.credferry.settings.metrics.textfile = "/run/credferry/credferry.prom"; }')
+    )
+    assert report["services"]["credferry"]["serviceConfig"] == {}
+    assert len(report["tmpfiles"]) == 1
 
 
 def test_every_setting_reaches_the_agent(nix: Nix) -> None:
@@ -278,6 +354,10 @@ REFUSED = {
         '{ systemd.services."microvm@test-vm".restartTriggers = [ "/etc/secrets.yaml" ]; }',
         ["restartTriggers of microvm@test-vm.service"],
     ),
+    "restartTriggers by a copy in the store": (
+        '{ systemd.services."microvm@test-vm".restartTriggers = [ "${builtins.storeDir}/-secrets.yaml" ]; }',
+        ["restartTriggers of microvm@test-vm.service"],
+    ),
     "the command channel with plain values": (
         f'{{ {VM}.channel = "command"; }}',
         [f"{VM}.credentials.API_KEY", "/proc/PID/cmdline", "guestKey = true"],
@@ -334,6 +414,18 @@ REFUSED = {
     "a hypervisor that is not wrapped": (
         f'{{ {WEB} microvm.vms.web.config.microvm.hypervisor = "cloud-hypervisor"; }}',
         ["services.credferry.vms.web", "not started by credferry-launch", "guest module"],
+    ),
+    "a VM that asks for nothing and could not start": (
+        f"{{ microvm.vms.web.config = {{ {WRAPPED} }}; }}",
+        ["microvm.vms.web", "gets none on this host", "services.credferry.vms.web.credentials"],
+    ),
+    "a state directory that the units do not know": (
+        '{ services.credferry.settings.state_directory = "/srv/credferry"; }',
+        ["settings.state_directory", "mount that at /var/lib/credferry"],
+    ),
+    "microvm.nix's own credentials": (
+        f'{{ {GUEST}.microvm.credentialFiles.X = "/x"; }}',
+        [VM, "microvm.credentialFiles", "oemSecretsFiles in the VM instead"],
     ),
     "a VM of qemu": (
         f"{{ {WEB} microvm.vms.web.config.microvm.vcpu = 1; }}",
@@ -454,6 +546,8 @@ def test_guest_without_an_agent(nix: Nix) -> None:
     [message] = nix.evaluate(f"({sops('{ services.credferry.enable = t.lib.mkForce false; }')}).failed")
     assert "microvm.vms.test-vm" in message
     assert "services.credferry.enable = true" in message
+    [message] = nix.evaluate(f"(t.report (t.sopsHost [ {{ {GUEST} = {{ {WRAPPED} }}; }} ])).failed")
+    assert "services.credferry.enable = true" in message
 
 
 NOT_RECURSIVE = """
@@ -472,6 +566,10 @@ GUEST_REFUSED = {
         "credferry.live.enable = true; microvm.vsock.cid = t.lib.mkForce null;",
         "set microvm.vsock.cid",
     ),
+    "a hypervisor of the user's": (
+        "microvm.cloud-hypervisor.package = t.pkgs.cloud-hypervisor-graphics;",
+        "Set credferry.hypervisor to that package",
+    ),
     "another hypervisor": ('microvm.hypervisor = t.lib.mkForce "qemu";', "microvm.hypervisor"),
 }
 
@@ -483,6 +581,7 @@ def test_guest_refused(nix: Nix, case: str) -> None:
     report = nix.evaluate(sops(f"{{ {GUEST} = {{ {module} }}; }}"))
     [message] = report["guests"]["test-vm"]["failed"]
     assert wanted in message
+    assert message.startswith("VM nixos: "), "it names the VM"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+# Turns the names of `credferry check` into those of NixOS options, for whoever builds a host: sed -E -f.
+s#/nix/store/[^ :]*credferry[.]toml: vms[.]#services.credferry.vms.#g
+s#/nix/store/[^ :]*credferry[.]toml: #services.credferry.settings.#g
+s#\[vms[.]([^]]*)\]#services.credferry.vms.\1#g
+s#\ballow_names\b#allowNames#g
+s#\bguest_key\b#guestKey#g
+s#\bguest_systemd\b#guestSystemd#g
+s#\bplaintext_in_argv\b#plaintextInArgv#g
