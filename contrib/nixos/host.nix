@@ -38,6 +38,13 @@ let
     "pass-install-secrets.service"
   ];
 
+  unitFile = units.service {
+    agent = lib.getExe cfg.package;
+    launcher = lib.getExe' cfg.package "credferry-launch";
+    systemctl = lib.getExe' config.systemd.package "systemctl";
+    inherit (pkgs) coreutils;
+  };
+
   unitName = vm: lib.removeSuffix ".service" vm.unit;
 
   # Only the user of the VM's unit can connect to the VM's vsock socket. A unit without User= runs as root. Nothing is
@@ -81,6 +88,7 @@ let
         table {
           inherit (each) secret text seal;
           required = if each.text == null then each.required else null;
+          live = if each.live then null else false;
         }
       ) vm.credentials;
     };
@@ -131,6 +139,11 @@ let
         type = types.bool;
         default = true;
         description = "Whether the VM is refused, and keeps running as it is, if the secret is absent or empty.";
+      };
+      live = mkOption {
+        type = types.bool;
+        default = true;
+        description = "Whether a change can be pushed to a live VM. False is for what the guest reads only when it boots.";
       };
       seal = mkOption {
         type = types.nullOr types.bool;
@@ -328,13 +341,7 @@ in
       map
         (
           file:
-          pkgs.writeTextDir "lib/systemd/system/${file}" (
-            units.service {
-              agent = lib.getExe cfg.package;
-              launcher = lib.getExe' cfg.package "credferry-launch";
-              systemctl = lib.getExe' config.systemd.package "systemctl";
-            } (../systemd + "/${file}")
-          )
+          pkgs.writeTextDir "lib/systemd/system/${file}" (unitFile (../systemd + "/${file}"))
         )
         [
           "credferry.service"
@@ -405,13 +412,17 @@ in
           overrideStrategy = "asDropin";
           path = lib.mkForce [ ];
           after = [ vm.unit ];
-          serviceConfig = identity vm // {
-            # The empty line ends what the template's own line would start.
-            ExecStart = [
-              ""
-              "${lib.getExe' cfg.package "credferry-launch"} --push --vm %i --unit ${lib.escape [ "\\" ] vm.unit}"
-            ];
-          };
+          serviceConfig =
+            identity vm
+            // lib.optionalAttrs (vm.unit != "microvm@${name}.service") {
+              # The template's commands for this unit; the empty line ends the template's own.
+              ExecStart = [
+                ""
+              ]
+              ++ map (builtins.replaceStrings [ "microvm@%i.service" ] [ (lib.escape [ "\\" ] vm.unit) ]) (
+                (units.parse (unitFile (../systemd + "/credferry-push@.service"))).Service.ExecStart
+              );
+            };
         };
       }) (lib.filterAttrs (_: vm: vm.live) cfg.vms)
     );

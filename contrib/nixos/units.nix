@@ -69,12 +69,14 @@ in
     agent: path of `credferry`.
     launcher: path of `credferry-launch`.
     systemctl: path of `systemctl`.
+    coreutils: their package.
   */
   service =
     {
       agent,
       launcher,
       systemctl,
+      coreutils,
     }:
     file:
     builtins.replaceStrings
@@ -82,11 +84,15 @@ in
         "=/usr/bin/credferry "
         "=/usr/bin/credferry-launch "
         "=/usr/bin/systemctl "
+        "+/usr/bin/install "
+        "+/usr/bin/rm "
       ]
       [
         "=${agent} "
         "=${launcher} "
         "=${systemctl} "
+        "+${coreutils}/bin/install "
+        "+${coreutils}/bin/rm "
       ]
       (builtins.readFile file);
 

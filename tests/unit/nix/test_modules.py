@@ -182,7 +182,9 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
             plaintextInArgv = true;
             allowNames = [ "ssh.listen" ];
             live = true;
-            credentials.A = { secret = "db/password"; required = false; seal = false; };
+            credentials.A = {
+              secret = "db/password"; required = false; seal = false; live = false;
+            };
             credentials."ssh.listen".text = "x";
           };
         } ])
@@ -194,7 +196,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     vm = config.vm("web")
     assert (vm.unit, vm.channel, vm.guest_systemd) == ("guest.service", Channel.COMMAND, 255)
     assert (vm.guest_key, vm.plaintext_in_argv, vm.allow_names) == (True, True, ("ssh.listen",))
-    assert vm.live
+    assert (vm.live, vm.credentials["A"].live, vm.credentials["ssh.listen"].live) == (True, False, True)
     credential = vm.credentials["A"]
     assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
 
@@ -628,9 +630,7 @@ def test_live_host(nix: Nix) -> None:
     push = report["services"]["credferry-push@test-vm"]
     assert (push["overrideStrategy"], push["after"]) == ("asDropin", ["microvm@test-vm.service"])
     assert (push["serviceConfig"]["User"], push["serviceConfig"]["Group"]) == ("microvm", "kvm")
-    empty, command = push["serviceConfig"]["ExecStart"]
-    assert not empty
-    assert command.endswith("/bin/credferry-launch --push --vm %i --unit microvm@test-vm.service")
+    assert "ExecStart" not in push["serviceConfig"], "the template's commands are right"
     for off in ("", f"{live} {VM}.live = false;"):
         report = nix.evaluate(sops(f"{{ {off} }}"))
         assert not config_of(report).vm("test-vm").live
@@ -655,7 +655,11 @@ def test_push_follows_the_unit(nix: Nix, unit: str, user: str | None, group: str
     assert report["failed"] == []
     push = report["services"]["credferry-push@test-vm"]
     assert (push["serviceConfig"].get("User"), push["serviceConfig"].get("Group")) == (user, group)
-    assert push["serviceConfig"]["ExecStart"][1].endswith(f"--push --vm %i --unit {name}.service")
+    if name == "guest":
+        empty, send, *prove = push["serviceConfig"]["ExecStart"]
+        assert not empty
+        assert send.endswith("/bin/credferry-launch --push --vm %i --unit guest.service")
+        assert [command.rpartition(" ")[2] for command in prove] == ["/run/credferry-pushed/%i"]
 
 
 CLAN_VM = (
