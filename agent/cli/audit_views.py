@@ -20,7 +20,8 @@ from credferry.agent.audit.periods import Period, periods
 from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import Rotation, Story, of_credential, tell, within
 from credferry.agent.cli import audit_forms as forms
-from credferry.agent.cli.common import print_json, print_table
+from credferry.agent.cli.common import print_json
+from credferry.agent.cli.tables import print_table
 from credferry.agent.cli.terminal import say
 from credferry.agent.config.calendar import analyze
 from credferry.agent.config.loading import load

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, print_table
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from credferry.agent.cli.tables import print_table
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import ConfigurationError, ExitStatus
@@ -61,7 +62,9 @@ def register(app: typer.Typer) -> None:
             print_json(rows)
         else:
             print_table(
-                ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"], [list(row.values()) for row in rows]
+                ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"],
+                [list(row.values()) for row in rows],
+                ("CHANNEL", "UNIT", "KIND"),
             )
         if sum([_is_refused(vm, scripts) for vm in loaded.vms.values()]):
             raise typer.Exit(ExitStatus.FAILED)

@@ -3,31 +3,26 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from credferry.agent.cli.terminal import console
+from credferry.agent.cli.selection import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig
-from credferry.agent.errors import AgentError, BusError, ConfigurationError, UsageError, VmError
-from credferry.agent.printable import json_text, printable
+from credferry.agent.errors import AgentError, BusError, VmError
+from credferry.agent.printable import json_text
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, Observer
 from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.store.opening import open_store_untouched
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from credferry.agent.audit.events import Order
     from credferry.agent.control.client import RemoteAgent
     from credferry.agent.systemd.manager import SystemBus
@@ -38,26 +33,11 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", envvar=PATH_VARIABLE, help="Configuration file.", metavar="FILE"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-VmOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--vm", help="Only this VM, or the VMs that match a pattern. Can be repeated.", metavar="VM"
-    ),
-]
-VmArguments = Annotated[
-    list[str], typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'.")
-]
-SomeVmArguments = Annotated[
-    list[str] | None,
-    typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'."),
-]
-AllOption = Annotated[bool, typer.Option("--all", help="All VMs in the configuration.")]
 ReasonOption = Annotated[
     str,
     typer.Option("--reason", help="The reason, for the journal. Do not put a secret here.", metavar="TEXT"),
 ]
 DEFAULT_CONFIG = DEFAULT_PATH
-_PATTERN = re.compile(r"[*?\[]")
 
 
 def connect(on_job: Callable[[str], None] = lambda _: None) -> SystemBus:
@@ -113,38 +93,6 @@ def require_no_agent(manager: SystemManager, refused: str) -> None:
         )
 
 
-def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
-    """The VMs asked for, each once, by default all. A name may be a pattern, as a shell has them.
-
-    Raises `ConfigurationError` for an unknown name, and for a pattern that no VM fits.
-    """
-    if not names:
-        return list(config.vms.values())
-    found = chain.from_iterable(_fitting(config, name) for name in names)
-    return list({vm.name: vm for vm in found}.values())
-
-
-def chosen_or_all(config: Config, names: Sequence[str] | None, *, is_all: bool) -> list[VmConfig]:
-    """The VMs asked for, or all where ``--all`` says so. Raises `UsageError`, and as `chosen` does."""
-    if is_all and names:
-        raise UsageError("--all cannot be combined with names of VMs", hint="give one of the two")
-    if not is_all and not names:
-        raise UsageError("no VM is named", hint="name VMs, a pattern such as 'web*', or --all")
-    return chosen(config, names)
-
-
-def _fitting(config: Config, name: str) -> list[VmConfig]:
-    if not _PATTERN.search(name):
-        return [config.vm(name)]
-    fitting = [vm for vm in config.vms.values() if fnmatchcase(vm.name, name)]
-    if not fitting:
-        raise ConfigurationError(
-            f"{config.file}: no VM matches the pattern {name!r}",
-            hint="list their names with: credferry check",
-        )
-    return fitting
-
-
 def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Look]:
     """Look at the VMs asked for, and change nothing.
 
@@ -164,25 +112,6 @@ def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Loo
 def print_json(document: Any) -> None:  # noqa: ANN401 (whatever JSON takes, and records of `credferry.agent.cli.documents`)
     """Print a JSON document on standard output."""
     sys.stdout.write(f"{json_text(msgspec.to_builtins(document), indent=2)}\n")
-
-
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; in colour, and fitted, on a terminal only."""
-    from rich.table import Table  # noqa: PLC0415 (takes longer than what it is not needed for)
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, no_wrap=not sys.stdout.isatty())
-    for row in rows:
-        table.add_row(*cells(row))
-    console().print(table, crop=False)
-
-
-def cells(row: Iterable[str]) -> list[Text]:
-    """A row's cells as rich has them, and not as its markup: what a message says may look like that."""
-    from rich.text import Text  # noqa: PLC0415 (takes longer than what it is not needed for)
-
-    return [Text(printable(each)) for each in row]
 
 
 def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]]) -> None:

@@ -73,6 +73,9 @@ class StatusRow(Document, frozen=True):
         msgspec.Meta(description="For a VM of microvm.nix: whether it was booted from its current system."),
     ]
     reasons: Annotated[list[str], msgspec.Meta(description="Why it does not run what is published.")]
+    agent: Annotated[
+        bool, msgspec.Meta(description="Whether an agent runs. Without one, nothing that is due is done.")
+    ] = True
 
 
 class PlanRow(Document, frozen=True):

@@ -6,16 +6,8 @@ from __future__ import annotations
 import typer
 
 from credferry.agent.audit.events import Order
-from credferry.agent.cli.common import (
-    DEFAULT_CONFIG,
-    AllOption,
-    ConfigOption,
-    JsonOption,
-    ReasonOption,
-    SomeVmArguments,
-    chosen_or_all,
-    require_agent,
-)
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, require_agent
+from credferry.agent.cli.selection import AllOption, SomeVmArguments, chosen_or_all
 from credferry.agent.cli.sync import sync_by_agent
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config, VmConfig

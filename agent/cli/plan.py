@@ -11,15 +11,14 @@ from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
-    VmOption,
-    chosen,
     fail_for_bad,
     look_untouched,
     print_json,
-    print_table,
     running_agent,
 )
 from credferry.agent.cli.documents import PlanRow
+from credferry.agent.cli.selection import VmOption, chosen
+from credferry.agent.cli.tables import print_table
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.reconcile.decision import State

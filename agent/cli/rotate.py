@@ -15,14 +15,13 @@ from credferry.agent.cli.common import (
     ConfigOption,
     JsonOption,
     ReasonOption,
-    VmArguments,
-    chosen,
     fail_for_bad,
     print_json,
-    print_table,
     require_agent,
 )
 from credferry.agent.cli.documents import OrderRow
+from credferry.agent.cli.selection import VmArguments, chosen
+from credferry.agent.cli.tables import print_table
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
 from credferry.agent.errors import CredferryError, OrderError, VmError, describe

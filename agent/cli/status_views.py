@@ -1,24 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""The tables that ``credferry status`` prints."""
+"""The tables that ``credferry status`` prints: a summary, and the VMs with what needs attention first."""
 
 from __future__ import annotations
 
-import sys
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from credferry.agent.cli.common import cells, print_table
+from credferry.agent.cli import tables
+from credferry.agent.cli.terminal import say
+from credferry.agent.cli.times import moment
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from datetime import tzinfo
+
     from credferry.agent.cli.documents import Generation, StatusRow
 
 _HEADINGS = (
     *("VM", "UNIT", "STATE", "SINCE", "PUBLISHED", "SEALED", "RUNNING", "SYSTEM"),
-    *("LAST RESULT", "REASON"),
+    *("LAST RESULT", tables.REASON),
 )
-_SHORT_HEADINGS = ("VM", "STATE", "SINCE", "SEALED", "RUNS", "SYSTEM", "REASON")
-"""For terminals: the table fits into 80 columns if no VM has a reason."""
+_SHORT_HEADINGS = (
+    *("VM", "STATE", "SINCE", "PUBLISHED", "SEALED", "RUNNING", "SYSTEM"),
+    tables.REASON,
+)
+_LEAVE_OUT = ("SYSTEM", "PUBLISHED", "SINCE", "RUNNING")
+_NO_AGENT = "no agent"
+"""Shown in place of a state that an agent would end by itself, where none runs."""
+_URGENCY = (
+    *(State.FAILED, State.REFUSED, State.HALTED, State.NO_UNIT, _NO_AGENT, State.WAITING),
+    *(State.RESTART_DUE, State.SEAL_DUE, State.CHANGING, State.HELD, State.IGNORED, State.STOPPED),
+)
+"""States in the order of the table. Others stand between these and `State.IN_STEP`, which is last."""
+_DUE = frozenset({State.RESTART_DUE, State.SEAL_DUE, State.WAITING})
 _COLOURS = {
     State.IN_STEP: "green",
     State.RESTART_DUE: "yellow",
@@ -31,60 +46,128 @@ _COLOURS = {
 }
 
 
-def print_rows(rows: list[StatusRow]) -> None:
-    """Print a table: a short one on a terminal, else one with all columns."""
-    is_terminal = sys.stdout.isatty()
-    print_table(
-        _SHORT_HEADINGS if is_terminal else _HEADINGS,
-        [_short_cells(row) if is_terminal else _cells(row) for row in rows],
-    )
+def ordered(rows: Iterable[StatusRow]) -> list[StatusRow]:
+    """What needs attention first; VMs of one state in the order of the configuration."""
+    return sorted(rows, key=_urgency)
 
 
-def watched(rows: list[StatusRow], note: str, now: datetime) -> Any:  # noqa: ANN401 (rich is not loaded where it is not needed)
-    """The table that ``--watch`` shows, as rich's own type. ``note`` stands below it, after the time."""
-    from rich.table import Table  # noqa: PLC0415 (takes longer than what it is not needed for)
-
-    caption = cells([f"{now:%H:%M:%S}  {note}".strip()])[0]
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
-    for heading in _SHORT_HEADINGS:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*cells(_short_cells(row)), style=_COLOURS.get(row.state, ""))
-    return table
+def summary(rows: Sequence[StatusRow]) -> str:
+    """How many VMs are in which state, in the order of the table."""
+    counts = Counter(shown_state(row) for row in ordered(rows))
+    vms = "1 VM" if len(rows) == 1 else f"{len(rows)} VMs"
+    return f"{vms}: {', '.join(f'{count} {state}' for state, count in counts.items())}" if rows else vms
 
 
-def _cells(row: StatusRow) -> list[str]:
+def shown_state(row: StatusRow) -> str:
+    """A VM's state in words, with what else an operator must know at the first look."""
+    state = _NO_AGENT if _lacks_agent(row) else row.state.value
+    return f"{state}, held" if row.held and row.state is not State.HELD else state
+
+
+def print_rows(rows: Sequence[StatusRow], where: tzinfo | None) -> None:
+    """Print a summary and a short table on a terminal, else a table with all columns."""
+    columns = tables.width()
+    if columns is None:
+        tables.print_table(_HEADINGS, [_cells(row, where) for row in ordered(rows)])
+        return
+    say(summary(rows))
+    for line, style in lines(rows, columns, where):
+        say(line, style)
+
+
+def lines(
+    rows: Sequence[StatusRow],
+    columns: int,
+    where: tzinfo | None,
+    changed: Collection[str] | None = None,
+) -> list[tuple[str, str]]:
+    """The short table's lines, each with its style. With ``changed``, the VMs in it are marked."""
+    sorted_rows = ordered(rows)
+    cells = [_short_cells(row, where) for row in sorted_rows]
+    if changed is not None:
+        for row, each in zip(sorted_rows, cells, strict=True):
+            each[0] = f"{'*' if row.vm in changed else ' '} {row.vm}"
+    headings = ("  VM", *_SHORT_HEADINGS[1:]) if changed is not None else _SHORT_HEADINGS
+    return [
+        (line.text, "bold" if line.row is None else _style(sorted_rows[line.row], changed or ()))
+        for line in tables.layout(headings, cells, columns, _LEAVE_OUT)
+    ]
+
+
+def fitted(
+    rows: Sequence[StatusRow],
+    columns: int,
+    height: int,
+    where: tzinfo | None,
+    changed: Collection[str] = (),
+) -> list[tuple[str, str]]:
+    """As `lines`, in at most so many lines of a terminal; the last one counts the VMs that are left out."""
+    for count in range(len(rows), 0, -1):
+        shown = ordered(rows)[:count]
+        found = lines(shown, columns, where, changed)
+        left = ordered(rows)[count:]
+        if left:
+            found.append((f"  and {len(left)} more: {summary(left).partition(': ')[2]}", ""))
+        if sum(max(1, -(-len(line) // columns)) for line, _ in found) <= height:
+            return found
+    return [(summary(rows), "")]
+
+
+def key(row: StatusRow) -> tuple[object, ...]:
+    """What makes a row a changed one if it differs."""
+    return (row.state, row.held, row.sealed, row.running)
+
+
+def _urgency(row: StatusRow) -> int:
+    if _lacks_agent(row):
+        return _URGENCY.index(_NO_AGENT)
+    if row.state in _URGENCY:
+        return _URGENCY.index(row.state)
+    return len(_URGENCY) + (row.state is State.IN_STEP)
+
+
+def _lacks_agent(row: StatusRow) -> bool:
+    return not row.agent and row.state in _DUE
+
+
+def _style(row: StatusRow, changed: Collection[str]) -> str:
+    return "marked" if row.vm in changed else _COLOURS.get(row.state, "")
+
+
+def _cells(row: StatusRow, where: tzinfo | None) -> list[str]:
     return [
         row.vm,
         row.unit_state,
-        row.state.value,
-        _local(row.since),
+        shown_state(row),
+        moment(row.since, where) if row.since else "-",
         row.published.digest or "-",
         _generation(row.sealed),
         _generation(row.running),
         row.system or "-",
-        row.last_result or "-",
-        "; ".join(row.reasons),
+        "-" if row.last_result in row.reasons else row.last_result or "-",
+        _reason(row),
     ]
 
 
-def _short_cells(row: StatusRow) -> list[str]:
-    is_told = row.reasons or row.state is State.IN_STEP
+def _short_cells(row: StatusRow, where: tzinfo | None) -> list[str]:
+    is_told = row.reasons or row.state is State.IN_STEP or _lacks_agent(row)
     return [
         row.vm,
-        row.state.value,
-        _local(row.since),
+        shown_state(row),
+        moment(row.since, where) if row.since else "-",
+        row.published.digest or "-",
         str(row.sealed.generation) if row.sealed else "-",
         str(row.running.generation) if row.running else "-",
         row.system or "-",
-        "; ".join(row.reasons) if is_told else row.last_result or row.unit_state,
+        _reason(row) if is_told else row.last_result or row.unit_state,
     ]
 
 
-def _local(since: str | None) -> str:
-    if since is None:
-        return "-"
-    return datetime.fromisoformat(since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _reason(row: StatusRow) -> str:
+    reason = "; ".join(row.reasons)
+    if not _lacks_agent(row):
+        return reason
+    return f"{row.state.value}, once an agent runs" + (f"; {reason}" if reason else "")
 
 
 def _generation(cell: Generation | None) -> str:

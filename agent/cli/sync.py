@@ -11,17 +11,16 @@ from credferry.agent.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
-    VmOption,
-    chosen,
     connect,
     fail_for_bad,
     find_agent,
     look_untouched,
     print_json,
-    print_table,
     require_no_agent,
 )
 from credferry.agent.cli.documents import SyncRow
+from credferry.agent.cli.selection import VmOption, chosen
+from credferry.agent.cli.tables import print_table
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config, VmConfig
 from credferry.agent.errors import (

@@ -3,28 +3,65 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from credferry.agent.printable import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Iterable, Iterator
 
-_PIPE_COLUMNS = 10_000
+_STYLES = {
+    "bold": "1",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "cyan": "36",
+    "dim": "2",
+    "marked": "1;7",
+}
+_MARK, _END = "\x1b[{}m", "\x1b[0m"
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+"""The terminal's second screen, without a cursor; and back."""
 
 
-def say(line: str) -> None:
+def has_colours() -> bool:
+    """Whether standard output is a terminal whose user wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def styled(line: str, style: str = "") -> str:
+    """A line made harmless, in a style where there are colours."""
+    shown = printable(line)
+    return f"{_MARK.format(_STYLES[style])}{shown}{_END}" if style and has_colours() else shown
+
+
+def say(line: str, style: str = "") -> None:
     """Print a line on standard output."""
-    sys.stdout.write(f"{printable(line)}\n")
+    sys.stdout.write(f"{styled(line, style)}\n")
 
 
-def console() -> Console:
-    """Where tables go: in colour, and fitted, on a terminal only."""
-    from rich.console import Console  # noqa: PLC0415 (takes longer than what it is not needed for)
+def warn(line: str) -> None:
+    """Print a line on standard error, after what was printed on standard output before."""
+    sys.stdout.flush()
+    sys.stderr.write(f"credferry: {printable(' '.join(line.split()))}\n")
 
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    made = Console(soft_wrap=True, highlight=False)
-    made.width = _PIPE_COLUMNS  # what reads a pipe does its own folding
-    return made
+
+@contextmanager
+def screen() -> Iterator[None]:
+    """Within this context, `draw` has the whole terminal, which then shows again what it showed before."""
+    sys.stdout.write(_ENTER)
+    try:
+        yield
+    finally:
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+
+
+def draw(lines: Iterable[tuple[str, str]]) -> None:
+    """Show lines, each with its style, in place of those that the screen has."""
+    shown = "".join(f"{styled(line, style)}\x1b[K\r\n" for line, style in lines)
+    sys.stdout.write(f"\x1b[H{shown}\x1b[J")
+    sys.stdout.flush()

@@ -50,6 +50,9 @@ _credferry() {
     ' status:--vm')
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         return ;;
+    ' status:--state')
+        :
+        return ;;
     ' check:--config'|' check:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
@@ -165,9 +168,9 @@ _credferry() {
         fi ;;
     ' status')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --watch -w --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --state --utc --json --watch -w --help' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' check')
         if [[ $current == -* ]]; then
@@ -177,9 +180,9 @@ _credferry() {
         fi ;;
     ' doctor')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --all --json --help' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' audit')
         if [[ $current == -* ]]; then

@@ -24,7 +24,7 @@ from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import tell
 from credferry.agent.cli.audit_forms import story_lines
 from credferry.agent.cli.documents import Generation, Published, StatusRow
-from credferry.agent.cli.status_views import watched
+from credferry.agent.cli.status_views import lines, summary
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def pictures() -> dict[str, str]:
 def _status() -> str:
     console = _terminal()
     with _utc():
-        console.print(watched(_rows(), "", _BEGIN + timedelta(minutes=3)))
+        rows, now = _rows(), _BEGIN + timedelta(minutes=3)
+        console.print(Text(f"{now:%H:%M:%S %Z}  {summary(rows)}", style="bold"))
+        for line, style in lines(rows, _COLUMNS, UTC, {"web"}):
+            console.print(Text(line, style="reverse bold" if style == "marked" else style))
     return _svg(console, "credferry status --watch")
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 AGENT = "credferry.service"
+CONFIG_FILE = "/etc/credferry/config.toml"
+HOST_KEY = "/var/lib/systemd/credential.secret"
 TERMINAL = ("script", "--quiet", "--return", "--command")
 MEMBER, STRANGER = "reader", "stranger"
 CONFIG = """
@@ -662,6 +664,62 @@ def test_status_for_members_of_the_group(bus: Bus) -> None:
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_status_of_some_vms(bus: Bus) -> None:
+    """Names, patterns and states choose rows; a held VM says so although nothing is due."""
+    credferry = bus.deployment.credferry
+    assert [row["vm"] for row in json.loads(credferry("status", "w*", "--json"))] == ["web"]
+    assert len(json.loads(credferry("status", "web", "--vm", "db-1", "--json"))) == 2
+    assert credferry("status", "--state", "failed").splitlines()[1:] == []
+    credferry("hold", "db-1")
+    try:
+        assert [row["vm"] for row in json.loads(credferry("status", "--state", "held", "--json"))] == [
+            "db-1"
+        ]
+        assert "in step, held" in credferry("status", "db-1")
+    finally:
+        credferry("release", "db-1")
+    refused = bus.host.run("credferry", "status", "wbe", check=False)
+    assert refused.returncode == ExitStatus.CONFIGURATION
+    assert "web" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status", "warning"),
+    [
+        (
+            f"echo '[vms.web' >>{CONFIG_FILE}",
+            ExitStatus.CONFIGURATION,
+            "this is what the running agent says",
+        ),
+        (f"chmod 0644 {HOST_KEY}", ExitStatus.KEY, "this is what the running agent says"),
+        (f"systemctl stop {AGENT}", ExitStatus.OK, "the agent does not run"),
+        (f"systemctl stop {AGENT} && chmod 0644 {HOST_KEY}", ExitStatus.KEY, "the agent does not run"),
+    ],
+)
+def test_status_shows_what_it_can(bus: Bus, spoil: str, status: ExitStatus, warning: str) -> None:
+    """With a broken file, a bad key, or no agent, the rows are there, after a line that says what is wrong."""
+    bus.host.run("sh", "-c", spoil)
+    try:
+        shown = bus.host.run("credferry", "status", "w*", check=False)
+        assert shown.returncode == status
+        assert warning in shown.stderr.splitlines()[0]
+        assert [line.split()[0] for line in shown.stdout.splitlines()] == ["VM", "web"]
+    finally:
+        bus.deployment.configure(CONFIG)
+        bus.host.run("chmod", "0400", HOST_KEY)
+
+
+def test_nothing_is_due_without_an_agent(bus: Bus) -> None:
+    """What waits for an agent is shown as `no agent`; in JSON its state is as ever, beside the agent's."""
+    bus.host.run("systemctl", "stop", AGENT)
+    bus.publish(api_key=b"while no agent runs")
+    row = bus.deployment.status()["web"]
+    assert (row["state"], row["agent"]) == ("restart due", False)
+    line = bus.host.run("credferry", "status", "web", check=False).stdout.splitlines()[1]
+    assert "no agent" in line
+    assert "restart due, once an agent runs" in line
+
+
 def test_the_system_that_a_vm_was_booted_from(bus: Bus) -> None:
     """Of a VM of microvm.nix, status tells whether it was booted from its current system."""
     home = "/var/lib/microvms/web"
@@ -683,15 +741,16 @@ def test_watching(bus: Bus) -> None:
     assert refused.stderr.startswith("credferry: --watch is for a terminal: ")
     assert len(refused.stderr.splitlines()) == 1
     once = bus.host.run(*TERMINAL, "credferry status", "/dev/null", env={"TERM": "xterm", "COLUMNS": "80"})
-    line = next(line for line in once.stdout.splitlines() if line.startswith("db-1"))
-    assert "in step" in line
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", once.stdout).splitlines()
+    assert printed[0] == "2 VMs: 2 in step"
+    assert "in step" in next(line for line in printed if line.startswith("db-1"))
     shown = bus.host.spawn(
         *(*TERMINAL, "credferry status --watch", "/dev/null"), env={"TERM": "xterm", "COLUMNS": "80"}
     )
     assert shown.stdout
     generation = bus.vm("web")["Running"]
     for number in (generation, generation + 1):
-        row = re.compile(rf"web +in step.* {number} +{number} ")
+        row = re.compile(rf"web +in step.* {number} +{number}\s")
         lines = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in shown.stdout)
         assert any(row.search(line) for line in lines), f"generation {number} is shown"
         if number == generation:

@@ -134,7 +134,7 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "a terminal obeys no record",
-        (Edit("agent/cli/terminal.py", "{printable(line)}", "{line}"),),
+        (Edit("agent/cli/terminal.py", "shown = printable(line)", "shown = line"),),
         (
             "tests/host/test_audit.py::test_what_a_vm_says_acts_on_no_reader",
             "tests/property/test_printable.py::test_every_form_of_the_audit",

@@ -21,7 +21,8 @@ from credferry.agent.audit.periods import periods
 from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import Story, tell
 from credferry.agent.cli import audit_forms as forms
-from credferry.agent.cli.common import print_json, print_table
+from credferry.agent.cli.common import print_json
+from credferry.agent.cli.tables import print_table
 from credferry.agent.cli.terminal import say
 from credferry.agent.printable import cell, json_text, printable
 

@@ -15,9 +15,8 @@ WRITERS = {
     "audit_forms.py": 1,  # CSV, by cells
     "check.py": 1,  # what the launcher would refuse, on standard error, by `printable`
     "common.py": 1,  # JSON
-    "doctor.py": 1,  # the counts
     "polkit_rule.py": 1,  # a program's source, whose texts are literals of its language
-    "terminal.py": 1,  # a line
+    "terminal.py": 4,  # a line; the second screen, which `--watch` enters, draws on and leaves
 }
 """How often each module writes to an output by itself."""
 
