@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from credferry.agent.audit import records
@@ -23,12 +24,12 @@ from credferry.agent.errors import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from credferry.agent.audit.records import Record
 
 _SHOWN_BEFORE_FOLLOWING = 10  # as journalctl
 _SYNC_SECONDS = 30.0
+_PLACES = (Path("/var/log/journal"), Path("/run/log/journal"))
 
 
 class UnitEvent(enum.Enum):
@@ -140,6 +141,8 @@ def _endless(entries: Any, on_end: Callable[[], None]) -> Iterator[Mapping[str, 
 
 @contextmanager
 def _opened(directory: Path | None) -> Iterator[Any]:
+    if directory is None:
+        _require_right()
     try:
         entries = records.reader(directory)
     except OSError as error:
@@ -149,6 +152,19 @@ def _opened(directory: Path | None) -> Iterator[Any]:
         ) from None
     with entries:
         yield entries
+
+
+def _require_right() -> None:
+    """Raises `JournalError` if this host has a journal, and this process may read none of it.
+
+    libsystemd does not report this: it reads the files that it may read.
+    """
+    files = [file for each in _PLACES for file in each.glob("*/system.journal")]
+    if files and not any(os.access(file, os.R_OK) for file in files):
+        raise JournalError(
+            "this user may not read the system's journal, which has the audit",
+            hint="run the verb as root, or as a member of the group systemd-journal",
+        )
 
 
 def _match(entries: Any) -> None:  # noqa: ANN401 (as above)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from credferry.agent.audit.events import Event, Order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, tzinfo
 
     from credferry.agent.audit.periods import Period
     from credferry.agent.audit.records import Record
@@ -338,11 +339,11 @@ def within(rotation: Rotation, since: float | None, until: float | None) -> bool
     )
 
 
-def describe_revert(earlier: Mapping[str, Earlier], name: str) -> str:
-    """Say that a value is an earlier one; empty if the value is new."""
+def describe_revert(earlier: Mapping[str, Earlier], name: str, where: tzinfo | None = UTC) -> str:
+    """Say that a value is an earlier one; empty for a new value. None stands for the host's time zone."""
     if name not in earlier:
         return ""
+    time = earlier[name].time.astimezone(where)
     return (
-        f"back to the value of generation {earlier[name].generation}, "
-        f"of {earlier[name].time:%Y-%m-%d %H:%M:%S} UTC"
+        f"back to the value of generation {earlier[name].generation}, of {time:%Y-%m-%d %H:%M:%S} {time:%Z}"
     )

@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
         wait: Annotated[
             float,
             typer.Option(
-                "--wait", help="With --once: wait this long for a complete source.", metavar="SECONDS"
+                "--wait",
+                help="With --once: wait this long for a complete source.",
+                metavar="SECONDS",
+                min=0.0,
             ),
         ] = 0.0,
         vm: Annotated[

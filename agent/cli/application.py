@@ -16,6 +16,7 @@ VERBS = {
     "sync": "sync",
     "plan": "plan",
     "status": "status",
+    "show": "show",
     "check": "check",
     "doctor": "doctor",
     "audit": "audit",

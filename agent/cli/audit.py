@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
+from credferry.agent.cli.selection import VmOption, named
+from credferry.agent.cli.times import UtcOption, parse_time, zone
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +18,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command("audit")
     def audit(
+        vms: Annotated[
+            list[str] | None, typer.Argument(help="Only these VMs; names, or patterns such as 'web*'.")
+        ] = None,
         *,
         config: ConfigOption = DEFAULT_CONFIG,
-        vm: Annotated[str | None, typer.Option("--vm", help="Only this VM.", metavar="VM")] = None,
+        vm: VmOption = None,
         credential: Annotated[
             str | None,
             typer.Option("--credential", help="Only changes of this credential.", metavar="NAME"),
@@ -26,12 +31,20 @@ def register(app: typer.Typer) -> None:
         since: Annotated[
             str | None,
             typer.Option(
-                "--since", "-S", help="Only from this time on; see systemd.time(7).", metavar="TIME"
+                "--since",
+                "-S",
+                help="Only from this time on; see systemd.time(7), or a time as shown here.",
+                metavar="TIME",
             ),
         ] = None,
         until: Annotated[
             str | None,
-            typer.Option("--until", "-U", help="Only up to this time; see systemd.time(7).", metavar="TIME"),
+            typer.Option(
+                "--until",
+                "-U",
+                help="Only up to this time; see systemd.time(7), or a time as shown here.",
+                metavar="TIME",
+            ),
         ] = None,
         directory: Annotated[
             Path | None,
@@ -50,6 +63,7 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--html", help="Write one page with a timeline per VM.", metavar="FILE"),
         ] = None,
+        utc: UtcOption = False,
         json: JsonOption = False,
         csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     ) -> None:
@@ -58,10 +72,11 @@ def register(app: typer.Typer) -> None:
             audit_views,
         )
 
+        names = tuple(named(vms, vm))
         kinds = {"--records": records, "--periods": periods, "--follow": follow, "--verify": verify}
         kind = _only({**kinds, "--html": html is not None})
         form = _only({"--json": json, "--csv": csv})
-        unfit = {"--verify": vm or credential or since or until or csv, "--html": json or csv}
+        unfit = {"--verify": names or credential or since or until or csv, "--html": json or csv}
         if unfit.get(kind):
             raise typer.BadParameter(
                 "cannot be combined with options that select records or with another output format",
@@ -71,10 +86,11 @@ def register(app: typer.Typer) -> None:
             config,
             directory,
             form.removeprefix("--"),
-            vm,
+            names,
             credential,
-            audit_views.parse_time(since, "--since"),
-            audit_views.parse_time(until, "--until"),
+            parse_time(since, "--since"),
+            parse_time(until, "--until"),
+            zone(utc=utc),
         )
         match kind:
             case "--verify":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from itertools import groupby
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from credferry.agent.cli.documents import (
     RotationRow,
     StepRow,
 )
+from credferry.agent.cli.times import moment
 from credferry.agent.printable import cell
 
 SHORT = 12
@@ -74,9 +75,10 @@ def record_row(record: Record) -> RecordRow:
     )
 
 
-def record_line(record: Record) -> str:
+def record_line(record: Record, where: tzinfo | None = UTC) -> str:
     """A record as people are shown it. Not in a table, which has to know them all first."""
-    return f"{_moment(record.time)}  {record.run[:8] or '-':<8}  {record.event.label:<15}  {record.message}"
+    at = moment(record.time, where, milliseconds=True)
+    return f"{at}  {record.run[:8] or '-':<8}  {record.event.label:<15}  {record.message}"
 
 
 def period_rows(periods: Sequence[Period], credential: str | None = None) -> Iterator[PeriodRow]:
@@ -100,15 +102,15 @@ def period_rows(periods: Sequence[Period], credential: str | None = None) -> Ite
                 )
 
 
-def period_line(row: PeriodRow) -> list[str]:
+def period_line(row: PeriodRow, where: tzinfo | None = UTC) -> list[str]:
     """Such a row as people are shown it."""
     return [
         row.vm,
         row.credential,
         (row.fingerprint or "unknown")[:SHORT],
         str(row.generation),
-        _moment(datetime.fromisoformat(row.begin)),
-        _moment(datetime.fromisoformat(row.end)) if row.end else "now",
+        moment(row.begin, where),
+        moment(row.end, where) if row.end else "now",
         row.ended_by or "runs",
     ]
 
@@ -139,7 +141,7 @@ def rotation_row(rotation: Rotation) -> RotationRow:
     )
 
 
-def story_lines(story: Story) -> Iterator[str]:
+def story_lines(story: Story, where: tzinfo | None = UTC) -> Iterator[str]:
     """The story for people: rotations by their run, and between them what belongs to none."""
     parts: list[tuple[datetime, str, Rotation | Record]] = [
         *((each.began, each.run, each) for each in story.rotations),
@@ -151,7 +153,7 @@ def story_lines(story: Story) -> Iterator[str]:
     # A run's rotations stay together, at the place of the first.
     parts.sort(key=lambda part: (begins[part[1]] if part[1] else part[0], part[1], part[0]))
     for run, group in groupby(parts, key=lambda part: part[1]):
-        yield from _run_lines(run, [part[2] for part in group])
+        yield from _run_lines(run, [part[2] for part in group], where)
 
 
 def write_csv(names: Sequence[str], rows: Iterable[Document]) -> None:
@@ -196,31 +198,33 @@ def _cells(names: Sequence[str], row: Document) -> list[Any]:
     return [found.get(name) for name in names]
 
 
-def _run_lines(run: str, parts: Sequence[Rotation | Record]) -> Iterator[str]:
+def _run_lines(run: str, parts: Sequence[Rotation | Record], where: tzinfo | None) -> Iterator[str]:
     rotations = [part for part in parts if isinstance(part, Rotation)]
     if rotations:
         began, ended = min(each.began for each in rotations), max(each.ended for each in rotations)
         vms = f"{len(rotations)} VM{'s' if rotations[1:] else ''}"
-        yield f"{_moment(began)}  run {run[:8]}: {vms}, {(ended - began).total_seconds():.3f} s"
+        at = moment(began, where, milliseconds=True)
+        yield f"{at}  run {run[:8]}: {vms}, {(ended - began).total_seconds():.3f} s"
     for part in parts:
         if isinstance(part, Rotation):
-            yield from _rotation_lines(part)
+            yield from _rotation_lines(part, where)
         else:
             label = part.event.label
-            yield f"{_moment(part.time)}  {'' if label in part.message else f'{label}: '}{part.message}"
+            at = moment(part.time, where, milliseconds=True)
+            yield f"{at}  {'' if label in part.message else f'{label}: '}{part.message}"
 
 
-def _rotation_lines(rotation: Rotation) -> Iterator[str]:
+def _rotation_lines(rotation: Rotation, where: tzinfo | None) -> Iterator[str]:
     generation = f", generation {rotation.generation}" if rotation.generation else ""
     yield f"  {rotation.vm}{generation}: {rotation.outcome.value} after {rotation.seconds:.3f} s"
     for name, fingerprint in rotation.changed.items():
-        note = describe_revert(rotation.reverted, name)
+        note = describe_revert(rotation.reverted, name, where)
         yield f"    {name} {fingerprint[:SHORT]}{', ' if note else ''}{note}"
     for step in rotation.steps:
         offset = (step.time - rotation.began).total_seconds()
         yield f"    {offset:+9.3f} s  {step.label:<14}  {step.text}"
     for step in rotation.later:
-        yield f"    {_moment(step.time)}  {step.label}: {step.text}"
+        yield f"    {moment(step.time, where, milliseconds=True)}  {step.label}: {step.text}"
 
 
 def _ordered_row(ordered: Ordered) -> OrderedRow:
@@ -236,7 +240,3 @@ def _step_row(rotation: Rotation, step: Step) -> StepRow:
         event=step.label,
         message=step.text,
     )
-
-
-def _moment(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

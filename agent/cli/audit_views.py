@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,18 @@ from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import Rotation, Story, of_credential, tell, within
 from credferry.agent.cli import audit_forms as forms
 from credferry.agent.cli.common import print_json
+from credferry.agent.cli.selection import chosen, fits
 from credferry.agent.cli.tables import print_table
-from credferry.agent.cli.terminal import say
-from credferry.agent.config.calendar import analyze
+from credferry.agent.cli.terminal import say, warn
 from credferry.agent.config.loading import load
-from credferry.agent.errors import ExitStatus, KeyFileError, StoreError
+from credferry.agent.config.model import nearest
+from credferry.agent.errors import ConfigurationError, ExitStatus, KeyFileError, StoreError
 from credferry.agent.printable import json_text
 from credferry.agent.sealing.keys import read_key, read_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import tzinfo
 
     from credferry.agent.cli.documents import Document
 
@@ -42,25 +42,26 @@ class Views:
     config: Path
     directory: Path | None
     form: str
-    vm: str | None
+    vms: tuple[str, ...]
+    """Names and patterns; none for all."""
     credential: str | None
     since: float | None
     until: float | None
+    where: tzinfo | None
+    """The time zone for people; None for the host's."""
 
     def story(self) -> None:
         """Each rotation as one story."""
         story, _ = self._story()
         if not self._print(forms.ROTATION_COLUMNS, map(forms.rotation_row, story.rotations)):
-            for line in forms.story_lines(story):
-                say(line)
+            _say_all(forms.story_lines(story, self.where))
 
     def records(self) -> None:
         """One record after the other."""
         records = [each for each in history.read(self.directory) if self._has(each)]
         self._know(records)
         if not self._print(forms.RECORD_COLUMNS, map(forms.record_row, records)):
-            for each in records:
-                say(forms.record_line(each))
+            _say_all(forms.record_line(each, self.where) for each in records)
 
     def follow(self) -> None:
         """Records as they come, until interrupted."""
@@ -75,7 +76,7 @@ class Views:
             elif self.form == "csv":
                 forms.write_rows(forms.RECORD_COLUMNS, [forms.record_row(record)])
             else:
-                say(forms.record_line(record))
+                say(forms.record_line(record, self.where))
             sys.stdout.flush()
 
         try:
@@ -88,8 +89,12 @@ class Views:
         _, found = self._story()
         rows = list(forms.period_rows(found, self.credential))
         if not self._print(forms.PERIOD_COLUMNS, rows):
-            headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM (UTC)", "TO (UTC)", "END"]
-            print_table(headings, map(forms.period_line, rows))
+            headings = ["VM", "CREDENTIAL", "FINGERPRINT", "GENERATION", "FROM", "TO", "END"]
+            print_table(
+                headings,
+                [forms.period_line(row, self.where) for row in rows],
+                ("GENERATION", "END", "TO"),
+            )
 
     def html(self, path: Path) -> None:
         """One page with a timeline per VM."""
@@ -164,43 +169,51 @@ class Views:
     def _has(self, record: Record) -> bool:
         at = record.time.timestamp()
         return (
-            (self.vm is None or record.vm in {self.vm, ""})
+            (not record.vm or fits(record.vm, self.vms))
             and (self.credential is None or self.credential in record.credentials)
             and (self.since is None or at >= self.since)
             and (self.until is None or at <= self.until)
         )
 
     def _has_rotation(self, rotation: Rotation) -> bool:
-        if self.vm not in {None, rotation.vm} or not within(rotation, self.since, self.until):
+        if not fits(rotation.vm, self.vms) or not within(rotation, self.since, self.until):
             return False
         return self.credential is None or bool(of_credential([rotation], self.credential))
 
     def _has_period(self, period: Period) -> bool:
         return (
-            self.vm in {None, period.vm}
+            fits(period.vm, self.vms)
             and (self.credential is None or self.credential in period.fingerprints)
             and (self.until is None or period.begin.timestamp() <= self.until)
             and (self.since is None or period.end is None or period.end.timestamp() >= self.since)
         )
 
-    def _know(self, records: list[Record] | tuple[Record, ...]) -> None:
-        """Raise `ConfigurationError` for a VM that neither the journal nor the configuration knows."""
-        if self.vm is not None and all(each.vm != self.vm for each in records) and self.directory is None:
-            load(self.config).vm(self.vm)
+    def _know(self, records: Sequence[Record]) -> None:
+        """Raise `ConfigurationError` for what neither the journal nor the configuration knows.
+
+        That is a VM or a credential. A journal from elsewhere may know less than was asked for.
+        """
+        if self.directory is not None:
+            return
+        vms = {each.vm for each in records}
+        unknown = [name for name in self.vms if not any(fits(vm, [name]) for vm in vms)]
+        if unknown:
+            chosen(load(self.config), unknown)
+        if self.credential is None or any(self.credential in each.credentials for each in records):
+            return
+        known = {name for vm in load(self.config).vms.values() for name in vm.credentials}
+        if self.credential not in known:
+            known.update(name for each in records for name in each.credentials)
+            raise ConfigurationError(
+                f"neither the journal nor {self.config} has a credential {self.credential!r}",
+                hint=f"use {nearest(self.credential, known)}",
+            )
 
 
-def parse_time(text: str | None, option: str) -> float | None:
-    """A moment as journalctl takes it, in seconds since 1970: systemd itself is asked.
-
-    Raises `typer.BadParameter`.
-    """
-    if text is None:
-        return None
-    try:
-        asked = analyze("timestamp", "--", text)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        raise typer.BadParameter("cannot run systemd-analyze to read the time", param_hint=option) from None
-    found = re.search(r"UNIX seconds: @([0-9.]+)", asked.stdout)
-    if asked.returncode or found is None:
-        raise typer.BadParameter(f"{text!r} is not a time: see systemd.time(7)", param_hint=option)
-    return float(found[1])
+def _say_all(lines: Iterable[str]) -> None:
+    """Print lines; if there are none, say so on standard error."""
+    line = None
+    for line in lines:
+        say(line)
+    if line is None:
+        warn("the journal has no such record of the audit")

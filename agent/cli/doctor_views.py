@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from credferry.agent.doctor.finding import Severity
-from credferry.agent.printable import printable
+from credferry.agent.cli import tables
+from credferry.agent.doctor.finding import AS_ROOT, Severity, hint
 
 if TYPE_CHECKING:
     from credferry.agent.doctor.finding import Finding
@@ -21,9 +20,17 @@ _INDENT = "  "
 def lines(
     findings: Sequence[Finding], columns: int | None, *, show_all: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """The lines about findings, each with its style: problems first, and what is well only if asked for."""
+    """The lines about findings, each with its style: problems first, and what is well only if asked for.
+
+    What only root can look at is one finding, unless everything is asked for.
+    """
+    unseen = [each for each in findings if each.remedy == AS_ROOT and not show_all]
     for severity in (Severity.PROBLEM, Severity.HINT, Severity.OK):
+        if unseen and severity is Severity.HINT:
+            yield from _lines(_gathered(unseen), columns)
         for finding in findings:
+            if finding in unseen:
+                continue
             if finding.severity is severity and (show_all or severity is not Severity.OK):
                 yield from _lines(finding, columns)
 
@@ -38,25 +45,18 @@ def summary(findings: Iterable[Finding], *, show_all: bool = False) -> str:
     return said if show_all or not counts[Severity.OK] else f"{said} (--all shows them)"
 
 
+def _gathered(unseen: Sequence[Finding]) -> Finding:
+    checks = ", ".join(dict.fromkeys(each.check for each in unseen))
+    what = f"cannot look: {len(unseen)} checks need root: {checks}"
+    return hint("root", what, remedy=AS_ROOT)
+
+
 def _lines(finding: Finding, columns: int | None) -> Iterator[tuple[str, str]]:
     about = f"{finding.vm}: " if finding.vm else ""
     yield f"{finding.severity.value}: {about}{finding.check}", _STYLES[finding.severity]
     for label, text in (("", finding.what), ("why: ", finding.why), ("do:  ", finding.remedy)):
         if text:
-            yield from ((line, "") for line in _wrapped(f"{label}{printable(text)}", columns))
+            yield from ((line, "") for line in tables.folded(f"{_INDENT}{label}", text, columns))
     for command in finding.commands:
-        # Not wrapped: it is there to be copied.
+        # Not folded: it is there to be copied.
         yield f"{_INDENT}     # {command}", "cyan"
-
-
-def _wrapped(text: str, columns: int | None) -> list[str]:
-    if columns is None:
-        return [f"{_INDENT}{text}"]
-    return textwrap.wrap(
-        text,
-        max(columns, 2 * len(_INDENT) + 40),
-        initial_indent=_INDENT,
-        subsequent_indent=_INDENT + "     " * text.startswith(("why: ", "do:  ")),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

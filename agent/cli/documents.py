@@ -2,6 +2,7 @@
 """What verbs print with ``--json``: the types of their documents, from which the schemas are made.
 
 Fields are added, never removed or given another meaning, within a major version.
+One job: the contract with programs that read JSON, in one place.
 """
 
 from __future__ import annotations
@@ -222,8 +223,65 @@ class PeriodRow(Document, frozen=True):
     run: Run
 
 
+class SecretRow(Document, frozen=True):
+    """A credential of a VM. Nothing here is a value, or the length of one."""
+
+    credential: Annotated[str, msgspec.Meta(description="Its name in the guest.")]
+    kind: Kind
+    origin: Annotated[
+        str, msgspec.Meta(description="The secret's name in the source, or `the configuration`.")
+    ] = msgspec.field(name="from")
+    published: Annotated[
+        str | None, msgspec.Meta(description="The keyed fingerprint of what is published; null for nothing.")
+    ]
+    running: Annotated[
+        str | None, msgspec.Meta(description="The same of what the VM runs with; null if unknown.")
+    ]
+    changed: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="When the published value came, by the audit; RFC 3339 in UTC; null if unknown."
+        ),
+    ]
+    expires: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="When it ends by its own words (certificate, JWT); null if it does not say."
+        ),
+    ]
+
+
+class WiringRow(Document, frozen=True):
+    """How the VM's unit starts its hypervisor."""
+
+    launcher: Annotated[
+        bool | None, msgspec.Meta(description="Whether the unit starts the launcher; null if unknown.")
+    ]
+    file: Annotated[
+        str | None, msgspec.Meta(description="What says so: a script, a spec, or the unit's file.")
+    ]
+    drop_ins: list[str]
+
+
+class ShowRow(Document, frozen=True):
+    """Everything that is known of a VM."""
+
+    status: StatusRow
+    settings: Annotated[
+        dict[str, Any],
+        msgspec.Meta(
+            description="Its effective configuration, with what comes from [rollout] and defaults."
+        ),
+    ]
+    credentials: list[SecretRow]
+    wiring: WiringRow | None
+    next: Annotated[list[str], msgspec.Meta(description="What the agent would do now, in words, in order.")]
+    rotations: Annotated[list[RotationRow], msgspec.Meta(description="The last ones, the latest first.")]
+
+
 DOCUMENTS: dict[str, type[Document]] = {
     "status": StatusRow,
+    "show": ShowRow,
     "plan": PlanRow,
     "sync": SyncRow,
     "rotate": OrderRow,

@@ -71,10 +71,10 @@ def find(file: Path, names: list[str]) -> Found:
         return _despite(file, names, error) if is_root else Found(_by_any_agent(names, error))
     except CredferryError as error:
         return Found(_by_any_agent(names, error))
-    runs, warning = _agent(loaded)
+    runs, warning = agent_of(loaded)
     store = open_store_untouched(loaded)
     pairs = zip(look.observed, look.decisions, strict=True)
-    return Found([msgspec.structs.replace(_row(*pair, store), agent=runs) for pair in pairs], warning)
+    return Found([msgspec.structs.replace(row_of(*pair, store), agent=runs) for pair in pairs], warning)
 
 
 def by_agent(agent: RemoteAgent, names: list[str]) -> list[StatusRow]:
@@ -108,7 +108,7 @@ def _is_broken(file: Path) -> bool:
     return False
 
 
-def _agent(config: Config) -> tuple[bool, str]:
+def agent_of(config: Config) -> tuple[bool, str]:
     """Whether an agent runs, and what an operator must know of it."""
     try:
         agent = find_agent(config)
@@ -166,7 +166,7 @@ def _without_key(file: Path, names: list[str], error: CredferryError) -> list[St
         look = Observer(config, store).look_at(refused, chosen(config, names), manager)
     finally:
         manager.close()
-    rows = [_row(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)]
+    rows = [row_of(*pair, store) for pair in zip(look.observed, look.decisions, strict=True)]
     sealed = {row.vm: store.current_number(row.vm) for row in rows}
     return [
         msgspec.structs.replace(
@@ -187,7 +187,8 @@ def _by_any_agent(names: list[str], error: CredferryError) -> list[StatusRow]:
         return by_agent(agent, names)
 
 
-def _row(observed: Observed, decision: Decision, store: Store) -> StatusRow:
+def row_of(observed: Observed, decision: Decision, store: Store) -> StatusRow:
+    """The row of a VM from a look of this process."""
     now, sealed, runs = standing(observed, decision, store), observed.sealed, observed.runs
     wanted = observed.desired if isinstance(observed.desired, Desired) else None
     return StatusRow(

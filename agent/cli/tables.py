@@ -72,7 +72,7 @@ def layout(
     for number, row in enumerate(zip(*table.values(), strict=True)):
         lines.append(Line(_row(row, widths), number))
         if notes and notes[number]:
-            lines += [Line(each, number) for each in _below(notes[number], columns or 0)]
+            lines += [Line(each, number) for each in folded(_BELOW, notes[number], columns)]
     return lines
 
 
@@ -96,13 +96,15 @@ def _row(cells: Iterable[str], widths: Iterable[int]) -> str:
     return _GAP.join(f"{cell:<{size}}" for cell, size in zip(cells, widths, strict=True)).rstrip()
 
 
-def _below(note: str, columns: int) -> list[str]:
-    """A note below its row. Words are not broken: a command in it can be copied."""
+def folded(label: str, text: str, columns: int | None) -> list[str]:
+    """A text behind its label, on as many lines as it needs. No word is broken: commands can be copied."""
+    if columns is None:
+        return [f"{label}{printable(text)}".rstrip()]
     return textwrap.wrap(
-        note,
-        max(columns, _NARROWEST),
-        initial_indent=_BELOW,
-        subsequent_indent=_BELOW,
+        printable(text),
+        max(columns, len(label) + _NARROWEST),
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -7,7 +7,7 @@ import difflib
 import enum
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -17,6 +17,9 @@ from credferry.launcher.handoff import (
     Delivery,
     Kind,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
@@ -74,6 +77,12 @@ def one_of(wrong: str, known: Any) -> str:  # noqa: ANN401 (any iterable of name
     return (
         near[0] if near else "one of " + ", ".join(sorted(known)) if known else "none, because none exists"
     )
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """The three known names that are most like a wrong one, in words, the most likely first."""
+    near = difflib.get_close_matches(wrong, [*known], n=3, cutoff=0.0)
+    return " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:]))) or "none, because none exists"
 
 
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
@@ -212,5 +221,5 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         except KeyError:
             raise UnknownVmError(
                 f"{self.file}: there is no VM {name!r}",
-                hint=f"add a table [vms.{name}], or use {one_of(name, self.vms)}",
+                hint=f"use {nearest(name, self.vms)}; or add a table [vms.{name}]",
             ) from None

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+AS_ROOT = "run credferry doctor as root"
+"""The remedy for what only root can look at."""
+
+
 class Severity(enum.StrEnum):
     """How bad a finding is."""
 
@@ -64,9 +68,5 @@ def problem(
 
 def unseen(check: str, what: str, vm: str = "") -> Finding:
     """Make a finding about something that could not be examined."""
-    remedy = (
-        "correct the other findings first, then run doctor again"
-        if os.geteuid() == 0
-        else "run credferry doctor as root"
-    )
+    remedy = "correct the other findings first, then run doctor again" if os.geteuid() == 0 else AS_ROOT
     return hint(check, f"not checked: {what}", vm=vm, remedy=remedy)

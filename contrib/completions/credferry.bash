@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -52,6 +52,9 @@ _credferry() {
         return ;;
     ' status:--state')
         :
+        return ;;
+    ' show:--config'|' show:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
     ' check:--config'|' check:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -140,7 +143,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
@@ -172,6 +175,12 @@ _credferry() {
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
+    ' show')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --utc --json --help' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
     ' check')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --json --runner --help' -- "$current")
@@ -186,9 +195,9 @@ _credferry() {
         fi ;;
     ' audit')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --credential --since -S --until -U --directory -D --records --periods --follow -f --verify --html --json --csv --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --credential --since -S --until -U --directory -D --records --periods --follow -f --verify --html --utc --json --csv --help' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' hold')
         if [[ $current == -* ]]; then

@@ -83,7 +83,7 @@ def _status() -> str:
 
 def _audit() -> str:
     console = _terminal()
-    for line in story_lines(tell(_records())):
+    for line in story_lines(tell(_records()), UTC):
         console.print(Text(line))
     return _svg(console, "credferry audit --since today")
 

@@ -23,7 +23,7 @@ from credferry.agent.errors import ExitStatus
 from credferry.agent.sealing.keys import CredentialKey
 from tests.support.cache import cache_directory
 from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles, broken_by_bad
-from tests.support.host import Host
+from tests.support.host import CommandError, Host
 from tests.support.installation import CHECKOUT, install
 from tests.support.producer import SopsNix
 
@@ -281,7 +281,8 @@ def test_moments_as_journalctl_takes_them(past: Deployment) -> None:
     assert later == everything[2:]
     assert stories(past, "--until", f"@{at:.3f}") == everything[:2]
     assert stories(past, "--since", "-1h", "--until", "tomorrow") == everything
-    assert stories(past, "--credential", "OTHER") == []
+    with pytest.raises(CommandError, match="has a credential 'OTHER'"):
+        stories(past, "--credential", "OTHER")
     assert stories(past, "--credential", "KEY", "--vm", "db") == everything
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from credferry.agent.audit.events import Event
-from credferry.agent.cli.documents import DOCUMENTS
+from credferry.agent.cli.documents import DOCUMENTS, ShowRow
 from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from credferry.agent.errors import ExitStatus
 from credferry.agent.store.locks import rollout_lock
@@ -302,6 +302,43 @@ def test_a_group_reads_and_root_rules(bus: Bus) -> None:
     assert bus.starts() == starts
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "answer"),
+    [
+        (
+            ("rotate", "web"),
+            ExitStatus.UNAVAILABLE,
+            "this user may not ask the agent for that: only root may",
+        ),
+        (("sync",), ExitStatus.UNAVAILABLE, "this user may not ask the agent for that: only root may"),
+        (("hold", "web"), ExitStatus.UNAVAILABLE, "this user may not ask the agent for that: only root may"),
+        (("audit",), ExitStatus.UNAVAILABLE, "this user may not read the system's journal"),
+        (("audit", "--periods"), ExitStatus.UNAVAILABLE, "this user may not read the system's journal"),
+    ],
+    ids=str,
+)
+def test_a_member_learns_what_is_not_allowed(
+    bus: Bus, arguments: tuple[str, ...], status: ExitStatus, answer: str
+) -> None:
+    """A member of the group gets one line that says what only root may do, and no silence."""
+    refused = bus.host.run("credferry", *arguments, check=False, user=MEMBER)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (status, "", 1)
+    assert refused.stderr.startswith(f"credferry: {answer}")
+
+
+def test_the_audit_is_never_silent(bus: Bus) -> None:
+    """An unknown credential is an error with a like one; where nothing matches, the audit says so."""
+    refused = bus.host.run("credferry", "audit", "--credential", "API_KEX", check=False)
+    assert (refused.returncode, refused.stdout) == (ExitStatus.CONFIGURATION, "")
+    assert "API_KEX" in refused.stderr
+    assert "use API_KEY" in refused.stderr
+    none = bus.host.run("credferry", "audit", "web", "--vm", "db*", "--until", "1990-01-01")
+    assert (none.stdout, len(none.stderr.splitlines())) == ("", 1)
+    shown = bus.deployment.credferry("audit", "web", "--records").splitlines()[-1]
+    moment = " ".join(shown.split()[:3])
+    assert shown in bus.deployment.credferry("audit", "--records", "--since", moment).splitlines()
+
+
 def test_a_member_cannot_lock_root_out(bus: Bus) -> None:
     """While a member of the group keeps 64 calls under way, each of root's calls is served."""
     command = ("/usr/bin/python3", "-I", "-c", _FLOOD, NAME, PATH, AGENT_INTERFACE, "4", "16")
@@ -465,6 +502,28 @@ def test_json_is_as_its_schema_says(bus: Bus, verb: str) -> None:
     kind: Any = list[DOCUMENTS[verb]]  # type: ignore[valid-type]  # mypy takes no type from a table
     rows = msgspec.json.decode(bus.deployment.credferry(verb, "--json"), type=kind)
     assert [row.vm for row in rows] == ["web", "db-1"]
+
+
+def test_all_about_a_vm(bus: Bus) -> None:
+    """`show` has settings, credentials, wiring, the last rotation and the next step, and no value."""
+    bus.publish(api_key=b"as-shown-to-nobody")
+    bus.wait_vm("web", State="in step")
+    bus.deployment.wait_noted("web")
+    printed = bus.deployment.credferry("show", "w*", "--json")
+    (row,) = msgspec.json.decode(printed, type=list[ShowRow])
+    assert (row.status.vm, row.status.state, row.status.agent) == ("web", "in step", True)
+    assert row.settings["policy"] == "restart"
+    (secret,) = row.credentials
+    assert (secret.credential, secret.origin) == ("API_KEY", "api-key")
+    assert secret.published == secret.running == row.status.published.credentials["API_KEY"]
+    assert secret.changed == row.rotations[0].began
+    assert row.rotations[0].outcome == "restarted"
+    assert row.wiring is not None
+    assert (row.wiring.launcher, len(row.wiring.drop_ins)) == (True, 1)
+    text = bus.deployment.credferry("show", "web")
+    assert secret.published[:12] in text
+    assert "as-shown-to-nobody" not in printed + text
+    assert bus.host.run("credferry", "show", "web", user=MEMBER).stdout.startswith("web: in step")
 
 
 def test_a_changed_configuration(bus: Bus) -> None:
@@ -697,7 +756,7 @@ def test_status_of_some_vms(bus: Bus) -> None:
     ],
 )
 def test_status_shows_what_it_can(bus: Bus, spoil: str, status: ExitStatus, warning: str) -> None:
-    """With a broken file, a bad key, or no agent, the rows are there, after a line that says what is wrong."""
+    """With a broken file, a bad key, or no agent, the rows are there, after a line about what is wrong."""
     bus.host.run("sh", "-c", spoil)
     try:
         shown = bus.host.run("credferry", "status", "w*", check=False)

@@ -88,7 +88,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Views]:
     """Views of the records above. They stand in for a journal, whose entries cannot have given times."""
     monkeypatch.setattr(history, "load", lambda _directory: History(RECORDS, UNITS))
     monkeypatch.setattr(history, "read", lambda _directory: iter(RECORDS))
-    return lambda form: Views(Path("/nonexistent"), Path(), form, None, None, None, None)
+    return lambda form: Views(Path("/nonexistent"), Path(), form, (), None, None, None, UTC)
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])
