@@ -52,6 +52,7 @@ API_KEY = { secret = "api-key" }
 PASSWORD = { secret = "db/password" }
 """
 DENIED = "Access denied"
+ONLY_ROOT = "this user may not ask the agent for that: only root may"
 
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -303,26 +304,25 @@ def test_a_group_reads_and_root_rules(bus: Bus) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "answer"),
+    ("arguments", "answer"),
     [
         (
             ("rotate", "web"),
             ExitStatus.UNAVAILABLE,
             "this user may not ask the agent for that: only root may",
         ),
-        (("sync",), ExitStatus.UNAVAILABLE, "this user may not ask the agent for that: only root may"),
-        (("hold", "web"), ExitStatus.UNAVAILABLE, "this user may not ask the agent for that: only root may"),
-        (("audit",), ExitStatus.UNAVAILABLE, "this user may not read the system's journal"),
-        (("audit", "--periods"), ExitStatus.UNAVAILABLE, "this user may not read the system's journal"),
+        (("sync",), ONLY_ROOT),
+        (("hold", "web"), ONLY_ROOT),
+        (("audit",), "this user may not read the system's journal"),
+        (("audit", "--periods"), "this user may not read the system's journal"),
     ],
     ids=str,
 )
-def test_a_member_learns_what_is_not_allowed(
-    bus: Bus, arguments: tuple[str, ...], status: ExitStatus, answer: str
-) -> None:
+def test_a_member_learns_what_is_not_allowed(bus: Bus, arguments: tuple[str, ...], answer: str) -> None:
     """A member of the group gets one line that says what only root may do, and no silence."""
     refused = bus.host.run("credferry", *arguments, check=False, user=MEMBER)
-    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (status, "", 1)
+    assert (refused.returncode, refused.stdout) == (ExitStatus.UNAVAILABLE, "")
+    assert len(refused.stderr.splitlines()) == 1
     assert refused.stderr.startswith(f"credferry: {answer}")
 
 
