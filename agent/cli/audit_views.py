@@ -19,9 +19,9 @@ from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import Rotation, Story, of_credential, tell, within
 from credferry.agent.cli import audit_forms as forms
 from credferry.agent.cli.common import print_json
-from credferry.agent.cli.selection import chosen, fits
 from credferry.agent.cli.tables import print_table
 from credferry.agent.cli.terminal import say, warn
+from credferry.agent.config.choosing import chosen, fits
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import nearest
 from credferry.agent.errors import ConfigurationError, ExitStatus, KeyFileError, StoreError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from credferry.agent.cli.selection import chosen
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE, Config, VmConfig
 from credferry.agent.errors import AgentError, BusError, VmError

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from credferry.agent.cli import tables
-from credferry.agent.doctor.finding import AS_ROOT, Severity, hint
-
-if TYPE_CHECKING:
-    from credferry.agent.doctor.finding import Finding
+from credferry.agent.doctor.finding import AS_ROOT, Finding, Severity, hint
 
 _STYLES = {Severity.OK: "green", Severity.HINT: "yellow", Severity.PROBLEM: "red"}
 _INDENT = "  "
+_VM = "\0"
+"""Stands for a VM's name in text."""
+_MERGED_MIN = 3
 
 
 def lines(
@@ -28,9 +27,8 @@ def lines(
     for severity in (Severity.PROBLEM, Severity.HINT, Severity.OK):
         if unseen and severity is Severity.HINT:
             yield from _lines(_gathered(unseen), columns)
-        for finding in findings:
-            if finding in unseen:
-                continue
+        seen = [each for each in findings if each not in unseen]
+        for finding in seen if show_all else _merged(seen):
             if finding.severity is severity and (show_all or severity is not Severity.OK):
                 yield from _lines(finding, columns)
 
@@ -49,6 +47,36 @@ def _gathered(unseen: Sequence[Finding]) -> Finding:
     checks = ", ".join(dict.fromkeys(each.check for each in unseen))
     what = f"cannot look: {len(unseen)} checks need root: {checks}"
     return hint("root", what, remedy=AS_ROOT)
+
+
+def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings that say the same of several VMs, as one; the others as they are, in their order."""
+    groups: dict[Finding, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(_generic(finding), []).append(finding)
+    for generic, group in groups.items():
+        if len(group) < _MERGED_MIN:
+            yield from group
+            continue
+        vms = [each.vm for each in group]
+        commands = generic.commands
+        if commands:
+            loop = "; ".join(commands).replace(_VM, "${vm}")
+            commands = (f"for vm in {' '.join(vms)}; do {loop}; done",)
+        what = f"{generic.what.replace(_VM, 'each')}: {', '.join(vms)}"
+        why, remedy = (text.replace(_VM, "VM") for text in (generic.why, generic.remedy))
+        yield Finding(generic.severity, generic.check, what, f"{len(vms)} VMs", why, remedy, commands)
+
+
+def _generic(finding: Finding) -> Finding:
+    """A finding without its VM's name."""
+    if not finding.vm:
+        return finding
+    what, why, remedy, *commands = (
+        text.replace(finding.vm, _VM)
+        for text in (finding.what, finding.why, finding.remedy, *finding.commands)
+    )
+    return Finding(finding.severity, finding.check, what, _VM, why, remedy, tuple(commands))
 
 
 def _lines(finding: Finding, columns: int | None) -> Iterator[tuple[str, str]]:

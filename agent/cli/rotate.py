@@ -20,8 +20,9 @@ from credferry.agent.cli.common import (
     require_agent,
 )
 from credferry.agent.cli.documents import OrderRow
-from credferry.agent.cli.selection import VmArguments, chosen
+from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.tables import print_table
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
 from credferry.agent.errors import CredferryError, OrderError, VmError, describe

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from credferry.agent.errors import ConfigurationError, UsageError
+from credferry.agent.config.choosing import chosen
+from credferry.agent.errors import UsageError
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
@@ -37,23 +35,11 @@ StateOption = Annotated[
         "--state", help="Only VMs in this state, such as failed. Can be repeated.", metavar="STATE"
     ),
 ]
-_PATTERN = re.compile(r"[*?\[]")
 
 
 def named(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:
     """The VMs that a command names, as arguments and with ``--vm``."""
     return [*(arguments or ()), *(options or ())]
-
-
-def chosen(config: Config, names: Sequence[str] | None) -> list[VmConfig]:
-    """The VMs asked for, each once, by default all. A name may be a pattern, as a shell has them.
-
-    Raises `ConfigurationError` for an unknown name, and for a pattern that no VM fits.
-    """
-    if not names:
-        return list(config.vms.values())
-    found = chain.from_iterable(_fitting(config, name) for name in names)
-    return list({vm.name: vm for vm in found}.values())
 
 
 def chosen_or_all(config: Config, names: Sequence[str] | None, *, is_all: bool) -> list[VmConfig]:
@@ -63,16 +49,6 @@ def chosen_or_all(config: Config, names: Sequence[str] | None, *, is_all: bool) 
     if not is_all and not names:
         raise UsageError("no VM is named", hint="name VMs, a pattern such as 'web*', or --all")
     return chosen(config, names)
-
-
-def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name is one of these, or fits one of them that is a pattern; always if there are none."""
-    return not patterns or any(name == each or fnmatchcase(name, each) for each in patterns)
-
-
-def is_pattern(name: str) -> bool:
-    """Whether a name stands for any number of VMs."""
-    return _PATTERN.search(name) is not None
 
 
 def states(words: Iterable[str] | None) -> frozenset[State]:
@@ -88,15 +64,3 @@ def states(words: Iterable[str] | None) -> frozenset[State]:
             )
         found.add(state)
     return frozenset(found)
-
-
-def _fitting(config: Config, name: str) -> list[VmConfig]:
-    if not is_pattern(name):
-        return [config.vm(name)]
-    fitting = [vm for vm in config.vms.values() if fnmatchcase(vm.name, name)]
-    if not fitting:
-        raise ConfigurationError(
-            f"{config.file}: no VM matches the pattern {name!r}",
-            hint="list their names with: credferry status",
-        )
-    return fitting

@@ -17,11 +17,12 @@ from credferry.agent.cli import status_rows
 from credferry.agent.cli.audit_forms import rotation_row
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, look_untouched, print_json
 from credferry.agent.cli.documents import SecretRow, ShowRow, WiringRow
-from credferry.agent.cli.selection import VmArguments, chosen
+from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.show_views import vm_lines
 from credferry.agent.cli.tables import width
 from credferry.agent.cli.terminal import say, warn
 from credferry.agent.cli.times import UtcOption, zone
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.errors import CredferryError, describe
 from credferry.agent.reconcile.desired import Desired

@@ -12,7 +12,7 @@ import msgspec
 
 from credferry.agent.cli.common import connect, find_agent, look_untouched, running_agent
 from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3339
-from credferry.agent.cli.selection import chosen, fits, is_pattern
+from credferry.agent.config.choosing import chosen, fits, is_pattern
 from credferry.agent.config.loading import load
 from credferry.agent.errors import (
     AgentError,

@@ -19,8 +19,9 @@ from credferry.agent.cli.common import (
     require_no_agent,
 )
 from credferry.agent.cli.documents import SyncRow
-from credferry.agent.cli.selection import VmOption, chosen
+from credferry.agent.cli.selection import VmOption
 from credferry.agent.cli.tables import print_table
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config, VmConfig
 from credferry.agent.errors import (

@@ -54,6 +54,8 @@ class _Call:
     program: str
     own: tuple[str, ...]
     argv: tuple[str, ...] | None = None
+    real: str = ""
+    """The hypervisor whose version the launcher would ask for; empty if ``own`` has the version."""
 
 
 def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -135,7 +137,11 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
         raise UnseenError(f"{call.program} does not exist")
     # The VM's own arguments for the launcher come first, as at a start of the VM.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
-    answer = probe.run(str(trust(Path(program))), *words, user=user)
+    program = str(trust(Path(program)))
+    version = launcher.version_of(program, call.real, user) if call.real else None
+    if version is not None:
+        words = (f"{_VERSION}={version}", *words)
+    answer = probe.run(program, *words, user=user)
     if answer.returncode == 0:
         return Verdict(file)
     refused = refusal(answer)
@@ -178,7 +184,8 @@ def _of_words(words: Sequence[str], trust: _Trust) -> _Call:
     if _VERSION not in own:
         # The launcher asks the program itself.
         trust(Path(own.get("--real", "")))
-    return _Call(program, tuple(f"{name}={value}" for name, value in own.items()), rest[at + 1 :])
+    real = "" if _VERSION in own else own.get("--real", "")
+    return _Call(program, tuple(f"{name}={value}" for name, value in own.items()), rest[at + 1 :], real)
 
 
 def _own(words: Sequence[str]) -> dict[str, str]:

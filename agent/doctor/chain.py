@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError
-from credferry.agent.errors import BusError, ConfigurationError, KeyFileError, SourceError
+from credferry.agent.errors import BusError, ConfigurationError, CredferryError, KeyFileError, SourceError
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.store.opening import open_store_untouched
 
@@ -43,10 +44,10 @@ class Chain:
         except ConfigurationError as error:
             self.error = error
             self.config = Config(file=file)
+        self.is_of_all = not names or self.error is not None
+        """Whether all VMs are examined, and not only those that were asked for."""
         self.vms: list[VmConfig] = (
-            [self.config.vm(name) for name in names]
-            if names and self.error is None
-            else list(self.config.vms.values())
+            list(self.config.vms.values()) if self.is_of_all else chosen(self.config, names)
         )
 
     @cached_property
@@ -55,10 +56,10 @@ class Chain:
         return open_store_untouched(self.config)
 
     @cached_property
-    def observed(self) -> Mapping[str, tuple[Observed, Decision]]:
-        """What the agent would see of each VM, and what it would do. Findings must not contain the values.
+    def observed(self) -> Mapping[str, tuple[Observed, Decision]] | CredferryError:
+        """What the agent would see of each VM, and what it would do; or why it would see nothing.
 
-        Raises `KeyFileError`, `SourceError` and `BusError`; `UnseenError` if the caller is not root.
+        Findings must not contain the values. Raises `UnseenError` if the caller is not root.
         """
         if not probe.is_root():
             raise UnseenError("what is published and sealed")
@@ -66,20 +67,23 @@ class Chain:
             SystemBus,
         )
 
-        manager = SystemBus()
         try:
-            look = Observer(self.config, self.store).look(self.vms, manager)
-        finally:
-            manager.close()
+            manager = SystemBus()
+            try:
+                look = Observer(self.config, self.store).look(self.vms, manager)
+            finally:
+                manager.close()
+        except (KeyFileError, SourceError, BusError) as error:
+            return error
         pairs = zip(look.observed, look.decisions, strict=True)
         return {seen.vm.name: (seen, decision) for seen, decision in pairs}
 
     def seen(self, vm: VmConfig) -> tuple[Observed, Decision]:
         """As `observed`, for one VM. Raises `UnseenError`; the cause is reported as a separate finding."""
-        try:
-            return self.observed[vm.name]
-        except (KeyFileError, SourceError, BusError) as error:
-            raise UnseenError(f"{vm.name}: {error}") from None
+        found = self.observed
+        if isinstance(found, CredferryError):
+            raise UnseenError(f"{vm.name}: {found}")
+        return found[vm.name]
 
     def unit(self, vm: VmConfig) -> Mapping[str, Any]:
         """Systemd's properties of a VM's unit. Raises `UnseenError`."""

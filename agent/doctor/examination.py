@@ -7,6 +7,9 @@ Each check is isolated: if a check fails, that is a finding, and the other check
 from __future__ import annotations
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from credferry.agent.doctor import (
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 Check = tuple[str, "Callable[[Chain], Iterable[Finding]]"]
 VmCheck = tuple[str, "Callable[[Chain, VmConfig], Iterable[Finding]]"]
+
+_THREADS = 2 * (os.cpu_count() or 1)
 
 HOST_CHECKS: tuple[Check, ...] = (
     ("configuration", configuration.check),
@@ -90,9 +95,23 @@ def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
     chain = Chain(file, names)
     for name, check in HOST_CHECKS:
         yield from isolated(name, functools.partial(check, chain))
-    for vm in chain.vms:
-        for name, vm_check in VM_CHECKS:
-            yield from isolated(name, functools.partial(vm_check, chain, vm), vm.name)
+    with suppress(UnseenError):
+        chain.observed  # noqa: B018 (once, before several threads need it)
+    with ThreadPoolExecutor(_THREADS) as pool:  # they wait for short programs, such as each VM's launcher
+        try:
+            for found in pool.map(functools.partial(_of_vm, chain), chain.vms):
+                yield from found
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _of_vm(chain: Chain, vm: VmConfig) -> list[Finding]:
+    """All findings about a VM."""
+    return [
+        finding
+        for name, check in VM_CHECKS
+        for finding in isolated(name, functools.partial(check, chain, vm), vm.name)
+    ]
 
 
 def isolated(name: str, check: Callable[[], Iterable[Finding]], vm: str = "") -> Iterator[Finding]:

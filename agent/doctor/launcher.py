@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.refusal import refusal
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping
 
     from credferry.agent.config.model import VmConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _LAUNCHER: Final = "credferry-launch"
 _SCRIPT: Final = "microvm-run"
 _MICROVMS: Final = Path("/var/lib/microvms")
+_BEHIND: Final = ("--", "--kernel", "/nonexistent", "--api-socket", "/nonexistent")
 _WORK: Final = "work"
 _PROGRAM: Final = re.compile(
     r"(?:^|(?<=[\s\"']))((?:/[\w.+@-]+)*/?cloud-hypervisor)(?=[\s\"'])", re.MULTILINE
@@ -123,7 +126,7 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         behind = []
     else:
         asked = ["--real", found.real]
-        behind = ["--", "--kernel", "/nonexistent", "--api-socket", "/nonexistent"]
+        behind = [*_BEHIND]
     program = found.launcher if found.launcher.startswith("/") else shutil.which(found.launcher)
     if program is None:
         yield problem(
@@ -145,9 +148,9 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             )
             return
     # As the VM's user, though both programs belong to root: the launcher asks for the version as at a start.
-    answer = probe.run(
-        program, *asked, "--explain", *behind, user=unit.get("User") or "", directory=found.directory
-    )
+    is_same_anywhere = bool(behind) and Path(found.real).is_absolute()
+    directory = Path("/") if is_same_anywhere else found.directory
+    answer = _explained((program, *asked, "--explain", *behind), unit.get("User") or "", directory)
     if answer.returncode != 0:
         refused = refusal(answer)
         yield problem(
@@ -169,6 +172,21 @@ def check_hypervisor(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         )
         return
     yield ok("vm.hypervisor", f"cloud-hypervisor {version}: the launcher knows its options", vm.name)
+
+
+def version_of(program: str, real: str, user: str) -> str | None:
+    """The version of a hypervisor, as the launcher asks for it; None if it gets no answer.
+
+    Raises `UnseenError`.
+    """
+    answer = _explained((program, "--real", real, "--explain", *_BEHIND), user, Path("/"))
+    return _version(answer.stdout) if answer.returncode == 0 else None
+
+
+@cache
+def _explained(argv: tuple[str, ...], user: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """The launcher's answer, asked once for all VMs that have the same. Raises `UnseenError`."""
+    return probe.run(*argv, user=user, directory=directory)
 
 
 def _version(answer: str) -> str | None:

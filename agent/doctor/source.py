@@ -19,9 +19,9 @@ from credferry.agent.sealing.credential import PLAINTEXT_MAX
 from credferry.agent.source import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from credferry.agent.config.model import Config
+    from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
 
@@ -45,7 +45,7 @@ def check(chain: Chain) -> Iterator[Finding]:
         return
     try:
         yield ok("source", f"{path} is {_kind(path)}")
-        for name in sorted(chain.config.secrets):
+        for name in sorted(_named_by(chain.vms)):
             yield _secret(chain, top, name)
     finally:
         os.close(top)
@@ -127,15 +127,10 @@ def _kind(path: Path) -> str:
 
 
 def _secret(chain: Chain, top: int, name: str) -> Finding:
-    users = ", ".join(
-        vm.name
-        for vm in chain.config.vms.values()
-        if any(each.secret == name for each in vm.credentials.values())
-    )
+    using = [vm for vm in chain.vms if any(each.secret == name for each in vm.credentials.values())]
+    users = ", ".join(vm.name for vm in using)
     is_required = any(
-        each.secret == name and each.required
-        for vm in chain.config.vms.values()
-        for each in vm.credentials.values()
+        each.secret == name and each.required for vm in using for each in vm.credentials.values()
     )
     try:
         status = os.stat(name, dir_fd=top)
@@ -163,6 +158,11 @@ def _secret(chain: Chain, top: int, name: str) -> Finding:
             commands=[f"chmod o-rwx {path}"],
         )
     return ok("source.secret", f"secret {name} is published, for {users}")
+
+
+def _named_by(vms: Iterable[VmConfig]) -> set[str]:
+    """The secrets that VMs name."""
+    return {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
 
 
 def _wrong(status: os.stat_result | None) -> str:

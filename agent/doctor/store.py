@@ -177,12 +177,13 @@ def _left_over(chain: Chain) -> Iterator[Finding]:
         paths = sorted((chain.state / "vms").iterdir())
     except FileNotFoundError:
         return
-    for path in paths:
-        if chain.error is None and path.name not in chain.config.vms:
-            yield hint(
-                "store.left-over",
-                f"{path} belongs to a VM that is not configured",
-                why="the VM's last secrets stay there, sealed with this host's key",
-                remedy="remove it if the VM no longer exists",
-                commands=[f"rm -r {shlex.quote(str(path))}"],
-            )
+    left = [path for path in paths if chain.error is None and path.name not in chain.config.vms]
+    if left and chain.is_of_all:
+        names = ", ".join(path.name for path in left)
+        yield hint(
+            "store.left-over",
+            f"{paths[0].parent} has directories of VMs that are not configured ({len(left)}): {names}",
+            why="a VM's last secrets stay there, sealed with this host's key",
+            remedy="remove what belongs to VMs that no longer exist",
+            commands=[f"rm -r {' '.join(shlex.quote(str(path)) for path in left)}"],
+        )

@@ -45,7 +45,7 @@ def check_agent(chain: Chain) -> Iterator[Finding]:
             commands=[f"systemctl reset-failed {AGENT}", f"systemctl start {AGENT}"],
         )
     yield _enabled(AGENT, unit, "agent.enabled", "after the next boot nothing seals secrets or restarts VMs")
-    if unit.get("WatchdogUSec", 0) in {0, 2**64 - 1}:
+    if unit["ActiveState"] == "active" and unit.get("WatchdogUSec", 0) in {0, 2**64 - 1}:
         yield hint(
             "agent.watchdog",
             f"{AGENT} has no watchdog",

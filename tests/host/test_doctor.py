@@ -290,6 +290,27 @@ def test_a_healthy_deployment(deployment: Deployment) -> None:
     assert {each["vm"] for each in findings} == {None, "web", "db"}
 
 
+def test_one_vm_and_what_it_depends_on(deployment: Deployment) -> None:
+    """For a VM, or a pattern, only its own secrets and its own links are examined, beside the host."""
+    for words in (("web",), ("w*",), ("--vm", "web")):
+        found = json.loads(deployment.credferry("doctor", *words, "--json", check=False))["findings"]
+        assert {each["vm"] for each in found} == {None, "web"}
+    secrets = [each["what"] for each in found if each["check"] == "source.secret"]
+    everything = [each["what"] for each in doctor(deployment) if each["check"] == "source.secret"]
+    assert 0 < len(secrets) < len(everything)
+
+
+def test_left_overs_are_one_finding(deployment: Deployment) -> None:
+    """However many VMs are no longer configured, one hint names them all, with one command."""
+    old = [f"/var/lib/credferry/vms/old-{number}" for number in range(3)]
+    deployment.host.run("mkdir", *old)
+    (finding,) = [each for each in doctor(deployment) if each["check"] == "store.left-over"]
+    assert all(path.rpartition("/")[2] in finding["what"] for path in old)
+    assert finding["commands"] == [f"rm -r {' '.join(old)}"]
+    deployment.host.run("sh", "-c", finding["commands"][0])
+    assert not [each for each in doctor(deployment) if each["check"] == "store.left-over"]
+
+
 def test_what_is_not_roots_to_see(deployment: Deployment) -> None:
     """As anybody, it tells what it could not see, and ends well."""
     done = deployment.host.run("credferry", "doctor", user="nobody")

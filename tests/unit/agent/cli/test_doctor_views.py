@@ -55,3 +55,26 @@ def test_what_only_root_sees_is_one_hint() -> None:
     shown = [text for text, _ in views.lines(unseen, None)]
     assert shown == ["hint: root", "  cannot look: 30 checks need root: vm.generation", f"  do:  {AS_ROOT}"]
     assert len([*views.lines(unseen, None, show_all=True)]) == 90
+
+
+def test_the_same_of_many_vms_is_said_once() -> None:
+    """From three VMs on, one finding names them all, with one command for all; two stay as they are."""
+    halted = [
+        problem(
+            "vm.state",
+            f"{vm} is halted: bad failed",
+            vm=vm,
+            why="it waits",
+            remedy=f"see journalctl -u microvm@{vm}.service",
+            commands=[f"credferry retry {vm}"],
+        )
+        for vm in ("web-1", "web-2", "web-3")
+    ]
+    assert [text for text, _ in views.lines(halted, None)] == [
+        "problem: 3 VMs: vm.state",
+        "  each is halted: bad failed: web-1, web-2, web-3",
+        "  why: it waits",
+        "  do:  see journalctl -u microvm@VM.service",
+        "       # for vm in web-1 web-2 web-3; do credferry retry ${vm}; done",
+    ]
+    assert sum(text.startswith("problem") for text, _ in views.lines(halted[:2], None)) == 2

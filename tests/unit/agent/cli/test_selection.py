@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from credferry.agent.cli.selection import fits, states
+from credferry.agent.cli.selection import states
+from credferry.agent.config.choosing import fits
 from credferry.agent.errors import ExitStatus, UsageError
 from credferry.agent.reconcile.decision import State
 
