@@ -44,6 +44,10 @@ class CredferryError(Exception):
         self.hint = hint
 
 
+class Interrupted(BaseException):
+    """Ctrl-C during a verb. Not KeyboardInterrupt, which typer would answer in its own words."""
+
+
 class UsageError(CredferryError):
     """The arguments of a verb make no sense here."""
 

@@ -77,10 +77,15 @@ _PRIORITIES = {
 
 
 class Order(enum.StrEnum):
-    """What an operator may order for a VM; the values are the verbs of the command."""
+    """What an operator may order for a VM, by the names that the bus and the journal have for it."""
 
     ROTATE = "rotate"
     ROLL_BACK = "rollback"
     HOLD = "hold"
     RELEASE = "release"
     RETRY = "retry"
+
+    @property
+    def verb(self) -> str:
+        """The verb of the command that gives this order."""
+        return "restart" if self is Order.ROTATE else self.value

@@ -10,13 +10,21 @@ Never: a decision. A verb asks the agent or systemd, or reads, and prints.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from credferry.agent import hardening
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE
-from credferry.agent.errors import CredferryError, ExitStatus, describe, place
+from credferry.agent.errors import CredferryError, ExitStatus, Interrupted, describe, place
 from credferry.agent.printable import printable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_ORDERS = frozenset({"sync", "restart", "rotate", "rollback", "release", "retry"})
 
 
 def main() -> None:
@@ -26,6 +34,8 @@ def main() -> None:
         _run(sys.argv[1:])
     except CredferryError as error:
         _fail(describe(error), error.status)
+    except Interrupted:
+        _end_by_interrupt(sys.argv[1:2])
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitStatus.OK)
@@ -41,9 +51,23 @@ def _run(words: list[str]) -> None:
         case ["agent", "--config" | "-c", file] if not file.startswith("-"):
             _be_daemon(Path(file))
         case _:
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, _interrupt)
             from credferry.agent.cli.application import application  # noqa: PLC0415 (see above)
 
             application(words[0] if words else None)()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def _end_by_interrupt(verb: list[str]) -> None:
+    """Say so in one line, and end as a shell expects it."""
+    goes_on = ": the agent goes on with what it was asked for: see credferry status"
+    print(f"credferry: interrupted{goes_on if verb and verb[0] in _ORDERS else ''}", file=sys.stderr)  # noqa: T201 (the one line)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _be_daemon(config: Path) -> None:
@@ -57,5 +81,7 @@ def _be_daemon(config: Path) -> None:
 def _fail(line: str, status: ExitStatus) -> None:
     # A name from the configuration may hold anything, also what a terminal obeys.
     shown = printable(" ".join(line.split()))
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()  # the table comes before the line about what is wrong in it
     print(f"credferry: {shown}", file=sys.stderr)  # noqa: T201 (the one line)
     sys.exit(status)

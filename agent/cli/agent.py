@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, chosen, fail_for_bad
+from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, fail_for_bad
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.errors import UsageError
 

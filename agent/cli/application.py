@@ -10,6 +10,8 @@ import typer
 
 from credferry.agent import __version__
 
+FORMER = frozenset({"rotate"})
+"""Verbs that are former names of others, and are listed nowhere."""
 VERBS = {
     "agent": "agent",
     "reload": "reload",
@@ -26,8 +28,9 @@ VERBS = {
     "guest-key": "guest_key",
     "polkit-rule": "polkit_rule",
     "health": "health",
-    "rotate": "rotate",
-    "rollback": "rotate",
+    "restart": "restart",
+    "rotate": "restart",
+    "rollback": "restart",
 }
 """Each verb's module here, loaded when the verb is called: all of them take longer than most verbs do."""
 
@@ -40,6 +43,9 @@ def application(verb: str | None = None) -> typer.Typer:
         no_args_is_help=True,
         # Ours, in contrib/completions, need not start the program at each key.
         add_completion=False,
+        # Plain help and errors: as wide as the terminal, without frames, and quickly there.
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
         # Its pretty tracebacks show what local variables hold.
         pretty_exceptions_enable=False,
     )

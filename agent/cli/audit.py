@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
     @app.command("audit")
     def audit(
         vms: Annotated[
-            list[str] | None, typer.Argument(help="Only these VMs; names, or patterns such as 'web*'.")
+            list[str] | None,
+            typer.Argument(help="Only these VMs; names, or patterns such as 'web*'.", metavar="VM"),
         ] = None,
         *,
         config: ConfigOption = DEFAULT_CONFIG,

@@ -24,7 +24,7 @@ from credferry.agent.cli.terminal import say, warn
 from credferry.agent.config.choosing import chosen, fits
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import nearest
-from credferry.agent.errors import ConfigurationError, ExitStatus, KeyFileError, StoreError
+from credferry.agent.errors import ConfigurationError, ExitStatus, Interrupted, KeyFileError, StoreError
 from credferry.agent.printable import json_text
 from credferry.agent.sealing.keys import read_key, read_machine_id
 
@@ -81,7 +81,7 @@ class Views:
 
         try:
             history.follow(self.directory, show, since=self.since)
-        except KeyboardInterrupt:
+        except Interrupted:
             return
 
     def periods(self) -> None:

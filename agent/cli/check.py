@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from credferry.agent.cli.selection import SomeVmArguments
 from credferry.agent.cli.tables import print_table
+from credferry.agent.cli.terminal import warn
+from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import ConfigurationError, ExitStatus
@@ -36,7 +39,11 @@ def register(app: typer.Typer) -> None:
 
     @app.command("check")
     def check(
-        config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False, runner: RunnerOption = None
+        vms: SomeVmArguments = None,
+        *,
+        config: ConfigOption = DEFAULT_CONFIG,
+        json: JsonOption = False,
+        runner: RunnerOption = None,
     ) -> None:
         """Check the configuration file, and show what each VM gets.
 
@@ -46,6 +53,7 @@ def register(app: typer.Typer) -> None:
         loaded = load(config)
         _check_seen(loaded)
         scripts = _scripts(loaded, runner or ())
+        wanted = chosen(loaded, vms)
         rows = [
             {
                 "vm": vm.name,
@@ -55,7 +63,7 @@ def register(app: typer.Typer) -> None:
                 "kind": vm.kind(name).value,
                 "from": credential.secret if credential.secret is not None else "the configuration",
             }
-            for vm in loaded.vms.values()
+            for vm in wanted
             for name, credential in vm.credentials.items()
         ]
         if json:
@@ -66,7 +74,9 @@ def register(app: typer.Typer) -> None:
                 [list(row.values()) for row in rows],
                 ("CHANNEL", "UNIT", "KIND"),
             )
-        if sum([_is_refused(vm, scripts) for vm in loaded.vms.values()]):
+        if not loaded.vms:
+            warn(f"{config}: configures no VM: add a table [vms.NAME] for each")
+        if sum([_is_refused(vm, scripts) for vm in wanted]):
             raise typer.Exit(ExitStatus.FAILED)
 
 

@@ -21,6 +21,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look, Observer
 from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.store.opening import open_store_untouched
+from credferry.agent.systemd.units import HEALTH_UNIT, PUSH_UNIT
 
 if TYPE_CHECKING:
     from credferry.agent.audit.events import Order
@@ -66,7 +67,7 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
 
 def require_agent(config: Config, order: Order, vms: Sequence[VmConfig]) -> RemoteAgent:
     """The running agent, for an order on VMs. Raises `AgentError` and `BusError`."""
-    refused = f"{order.value} was not done for {', '.join(vm.name for vm in vms)}"
+    refused = f"{order.verb} was not done for {', '.join(vm.name for vm in vms)}"
     hint = "start it with: systemctl start credferry.service; then give the order again"
     return require_running(config, refused, hint)
 
@@ -125,9 +126,15 @@ def fail_for_bad(config: Config, outcome: Iterable[tuple[VmConfig, State, str]])
     vm, state, reason = bad[0]
     raise VmError(
         f"{config.file}: vms.{vm.name}: {state.value}: {reason}",
-        hint=REMEDIES[state].format(vm=vm.name, unit=vm.unit)
+        hint=REMEDIES[state].format(vm=vm.name, unit=failed_unit(vm, reason))
         + (f"; and {len(bad) - 1} more like this, see credferry status" if bad[1:] else ""),
     )
+
+
+def failed_unit(vm: VmConfig, reason: str) -> str:
+    """The unit whose journal tells of a failure: the health check or the push, if the reason names it."""
+    helpers = (each.format(vm=vm.name) for each in (HEALTH_UNIT, PUSH_UNIT))
+    return next((each for each in helpers if each in reason), vm.unit)
 
 
 REMEDIES = {

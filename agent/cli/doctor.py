@@ -13,7 +13,7 @@ import typer
 from credferry.agent.cli import tables
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from credferry.agent.cli.selection import SomeVmArguments, VmOption, named
-from credferry.agent.cli.terminal import say
+from credferry.agent.cli.terminal import Progress, say
 from credferry.agent.errors import ExitStatus
 
 SCHEMA_VERSION = 1
@@ -42,7 +42,11 @@ def register(app: typer.Typer) -> None:
         from credferry.agent.doctor.examination import examine  # noqa: PLC0415 (not for --help)
         from credferry.agent.doctor.finding import Severity  # noqa: PLC0415 (see above)
 
-        findings = list(examine(config, named(vms, vm)))
+        findings = []
+        with Progress() as progress:
+            for finding in examine(config, named(vms, vm)):
+                findings.append(finding)
+                progress.tell(f"checked {finding.vm or 'the host'}: {finding.check}")
         counts = Counter(finding.severity for finding in findings)
         if json:
             print_json(document(config, findings))

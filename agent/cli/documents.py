@@ -284,14 +284,14 @@ DOCUMENTS: dict[str, type[Document]] = {
     "show": ShowRow,
     "plan": PlanRow,
     "sync": SyncRow,
-    "rotate": OrderRow,
+    "restart": OrderRow,
     "check": CheckRow,
     "audit": RotationRow,
     "audit --records": RecordRow,
     "audit --periods": PeriodRow,
 }
 """What verbs print a list of; ``release`` and ``retry`` print what ``sync`` does, ``rollback`` what
-``rotate`` does."""
+``restart`` does."""
 
 
 def schema(verb: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from credferry.agent.cli.common import (
     running_agent,
 )
 from credferry.agent.cli.documents import PlanRow
-from credferry.agent.cli.selection import VmOption
+from credferry.agent.cli.selection import SomeVmArguments, VmOption, named
 from credferry.agent.cli.tables import print_table
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
@@ -30,10 +30,16 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command("plan")
-    def plan(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
+    def plan(
+        vms: SomeVmArguments = None,
+        *,
+        config: ConfigOption = DEFAULT_CONFIG,
+        vm: VmOption = None,
+        json: JsonOption = False,
+    ) -> None:
         """Show what a sync would do now. Write nothing, and change no VM."""
         loaded = load(config)
-        rows = _rows(loaded, config, vm)
+        rows = _rows(loaded, config, named(vms, vm))
         if json:
             print_json(rows)
         else:

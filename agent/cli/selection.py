@@ -21,13 +21,9 @@ VmOption = Annotated[
         "--vm", help="Only this VM, or the VMs that match a pattern. Can be repeated.", metavar="VM"
     ),
 ]
-VmArguments = Annotated[
-    list[str], typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'.")
-]
-SomeVmArguments = Annotated[
-    list[str] | None,
-    typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'."),
-]
+_VMS = typer.Argument(help="Names of VMs in the configuration, or patterns such as 'web*'.", metavar="VM")
+VmArguments = Annotated[list[str], _VMS]
+SomeVmArguments = Annotated[list[str] | None, _VMS]
 AllOption = Annotated[bool, typer.Option("--all", help="All VMs in the configuration.")]
 StateOption = Annotated[
     list[str] | None,

@@ -28,7 +28,7 @@ from credferry.agent.cli.selection import SomeVmArguments, StateOption, VmOption
 from credferry.agent.cli.terminal import draw, screen, warn
 from credferry.agent.cli.times import UtcOption, zone
 from credferry.agent.config.loading import load
-from credferry.agent.errors import CredferryError, UsageError, VmError, describe
+from credferry.agent.errors import CredferryError, Interrupted, UsageError, VmError, describe
 from credferry.agent.reconcile.decision import State
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _watch(file: Path, names: list[str], wanted: frozenset[State], where: tzinfo
                 before |= now
                 _draw(_in(rows, wanted), note, where, marks)
                 time.sleep(_WATCH_SECONDS)
-    except KeyboardInterrupt:
+    except Interrupted:
         pass
     finally:
         if agent is not None:

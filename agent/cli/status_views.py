@@ -30,13 +30,15 @@ _NO_AGENT = "no agent"
 """Shown in place of a state that an agent would end by itself, where none runs."""
 _URGENCY = (
     *(State.FAILED, State.REFUSED, State.HALTED, State.NO_UNIT, _NO_AGENT, State.WAITING),
-    *(State.RESTART_DUE, State.SEAL_DUE, State.CHANGING, State.HELD, State.IGNORED, State.STOPPED),
+    *(State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.CHANGING),
+    *(State.HELD, State.IGNORED, State.STOPPED),
 )
 """States in the order of the table. Others stand between these and `State.IN_STEP`, which is last."""
-_DUE = frozenset({State.RESTART_DUE, State.SEAL_DUE, State.WAITING})
+_DUE = frozenset({State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.WAITING})
 _COLOURS = {
     State.IN_STEP: "green",
     State.RESTART_DUE: "yellow",
+    State.PUSH_DUE: "yellow",
     State.CHANGING: "yellow",
     State.WAITING: "yellow",
     State.REFUSED: "red",

@@ -19,8 +19,9 @@ from credferry.agent.cli.common import (
     require_no_agent,
 )
 from credferry.agent.cli.documents import SyncRow
-from credferry.agent.cli.selection import VmOption
+from credferry.agent.cli.selection import SomeVmArguments, VmOption, named
 from credferry.agent.cli.tables import print_table
+from credferry.agent.cli.terminal import Progress
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config, VmConfig
@@ -53,22 +54,29 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command("sync")
-    def sync(config: ConfigOption = DEFAULT_CONFIG, vm: VmOption = None, json: JsonOption = False) -> None:
+    def sync(
+        vms: SomeVmArguments = None,
+        *,
+        config: ConfigOption = DEFAULT_CONFIG,
+        vm: VmOption = None,
+        json: JsonOption = False,
+    ) -> None:
         """Make the agent check now, seal, and restart what is due. If no agent runs, only seal."""
         loaded = load(config)
-        vms = chosen(loaded, vm)
+        wanted = chosen(loaded, named(vms, vm))
         agent = find_agent(loaded)
         if agent is None:
-            _sync_by_unit(loaded, vms, json=json)
+            _sync_by_unit(loaded, wanted, json=json)
             return
         with agent:
-            sync_by_agent(agent, loaded, vms, json=json)
+            sync_by_agent(agent, loaded, wanted, json=json)
 
 
 def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, json: bool = False) -> None:
     """Have the running agent look now, and tell what became of some VMs. Raises `VmError` for a failure."""
     before = {vm.name: agent.vm(vm.name)["Sealed"] for vm in vms}
-    after = agent.settle(list(before))
+    with Progress() as progress:
+        after = agent.settle(list(before), progress.tell)
     rows = [
         SyncRow(
             vm=name,

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from credferry.agent.printable import printable
 
@@ -23,6 +24,8 @@ _STYLES = {
     "marked": "1;7",
 }
 _MARK, _END = "\x1b[{}m", "\x1b[0m"
+_CLEAR = "\r\x1b[2K"
+_PATIENCE_SECONDS = 1.0
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 """The terminal's second screen, without a cursor; and back."""
 
@@ -47,6 +50,29 @@ def warn(line: str) -> None:
     """Print a line on standard error, after what was printed on standard output before."""
     sys.stdout.flush()
     sys.stderr.write(f"credferry: {printable(' '.join(line.split()))}\n")
+
+
+class Progress:
+    """A line on standard error about what takes longer than a second, on a terminal only; then gone."""
+
+    def __init__(self) -> None:
+        self._shows_at = time.monotonic() + _PATIENCE_SECONDS
+        self._is_shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
+
+    def tell(self, line: str) -> None:
+        """Show a line in place of the one before."""
+        if time.monotonic() >= self._shows_at and sys.stderr.isatty():
+            sys.stderr.write(f"{_CLEAR}{printable(line)}")
+            sys.stderr.flush()
+            self._is_shown = True
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import tomllib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import msgspec
 
@@ -13,6 +14,8 @@ from credferry.agent.config.calendar import check_windows
 from credferry.agent.config.checks import check_order, check_vm
 from credferry.agent.config.model import (
     INHERITED,
+    MANUAL,
+    PATTERNS,
     Config,
     CredentialConfig,
     MetricsConfig,
@@ -139,6 +142,10 @@ def _convert(table: object, kind: type[_T], path: Path, key: str) -> _T:
 def _explain(message: str, key: str) -> tuple[str, str]:
     """Split msgspec's ``expectation - at `$.a.b` `` into a dotted key and the expectation."""
     expectation, _, at = message.partition(" - at `$")
+    for pattern, words in PATTERNS.items():
+        if f"matching regex {pattern!r}" in expectation:
+            expectation = words
+    expectation = expectation.replace("Invalid enum value", "Unknown value")
     inner = at.rstrip("`").lstrip(".")
     where = ".".join(part for part in (key, inner) if part)
     return (f"{where}: " if where else ""), expectation[:1].lower() + expectation[1:]
@@ -149,4 +156,17 @@ def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
         known = {field.name for field in msgspec.structs.fields(kind)} - {"file", "name"}
         wrong = next((name for name in table if name not in known), "")
         return f"remove it; or did you mean {one_of(wrong, known)}?"
-    return "see docs/configuration.md"
+    if "unknown value" in expectation and isinstance(table, dict):
+        for name, value in table.items():
+            choices = _choices(kind, name)
+            if choices and value not in choices:
+                return f"use one of {', '.join(choices)}"
+    return f"see: {MANUAL}"
+
+
+def _choices(kind: type[msgspec.Struct], key: str) -> tuple[str, ...]:
+    """The values that a key can have, if they are a few words."""
+    wanted = get_type_hints(kind).get(key)
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return tuple(str(each.value) for each in wanted)
+    return ()

@@ -88,7 +88,15 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
 PATH_VARIABLE = "CREDFERRY_CONFIG"
 """The environment's variable that names another."""
-AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+MANUAL = "man credferry.toml"
+"""Where an operator reads what each key takes."""
+_PATH, _PROM = r"^/[^\0]*\Z", r"^/[^\0]*\.prom\Z"
+PATTERNS = {
+    _PATH: "expected an absolute path",
+    _PROM: "expected an absolute path of a file that ends in .prom",
+}
+"""What the patterns mean, for messages."""
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
 
 
 class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,7 +140,7 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the agent writes its metrics."""
 
-    textfile: Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\.prom\Z")] | None = None
+    textfile: Annotated[str, msgspec.Meta(pattern=_PROM)] | None = None
     """Where metrics are written, for node-exporter's textfile collector, which takes ``*.prom`` only."""
 
 

@@ -23,6 +23,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.status import PUSH_UNDER_WAY, UNDER_WAY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from credferry.agent.audit.events import Order
@@ -95,26 +96,37 @@ class RemoteAgent:
         """Give an order for a VM."""
         self.call("Order", order.value, vm, reason)
 
-    def carry_out(self, order: Order, name: str, reason: str) -> dict[str, Any]:
-        """Give an order for a VM, wait until it is carried out, and return the VM's properties."""
+    def carry_out(
+        self, order: Order, name: str, reason: str, tell: Callable[[str], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Give an order for a VM, wait until it is carried out, and return the VM's properties.
+
+        ``tell`` is called with a line about the wait, again and again.
+        """
         self.order(order, name, reason)
         while self.vm(name)["Order"]:
+            tell(f"{name}: {order.verb} is under way")
             time.sleep(_LOOK_AGAIN_SECONDS)
         # The properties at the order's end may come from a look that began before that end.
         with suppress(CredferryError):  # such as a missing source, which does not concern the order
             self.call("Sync")
         return self.vm(name)
 
-    def settle(self, names: list[str]) -> dict[str, dict[str, Any]]:
+    def settle(
+        self, names: list[str], tell: Callable[[str], None] = lambda _: None
+    ) -> dict[str, dict[str, Any]]:
         """Make the agent look, and wait for the restarts of these VMs that are due.
 
-        Returns the properties of each VM.
+        Returns the properties of each VM. ``tell`` is called with a line about the wait, again and again.
         """
+        tell("the agent looks")
         self.call("Sync")
         while True:
             found = {name: self.vm(name) for name in names}
-            if not any(map(_is_under_way, found.values())):
+            left = [name for name, vm in found.items() if _is_under_way(vm)]
+            if not left:
                 return found
+            tell(f"{len(found) - len(left)} of {len(found)} VMs are done; waiting for {left[0]}")
             time.sleep(_LOOK_AGAIN_SECONDS)
 
     def _call(self, path: str, method: str, arguments: tuple[str, tuple[Any, ...]] = ("()", ())) -> Any:  # noqa: ANN401 (as the interface says)

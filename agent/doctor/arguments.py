@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from credferry.agent.doctor import launcher, probe, shell
+from credferry.agent.doctor import hypervisor, launcher, probe, shell
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.refusal import refusal
 from credferry.launcher.errors import Exit
@@ -138,7 +138,7 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     # The VM's own arguments for the launcher come first, as at a start of the VM.
     words = (*call.own, "--check", *assumed(vm), *(() if call.argv is None else ("--", *call.argv)))
     program = str(trust(Path(program)))
-    version = launcher.version_of(program, call.real, user) if call.real else None
+    version = hypervisor.version_of(program, call.real, user) if call.real else None
     if version is not None:
         words = (f"{_VERSION}={version}", *words)
     answer = probe.run(program, *words, user=user)

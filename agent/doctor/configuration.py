@@ -7,6 +7,7 @@ import shlex
 import stat
 from typing import TYPE_CHECKING
 
+from credferry.agent.config.model import MANUAL
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import ok, problem, unseen
 
@@ -39,7 +40,7 @@ def check(chain: Chain) -> Iterator[Finding]:
             "configuration",
             f"{chain.file} configures no VM",
             why="the agent seals nothing and restarts nothing",
-            remedy="add a table [vms.NAME]; see docs/configuration.md",
+            remedy=f"add a table [vms.NAME]; see: {MANUAL}",
         )
     else:
         yield ok("configuration", f"{chain.file} configures {len(vms)} VM(s)")

@@ -16,7 +16,7 @@ class Refusal:
     """What the launcher refuses, and the remedy. ``what`` is empty if the launcher says nothing."""
 
     what: str
-    remedy: str = "see docs/launcher.md"
+    remedy: str = "see: man credferry-launch"
 
 
 def refusal(answer: subprocess.CompletedProcess[str]) -> Refusal:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor.finding import hint, ok, problem
 from credferry.agent.reconcile.decision import State
+from credferry.agent.systemd.units import HEALTH_UNIT, PUSH_UNIT
 from credferry.launcher.errors import REFUSALS
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 said,
                 vm=vm.name,
                 why="the agent does not try the published values again without an order",
-                remedy=f"see journalctl -u {vm.unit} and correct the cause; then retry, or publish "
-                "another value",
+                remedy=f"see journalctl -u {_failed_unit(vm, reasons)} and correct the cause; then retry, "
+                "or publish another value",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
         case State.RESTART_DUE | State.PUSH_DUE | State.SEAL_DUE:
@@ -68,6 +69,12 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             pass  # findings of their own
         case _:
             yield ok("vm.state", said, vm.name)
+
+
+def _failed_unit(vm: VmConfig, reasons: str) -> str:
+    """The unit whose journal tells about a failure."""
+    helpers = (each.format(vm=vm.name) for each in (HEALTH_UNIT, PUSH_UNIT))
+    return next((each for each in helpers if each in reasons), vm.unit)
 
 
 def _unit(chain: Chain, vm: VmConfig) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def read(state: Path) -> int:
     except OSError as error:
         raise StoreError(
             f"{state / _FILE}: {error.strerror}",
-            hint="this must be a small file that the agent's user owns; see docs/files.md",
+            hint="this must be a small file that the agent's user owns; see FILES in: man credferry",
         ) from None
     return int(content) if content.isdigit() else 1
 

@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' restart'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -51,7 +51,7 @@ _credferry() {
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         return ;;
     ' status:--state')
-        :
+        mapfile -t COMPREPLY < <(compgen -W 'in-step stopped restart-due push-due seal-due changing refused failed held ignored halted waiting no-unit' -- "$current")
         return ;;
     ' show:--config'|' show:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -116,10 +116,10 @@ _credferry() {
     ' health:--config'|' health:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
-    ' rotate:--config'|' rotate:-c')
+    ' restart:--config'|' restart:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
-    ' rotate:--reason')
+    ' restart:--reason')
         :
         return ;;
     ' rollback:--config'|' rollback:-c')
@@ -141,115 +141,115 @@ _credferry() {
     case "$path" in
     '')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--version --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--version --help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health rotate rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health restart rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --vm --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --once --wait --vm --help -h' -- "$current")
         else
             :
         fi ;;
     ' reload')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--help -h' -- "$current")
         else
             :
         fi ;;
     ' sync')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help -h' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' plan')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --json --help -h' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' status')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --state --utc --json --watch -w --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --state --utc --json --watch -w --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' show')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --utc --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --utc --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' check')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --runner --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --json --runner --help -h' -- "$current")
         else
-            :
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' doctor')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --all --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --all --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' audit')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --credential --since -S --until -U --directory -D --records --periods --follow -f --verify --html --utc --json --csv --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --vm --credential --since -S --until -U --directory -D --records --periods --follow -f --verify --html --utc --json --csv --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' hold')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' release')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' retry')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' polkit-rule')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --user --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --user --help -h' -- "$current")
         else
             :
         fi ;;
     ' health')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
-    ' rotate')
+    ' restart')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' rollback')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' guest-key')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W 'create' -- "$current")
         fi ;;
     ' guest-key create')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--machine-id --output --config -c --help' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--machine-id --output --config -c --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -11,6 +11,7 @@ from typing import Any
 import typer.main
 
 from credferry.agent.cli.application import application
+from credferry.agent.reconcile.decision import State
 
 
 class Value(enum.Enum):
@@ -72,8 +73,9 @@ class Command:
             yield from each.all()
 
 
-HELP = Option(("--help",), "", "Show the help of the command or of a verb, and exit.", Value.OTHER)
+HELP = Option(("--help", "-h"), "", "Show the help of the command or of a verb, and exit.", Value.OTHER)
 """Every verb has it."""
+_STATES = tuple(state.value.replace(" ", "-") for state in State)
 _BY_METAVAR = {"FILE": Value.FILE, "DIR": Value.DIRECTORY, "VM": Value.VM, "VMS": Value.VM}
 
 
@@ -100,7 +102,7 @@ def _command(found: Any, path: tuple[str, ...]) -> Command:  # noqa: ANN401 (see
 
 
 def _option(found: Any) -> Option:  # noqa: ANN401 (see _command)
-    choices = _choices(found)
+    choices = _STATES if found.metavar == "STATE" else _choices(found)
     metavar = "" if found.is_flag else found.metavar or "|".join(choices) or found.name.upper()
     plain = isinstance(found.default, (int, float, str)) and not isinstance(found.default, bool)
     default = str(found.default) if plain or "/" in str(found.default) else ""

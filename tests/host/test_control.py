@@ -306,11 +306,7 @@ def test_a_group_reads_and_root_rules(bus: Bus) -> None:
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (
-            ("rotate", "web"),
-            ExitStatus.UNAVAILABLE,
-            "this user may not ask the agent for that: only root may",
-        ),
+        (("restart", "web"), ONLY_ROOT),
         (("sync",), ONLY_ROOT),
         (("hold", "web"), ONLY_ROOT),
         (("audit",), "this user may not read the system's journal"),
@@ -324,6 +320,35 @@ def test_a_member_learns_what_is_not_allowed(bus: Bus, arguments: tuple[str, ...
     assert (refused.returncode, refused.stdout) == (ExitStatus.UNAVAILABLE, "")
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stderr.startswith(f"credferry: {answer}")
+
+
+def test_a_verb_that_is_interrupted(bus: Bus) -> None:
+    """Ctrl-C is answered in one line, which says what goes on; the verb ends as by SIGINT."""
+    lock = Holder(bus.host, f"/var/lib/credferry/{rollout_lock('web')}")
+    try:
+        waiting = bus.host.spawn("env", "--default-signal=INT", "credferry", "restart", "web")
+        bus.wait_vm("web", Order="rotate")
+        waiting.send_signal(signal.SIGINT)
+        printed, said = waiting.communicate(timeout=30)
+    finally:
+        lock.let_go()
+    assert waiting.returncode in {-signal.SIGINT, 128 + signal.SIGINT}
+    assert printed == ""
+    assert said == (
+        "credferry: interrupted: the agent goes on with what it was asked for: see credferry status\n"
+    )
+    bus.wait_vm("web", State="in step", Order="")
+
+
+def test_the_former_name_of_a_verb(bus: Bus) -> None:
+    """`rotate` is `restart`, which is what the help lists."""
+    for verb in ("restart", "rotate"):
+        starts = bus.starts()
+        row = json.loads(bus.deployment.credferry(verb, "w*", "--json"))[0]
+        assert (row["vm"], row["state"], bus.starts()) == ("web", "in step", starts + 1)
+    listed = bus.deployment.credferry("-h")
+    assert "\n  restart " in listed
+    assert "\n  rotate " not in listed
 
 
 def test_the_audit_is_never_silent(bus: Bus) -> None:
@@ -348,7 +373,7 @@ def test_a_member_cannot_lock_root_out(bus: Bus) -> None:
     for _ in range(10):
         for method, *arguments in (("Plan",), ("Sync",), ("Hold", "db-1"), ("Release", "db-1")):
             assert bus.call(method, *arguments) == "", method
-    row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+    row = json.loads(bus.deployment.credferry("restart", "web", "--json"))[0]
     assert row["state"] == "in step"
     assert hostile.poll() is None
     assert hostile.stdin
@@ -409,7 +434,7 @@ def test_no_guess_is_confirmed_by_what_others_read(bus: Bus) -> None:
 def test_rotate_and_hold(bus: Bus) -> None:
     """A VM is restarted onto what it has by a word; a held one is not, and the error says what to do."""
     starts, generation = bus.starts(), bus.vm("web")["Running"]
-    row = json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]
+    row = json.loads(bus.deployment.credferry("restart", "web", "--json"))[0]
     assert row == {"vm": "web", "state": "in step", "generation": generation, "reason": ""}
     assert bus.starts() == starts + 1
     bus.deployment.credferry("hold", "web")
@@ -433,7 +458,7 @@ def test_one_vm_that_refuses_keeps_no_other_from_an_order(bus: Bus) -> None:
     """Of a pattern's VMs each that can take the order is restarted; the others are told of, in one line."""
     starts = bus.starts()
     bus.deployment.credferry("hold", "db-1")
-    done = bus.host.run("credferry", "rotate", "*", "--json", check=False)
+    done = bus.host.run("credferry", "restart", "*", "--json", check=False)
     assert done.returncode == 1
     assert [row["vm"] for row in json.loads(done.stdout)] == ["web"]
     assert done.stderr == "credferry: db-1: is held: release it first: credferry release db-1\n"
@@ -441,7 +466,7 @@ def test_one_vm_that_refuses_keeps_no_other_from_an_order(bus: Bus) -> None:
     bus.deployment.credferry("release", "db-1")
 
 
-@pytest.mark.parametrize("verb", ["rotate", "rollback", "hold", "release", "retry"])
+@pytest.mark.parametrize("verb", ["restart", "rollback", "hold", "release", "retry"])
 def test_without_an_agent_an_order_changes_nothing(bus: Bus, verb: str) -> None:
     """While the agent is stopped, the verb says so and how to start it; no VM, record or file changes."""
 
@@ -594,7 +619,7 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
     lock = Holder(bus.host, f"/var/lib/credferry/{rollout_lock(blocked)}")
     if blocked == "web":
         assert bus.call("Rotate", "web") == ""
-    waiting = bus.host.spawn("credferry", "rotate", "db-1")
+    waiting = bus.host.spawn("credferry", "restart", "db-1")
     bus.wait_vm("db-1", Order="rotate")
     run = orders(bus, CREDFERRY_VM="db-1")[-1]["CREDFERRY_RUN"]
     bus.deployment.configure(CONFIG[: CONFIG.index("[vms.db-1")])
@@ -630,7 +655,7 @@ def orders(bus: Bus, **fields: str) -> list[dict[str, Any]]:
 def test_orders_are_records_of_their_own(bus: Bus) -> None:
     """The audit has who ordered what for which VM, and why; a story begins there, not at the VM's start."""
     reason = "spare\x1b[31m key\nleaked"
-    bus.deployment.credferry("rotate", "web", "--reason", reason)
+    bus.deployment.credferry("restart", "web", "--reason", reason)
     order = orders(bus, CREDFERRY_VM="web")[-1]
     assert order["CREDFERRY_ORDER"] == "rotate"
     assert (order["CREDFERRY_CALLER_UID"], order["CREDFERRY_CALLER"]) == ("0", "root")
@@ -835,7 +860,7 @@ def test_an_agent_without_root(bus: Bus) -> None:
         owner = bus.host.run("busctl", "call", *DBUS, "GetConnectionUnixUser", "s", NAME).stdout.split()
         assert owner == ["u", bus.host.run("id", "-u", "credferry").stdout.strip()]
         starts = bus.starts()
-        assert json.loads(bus.deployment.credferry("rotate", "web", "--json"))[0]["state"] == "in step"
+        assert json.loads(bus.deployment.credferry("restart", "web", "--json"))[0]["state"] == "in step"
         assert bus.starts() == starts + 1
         bus.deployment.credferry("hold", "web")
         assert bus.vm("web")["Held"] or bus.wait_vm("web", Held=True)
@@ -882,7 +907,7 @@ def test_without_a_policy(bus: Bus) -> None:
         )
         assert "policy" in told["MESSAGE"]
         starts = bus.starts()
-        for verb in ("rotate", "rollback", "retry"):
+        for verb in ("restart", "rollback", "retry"):
             refused = bus.host.run("credferry", verb, "web", check=False)
             assert refused.returncode == ExitStatus.UNAVAILABLE
             assert refused.stderr == (

@@ -163,7 +163,7 @@ ON_HOSTS: Final = (
         "the doctor asks no program for its version that others can change",
         (
             Edit(
-                "agent/doctor/launcher.py",
+                "agent/doctor/hypervisor.py",
                 "if each.is_absolute() and (changed := probe.changeable(each)) is not None:",
                 "if False:",
             ),

@@ -58,12 +58,14 @@ def test_kinds() -> None:
     ("text", "key", "remedy"),
     [
         ("[source", "not TOML", "toml.io"),
-        ("source = 3", "source: ", "docs"),
+        ("source = 3", "source: ", "man credferry.toml"),
         ('[sources]\npath = "/x"', "unknown field `sources`", "did you mean source"),
         ('[source]\npaht = "/x"', "source: ", "did you mean path"),
-        ('[source]\npath = "relative"', "source.path", "docs"),
-        ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "docs"),
-        ("[rollout]\nattempts = 0", "rollout.attempts", "docs"),
+        ('[source]\npath = "relative"', "source.path: expected an absolute path", "man"),
+        ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "man"),
+        ("[rollout]\nattempts = 0", "rollout.attempts", "man"),
+        ('[rollout]\npolicy = "hld"', "rollout.policy: unknown value", "use one of restart, hold, ignore"),
+        ('[metrics]\ntextfile = "/x"', "metrics.textfile: expected an absolute path of", "man"),
         ("vms = 1", "vms: expected a table", "[vms.NAME]"),
         ("[vms.web]\ninitrd = true\n" + VM, "vms.web.initrd", "guest_key = true"),
         ("[vms.web]\nlive = true\ninitrd = true\nguest_key = true\n" + VM, "vms.web.live", "initrd or live"),
@@ -74,7 +76,7 @@ def test_kinds() -> None:
         ("[vms.web]", "vms.web.credentials", "API_KEY"),
         ('[vms.web]\nname = "x"\n' + VM, "unknown key 'name'", "remove"),
         ('[vms."a/b".credentials]\nK = { secret = "k" }', "vms.a/b", "A-Z"),
-        ('[vms.web]\nchannel = "smoke"\n' + VM, "vms.web.channel", "docs"),
+        ('[vms.web]\nchannel = "smoke"\n' + VM, "vms.web.channel: unknown value", "use one of api, command"),
         ("[vms.web]\nchanel = 1\n" + VM, "vms.web: ", "did you mean channel"),
         ('[vms.web]\nunit = "web"\n' + VM, "vms.web.unit", ".service"),
         ('[vms.web]\nunit = "; x.service"\n' + VM, "vms.web.unit", ".service"),
@@ -83,7 +85,7 @@ def test_kinds() -> None:
         ("[vms.web.credentials]\nK = {}", "vms.web.credentials.K", "text"),
         ('[vms.web.credentials]\nK = { secret = "k", text = "t" }', "vms.web.credentials.K", "text"),
         ('[vms.web.credentials]\nK = { secrets = "k" }', "vms.web.credentials.K", "did you mean secret"),
-        ('[vms.web.credentials]\nK = "k"', "vms.web.credentials.K", "docs"),
+        ('[vms.web.credentials]\nK = "k"', "vms.web.credentials.K", "man"),
         ('[vms.web.credentials]\n"a b" = { secret = "k" }', "vms.web.credentials.a b", "A-Z"),
         (f'[vms.web.credentials]\n{"x" * 240} = {{ secret = "k" }}', "not a credential name", "239"),
         ('[vms.web.credentials]\nK = { secret = "../k" }', "leads out of the source", "relative"),
@@ -118,6 +120,12 @@ def test_unknown_vm() -> None:
     with pytest.raises(ConfigurationError, match="no VM 'wbe'") as caught:
         parsed(VM).vm("wbe")
     assert "use web" in caught.value.hint
+    many = "".join(
+        VM.replace("web", name) for name in ("mail-1", "mail-2", "db-primary", "build-worker", "web")
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(many).vm("mial-1")
+    assert caught.value.hint.startswith("use mail-1, mail-2 or ")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"#" * (2 << 20)])

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from credferry.agent.config.loading import parse
-from credferry.agent.doctor import landlock, probe, unit_files
+from credferry.agent.doctor import hypervisor, landlock, probe, unit_files
 from credferry.agent.doctor.drop_in import SETTINGS, lines_for
 from credferry.agent.doctor.examination import examine, isolated
 from credferry.agent.doctor.finding import Severity, UnseenError, ok
-from credferry.agent.doctor.launcher import check_hypervisor, wiring
+from credferry.agent.doctor.launcher import wiring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +135,7 @@ def test_a_launcher_that_answers_oddly_is_a_problem(
     script.write_text(f"#!/bin/sh\nexec {program} --real {REAL} --\n")
     properties = unit(tmp_path) | {"LoadState": "loaded"}
     chain: Any = SimpleNamespace(unit=lambda _: properties)
-    (finding,) = check_hypervisor(chain, VM)
+    (finding,) = hypervisor.check(chain, VM)
     assert finding.check == "vm.hypervisor"
     assert finding.severity is (Severity.OK if version else Severity.PROBLEM)
     assert (f"cloud-hypervisor {version}" in finding.what) is bool(version)

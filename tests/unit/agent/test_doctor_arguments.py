@@ -299,7 +299,7 @@ def test_a_remedy_is_whole(site: Site) -> None:
 def test_a_launcher_of_another_release_is_quoted(answer: str) -> None:
     """A launcher that answers with no JSON, or other JSON, has said its line; the doctor does not cut it."""
     done = subprocess.CompletedProcess([], 64, answer, "warning\ncredferry-launch: a: b: c\n")
-    assert refusal(done) == Refusal("a: b: c", "see docs/launcher.md")
+    assert refusal(done) == Refusal("a: b: c", "see: man credferry-launch")
 
 
 def test_a_verdict_that_is_none_is_a_hint(site: Site) -> None:

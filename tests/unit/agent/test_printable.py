@@ -10,7 +10,7 @@ import pytest
 
 CLI = Path(__file__).parents[3] / "agent/cli"
 WRITERS = {
-    "__init__.py": 1,  # the one line about a failure, on standard error
+    "__init__.py": 2,  # the one line about a failure or an interrupt, on standard error
     "application.py": 1,  # the version
     "audit_forms.py": 1,  # CSV, by cells
     "check.py": 1,  # what the launcher would refuse, on standard error, by `printable`

@@ -90,7 +90,7 @@ def test_a_held_vm_says_so_in_any_state() -> None:
     assert views.shown_state(row("web", State.HELD, held=True)) == "held"
 
 
-@pytest.mark.parametrize("state", [State.RESTART_DUE, State.SEAL_DUE, State.WAITING])
+@pytest.mark.parametrize("state", [State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.WAITING])
 def test_without_an_agent_nothing_is_due(state: State) -> None:
     """What an agent would do is shown as a lack of the agent, with what it would do."""
     lonely = msgspec.structs.replace(row("web", state), agent=False)

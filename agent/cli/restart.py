@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``credferry rotate`` and ``rollback``: a restart by an operator's word."""
+"""``credferry restart`` and ``rollback``: a restart by an operator's word."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from credferry.agent.cli.common import (
 from credferry.agent.cli.documents import OrderRow
 from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.tables import print_table
+from credferry.agent.cli.terminal import Progress
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
 
-    @app.command("rotate")
-    def rotate(
+    @app.command("rotate", hidden=True)
+    @app.command("restart")
+    def restart(
         vms: VmArguments,
         config: ConfigOption = DEFAULT_CONFIG,
         reason: ReasonOption = "",
@@ -59,8 +61,8 @@ def register(app: typer.Typer) -> None:
 def _order(file: Path, names: list[str], order: Order, reason: str, *, json: bool) -> None:
     config = load(file)
     vms = chosen(config, names)
-    with require_agent(config, order, vms) as agent:
-        rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason))
+    with require_agent(config, order, vms) as agent, Progress() as progress:
+        rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason, progress.tell))
     if rows or not refusals:
         _print(rows, json=json)
     if refusals:
@@ -93,8 +95,10 @@ def _print(rows: list[OrderRow], *, json: bool) -> None:
         )
 
 
-def _by_agent(agent: RemoteAgent, vm: VmConfig, order: Order, reason: str) -> OrderRow:
-    found = agent.carry_out(order, vm.name, reason)
+def _by_agent(
+    agent: RemoteAgent, vm: VmConfig, order: Order, reason: str, tell: Callable[[str], None]
+) -> OrderRow:
+    found = agent.carry_out(order, vm.name, reason, tell)
     state = State(found["State"])
     if found["OrderResult"] and state is not State.FAILED:
         raise VmError(found["OrderResult"], hint="")  # the agent's text ends with its hint
