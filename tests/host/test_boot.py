@@ -20,7 +20,7 @@ ONE_VM = '[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 SEAL = "credferry-seal.service"
 CATALOG = "/usr/lib/systemd/catalog/credferry.catalog"
 FIRST = "credferry-seal@.service"
-ADDED = 3
+ADDED = 2
 SHORT_WAIT = """[Service]
 ExecStart=
 ExecStart=/usr/bin/credferry agent --once --wait 1

@@ -225,14 +225,19 @@ def test_flake(nix: Nix) -> None:
         let
           flake = (import (t.root + "/flake.nix")).outputs {
             self.nixosModules.host = null;
+            self.packages = flake.packages;
             nixpkgs.legacyPackages.x86_64-linux = t.pkgs;
           };
-          inherit (flake) clan lib nixosModules overlays packages;
+          inherit (flake) checks clan lib nixosModules overlays packages templates;
         in
         {
           packages = builtins.attrNames packages.x86_64-linux;
           modules = builtins.attrNames nixosModules;
-          paths = map builtins.pathExists [ nixosModules.host nixosModules.guest clan.modules.credferry ];
+          checks = builtins.attrNames checks.x86_64-linux;
+          paths = map builtins.pathExists [
+            nixosModules.host nixosModules.guest
+            clan.modules.credferry (templates.default.path + "/flake.nix")
+          ];
           wrapped = (lib.wrapCloudHypervisor t.pkgs t.pkgs.cloud-hypervisor).version;
           overlay = (overlays.default t.pkgs { }).credferry.pname;
         }
@@ -241,7 +246,8 @@ def test_flake(nix: Nix) -> None:
     assert flake == {
         "packages": ["cloud-hypervisor", "credferry", "credferry-launch", "default"],
         "modules": ["default", "guest", "host"],
-        "paths": [True, True, True],
+        "checks": ["cloud-hypervisor", "credferry", "credferry-launch", "default", "host", "modules"],
+        "paths": [True, True, True, True],
         "wrapped": "53.0",
         "overlay": "credferry",
     }

@@ -69,6 +69,17 @@ def test_example(nix: Nix) -> None:
     assert guest["initrdModules"] == []
 
 
+def test_template_s_vm(nix: Nix) -> None:
+    """The template's VM is live, gets its secret, and is refused nothing."""
+    vm = '(t.root + "/contrib/template/vm.nix")'
+    report = nix.evaluate(
+        "t.report (t.sopsHost [ { sops.secrets.api-key = { }; services.credferry.enable = true;"
+        f" microvm.vms.my-vm.config.imports = [ t.guestModule {vm} ]; }} ])"
+    )
+    assert (report["failed"], report["guests"]["my-vm"]["failed"]) == ([], [])
+    assert config_of(report).vm("my-vm").live
+
+
 def test_configuration_is_checked_when_built(nix: Nix) -> None:
     """/etc/credferry/config.toml is what `credferry check` accepted, unless that is turned off."""
     built = nix.evaluate(sops())["etc"]["credferry/config.toml"]
