@@ -77,15 +77,13 @@ _PRIORITIES = {
 
 
 class Order(enum.StrEnum):
-    """What an operator may order for a VM, by the names that the bus and the journal have for it."""
+    """What an operator may order for a VM; the values are the verbs of the command."""
 
     ROTATE = "rotate"
+    """What is sealed, by a push to a live VM, else by a restart."""
+    RESTART = "restart"
+    """What is sealed, by a restart."""
     ROLL_BACK = "rollback"
     HOLD = "hold"
     RELEASE = "release"
     RETRY = "retry"
-
-    @property
-    def verb(self) -> str:
-        """The verb of the command that gives this order."""
-        return "restart" if self is Order.ROTATE else self.value

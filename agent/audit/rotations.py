@@ -156,7 +156,7 @@ _RESTART_ENDS = {
     *(Event.RESTARTED, Event.PUSHED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED),
     Event.ORDER_DROPPED,
 }
-_RESTARTING = {Order.ROTATE, Order.ROLL_BACK, Order.RETRY}
+_RESTARTING = {Order.ROTATE, Order.RESTART, Order.ROLL_BACK, Order.RETRY}
 """Orders that may lead to a restart, and so begin a story."""
 _ASKED = Event.RESTART_ASKED.label
 _LATE_SECONDS = 5.0

@@ -10,8 +10,6 @@ import typer
 
 from credferry.agent import __version__
 
-FORMER = frozenset({"rotate"})
-"""Verbs that are former names of others, and are listed nowhere."""
 VERBS = {
     "agent": "agent",
     "reload": "reload",

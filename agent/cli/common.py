@@ -67,7 +67,7 @@ def running_agent(config: Config | None) -> RemoteAgent | None:
 
 def require_agent(config: Config, order: Order, vms: Sequence[VmConfig]) -> RemoteAgent:
     """The running agent, for an order on VMs. Raises `AgentError` and `BusError`."""
-    refused = f"{order.verb} was not done for {', '.join(vm.name for vm in vms)}"
+    refused = f"{order.value} was not done for {', '.join(vm.name for vm in vms)}"
     hint = "start it with: systemctl start credferry.service; then give the order again"
     return require_running(config, refused, hint)
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival
+from credferry.agent.store.records import Way
 from credferry.launcher.handoff import Channel, Kind
 
 Name = Annotated[str, msgspec.Meta(description="The VM's name in the configuration.")]
@@ -61,14 +63,10 @@ class StatusRow(Document, frozen=True):
         msgspec.Meta(description="When it entered this state, RFC 3339 in UTC; null if unknown."),
     ]
     published: Published
-    sealed: Annotated[
-        Generation | None, msgspec.Meta(description="The generation that its next start gets.")
-    ]
-    running: Annotated[
-        Generation | None, msgspec.Meta(description="The generation that it was started with.")
-    ]
+    sealed: Annotated[Generation | None, msgspec.Meta(description="What its next start gets.")]
+    running: Annotated[Generation | None, msgspec.Meta(description="What it runs now.")]
     held: Annotated[bool, msgspec.Meta(description="Whether an operator holds it.")]
-    last_result: Annotated[str, msgspec.Meta(description="The result of its last start; empty if unknown.")]
+    last_result: Annotated[str, msgspec.Meta(description="How its last start or push ended; may be empty.")]
     system: Annotated[
         Literal["current", "older"] | None,
         msgspec.Meta(description="For a VM of microvm.nix: whether it was booted from its current system."),
@@ -77,6 +75,15 @@ class StatusRow(Document, frozen=True):
     agent: Annotated[
         bool, msgspec.Meta(description="Whether an agent runs. Without one, nothing that is due is done.")
     ] = True
+    arrived: Annotated[
+        Arrival | None, msgspec.Meta(description="How it got what it runs; null if unknown.")
+    ] = None
+    next: Annotated[
+        Way | None, msgspec.Meta(description="How it would get a change; null if it is down.")
+    ] = None
+    next_reason: Annotated[
+        str, msgspec.Meta(description="Why a live VM would be restarted; else empty.")
+    ] = ""
 
 
 class PlanRow(Document, frozen=True):

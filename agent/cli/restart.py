@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``credferry restart`` and ``rollback``: a restart by an operator's word."""
+"""``credferry rotate``, ``restart`` and ``rollback``: a push or a restart by an operator's word."""
 
 from __future__ import annotations
 
@@ -36,7 +36,20 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
 
-    @app.command("rotate", hidden=True)
+    @app.command("rotate")
+    def rotate(
+        vms: VmArguments,
+        config: ConfigOption = DEFAULT_CONFIG,
+        reason: ReasonOption = "",
+        json: JsonOption = False,
+    ) -> None:
+        """Bring these running VMs what is sealed now, regardless of windows, limits and order.
+
+        A live VM gets a push to its guest. Any other VM is restarted, and so is a VM whose push fails,
+        unless the configuration says otherwise (on_live_failure).
+        """
+        _order(config, vms, Order.ROTATE, reason, json=json)
+
     @app.command("restart")
     def restart(
         vms: VmArguments,
@@ -45,7 +58,7 @@ def register(app: typer.Typer) -> None:
         json: JsonOption = False,
     ) -> None:
         """Restart these running VMs now with what is sealed, regardless of windows, limits and order."""
-        _order(config, vms, Order.ROTATE, reason, json=json)
+        _order(config, vms, Order.RESTART, reason, json=json)
 
     @app.command("rollback")
     def rollback(

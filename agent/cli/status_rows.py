@@ -27,10 +27,11 @@ from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Observer
-from credferry.agent.reconcile.status import standing
+from credferry.agent.reconcile.status import Arrival, standing
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
 from credferry.agent.store.opening import open_store_untouched
+from credferry.agent.store.records import Way
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import Config
@@ -142,6 +143,9 @@ def _row_of_agent(vm: dict[str, Any]) -> StatusRow:
         held=vm["Held"],
         last_result=vm["LastResult"],
         system=vm["System"] or None,
+        arrived=Arrival(vm["Arrived"]) if vm["Arrived"] else None,
+        next=Way(vm["Next"]) if vm["Next"] else None,
+        next_reason=vm["NextReason"],
         reasons=vm["Reasons"],
     )
 
@@ -206,6 +210,9 @@ def row_of(observed: Observed, decision: Decision, store: Store) -> StatusRow:
         held=now.is_held,
         last_result=now.last_result,
         system=_system(now.system),
+        arrived=now.arrived,
+        next=now.next_way,
+        next_reason=now.next_reason,
         reasons=list(now.reasons),
     )
 

@@ -105,7 +105,7 @@ class RemoteAgent:
         """
         self.order(order, name, reason)
         while self.vm(name)["Order"]:
-            tell(f"{name}: {order.verb} is under way")
+            tell(f"{name}: {order.value} is under way")
             time.sleep(_LOOK_AGAIN_SECONDS)
         # The properties at the order's end may come from a look that began before that end.
         with suppress(CredferryError):  # such as a missing source, which does not concern the order

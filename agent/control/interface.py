@@ -70,6 +70,9 @@ VM_PROPERTIES = {
     "Held": "b",
     "LastResult": "s",
     "System": "s",
+    "Arrived": "s",
+    "Next": "s",
+    "NextReason": "s",
     "Order": "s",
     "OrderResult": "s",
 }
@@ -78,6 +81,8 @@ SIGNALS = {
     "Sealed": ("vm:s", "generation:u", "run:s"),
     "Restarted": ("vm:s", "generation:u", "run:s"),
     "RestartFailed": ("vm:s", "generation:u", "run:s"),
+    "Pushed": ("vm:s", "generation:u", "run:s"),
+    "PushFailed": ("vm:s", "generation:u", "run:s"),
     "RolledBack": ("vm:s", "generation:u", "run:s"),
     "Refused": ("vm:s",),
 }

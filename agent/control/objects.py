@@ -72,6 +72,8 @@ class AgentObject:
     Sealed = signal()
     Restarted = signal()
     RestartFailed = signal()
+    Pushed = signal()
+    PushFailed = signal()
     RolledBack = signal()
     Refused = signal()
     InterfacesAdded = signal()
@@ -191,4 +193,7 @@ def vm_properties(vm: VmStatus) -> dict[str, Any]:
         "Held": vm.is_held,
         "LastResult": vm.last_result,
         "System": vm.system,
+        "Arrived": vm.arrived or "",
+        "Next": vm.next_way or "",
+        "NextReason": vm.next_reason,
     }

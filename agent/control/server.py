@@ -46,6 +46,8 @@ _ABOUT_GENERATIONS = {
     Event.SEALED: "Sealed",
     Event.RESTARTED: "Restarted",
     Event.RESTART_FAILED: "RestartFailed",
+    Event.PUSHED: "Pushed",
+    Event.PUSH_FAILED: "PushFailed",
     Event.ROLLED_BACK: "RolledBack",
 }
 

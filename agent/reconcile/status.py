@@ -7,11 +7,14 @@ and an agent that has just started all report the same.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.reconcile.decision import Decision, State
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.way import Choice, choose
 from credferry.agent.store.records import Attempt, Outcome, Way
 
 if TYPE_CHECKING:
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 UNDER_WAY = "its restart is under way"
 PUSH_UNDER_WAY = "its push is under way"
 _MICROVMS = Path("/var/lib/microvms")
+
+
+class Arrival(enum.StrEnum):
+    """How a VM got the generation that it runs."""
+
+    START = "start"
+    PUSH = "push"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +50,18 @@ class VmStatus:
     last_result: str
     system: str
     """For a VM of microvm.nix: ``current``, or ``older`` if it runs an older build; else empty."""
+    arrived: Arrival | None
+    """How it got what it runs; None if that is unknown."""
+    next_way: Way | None
+    """How it would get another generation now; None for a VM that is down."""
+    next_reason: str
+    """Why that would be a restart, though the VM is configured as live; else empty."""
 
 
 def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
     """Status of a VM, from the result of a check."""
     unit, sealed, runs = observed.unit, observed.sealed, observed.runs
+    chosen = _next(observed)
     return VmStatus(
         name=observed.vm.name,
         unit=observed.vm.unit,
@@ -57,7 +74,27 @@ def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
         is_held=observed.held,
         last_result=_last_result(observed),
         system=_system(observed.vm.unit),
+        arrived=_arrived(observed),
+        next_way=chosen.way if chosen is not None else None,
+        next_reason=chosen.why if chosen is not None else "",
     )
+
+
+def _arrived(observed: Observed) -> Arrival | None:
+    if observed.runs is None or observed.is_in_doubt:
+        return None
+    return Arrival.PUSH if observed.pushed is not None else Arrival.START
+
+
+def _next(observed: Observed) -> Choice | None:
+    """How a running VM would get what is published; or, if that is unknown, what is sealed."""
+    wanted = observed.desired if isinstance(observed.desired, Desired) else None
+    if observed.unit is None or not observed.unit.is_active:
+        return None
+    if wanted is not None:
+        return choose(observed, wanted.digest, wanted.entries)
+    sealed = observed.sealed
+    return choose(observed, sealed.digest, sealed.credentials) if sealed is not None else None
 
 
 def steps(decision: Decision) -> list[str]:

@@ -38,7 +38,11 @@ _log = structlog.get_logger()
 _REQUEST_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"
-_PERMITS = {Order.ROTATE: preconditions.to_rotate, Order.ROLL_BACK: preconditions.to_roll_back}
+_PERMITS = {
+    Order.ROTATE: preconditions.to_rotate,
+    Order.RESTART: preconditions.to_rotate,
+    Order.ROLL_BACK: preconditions.to_roll_back,
+}
 """By order that needs a restart: the function that refuses it at once. The restart itself checks again."""
 _ASK_AGAIN_SECONDS = 0.2
 
@@ -141,7 +145,7 @@ class Orders:
         session = self._at_work()
         vm = session.config.vm(name)
         match order:
-            case Order.ROTATE | Order.ROLL_BACK:
+            case Order.ROTATE | Order.RESTART | Order.ROLL_BACK:
                 run = self._restart_soon(session, vm, order, operator)
             case Order.HOLD | Order.RELEASE:
                 run = hold(session.store, session.audit, vm, operator, held=order is Order.HOLD)

@@ -104,8 +104,10 @@ class Rollout:
         since: float,
         order: str,
         stands: Callable[[], bool] = lambda: True,
+        *,
+        way: Way = Way.PUSH,
     ) -> State | None:
-        """Bring a running VM its sealed generation, on an operator's order: by a push if it is live.
+        """Bring a running VM its sealed generation, on an operator's order. ``way``: a push, if it is live.
 
         Windows, rates and turns do not apply. ``since`` is the monotonic time of the order: a restart after
         it also fulfils the order. ``order`` is the run id for the audit records. ``stands`` says whether the
@@ -127,7 +129,7 @@ class Rollout:
             if self.monotonic() - up_for > since and is_on_it and not observed.is_in_doubt:
                 return State.IN_STEP
             entries = [each for each in manifest.credentials if each.name != PUSH_MANIFEST]
-            if choose(observed, manifest.digest, entries).way is Way.PUSH:
+            if way is Way.PUSH and choose(observed, manifest.digest, entries).way is Way.PUSH:
                 self._require_ready(vm, manager, Way.PUSH)
                 state = self.pusher.push(vm, manifest, observed, manager, order=order)
                 if state is not None:

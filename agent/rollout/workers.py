@@ -17,6 +17,7 @@ from credferry.agent.audit.events import Order
 from credferry.agent.errors import OrderError, describe
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.pacing import restart_order
+from credferry.agent.store.records import Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -222,8 +223,9 @@ class RestartPool:
             return self._orders.given(name) is given
 
         try:
-            if given.order is Order.ROTATE:
-                state = rollout.rotate(name, manager, given.moment, given.run, stands)
+            if given.order in {Order.ROTATE, Order.RESTART}:
+                way = Way.RESTART if given.order is Order.RESTART else Way.PUSH
+                state = rollout.rotate(name, manager, given.moment, given.run, stands, way=way)
             else:
                 state = rollout.roll_back(name, manager, given.run, stands)
         except OrderError as error:

@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' restart'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -116,6 +116,12 @@ _credferry() {
     ' health:--config'|' health:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' rotate:--config'|' rotate:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' rotate:--reason')
+        :
+        return ;;
     ' restart:--config'|' restart:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
@@ -143,7 +149,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health restart rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health rotate restart rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
@@ -226,6 +232,12 @@ _credferry() {
     ' health')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --help -h' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' rotate')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -5,7 +5,7 @@ function __credferry_at
     set -l path
     for word in (commandline -opc)[2..]
         switch (string join ' ' -- $path $word)
-            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'restart' 'rollback' 'guest-key' 'guest-key create'
+            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'guest-key' 'guest-key create'
                 set -a path $word
         end
     end
@@ -37,6 +37,7 @@ complete -c credferry -n '__credferry_at' -a 'release' -d 'Release VMs that are 
 complete -c credferry -n '__credferry_at' -a 'retry' -d 'Retry what failed for these VMs, even if their secrets have not changed since.'
 complete -c credferry -n '__credferry_at' -a 'polkit-rule' -d 'Print the polkit rule for an agent without root: /etc/polkit-1/rules.d/50-credferry.rules.'
 complete -c credferry -n '__credferry_at' -a 'health' -d 'Run a VM\'s health check, as credferry-health@VM.service does, and end with its status.'
+complete -c credferry -n '__credferry_at' -a 'rotate' -d 'Bring these running VMs what is sealed now, regardless of windows, limits and order. A live VM gets a push to its guest. Any other VM is restarted, and so is a VM whose push fails, unless the configuration says otherwise (on_live_failure).'
 complete -c credferry -n '__credferry_at' -a 'restart' -d 'Restart these running VMs now with what is sealed, regardless of windows, limits and order.'
 complete -c credferry -n '__credferry_at' -a 'rollback' -d 'Roll these VMs back to their previous secrets, until the secrets change or credferry retry.'
 complete -c credferry -n '__credferry_at' -a 'guest-key' -d 'Keys with which systemd in a guest opens credentials.'
@@ -121,6 +122,11 @@ complete -c credferry -n '__credferry_at polkit-rule' -l help -s h -d 'Show the 
 complete -c credferry -n '__credferry_at health' -a '(__credferry_vms)'
 complete -c credferry -n '__credferry_at health' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at health' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
+complete -c credferry -n '__credferry_at rotate' -a '(__credferry_vms)'
+complete -c credferry -n '__credferry_at rotate' -l config -s c -r -F -d 'Configuration file.'
+complete -c credferry -n '__credferry_at rotate' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
+complete -c credferry -n '__credferry_at rotate' -l json -d 'Print JSON instead of a table.'
+complete -c credferry -n '__credferry_at rotate' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at restart' -a '(__credferry_vms)'
 complete -c credferry -n '__credferry_at restart' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at restart' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'

@@ -14,6 +14,7 @@ import pytest
 from credferry.agent.audit.events import Event
 from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival, standing, steps
 from credferry.agent.store.records import Assumed, Attempt, Outcome, Pushed, Way
 from credferry.launcher.errors import Exit
 from credferry.launcher.handoff import EVIDENCE_PARENT, PUSHED_PARENT, evidence_name
@@ -476,6 +477,12 @@ def test_an_order_pushes_what_is_live(host: Host) -> None:
     assert {run for *_, run in host.records()} == {ORDER}
 
 
+def test_an_order_can_ask_for_a_restart(host: Host) -> None:
+    """Though the VM is live."""
+    assert host.rollout.rotate("a", host.units, LATER, ORDER, way=Way.RESTART) is State.IN_STEP
+    assert (host.units.pushes, host.units.restarts) == ([], [A])
+
+
 def test_nothing_is_pushed_that_pid_1_could_not_open(host: Host) -> None:
     """As before a restart. But what only a start of the VM needs does not matter."""
     host.units.set(A, needs_reload=True)
@@ -486,6 +493,32 @@ def test_nothing_is_pushed_that_pid_1_could_not_open(host: Host) -> None:
     assert "a push to it would fail" in decision.reasons[0]
     assert host.rollout.restart("a", host.units) is State.REFUSED
     assert host.units.pushes == []
+
+
+def test_the_status_tells_how_a_generation_got_there_and_what_is_next(host: Host) -> None:
+    """By a start or a push; unknown while a push has no known end."""
+
+    def shown() -> tuple[Arrival | None, Way | None, str, str]:
+        look = host.look("a")
+        now = standing(look.observed[0], look.decisions[0], host.store)
+        return now.arrived, now.next_way, now.next_reason, now.last_result
+
+    assert shown() == (Arrival.START, Way.PUSH, "", "started on generation 1")
+    assert steps(decided(host)) == [f"push to the guest of {A}"]
+    host.rollout.restart("a", host.units)
+    assert shown() == (Arrival.PUSH, Way.PUSH, "", "took generation 2 by a push")
+    host.change("three")
+    host.units.push = dies
+    with pytest.raises(DeadError):
+        host.rollout.restart("a", host.units)
+    assert shown() == (None, Way.PUSH, "", "its push is under way")
+    fail(host)
+    host.rollout.restart("a", host.units)
+    why = "its guest refused the push: see journalctl -u credferry-push@a.service"
+    assert shown() == (None, Way.RESTART, why, why)
+    assert steps(decided(host)) == [f"restart {A} ({why})"]
+    host.loop.stop_vm("a")
+    assert shown()[:3] == (None, None, "")
 
 
 def test_a_second_vm_is_not_touched(host: Host) -> None:
