@@ -327,7 +327,7 @@ def test_a_verb_that_is_interrupted(bus: Bus) -> None:
     lock = Holder(bus.host, f"/var/lib/credferry/{rollout_lock('web')}")
     try:
         waiting = bus.host.spawn("env", "--default-signal=INT", "credferry", "restart", "web")
-        bus.wait_vm("web", Order="rotate")
+        bus.wait_vm("web", Order="restart")
         waiting.send_signal(signal.SIGINT)
         printed, said = waiting.communicate(timeout=30)
     finally:
@@ -617,7 +617,7 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
     if blocked == "web":
         assert bus.call("Rotate", "web") == ""
     waiting = bus.host.spawn("credferry", "restart", "db-1")
-    bus.wait_vm("db-1", Order="rotate")
+    bus.wait_vm("db-1", Order="restart")
     run = orders(bus, CREDFERRY_VM="db-1")[-1]["CREDFERRY_RUN"]
     bus.deployment.configure(CONFIG[: CONFIG.index("[vms.db-1")])
     bus.host.run("systemctl", "reload", AGENT)
@@ -629,7 +629,7 @@ def test_a_reload_that_removes_a_vm_drops_its_order(bus: Bus, blocked: str) -> N
             MESSAGE_ID=Event.ORDER_DROPPED.value,
             CREDFERRY_RUN=run,
         )
-        assert told["MESSAGE"].startswith("db-1: rotate is dropped: ")
+        assert told["MESSAGE"].startswith("db-1: restart is dropped: ")
         _, said = waiting.communicate(timeout=30)
         assert waiting.returncode == 1
         assert said.startswith("credferry: db-1: the agent's configuration no longer has this VM")
@@ -654,17 +654,17 @@ def test_orders_are_records_of_their_own(bus: Bus) -> None:
     reason = "spare\x1b[31m key\nleaked"
     bus.deployment.credferry("restart", "web", "--reason", reason)
     order = orders(bus, CREDFERRY_VM="web")[-1]
-    assert order["CREDFERRY_ORDER"] == "rotate"
+    assert order["CREDFERRY_ORDER"] == "restart"
     assert (order["CREDFERRY_CALLER_UID"], order["CREDFERRY_CALLER"]) == ("0", "root")
     assert order["CREDFERRY_REASON"] == r"spare\x1b[31m key\nleaked"
-    assert order["MESSAGE"] == rf"web: rotate ordered by root (user 0): {order['CREDFERRY_REASON']}"
+    assert order["MESSAGE"] == rf"web: restart ordered by root (user 0): {order['CREDFERRY_REASON']}"
     story = json.loads(bus.deployment.credferry("audit", "--json", "--vm", "web"))[-1]
     assert story["run"] == order["CREDFERRY_RUN"]
     assert [step["event"] for step in story["steps"]][:2] == ["ordered", "restart asked"]
     assert {step["event"] for step in story["steps"]} >= {"launched", "restarted"}
     assert (story["outcome"], story["later"]) == ("restarted", [])
     assert story["ordered"] == {
-        "order": "rotate",
+        "order": "restart",
         "caller": "root",
         "caller_uid": 0,
         "reason": order["CREDFERRY_REASON"],
@@ -714,7 +714,7 @@ def test_the_bus_says_who_orders(bus: Bus) -> None:
 def test_an_order_that_is_refused_is_none(bus: Bus) -> None:
     """An unknown order, one on a VM that cannot take it, and a long reason leave nothing behind."""
     before, starts = len(orders(bus)), bus.starts()
-    assert error_name(bus, "Order", "restart", "web", "") == "org.credferry.Error.UnknownOrder"
+    assert error_name(bus, "Order", "reboot", "web", "") == "org.credferry.Error.UnknownOrder"
     assert error_name(bus, "Order", "rotate", "wbe", "") == "org.credferry.Error.UnknownVm"
     assert error_name(bus, "Order", "rotate", "web", "x" * 201) == "org.credferry.Error.Reason"
     refused = bus.host.run("credferry", "hold", "web", "--reason", "x" * 201, check=False)

@@ -18,6 +18,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import parse
 from credferry.agent.systemd.polkit import rule
 from credferry.agent.systemd.units import restart_unit
+from tests.host.test_push import GUEST, start_vm
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment, broken_by_bad
@@ -323,6 +324,24 @@ def test_a_health_check_may_be_started_where_there_is_one(unprivileged: Deployme
     assert call(host, USER, "StartUnit", "ss", "credferry-health@db.service", "replace") == ""
     assert call(host, USER, "StartUnit", "ss", "credferry-health@web.service", "replace") == DENIED
     assert call(host, USER, "StartUnit", "ss", "microvm@db.service", "replace") == DENIED
+
+
+def test_a_push_may_be_started_where_a_vm_is_live(unprivileged: Deployment) -> None:
+    """Without root, too, the agent pushes and sees root's proof; pushes to other VMs are not granted."""
+    host = unprivileged.host
+    text = ONE_VM.replace("[vms.web.", "[vms.web]\nlive = true\n[vms.web.")
+    unprivileged.configure(text)
+    give_rule(host, rule(parse(text.encode(), Path(CONFIG)), USER))
+    host.write(GUEST, (CHECKOUT / "tests/support/push_guest.py").read_bytes())
+    host.run("systemctl", "start", SEAL)
+    start_vm(unprivileged, is_sealed=True)
+    unprivileged.start_agent()
+    SopsNix(host).publish({"api-key": b"value 2"})
+    host.wait(lambda: "pushed" in told(unprivileged), 60, "a push")
+    unprivileged.wait_in_step("web")
+    assert unprivileged.starts("web") == 1
+    assert call(host, USER, "StartUnit", "ss", "credferry-push@db.service", "replace") == DENIED
+    assert call(host, USER, "StopUnit", "ss", "credferry-push@web.service", "replace") == DENIED
 
 
 def test_without_the_rule_nothing_is_restarted(unprivileged: Deployment) -> None:

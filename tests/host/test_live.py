@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Event
-from tests.host.test_push import GUEST, NOTES, WORK, start_vm, wait_listening
+from tests.host.test_push import GUEST, NOTES, PUSH, UNIT, WORK, start_vm, wait_listening
 from tests.support.deployment import Deployment
 from tests.support.installation import CHECKOUT
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
+FIFO = "/var/lib/credferry-test-fifo"
 VM = """
 [vms.web]
 live = true
@@ -40,6 +41,7 @@ def deployment(host: Host) -> Iterator[Deployment]:
     made.configure(VM.format(more=""))
     yield made
     made.close()
+    host.run("rm", "-f", FIFO)
 
 
 def started(deployment: Deployment, sops: SopsNix, mode: str = "good", *, guest: bool = True) -> str:
@@ -57,6 +59,16 @@ def pushed(host: Host) -> dict[str, bytes]:
     except (OSError, ValueError):
         return {}
     return {name: base64.b64decode(text) for name, (_, text) in noted["credentials"].items()}
+
+
+def waiting(deployment: Deployment, sops: SopsNix) -> str:
+    """Have a push wait for the guest's answer. Returns the VM's invocation."""
+    host = deployment.host
+    host.run("mkfifo", "-m", "0666", FIFO)
+    invocation = started(deployment, sops, f"waits {FIFO}")
+    sops.publish({"api-key": b"second"})
+    host.wait(lambda: pushed(host) == {"API_KEY": b"second"}, 30, "a push")
+    return invocation
 
 
 def wait_event(deployment: Deployment, event: Event) -> str:
@@ -138,3 +150,70 @@ def test_a_guest_that_answers_without_the_receipt(deployment: Deployment, sops: 
     deployment.wait_in_step("web", 60)
     assert deployment.unit("web")["InvocationID"] != invocation
     assert deployment.status()["web"]["running"]["generation"] == 2
+
+
+def test_an_agent_that_dies_before_it_notes_a_push(deployment: Deployment, sops: SopsNix) -> None:
+    """The guest took the push meanwhile. The next agent pushes once more, and restarts nothing."""
+    host = deployment.host
+    invocation = waiting(deployment, sops)
+    host.run("systemctl", "kill", "--signal=SIGKILL", "credferry.service")
+    host.run("sh", "-c", f"echo go >{FIFO}")
+    host.wait(lambda: host.unit(PUSH)["ActiveState"] == "inactive", 30, "the end of the push")
+    deployment.start_agent()
+    deployment.wait_in_step("web")
+    assert (deployment.unit("web")["InvocationID"], deployment.starts("web")) == (invocation, 1)
+    noted = json.loads(host.path("/var/lib/credferry/vms/web/pushed.json").read_text())
+    assert (noted["invocation_id"], noted["generation"], noted["asked"]) == (invocation, 2, 0)
+
+
+def test_a_vm_that_is_restarted_during_its_push(deployment: Deployment, sops: SopsNix) -> None:
+    """Its start got the new generation. The agent restarts nothing more."""
+    host = deployment.host
+    invocation = waiting(deployment, sops)
+    host.run("systemctl", "restart", UNIT)
+    deployment.wait_in_step("web", 60)
+    deployment.wait_noted("web")
+    assert deployment.unit("web")["InvocationID"] != invocation
+    assert (deployment.starts("web"), deployment.delivered("web")["API_KEY"]) == (2, b"second")
+
+
+def test_values_that_come_back_during_a_push(deployment: Deployment, sops: SopsNix) -> None:
+    """The VM was started with them, but its guest holds others by then: they are pushed."""
+    host = deployment.host
+    invocation = waiting(deployment, sops)
+    sops.publish({"api-key": b"first"})
+    host.run("sh", "-c", f"echo go >{FIFO}")
+    host.wait(lambda: pushed(host) == {"API_KEY": b"first"}, 30, "another push")
+    deployment.wait_in_step("web")
+    assert deployment.unit("web")["InvocationID"] == invocation
+
+
+def test_a_required_secret_that_is_gone(deployment: Deployment, sops: SopsNix) -> None:
+    """The guest keeps what it has, and gets the next value when there is one."""
+    host = deployment.host
+    invocation = started(deployment, sops)
+    sops.publish({"other": b"value"})
+    host.wait(lambda: deployment.status()["web"]["state"] == "refused", 30, "the refusal")
+    assert pushed(host) == {}
+    sops.publish({"api-key": b"second"})
+    host.wait(lambda: pushed(host) == {"API_KEY": b"second"}, 30, "a push")
+    deployment.wait_in_step("web")
+    assert deployment.unit("web")["InvocationID"] == invocation
+
+
+def test_the_configuration_adds_and_removes_credentials(deployment: Deployment, sops: SopsNix) -> None:
+    """A reload pushes them, but a new one that is read only at boot restarts the VM."""
+    host, text = deployment.host, VM.format(more="")
+    invocation = started(deployment, sops)
+    deployment.configure(text + 'MODE = { text = "on" }\n')
+    host.run("systemctl", "reload", "credferry.service")
+    host.wait(lambda: pushed(host) == {"API_KEY": b"first", "MODE": b"on"}, 30, "the addition")
+    deployment.configure(text)
+    host.run("systemctl", "reload", "credferry.service")
+    host.wait(lambda: pushed(host) == {"API_KEY": b"first"}, 30, "the removal")
+    deployment.wait_in_step("web")
+    assert deployment.unit("web")["InvocationID"] == invocation
+    sops.publish({"api-key": b"first", "boot": b"value"})
+    host.wait(lambda: deployment.starts("web") == 2, 30, "a restart")
+    deployment.wait_in_step("web")
+    assert deployment.delivered("web")["BOOT"] == b"value"

@@ -37,12 +37,15 @@ def deployment(host: Host) -> Iterator[Deployment]:
     made.close()
 
 
-def start_vm(deployment: Deployment, mode: str = "good", *, guest: bool = True) -> None:
-    """Start the VM, with a guest in its unit, and wait until the guest listens."""
+def start_vm(
+    deployment: Deployment, mode: str = "good", *, guest: bool = True, is_sealed: bool = False
+) -> None:
+    """Seal for the VM, unless that is done, and start it, with a guest in its unit that listens."""
     before = f"/usr/bin/python3 -IS {GUEST} {SOCKET} {NOTES} '{mode}' &\n" if guest else ""
     arguments = ("--kernel", LIGHT_KERNEL, "--memory", "size=64M", "--vsock", f"cid=5,socket={SOCKET}")
     deployment.add_vm("web", VmFiles(arguments=arguments, before=before))
-    deployment.credferry("agent", "--once")
+    if not is_sealed:
+        deployment.credferry("agent", "--once")
     deployment.start_vm("web")
     if guest:
         wait_listening(deployment.host)

@@ -196,6 +196,17 @@ PROTECTIONS: Final = (
         ("tests/host/test_least_privilege.py::test_what_polkit_cannot_narrow",),
     ),
     Protection(
+        "a push may be started where a VM is live",
+        (
+            Edit(
+                "agent/systemd/polkit.py",
+                " for vm in config.vms.values() if vm.live}",
+                " for vm in config.vms.values() if not vm.live}",
+            ),
+        ),
+        ("tests/host/test_least_privilege.py::test_a_push_may_be_started_where_a_vm_is_live",),
+    ),
+    Protection(
         "a health check may be started where there is one",
         (
             Edit(
@@ -222,6 +233,7 @@ PROTECTIONS: Final = (
         (
             "tests/unit/launcher/test_push.py::test_a_neighbour_that_listens_gets_nothing",
             "tests/host/test_push.py::test_a_neighbour_of_the_same_user_gets_nothing",
+            "tests/host/test_live.py::test_a_neighbour_with_a_made_up_receipt",
         ),
     ),
     Protection(
@@ -235,6 +247,7 @@ PROTECTIONS: Final = (
         (
             "tests/unit/launcher/test_push.py::test_a_made_up_receipt_proves_nothing",
             "tests/host/test_push.py::test_a_forged_receipt_fails_the_unit",
+            "tests/host/test_live.py::test_a_guest_that_answers_without_the_receipt",
         ),
     ),
     Protection(
@@ -275,9 +288,56 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/test_live.py::test_it_is_sealed_where_the_guest_has_a_key",),
     ),
     Protection(
+        "a push counts by root's proof alone",
+        (
+            Edit(
+                "agent/rollout/push_jobs.py",
+                "if self.observer.starts.is_proof(vm, manifest):",
+                "if result == DONE:",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_pushes.py::test_a_done_job_without_a_proof_proves_nothing",
+            "tests/unit/agent/test_pushes.py::test_a_job_that_joins_an_older_push_proves_nothing",
+        ),
+    ),
+    Protection(
+        "a proof counts only if root's two copies are equal",
+        (Edit("agent/store/evidence.py", "return after if before == after else None", "return after"),),
+        ("tests/unit/agent/test_pushes.py::test_a_proof_counts_only_if_nothing_changed_during_the_push",),
+    ),
+    Protection(
+        "a push counts only for the start of the VM to which it went",
+        (
+            Edit(
+                "agent/rollout/push_jobs.py",
+                "if not vm_unit.is_active or vm_unit.invocation_id != invocation:",
+                "if not vm_unit.is_active:",
+            ),
+        ),
+        ("tests/unit/agent/test_pushes.py::test_a_vm_that_starts_during_its_push_is_judged_by_its_start",),
+    ),
+    Protection(
+        "what a guest holds is unknown while a push has no known end",
+        (
+            Edit(
+                "agent/reconcile/decision.py",
+                "if running == wanted.digest and not now.is_in_doubt:",
+                "if running == wanted.digest:",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_pushes.py::test_values_that_go_back_during_a_crash_still_reach_the_guest",
+            "tests/host/test_live.py::test_values_that_come_back_during_a_push",
+        ),
+    ),
+    Protection(
         "evidence of starts is root's",
         (Edit("agent/store/evidence.py", "owners=_trusted(), ", ""),),
-        ("tests/unit/agent/test_evidence.py::test_files_and_directories_of_others_count_as_none",),
+        (
+            "tests/unit/agent/test_evidence.py::test_files_and_directories_of_others_count_as_none",
+            "tests/unit/agent/test_evidence.py::test_proofs_of_others_count_as_none",
+        ),
     ),
     Protection(
         "evidence alone says what a VM runs",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.store.evidence import Evidence, EvidenceDirectory
-from credferry.launcher.handoff import EVIDENCE_PARENT, Delivery, Manifest
+from credferry.launcher.handoff import EVIDENCE_PARENT, PUSHED_PARENT, Delivery, Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,30 @@ def test_files_and_directories_of_others_count_as_none(kept: Path, tmp_path: Pat
     os.chown(kept.parent, user, user)
     assert EvidenceDirectory(tmp_path).of("web", INVOCATION) is None
     assert EvidenceDirectory(tmp_path).invocations() == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["web", "web@before"])
+def test_proofs_of_others_count_as_none(tmp_path: Path, name: str) -> None:
+    """A push is proved by two copies of root's, in a directory of root's; a link counts as none."""
+    directory = tmp_path / PUSHED_PARENT
+    directory.mkdir(mode=0o755)
+    for each in ("web", "web@before"):
+        (directory / each).write_bytes(MANIFEST.to_bytes())
+    proofs = EvidenceDirectory(tmp_path)
+    assert proofs.pushed("web") == MANIFEST
+    assert proofs.pushed("db") is None
+    os.chown(directory / name, 1234, 1234)
+    assert proofs.pushed("web") is None
+    (directory / name).rename(tmp_path / name)
+    (directory / name).symlink_to(tmp_path / name)
+    assert proofs.pushed("web") is None
+    (directory / name).unlink()
+    assert proofs.pushed("web") is None
+    (directory / name).write_bytes(MANIFEST.to_bytes())
+    assert proofs.pushed("web") == MANIFEST
+    os.chown(directory, 1234, 1234)
+    assert proofs.pushed("web") is None
 
 
 def test_evidence_is_read_once(kept: Path, tmp_path: Path) -> None:

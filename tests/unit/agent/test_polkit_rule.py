@@ -24,6 +24,10 @@ A = { text = "a" }
 health = ["/bin/true"]
 [vms.db.credentials]
 A = { text = "a" }
+[vms.live]
+live = true
+[vms.live.credentials]
+A = { text = "a" }
 """
 RESTARTS = ["try-restart"]
 
@@ -38,14 +42,17 @@ def granted(text: str) -> Any:  # noqa: ANN401 (JSON)
 def test_exactly_the_configured_units() -> None:
     """Each VM's unit may be restarted where it runs, under whatever name, and started where it has failed.
 
-    A health check may be started where there is one.
+    A health check may be started where there is one, and a push where the VM is live.
     """
     assert granted(rule(parse(CONFIG, Path("/c")), "credferry")) == {
         r"renamed-\x2dweb@1.service": RESTARTS,
         "microvm@db.service": RESTARTS,
+        "microvm@live.service": RESTARTS,
         r"credferry-restart@renamed\x2d\x5cx2dweb\x401.service.service": ["start"],
         r"credferry-restart@microvm\x40db.service.service": ["start"],
+        r"credferry-restart@microvm\x40live.service.service": ["start"],
         "credferry-health@db.service": ["start"],
+        "credferry-push@live.service": ["start"],
     }
 
 
