@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 VERSION: Final = "1"
 CONNECT_SECONDS: Final = 10.0
-HELLO_SECONDS: Final = 15.0
+HELLO_SECONDS: Final = 30.0
+"""A guest on a busy host takes long to start its receiver. A restart of its VM would take longer."""
 SECONDS: Final = 150.0
 """For all of a push: the guest takes at most 90 s for its part."""
 LINE_MAX: Final = 512

@@ -36,6 +36,9 @@ shift
 while :; do case $1 in --) shift; break ;; -p) shift 2 ;; *) break ;; esac; done
 echo "$verb $*" >>"$FAKE/log"
 status=0
+[ "$verb" != list-units ] || for unit in "$FAKE"/units/*/exited; do
+    [ ! -e "$unit" ] || { unit=${unit%/exited} && echo "${unit##*/} loaded active exited"; }
+done
 for unit in "$@"; do
     cd "$FAKE/units/$unit" 2>/dev/null || { status=4; continue; }
     case $verb in
@@ -194,6 +197,11 @@ class Guest:
         verbs = {"restart": _RESTART + restart, "start": ":\n", "reload": ":\n"}
         for file, content in {**files, **verbs}.items():
             (place / file).write_text(content)
+
+    def exit_unit(self, name: str) -> None:
+        """The program of a unit ends, and the unit stays active without credentials (RemainAfterExit=)."""
+        (self.fake / "units" / name / "exited").touch()
+        (self.root / "run/credentials" / name).rmdir()
 
     def kill_at(self, step: int) -> None:
         """Kill the receiver before its step of this number, the first is 1; with 0, kill none."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -169,6 +170,32 @@ def test_a_unit_that_does_not_come_up_gets_the_old_values_back(guest: Guest, res
     assert (guest.values(), guest.left()) == ({"K": b"new", "L": b"same"}, [])
 
 
+def test_a_unit_that_cannot_be_restarted_stays_as_it_is(guest: Guest) -> None:
+    """A masked unit fails the push and goes on with its old value; it is not in the way of other values."""
+    unit = guest.fake / "units/other.service"
+    (unit / "restart").write_text("false\n")
+    (unit / "unit").write_text("# /etc/systemd/system/other.service\n")
+    (guest.root / "run/credentials/other.service/L").touch()
+    assert guest.receive(plain_push(6, {"K": Block.plain(b"new"), "L": Block.plain(b"new")})) == [
+        "failed unit other.service"
+    ]
+    assert (guest.values(), guest.left()) == (OLD, [])
+    assert guest.told("restart") == ["app.service other.service", "app.service"]
+    assert guest.receive(plain_push(7, NEW)) == ["unit app.service restarted", DONE]
+
+
+def test_a_restart_that_hangs_gets_the_old_values_back(guest: Guest) -> None:
+    """The receiver waits for it for a bounded time."""
+    guest.environment["CREDFERRY_RECEIVE_UNIT_SECONDS"] = "1"
+    os.mkfifo(guest.fake / "never")
+    place = guest.fake / "units/app.service/restart"
+    place.write_text(
+        f'{place.read_text()}grep -q new "$SYSTEM/K" && echo activating >state && read x <"$FAKE/never"\n'
+    )
+    assert guest.receive(plain_push(6, NEW)) == ["failed unit app.service"]
+    assert (guest.values(), guest.left()) == (OLD, [])
+
+
 def test_a_oneshot_may_be_over(guest: Guest) -> None:
     """A unit of Type=oneshot that has run to its end has taken the new value."""
     guest.unit(
@@ -178,6 +205,19 @@ def test_a_oneshot_may_be_over(guest: Guest) -> None:
         properties="Type=oneshot\n",
     )
     assert guest.receive(plain_push(6, NEW))[-1] == DONE
+
+
+def test_a_unit_that_stays_active_without_a_process_restarts(guest: Guest) -> None:
+    """It has no credentials any more, but it has used one that changed: it may have written a file."""
+    guest.unit("once.service", "[Service]\nLoadCredential=K\n", properties="Type=oneshot\n")
+    guest.unit("else.service", "[Service]\nLoadCredential=L\n", properties="Type=oneshot\n")
+    guest.exit_unit("once.service")
+    guest.exit_unit("else.service")
+    assert guest.receive(plain_push(6, NEW)) == [
+        "unit app.service restarted",
+        "unit once.service restarted",
+        DONE,
+    ]
 
 
 def test_a_unit_that_a_push_left_down_is_started_by_the_next(guest: Guest) -> None:
