@@ -17,6 +17,7 @@ from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
 from credferry.agent.errors import ConfigurationError, ExitStatus
 from credferry.agent.printable import printable
+from credferry.agent.store.records import Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,6 +63,7 @@ def register(app: typer.Typer) -> None:
                 "credential": name,
                 "kind": vm.kind(name).value,
                 "from": credential.secret if credential.secret is not None else "the configuration",
+                "change": (Way.PUSH if vm.live and credential.live else Way.RESTART).value,
             }
             for vm in wanted
             for name, credential in vm.credentials.items()
@@ -69,9 +71,12 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(rows)
         else:
+            # Without a live VM, each change is a restart, and the column would say nothing.
+            headings = ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"]
+            headings += ["CHANGE"] if any(vm.live for vm in wanted) else []
             print_table(
-                ["VM", "UNIT", "CHANNEL", "CREDENTIAL", "KIND", "FROM"],
-                [list(row.values()) for row in rows],
+                headings,
+                [list(row.values())[: len(headings)] for row in rows],
                 ("CHANNEL", "UNIT", "KIND"),
             )
         if not loaded.vms:

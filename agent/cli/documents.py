@@ -128,6 +128,9 @@ class CheckRow(Document, frozen=True):
     origin: Annotated[
         str, msgspec.Meta(description="The secret's name in the source, or `the configuration`.")
     ] = msgspec.field(name="from")
+    change: Annotated[
+        Way, msgspec.Meta(description="Whether a change is pushed to the running guest, or restarts the VM.")
+    ]
 
 
 Moment = Annotated[str, msgspec.Meta(description="RFC 3339, in UTC.")]

@@ -27,6 +27,7 @@ from credferry.agent.doctor import (
     store,
     units,
     vm_directory,
+    vm_push,
     vm_state,
     vm_unit,
 )
@@ -83,6 +84,7 @@ VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.kernel", guest.check_kernel),
     ("vm.restarters", restarters.check),
     ("vm.health", vm_unit.check_health),
+    ("vm.push", vm_push.check),
     ("vm.state", vm_state.check),
 )
 """Checks of each VM."""

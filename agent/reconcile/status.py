@@ -61,7 +61,7 @@ class VmStatus:
 def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
     """Status of a VM, from the result of a check."""
     unit, sealed, runs = observed.unit, observed.sealed, observed.runs
-    chosen = _next(observed)
+    chosen = next_way(observed)
     return VmStatus(
         name=observed.vm.name,
         unit=observed.vm.unit,
@@ -86,7 +86,7 @@ def _arrived(observed: Observed) -> Arrival | None:
     return Arrival.PUSH if observed.pushed is not None else Arrival.START
 
 
-def _next(observed: Observed) -> Choice | None:
+def next_way(observed: Observed) -> Choice | None:
     """How a running VM would get what is published; or, if that is unknown, what is sealed."""
     wanted = observed.desired if isinstance(observed.desired, Desired) else None
     if observed.unit is None or not observed.unit.is_active:

@@ -217,3 +217,32 @@ def test_the_configuration_adds_and_removes_credentials(deployment: Deployment, 
     host.wait(lambda: deployment.starts("web") == 2, 30, "a restart")
     deployment.wait_in_step("web")
     assert deployment.delivered("web")["BOOT"] == b"value"
+
+
+def test_the_doctor_and_the_check_know_live_vms(deployment: Deployment, sops: SopsNix) -> None:
+    """Whether the push unit can do its work, and how a change of each credential would arrive."""
+    host, drop_in = deployment.host, f"/etc/systemd/system/{PUSH}.d/user.conf"
+
+    def found() -> dict[str, str]:
+        told = json.loads(deployment.credferry("doctor", "web", "--json", check=False))["findings"]
+        return {each["check"]: each["severity"] for each in told if each["check"].startswith("vm.push")}
+
+    started(deployment, sops)
+    assert found() == {"vm.push": "ok"}
+    rows = json.loads(deployment.credferry("check", "--json"))
+    assert {row["credential"]: row["change"] for row in rows} == {"API_KEY": "push", "BOOT": "restart"}
+    try:
+        host.write(drop_in, "[Service]\nUser=nobody\n")
+        host.run("systemctl", "daemon-reload")
+        assert found() == {"vm.push.user": "problem"}
+        host.write(drop_in, "[Service]\nExecStart=\nExecStart=/usr/bin/credferry-launch --push --vm web\n")
+        host.run("systemctl", "daemon-reload")
+        assert found() == {"vm.push.unit": "problem"}
+    finally:
+        host.run("rm", drop_in)
+        host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "mask", PUSH)
+    try:
+        assert found() == {"vm.push": "problem"}
+    finally:
+        host.run("systemctl", "unmask", PUSH)

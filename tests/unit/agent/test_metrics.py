@@ -187,6 +187,22 @@ def test_a_rotation(world: World) -> None:
     assert samples["credferry_audit_sequence",] == 4
 
 
+def test_a_rotation_by_a_push(world: World) -> None:
+    """A push is counted by its result, and ends a rotation as a restart does."""
+    world.look(running=OLD)
+    world.tell(Event.PUBLISHED)
+    world.clock.now += 4
+    world.tell(Event.PUSH_FAILED, sequence=2)
+    world.tell(Event.PUSHED, sequence=3)
+    world.write()
+    samples = world.samples()
+    assert samples["credferry_pushes_total", "done", "web"] == 1
+    assert samples["credferry_pushes_total", "failed", "web"] == 1
+    assert samples["credferry_pushes_total", "done", "db"] == 0
+    assert samples["credferry_restarts_total", "done", "web"] == 0
+    assert samples["credferry_rotation_seconds_sum",] == 4
+
+
 def test_a_vm_that_is_configured_no_more(world: World) -> None:
     """No series names a VM that the configuration does not name, and its counters begin at 0 afterwards."""
     world.look()

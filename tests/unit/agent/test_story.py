@@ -95,6 +95,33 @@ def test_a_rollback_belongs_to_the_restart_that_failed() -> None:
     assert third.reverted["KEY"].generation == 1
 
 
+def test_a_push_ends_a_rotation() -> None:
+    """What is pushed is no start: a later start with the same generation is not a part of the story."""
+    pushed = (*ROTATION[:2], Event.PUSH_ASKED, Event.PUSHED)
+    records = [record(event, number) for number, event in enumerate(pushed)]
+    (story,) = tell([*records, record(Event.LAUNCHED, 50)]).rotations
+    assert (story.outcome, story.is_bad) == (RotationOutcome.PUSHED, False)
+    assert [step.label for step in story.steps] == ["published", "sealed", "push asked", "pushed"]
+    assert [step.label for step in story.later] == ["launched"]
+
+
+def test_a_push_that_fails_is_followed_by_a_restart_or_a_rollback() -> None:
+    """Both belong to the story of the push, though a rollback names the older generation and its run."""
+    failed = [*ROTATION[:2], Event.PUSH_ASKED, Event.PUSH_FAILED]
+    restarted = [*failed, *ROTATION[2:]]
+    (story,) = tell([record(event, number) for number, event in enumerate(restarted)]).rotations
+    assert story.outcome is RotationOutcome.RESTARTED
+    records = [
+        *rotation("a", 0, 1, "1"),
+        *(record(event, 10 + number, run="b", generation=2) for number, event in enumerate(failed)),
+        record(Event.ROLLED_BACK, 21, run="a", generation=1),
+    ]
+    first, second = tell(records).rotations
+    assert (first.outcome, second.outcome) == (RotationOutcome.RESTARTED, RotationOutcome.ROLLED_BACK)
+    started = [record(event, number) for number, event in enumerate([*failed, Event.LAUNCHED])]
+    assert tell(started).rotations[0].outcome is RotationOutcome.STARTED
+
+
 def test_values_that_came_back() -> None:
     """A value is known again by its fingerprint, by the newest generation that had it; a new one is not."""
     records = [
