@@ -225,8 +225,13 @@ def _waiting(decision: Decision, wait: Wait) -> Decision:
 
 
 def _is_under_way(decision: Decision, now: Observed) -> bool:
-    """Whether a VM needs a rollout, cannot start it yet, or is being restarted."""
-    is_restarting = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
+    """Whether a VM needs a rollout, cannot start it yet, or is being restarted.
+
+    A restart or push that was interrupted is not under way while the VM is held, ignored or refused: others
+    would wait for it without an end.
+    """
+    is_begun = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
+    is_restarting = is_begun and decision.state not in {State.HELD, State.IGNORED, State.REFUSED}
     return decision.needs_rollout or decision.unready or is_restarting
 
 

@@ -13,10 +13,11 @@ from typing import ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from credferry.agent.audit.events import Order
 from tests.support.numbers import Number, note
+from tests.support.world.guest import PUSH_RESULTS
 from tests.support.world.invariants import check_settled, check_steady
 from tests.support.world.machine import VMS, Machine, Settings
 from tests.support.world.systemd import RESULTS
@@ -37,6 +38,8 @@ SETTINGS = st.builds(
     quiet_seconds=st.sampled_from([0, 20]),
     attempts=st.sampled_from([1, 2]),
     is_canary=st.booleans(),
+    live=st.sampled_from([VMS, (), ("a", "c"), ("b",)]),
+    on_live_failure=st.sampled_from(["restart", "restart", "hold"]),
 )
 FORGERIES = ("fifo", "link", "junk", "huge", "neighbour", "full", "digest", "none")
 RUNS = int(os.environ.get("CREDFERRY_MODEL_RUNS", "500"))
@@ -51,10 +54,17 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         World.runs += 1
-        self.host = Machine.made()
+        self.host: Machine = None  # type: ignore[assignment]  # made by the first rule
+
+    @initialize(live=st.sampled_from([(), VMS]))
+    def begin(self, live: tuple[str, ...]) -> None:
+        """A host whose VMs run what is published; they are live, or none of them is."""
+        self.host = Machine.made(Settings(live=live))
 
     def teardown(self) -> None:
         """However it went, once all faults cease it ends well."""
+        if self.host is None:
+            return
         try:
             check_settled(self.host)
         finally:
@@ -172,6 +182,20 @@ class World(RuleBasedStateMachine):
     def end_the_next_job(self, vm: str, result: str) -> None:
         """The next restart of a VM that the agent asks for ends like this."""
         self.host.systemd.vms[vm].next_result = result
+
+    @rule(vm=NAMES, result=st.sampled_from(PUSH_RESULTS))
+    def end_the_next_push(self, vm: str, result: str) -> None:
+        """The next push to a VM ends like this."""
+        self.host.systemd.vms[vm].guest.next_result = result
+
+    @rule(effects=EFFECTS, secrets=SECRETS, vm=NAMES, result=st.sampled_from(PUSH_RESULTS))
+    def publish_and_crash_in_a_push(
+        self, effects: int, secrets: dict[str, str], vm: str, result: str
+    ) -> None:
+        """Something is published, and the agent dies before or after a push that ends like this."""
+        self.host.systemd.vms[vm].guest.next_result = result
+        self.host.publish(secrets)
+        self.host.interrupted_turn(effects, self.host.die)
 
     @rule(vm=NAMES, order=st.sampled_from(Order))
     def order(self, vm: str, order: Order) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from credferry.launcher.handoff import (
     EVIDENCE_PARENT,
+    PUSHED_PARENT,
     Channel,
     Manifest,
     Stamp,
@@ -38,3 +39,16 @@ def leave(runtime: Path, manifest: Manifest, invocation: str) -> None:
             other_oem_bytes=0,
         ),
     )
+
+
+def leave_proof(runtime: Path, manifest: Manifest) -> None:
+    """What the push unit of a VM leaves below ``/run`` once the guest has proved that it holds this."""
+    directory = runtime / PUSHED_PARENT
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for name in (f"{manifest.vm}@before", manifest.vm):
+        (directory / name).write_bytes(manifest.to_bytes())
+
+
+def remove_proof(runtime: Path, vm: str) -> None:
+    """What the push unit of a VM does before a push."""
+    (runtime / PUSHED_PARENT / vm).unlink(missing_ok=True)

@@ -95,6 +95,10 @@ class ModelUnits:
         """See `SystemManager`."""
 
 
+def _no_pause(rollout: str) -> str:
+    return "" if "retry_seconds" in rollout else "retry_seconds = 0\n"
+
+
 class Loop:
     """A service that watches ``top/secrets`` for the VMs of a configuration, named here by its tables."""
 
@@ -117,7 +121,7 @@ class Loop:
             f'runtime_directory = "{self.top}/run"\nstate_directory = "{self.top}/state"\n'
             f'host_key = "{self.key}"\nmachine_id_file = "{self.top}/machine-id"\n'
             f'[source]\npath = "{self.top}/secrets"\nquiet_seconds = 0\n'
-            f"[rollout]\nstamp_seconds = 1\nretry_seconds = 0\n{rollout}\n{vms}"
+            f"[rollout]\nstamp_seconds = 1\n{_no_pause(rollout)}{rollout}\n{vms}"
         )
 
     @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import Policy
 from credferry.agent.store.records import Outcome
+from tests.support.world.guest import FAILING
 from tests.support.world.machine import VMS
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 _WAITS = (0.0, 2.0, 6.0, 6.0, 30.0, 4000.0, 6.0, 6.0, 30.0, 4000.0, 6.0, 6.0)
 """How much time passes before each turn while the host settles: retries and rates take theirs."""
-
-_FAILING = {b"bad", b"flap"}
 
 
 def check_steady(host: Machine) -> None:
@@ -67,7 +66,7 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
         return
     values = set(wanted.values())
     is_blamed = host.blamed.get(vm.name) == wanted
-    if is_blamed or values & _FAILING or (vm.name == "c" and b"sick" in values):
+    if is_blamed or values & FAILING or (vm.name == "c" and b"sick" in values):
         # Nobody can open what it ran last, where the key of that is gone.
         assert vm.is_lost or vm.values in (vm.good, vm.good_before, vm.by_hand, wanted), (
             f"{vm.name} does not run what it last ran well"
@@ -93,4 +92,10 @@ def _is_spared(host: Machine, vm: ModelVm) -> bool:
         or host.forged.get(vm.name) == vm.invocation_id
         or vm.name in host.blind
         or (attempt is not None and (attempt.outcome is Outcome.HALTED or attempt.by_operator))
+        or (attempt is not None and attempt.outcome is Outcome.UNPUSHED and _is_left_so(host, vm))
     )
+
+
+def _is_left_so(host: Machine, vm: ModelVm) -> bool:
+    """Whether a VM that takes no push is left with what it has."""
+    return vm.name in host.settings.live and host.settings.on_live_failure == "hold"

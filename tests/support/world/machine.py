@@ -31,7 +31,8 @@ from credferry.agent.rollout.operators import Operator
 from credferry.agent.sealing.keys import create_key, read_host_key
 from credferry.agent.store.generations import Store
 from credferry.agent.store.records import Outcome
-from credferry.launcher.handoff import OEM_TOTAL_MAX, Channel, Stamp, stamp_path
+from credferry.launcher.errors import Exit
+from credferry.launcher.handoff import OEM_TOTAL_MAX, PUSH_MANIFEST, Channel, Stamp, stamp_path
 from tests.support.world.clock import ModelClock, ModelStop
 from tests.support.world.journald import ModelJournal, ModelSender
 from tests.support.world.process import CrashError, ModelDispatcher, ModelWatch
@@ -73,6 +74,8 @@ class Settings:
     attempts: int = 2
     is_canary: bool = False
     """Whether VM ``a`` goes first."""
+    live: tuple[str, ...] = ()
+    on_live_failure: str = "restart"
 
 
 @dataclass(slots=True)
@@ -119,8 +122,11 @@ class Machine:
             self.clock,
             self.top / "run",
             self._opened,
+            self._sealed,
             self._effect,
             self._before_restart,
+            self._before_push,
+            self._after_push,
             self._after_restart,
             lambda: self.is_racing or bool(self.full),
         )
@@ -151,9 +157,10 @@ class Machine:
         self.turn()
 
     @classmethod
-    def made(cls) -> Machine:
+    def made(cls, settings: Settings | None = None) -> Machine:
         """A host in a directory of its own, in memory where there is such."""
-        return cls(Path(tempfile.mkdtemp(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None)))
+        top = Path(tempfile.mkdtemp(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None))
+        return cls(top, settings=settings or Settings())
 
     def close(self) -> None:
         """Remove all."""
@@ -243,6 +250,8 @@ class Machine:
         self.turn()
         self.interruption = None
         self.is_racing = False
+        for vm in self.systemd.vms.values():
+            vm.guest.is_noted = False
 
     @property
     def store(self) -> Store:
@@ -360,7 +369,10 @@ class Machine:
             f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
         )
         for vm in settings.vms:
-            text += f"[vms.{vm}]\n{extra[vm]}[vms.{vm}.credentials]\n{_TABLES[vm]}"
+            text += f"[vms.{vm}]\n{extra[vm]}"
+            if vm in settings.live:
+                text += f'live = true\non_live_failure = "{settings.on_live_failure}"\n'
+            text += f"[vms.{vm}.credentials]\n{_TABLES[vm]}"
         (self.top / "config.toml").write_text(text)
 
     def publish(self, secrets: Mapping[str, str]) -> None:
@@ -444,7 +456,7 @@ class Machine:
         self.full = ""
         self.systemd.is_reachable = self.journal.is_taking = True
         for vm in self.systemd.vms.values():
-            vm.next_result = "done"
+            vm.next_result = vm.guest.next_result = "done"
         self.end_switch()
         if self.key_mode != 0o400:
             self.chmod_key(0o400)
@@ -485,9 +497,11 @@ class Machine:
         if manifest is None:
             return None
         try:
-            return manifest, {name: value.reveal() for name, value in store.values(vm).items()}
+            values = {name: value.reveal() for name, value in store.values(vm).items()}
         except (StoreError, SealError):
             return None
+        values.pop(PUSH_MANIFEST, None)
+        return manifest, values
 
     def _opened(self, vm: str) -> tuple[Manifest, dict[str, bytes]] | None:
         opened = self._sealed(vm)
@@ -507,11 +521,39 @@ class Machine:
         if vm.name in self.ordered | self.rolled_back | self.blind:
             return
         assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} is restarted against its policy"
+        if not vm.guest.is_trusted:
+            return  # a push failed: the agent may not know what the guest holds, and restarts it
         assert sealed[1] != vm.values, f"{vm.name} is restarted onto what it runs"
         if not vm.is_sick:
             assert sealed[1] == self.wanted(vm.name), (
                 f"{vm.name} is restarted onto something else than is published"
             )
+
+        is_live = self.service is not None and self.service._session.config.vm(vm.name).live
+        assert not (is_live and vm.guest.takes_pushes) or vm.is_sick, (
+            f"{vm.name} is restarted though its guest takes pushes"
+        )
+
+    def _before_push(self, vm: ModelVm, values: Mapping[str, bytes]) -> None:
+        """Called when the agent asks for a push of these values."""
+        if self.is_racing:
+            return
+        assert self.service is not None
+        assert self.service._session.config.vm(vm.name).live, f"{vm.name} is not live, and gets a push"
+        if vm.name in self.ordered | self.blind:
+            return
+        assert not self.store.is_held(vm.name), f"{vm.name} gets a push though it is held"
+        assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} gets a push against its policy"
+        assert values == self.wanted(vm.name), f"{vm.name} gets a push of something else than is published"
+        assert not vm.guest.is_noted or values != vm.values, f"{vm.name} gets a push of what it has"
+
+    def _after_push(self, vm: ModelVm, status: int) -> None:
+        if status == 0:
+            self.blind.discard(vm.name)
+        self.ordered.discard(vm.name)
+        wanted = self.wanted(vm.name)
+        if wanted is not None and status == Exit.UNDONE:
+            self.blamed[vm.name] = wanted
 
     def _after_restart(self, vm: ModelVm, result: str) -> None:
         self.rolled_back.discard(vm.name)
@@ -524,7 +566,8 @@ class Machine:
 
     def _told(self, record: dict[str, str]) -> None:
         """Called with each record of the audit that the journal takes."""
-        if record["MESSAGE_ID"] != Event.RESTARTED.value or self.is_racing:
+        arrivals = {Event.RESTARTED.value, Event.PUSHED.value}
+        if record["MESSAGE_ID"] not in arrivals or self.is_racing:
             return
         vm = self.systemd.vms[record["CREDFERRY_VM"]]
         if self.service is not None and not self.service._sender.is_behind:

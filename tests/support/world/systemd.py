@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.errors import BusError
 from credferry.agent.systemd.units import FLAPS, UnitState
+from credferry.launcher.errors import Exit
 from credferry.launcher.handoff import EVIDENCE_PARENT, stamp_path
-from tests.support.evidence import leave
+from tests.support.evidence import leave, leave_proof, remove_proof
+from tests.support.world.guest import ModelGuest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from credferry.launcher.handoff import Manifest
     from tests.support.world.clock import ModelClock
 
+_PUSH = "credferry-push@"
+_CREDENTIALS_FAILED = 243
 RESULTS = ("done", "canceled", "stopped", "timeout", "failed", "dependency", "skipped")
 """How a job can end; ``stopped`` is a job that an operator's stop has canceled."""
 
@@ -53,6 +57,10 @@ class ModelVm:
     next_result: str = "done"
     asked: int = 0
     """How often the agent has asked for a restart while it was up."""
+    guest: ModelGuest = field(default_factory=ModelGuest)
+    push_status: int = 0
+    """Exit status of its last push."""
+    push_result: str = "success"
 
     @property
     def is_up(self) -> bool:
@@ -78,9 +86,13 @@ class ModelSystemd:
     clock: ModelClock
     runtime: Path
     opened: Callable[[str], tuple[Manifest, dict[str, bytes]] | None]
-    """What PID 1 can open for a VM's start now; None where it cannot."""
+    """What PID 1 opens for a VM's start now; None where it cannot."""
+    readable: Callable[[str], tuple[Manifest, dict[str, bytes]] | None]
+    """The same, for a push."""
     effect: Callable[[], None]
     before_restart: Callable[[ModelVm], None]
+    before_push: Callable[[ModelVm, Mapping[str, bytes]], None]
+    after_push: Callable[[ModelVm, int], None]
     after_restart: Callable[[ModelVm, str], None]
     is_disturbed: Callable[[], bool]
     """Whether the agent may not be able to note what it learns now."""
@@ -89,6 +101,8 @@ class ModelSystemd:
     def unit(self, name: str) -> UnitState:
         """See `SystemManager`."""
         self._reach()
+        if name.startswith(_PUSH):
+            return self._push_unit(name)
         vm = self.vms.get(name.removeprefix("microvm@").removesuffix(".service"))
         if vm is None:
             return UnitState(name, "loaded", "inactive", "dead", "")
@@ -146,8 +160,12 @@ class ModelSystemd:
         return "failed" if result == "done" and vm.active == "failed" else result
 
     def start(self, name: str) -> str:
-        """See `SystemManager`: the only unit that the agent starts is that of a health check."""
+        """See `SystemManager`: the agent starts units of health checks, and of pushes."""
+        if name.startswith(_PUSH):
+            self._pushed(name).guest.is_noted = False  # the agent has noted that it asks
         self._reach()
+        if name.startswith(_PUSH):
+            return self._push(self._pushed(name))
         vm = self.vms[name.removeprefix("credferry-health@").removesuffix(".service")]
         assert vm.name == "c", "a check of a VM that has none"
         is_healthy = vm.is_up and not vm.is_sick
@@ -155,6 +173,43 @@ class ModelSystemd:
             vm.good_before = vm.good if self.is_disturbed() else None
             vm.good, vm.is_lost = vm.values, False
         return "done" if is_healthy else "failed"
+
+    def _push(self, vm: ModelVm) -> str:
+        """PID 1 opens the current generation for the push unit, and the guest takes it, or does not."""
+        result, vm.guest.next_result = vm.guest.next_result, "done"
+        vm.push_status, vm.push_result = 0, "success"
+        remove_proof(self.runtime, vm.name)
+        if result == "joined":
+            return "done"
+        opened = self.readable(vm.name)
+        if opened is None:
+            status = _CREDENTIALS_FAILED
+        elif not vm.is_up:
+            status = int(Exit.LATER)
+        else:
+            manifest, values = opened
+            self.before_push(vm, values)
+            status = vm.guest.take(manifest, values, result)
+            is_proved = status == 0 and result != "unproved"
+            if is_proved:
+                leave_proof(self.runtime, manifest)
+            if vm.guest.held != vm.values:
+                is_noted = is_proved and not self.is_disturbed()
+                vm.good_before = None if is_noted else vm.good
+                vm.values, vm.generation = dict(vm.guest.held), vm.guest.generation
+                if vm.name != "c":
+                    vm.good, vm.is_lost = vm.values, False
+        if result == "rebooted":
+            self.start_vm(vm)
+            status = int(Exit.UNKNOWN)
+        vm.push_status, vm.push_result = status, "exit-code" if status else "success"
+        if result == "killed" and status:
+            vm.push_status, vm.push_result = 9, "signal"
+        vm.guest.is_trusted = status == 0 and result == "done"
+        vm.guest.is_noted = vm.guest.is_trusted and not self.is_disturbed()
+        self.after_push(vm, status)
+        self._reach()
+        return "failed" if status else "done"
 
     def ended(self, name: str) -> str:
         """See `SystemManager`."""
@@ -180,6 +235,7 @@ class ModelSystemd:
             vm.active, vm.sub, vm.result, vm.restarts = "activating", "auto-restart", "exit-code", FLAPS + 1
             return
         vm.active, vm.sub, vm.started = "active", "running", self.clock.now
+        vm.guest.boot(manifest, vm.values)
         if vm.name != "c":
             vm.good, vm.is_lost = vm.values, False
         leave(self.runtime, manifest, vm.invocation_id)
@@ -204,6 +260,14 @@ class ModelSystemd:
 
     def _vm(self, unit: str) -> ModelVm:
         return self.vms[unit.removeprefix("microvm@").removesuffix(".service")]
+
+    def _push_unit(self, name: str) -> UnitState:
+        vm = self._pushed(name)
+        state = "inactive" if vm.push_result == "success" else "failed"
+        return UnitState(name, "loaded", state, state, "", result=vm.push_result, exit_status=vm.push_status)
+
+    def _pushed(self, unit: str) -> ModelVm:
+        return self.vms[unit.removeprefix(_PUSH).removesuffix(".service")]
 
     def _reach(self) -> None:
         self.effect()

@@ -49,6 +49,8 @@ class World:
     due: set[str] = field(default_factory=lambda: set("abc"))
     up_for: dict[str, float] = field(default_factory=lambda: dict.fromkeys("abc", 10_000.0))
     attempts: dict[str, Attempt] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    """Of VMs that are not due; else they are in step."""
     down: set[str] = field(default_factory=set)
     unasked: set[str] = field(default_factory=set)
     """Those of which systemd has said nothing."""
@@ -70,7 +72,7 @@ class World:
         decisions = tuple(
             Decision(each.vm, State.RESTART_DUE, seal=self._seal(each), way=Way.RESTART)
             if each.vm.name in self.due
-            else Decision(each.vm, State.IN_STEP)
+            else Decision(each.vm, self.states.get(each.vm.name, State.IN_STEP))
             for each in observed
         )
         return Look(source.NOTHING, observed, decisions)
@@ -158,6 +160,21 @@ def test_what_waits_for_a_canary_is_due(world: World) -> None:
     assert world.waits(pacer) == {"a": (State.RESTART_DUE, HOUR), "b": (State.RESTART_DUE, HOUR)}
     world.due, world.up_for["c"] = {"a", "b"}, 40.0
     assert world.waits(pacer) == {"a": (State.WAITING, 20.0), "b": (State.WAITING, 20.0)}
+
+
+@pytest.mark.parametrize(
+    ("state", "is_waited_for"),
+    [(State.CHANGING, True), (State.HELD, False), (State.IGNORED, False), (State.REFUSED, False)],
+)
+def test_an_interrupted_canary_that_is_held_blocks_nobody(
+    world: World, state: State, is_waited_for: bool
+) -> None:
+    """Others wait while its restart or push goes on, and not for one that somebody has put off."""
+    pacer = world.pacer('canaries = ["c"]\n' + VMS)
+    world.due -= {"c"}
+    world.states["c"] = state
+    world.attempts["c"] = Attempt("1", Outcome.RESTARTING, run="run", way=Way.PUSH)
+    assert set(world.waits(pacer)) == ({"a", "b"} if is_waited_for else set())
 
 
 def test_each_canary_of_the_same_change_counts(world: World) -> None:

@@ -609,18 +609,21 @@ def test_a_rollback_is_tried_as_often_as_a_restart_and_no_more(patient: Host) ->
     assert attempt.reason.count("systemd's job ended with 'failed'") == 2
 
 
-def test_the_agent_pauses_longer_before_each_attempt(patient: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_pauses_longer_before_each_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a restart, and of the rollback that follows."""
     pauses: list[float] = []
-    patient.units.job = patient.fail
 
     def wait(seconds: float | None = None) -> bool:
         pauses.append(seconds or 0.0)
         return False
 
-    monkeypatch.setattr(patient.rollout.stop, "wait", wait)
-    assert patient.rollout.restart("a", patient.units) is State.FAILED
-    assert pauses == [patient.rollout.config.rollout.retry_seconds * each for each in (1, 2, 1, 2)]
+    for host in hosted(tmp_path, rollout="attempts = 4\nretry_seconds = 5"):
+        host.units.job = host.fail
+        monkeypatch.setattr(host.rollout.stop, "wait", wait)
+        assert host.rollout.restart("a", host.units) is State.FAILED
+    assert pauses == [5, 10, 20] * 2
 
 
 def test_a_report_that_comes_late_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
