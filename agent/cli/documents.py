@@ -104,6 +104,10 @@ class SyncRow(Document, frozen=True):
     reason: Annotated[
         str, msgspec.Meta(description="Why it does not run what is published; empty if it does.")
     ]
+    did: Annotated[
+        str | None,
+        msgspec.Meta(description="What a release or retry changed, or that nothing was; null for a sync."),
+    ] = None
 
 
 class OrderRow(Document, frozen=True):

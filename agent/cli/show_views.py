@@ -27,7 +27,8 @@ _ALWAYS: Final = ("policy", "channel")
 _UNTIL: Final = {
     State.FAILED: "nothing until a secret changes, or an operator orders: credferry retry {vm}",
     State.HALTED: "nothing until the VM that failed recovers, or an operator orders: credferry retry {vm}",
-    State.HELD: "nothing until an operator orders: credferry release {vm}",
+    State.HELD: "nothing until an operator acts; if one holds it: credferry release {vm}",
+    State.ROLLED_BACK: "nothing until a secret changes, or an operator orders: credferry retry {vm}",
     State.REFUSED: "nothing until the reason above is corrected",
     State.WAITING: "a restart, once the reason above is over",
     State.CHANGING: "the agent looks again when the VM has started or stopped",

@@ -31,7 +31,7 @@ _NO_AGENT = "no agent"
 _URGENCY = (
     *(State.FAILED, State.REFUSED, State.HALTED, State.NO_UNIT, _NO_AGENT, State.WAITING),
     *(State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.CHANGING),
-    *(State.HELD, State.IGNORED, State.STOPPED),
+    *(State.ROLLED_BACK, State.HELD, State.IGNORED, State.STOPPED),
 )
 """States in the order of the table. Others stand between these and `State.IN_STEP`, which is last."""
 _DUE = frozenset({State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.WAITING})
@@ -41,6 +41,7 @@ _COLOURS = {
     State.PUSH_DUE: "yellow",
     State.CHANGING: "yellow",
     State.WAITING: "yellow",
+    State.ROLLED_BACK: "yellow",
     State.REFUSED: "red",
     State.FAILED: "red",
     State.HALTED: "red",

@@ -41,6 +41,8 @@ from credferry.agent.store.opening import open_store_untouched
 from credferry.agent.systemd.units import DONE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from credferry.agent.control.client import RemoteAgent
 
 _UNIT = "credferry-seal.service"
@@ -72,8 +74,18 @@ def register(app: typer.Typer) -> None:
             sync_by_agent(agent, loaded, wanted, json=json)
 
 
-def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, json: bool = False) -> None:
-    """Have the running agent look now, and tell what became of some VMs. Raises `VmError` for a failure."""
+def sync_by_agent(
+    agent: RemoteAgent,
+    config: Config,
+    vms: list[VmConfig],
+    *,
+    did: Mapping[str, str] | None = None,
+    json: bool = False,
+) -> None:
+    """Have the running agent look now, and tell what became of some VMs. Raises `VmError` for a failure.
+
+    ``did`` says what an order before it has changed, by VM.
+    """
     before = {vm.name: agent.vm(vm.name)["Sealed"] for vm in vms}
     with Progress() as progress:
         after = agent.settle(list(before), progress.tell)
@@ -83,6 +95,7 @@ def sync_by_agent(agent: RemoteAgent, config: Config, vms: list[VmConfig], *, js
             sealed=found["Sealed"] != before[name],
             state=State(found["State"]),
             reason="; ".join(found["Reasons"]),
+            did=did[name] if did is not None else None,
         )
         for name, found in after.items()
     ]
@@ -152,7 +165,12 @@ def _tell(config: Config, rows: list[SyncRow], *, json: bool) -> None:
         print_json(rows)
     else:
         print_table(
-            ["VM", "SEALED", "STATE", "REASON"],
-            [[row.vm, "yes" if row.sealed else "", row.state.value, row.reason] for row in rows],
+            ["VM", "DID", "SEALED", "STATE", "REASON"]
+            if any(row.did for row in rows)
+            else ["VM", "SEALED", "STATE", "REASON"],
+            [
+                [row.vm, *filter(None, [row.did]), "yes" if row.sealed else "", row.state.value, row.reason]
+                for row in rows
+            ],
         )
     fail_for_bad(config, ((config.vm(row.vm), row.state, row.reason) for row in rows))

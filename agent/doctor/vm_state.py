@@ -57,6 +57,15 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 "or publish another value",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
+        case State.ROLLED_BACK:
+            yield hint(
+                "vm.state",
+                said,
+                vm=vm.name,
+                why="an operator ordered this; the VM does not get what is published now",
+                remedy="retry when the published values are good; the next change is tried in any case",
+                commands=[f"credferry retry --config {config} {vm.name}"],
+            )
         case State.RESTART_DUE | State.PUSH_DUE | State.SEAL_DUE:
             yield hint(
                 "vm.state",

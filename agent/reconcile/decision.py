@@ -54,6 +54,9 @@ class State(enum.StrEnum):
     FAILED = "failed"
     """The last rollout failed. The agent waits until the secrets change or an operator retries."""
     HELD = "held"
+    """A change is sealed and waits until an operator acts: on a hold, or because of the VM's policy."""
+    ROLLED_BACK = "rolled back"
+    """An operator ordered it. The VM keeps the earlier secrets until they change or an operator retries."""
     IGNORED = "ignored"
     HALTED = "halted"
     WAITING = "waiting"
@@ -230,7 +233,7 @@ def _after_a_failure(
         case Outcome.FAILED:
             return Decision(now.vm, State.FAILED, roll_back=attempt.previous > 0, reasons=(attempt.reason,))
         case Outcome.ROLLED_BACK:
-            state = State.HELD if attempt.by_operator and not is_down else State.FAILED
+            state = State.ROLLED_BACK if attempt.by_operator and not is_down else State.FAILED
             return Decision(now.vm, state, reasons=(attempt.reason,))
         case Outcome.UNPUSHED if (
             now.unit is not None

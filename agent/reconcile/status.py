@@ -114,9 +114,7 @@ def _since(observed: Observed, decision: Decision, store: Store) -> float | None
     name, sealed = observed.vm.name, observed.sealed
     unit_changed = observed.unit.changed_at if observed.unit is not None else None
     match decision.state:
-        case State.FAILED | State.HALTED:
-            return store.attempted_at(name)
-        case State.HELD if observed.attempt is not None and observed.attempt.by_operator:
+        case State.FAILED | State.HALTED | State.ROLLED_BACK:
             return store.attempted_at(name)
         case State.HELD | State.IGNORED | State.RESTART_DUE | State.PUSH_DUE | State.WAITING:
             sealed_at = store.sealed_at(sealed) if sealed is not None and decision.seal is None else None

@@ -67,7 +67,7 @@ class Rollback:
             attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "), ran=0
         )
         self.store.record_attempt(vm.name, done)
-        return State.HELD if attempt.by_operator and not reason else State.FAILED
+        return State.ROLLED_BACK if attempt.by_operator and not reason else State.FAILED
 
     def _to(
         self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool

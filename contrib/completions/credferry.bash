@@ -51,7 +51,7 @@ _credferry() {
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         return ;;
     ' status:--state')
-        mapfile -t COMPREPLY < <(compgen -W 'in-step stopped restart-due push-due seal-due changing refused failed held ignored halted waiting no-unit' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W 'in-step stopped restart-due push-due seal-due changing refused failed held rolled-back ignored halted waiting no-unit' -- "$current")
         return ;;
     ' show:--config'|' show:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")

@@ -62,7 +62,7 @@ complete -c credferry -n '__credferry_at plan' -l help -s h -d 'Show the help of
 complete -c credferry -n '__credferry_at status' -a '(__credferry_vms)'
 complete -c credferry -n '__credferry_at status' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at status' -l vm -r -a '(__credferry_vms)' -d 'Only this VM, or the VMs that match a pattern. Can be repeated.'
-complete -c credferry -n '__credferry_at status' -l state -r -a 'in-step stopped restart-due push-due seal-due changing refused failed held ignored halted waiting no-unit' -d 'Only VMs in this state, such as failed. Can be repeated.'
+complete -c credferry -n '__credferry_at status' -l state -r -a 'in-step stopped restart-due push-due seal-due changing refused failed held rolled-back ignored halted waiting no-unit' -d 'Only VMs in this state, such as failed. Can be repeated.'
 complete -c credferry -n '__credferry_at status' -l utc -d 'Show times in UTC, not in the host\'s time zone.'
 complete -c credferry -n '__credferry_at status' -l json -d 'Print JSON instead of a table.'
 complete -c credferry -n '__credferry_at status' -l watch -s w -d 'Update the table every second, until Ctrl-C.'

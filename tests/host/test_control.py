@@ -340,6 +340,25 @@ def test_a_verb_that_is_interrupted(bus: Bus) -> None:
     bus.wait_vm("web", State="in step", Order="")
 
 
+def test_a_word_says_what_it_changed(bus: Bus) -> None:
+    """`hold`, `release` and `retry` tell what they did for each VM, or that they changed nothing."""
+
+    def did(verb: str) -> str:
+        lines = bus.deployment.credferry(verb, "db-1").splitlines()
+        return lines[1].removeprefix("db-1").strip()
+
+    assert did("hold").startswith("held; no restart")
+    assert did("hold") == "was held already"
+    assert did("release").startswith("released ")
+    assert did("release").startswith("nothing: was not held ")
+    assert did("retry").startswith("nothing: had not failed ")
+    assert (
+        json.loads(bus.deployment.credferry("retry", "db-1", "--json"))[0]["did"]
+        == "nothing: had not failed"
+    )
+    assert json.loads(bus.deployment.credferry("sync", "db-1", "--json"))[0]["did"] is None
+
+
 def test_rotate_restarts_a_vm_that_is_not_live(bus: Bus) -> None:
     """As `restart` does."""
     for verb in ("restart", "rotate"):
@@ -443,7 +462,8 @@ def test_rotate_and_hold(bus: Bus) -> None:
     bus.publish(api_key=b"while it is held")
     bus.wait_vm("web", State="held", Reasons=["by an operator"])
     rows = json.loads(bus.deployment.credferry("release", "web", "--json"))
-    assert rows == [{"vm": "web", "sealed": False, "state": "in step", "reason": ""}]
+    released = {"vm": "web", "sealed": False, "state": "in step", "reason": "", "did": "released"}
+    assert rows == [released]
     assert bus.starts() == starts + 2
     assert error_name(bus, "Rotate", "wbe") == "org.credferry.Error.UnknownVm"
     assert error_name(bus, "Hold", "web") == ""
@@ -501,13 +521,13 @@ def test_rollback_stays_until_a_change_or_a_retry(bus: Bus) -> None:
     assert json.loads(bus.deployment.credferry("sync", "--json", "--vm", "web"))[0]["state"] == "in step"
     generation, others = bus.vm("web")["Running"], bus.vm("db-1")["Running"]
     row = json.loads(bus.deployment.credferry("rollback", "web", "--json"))[0]
-    assert (row["state"], row["generation"]) == ("held", generation - 1)
+    assert (row["state"], row["generation"]) == ("rolled back", generation - 1)
     assert "by an operator; it stays there until its secrets change" in row["reason"]
     assert bus.deployment.delivered("web") == {"API_KEY": b"former"}
     starts = bus.starts()
     bus.publish()  # the same once more
     bus.deployment.credferry("sync")
-    assert (bus.starts(), bus.vm("web")["State"]) == (starts, "held")
+    assert (bus.starts(), bus.vm("web")["State"]) == (starts, "rolled back")
     assert error_name(bus, "Rotate", "web") == "org.credferry.Error.RolledBack"
     bus.deployment.credferry("retry", "web")
     assert bus.deployment.delivered("web") == {"API_KEY": b"unloved"}

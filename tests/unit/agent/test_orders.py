@@ -141,7 +141,7 @@ def test_what_follows_from_an_order_has_its_run(loop: Loop, order: Order) -> Non
         mend_a(loop)
     before = len(loop.told())
     run = loop.service._orders.give("a", order, JANE)
-    wanted = State.HELD if order is Order.ROLL_BACK else State.IN_STEP
+    wanted = State.ROLLED_BACK if order is Order.ROLL_BACK else State.IN_STEP
     loop.turn(lambda: state(loop, "a") is wanted and not loop.service._orders.pending())
     event, message = loop.told()[before]
     assert (event, message) == (Event.ORDERED, f"a: {order.value} ordered by user 1234: a test")

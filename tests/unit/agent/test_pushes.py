@@ -136,7 +136,7 @@ def test_pushes_follow_one_another(host: Host) -> None:
     now = pushed(host)
     assert now is not None
     assert now.generation == 8
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     assert host.units.restarts == [A]
     runs = host.look("a").observed[0].runs
     assert runs is not None

@@ -646,7 +646,7 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     ),
     "put back by an operator": (
         seen(WANTED, BEHIND, UP, kept(OLD), attempt=went(NEW, B, by_operator=True)), True,
-        Decision(VM, State.HELD), "broke",
+        Decision(VM, State.ROLLED_BACK), "broke",
     ),
     "put back by an operator, and down": (
         seen(WANTED, BEHIND, DOWN, attempt=went(NEW, B, by_operator=True)), True, FAILED, "broke",

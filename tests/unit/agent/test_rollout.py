@@ -471,7 +471,7 @@ def test_an_order_puts_a_vm_back(host: Host) -> None:
 
     host.units.job = job
     manifest = host.current()
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     wanted = Attempt(
         manifest.digest, Outcome.FAILED, previous=1, run=manifest.run, by_operator=True, order=ORDER, ran=2
     )
@@ -493,7 +493,7 @@ def test_a_stopped_vm_is_put_back_without_a_start(host: Host) -> None:
     host.loop.stop_vm("a")
     digest = host.current().digest
     host.loop.publish(y="nothing of its")
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     attempt = host.store.attempt("a")
     assert attempt is not None
     assert attempt.digest == digest
@@ -571,7 +571,7 @@ def test_a_vm_whose_ordered_rollback_fails_is_held_on_what_it_ran(host: Host) ->
 
     host.units.job = job
     host.records()
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     assert host.records() == [
         (Event.ROLLBACK_FAILED, "a", A, "2", ORDER),
         (Event.ROLLED_BACK, "a", A, "1", ORDER),
@@ -1010,7 +1010,7 @@ def test_an_order_stands_for_what_was_published_when_it_was_done(host: Host) -> 
     host.loop.publish(x="three")
     for _ in range(3):
         assert host.rollout.roll_back("a", host.units, ORDER) is None
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     attempt, desired = host.store.attempt("a"), host.look("a").observed[0].desired
     assert attempt is not None
     assert isinstance(desired, Desired)

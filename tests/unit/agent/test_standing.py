@@ -112,7 +112,7 @@ def test_an_operators_rollback_is_no_failure(store: Store) -> None:
     store.record_attempt("web", word)
     store.revert("web", 2)
     decision = decide(observed(store, running=1))
-    assert (decision.state, decision.seal, decision.restart) == (State.HELD, None, False)
+    assert (decision.state, decision.seal, decision.restart) == (State.ROLLED_BACK, None, False)
     down = decide(observed(store, running=1, active="failed"))
     assert down.state is State.FAILED
     changed = decide(observed(store, wanted=0, running=1))
