@@ -9,27 +9,33 @@ One job: the page. Its style, its drawing and its lists stand together, as they 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from datetime import UTC, datetime, timedelta
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from credferry.agent.audit.events import Event
+from credferry.agent.audit.html_style import POLICY, STYLE, looks
 from credferry.agent.audit.rotations import Rotation, describe_revert
 from credferry.agent.printable import printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from credferry.agent.audit.periods import Period
     from credferry.agent.audit.records import Record
     from credferry.agent.audit.rotations import Story
 
 _SHORT = 8
-_HUES = 8
 _WIDTH, _LEFT, _RIGHT = 1000.0, 170.0, 12.0
 _LANE, _BAR = 26.0, 18.0
+_NARROW = 6.0
+"""A narrower bar, or a mark that is closer to the one before, is drawn together with its neighbours."""
+_FULL_MAX = 400
+"""With more rotations than this, those that went well are one line each, without their steps."""
+_CROWD, _INDEXED = 60, 3
+"""With more marks than this in a timeline, close ones are drawn as one; with more VMs, there is an index."""
+_T = TypeVar("_T")
 _LETTER = 6.2
 """Minimum width of a letter of a bar's text. A bar that is too narrow for its text has none."""
 _TICKS_MAX = 7
@@ -40,49 +46,13 @@ _STEPS = (
 )
 """Seconds between ticks of a time axis."""
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f5f6f8; --card: #fff; --ink: #1c2126; --dim: #5c6670;
-  --line: #d9dee3; --bad: #c22f3d; --good: #1f8a4c; --warn: #b06f00; --bar: 46%; --text: #fff; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --card: #1d2126; --ink: #e4e8ec;
-  --dim: #98a2ac; --line: #353b42; --bad: #ff7b86; --good: #5fd08d; --warn: #f0b54c; --bar: 66%;
-  --text: #14171b; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-html { background: var(--page); }
-h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.05rem; margin: 0 0 .4rem; }
-section, details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-section { padding: .9rem 1rem; margin: 1rem 0; }
-details { padding: .35rem .8rem; margin: .4rem 0; }
-summary { cursor: pointer; } summary time { color: var(--dim); font-variant-numeric: tabular-nums; }
-.dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
-.note { color: var(--warn); }
-code, .mono { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88em; }
-table { border-collapse: collapse; margin: .4rem 0; }
-td { padding: .1rem .9rem .1rem 0; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font: 11px system-ui, "DejaVu Sans", sans-serif; fill: var(--dim); }
-svg text.name { fill: var(--ink); font-size: 12px; }
-svg text.print { font-family: ui-monospace, "DejaVu Sans Mono", monospace; fill: var(--text);
-  font-size: 10px; }
-svg line { stroke: var(--line); } svg line.back { stroke: var(--dim); stroke-dasharray: 2 3; }
-svg .mark-good { fill: var(--good); } svg .mark-bad { fill: var(--bad); }
-svg .mark-note { fill: var(--warn); }
-svg .open { opacity: .85; }
-.f0 { fill: hsl(212 62% var(--bar)); } .f1 { fill: hsl(28 78% var(--bar)); }
-.f2 { fill: hsl(162 58% calc(var(--bar) - 10%)); } .f3 { fill: hsl(268 46% var(--bar)); }
-.f4 { fill: hsl(340 58% var(--bar)); } .f5 { fill: hsl(190 66% calc(var(--bar) - 8%)); }
-.f6 { fill: hsl(48 72% calc(var(--bar) - 8%)); } .f7 { fill: hsl(100 38% calc(var(--bar) - 6%)); }
-.unknown { fill: var(--line); }
-"""
 _LEGEND = (
     '<p class="dim"><span class="good">●</span> restarted with a new value, <span '
     'class="bad">▲</span> failed or rolled back, <span class="note">◆</span> published, held, or '
-    "waiting</p>"
+    "waiting. In a timeline, a colour with its border is one value of a credential, which its fingerprint "
+    "chooses: it appears again where the value was used again. A grey bar is several values "
+    "that are too close to be drawn one by one, and leads to their story.</p>"
 )
-_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
 
 
 class _Scale(NamedTuple):
@@ -105,24 +75,24 @@ def page(
     bad = sum(each.is_bad for each in story.rotations)
     summary = (
         f"{_at(scale.begin)} to {_at(scale.end)} UTC: {_count(len(vms), 'VM')}, "
-        f"{_count(len(story.rotations), 'rotation')}, {bad} of them failed or rolled back. Each colour "
-        "is one value: a colour that appears again is a value that was used again."
+        f"{_count(len(story.rotations), 'rotation')}, {bad} of them failed or rolled back."
     )
     lines = [
         "<!doctype html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width">',
         '<meta name="referrer" content="no-referrer">',
         "<title>credferry: audit</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         "</head>",
         "<body>",
         "<h1>Which VM ran which secrets</h1>",
         f'<p class="dim">{escape(summary)}</p>',
         _LEGEND,
+        *_index(vms, story),
         *(line for vm in vms for line in _vm(vm, story, periods, scale)),
         *_stories(story),
         "</body>",
@@ -185,25 +155,46 @@ def _lane(name: str, top: float, periods: Sequence[Period], scale: _Scale) -> It
         f'<text class="name" x="0" y="{top + 14:.1f}">{_shortened(name, 24)}'
         f"<title>{escape(name)}</title></text>"
     )
-    hues: dict[str, int] = {}
-    for period in periods:
-        if name not in period.fingerprints:
+    own = [each for each in periods if name in each.fingerprints]
+    look = looks(each.fingerprints[name] for each in own if each.fingerprints[name])
+    shown = [each for each in own if (each.end or scale.end) >= scale.begin and each.begin <= scale.end]
+    for group in _clusters(
+        shown, lambda each: scale.x(each.begin), lambda each: scale.x(each.end or scale.end)
+    ):
+        x, end = scale.x(group[0].begin), scale.x(group[-1].end or scale.end)
+        place = f'x="{x:.1f}" y="{top:.0f}" width="{max(1.5, end - x):.1f}" height="{_BAR:.0f}"'
+        if len(group) > 1:
+            said = f"{len(group)} starts: {_at(group[0].begin)} to {_at(group[-1].begin)}"
+            bar = f'<rect class="many" {place}><title>{said}</title></rect>'
+            yield f'<a href="#run-{escape(group[0].run[:_SHORT])}">{bar}</a>'
             continue
+        period = group[0]
         fingerprint = period.fingerprints[name]
-        hue = f"f{hues.setdefault(fingerprint, len(hues) % _HUES)}" if fingerprint else "unknown"
-        end = period.end or scale.end
-        if end < scale.begin or period.begin > scale.end:
-            continue
-        x, width = scale.x(period.begin), max(1.5, scale.x(end) - scale.x(period.begin))
-        shown = fingerprint[:_SHORT] or "unknown"
-        said = f"{name} {shown}, generation {period.generation}: {_at(period.begin)} to "
-        said += f"{_at(period.end)}, {period.ended_by}" if period.end else "now"
-        yield (
-            f'<rect class="{hue}{"" if period.end else " open"}" x="{x:.1f}" y="{top:.1f}" '
-            f'width="{width:.1f}" height="{_BAR:.0f}" rx="3"><title>{escape(said)}</title></rect>'
-        )
-        if width > len(shown) * _LETTER + 6:
-            yield f'<text class="print" x="{x + 4:.1f}" y="{top + 12.5:.1f}">{escape(shown)}</text>'
+        label = fingerprint[:_SHORT] or "unknown"
+        until = f"{_at(period.end)}, {period.ended_by}" if period.end else "now"
+        said = f"{name} {label}, generation {period.generation}: {_at(period.begin)} to {until}"
+        kind = f"{look.get(fingerprint, 'unknown')}{'' if period.end else ' open'}"
+        yield f'<rect class="{kind}" {place} rx="3"><title>{escape(said)}</title></rect>'
+        if end - x > len(label) * _LETTER + 6:
+            yield f'<text class="print" x="{x + 4:.1f}" y="{top + 12.5:.1f}">{escape(label)}</text>'
+
+
+def _clusters(
+    items: Sequence[_T], left: Callable[[_T], float], right: Callable[[_T], float]
+) -> Iterator[list[_T]]:
+    """Items in their order: those that are narrow and close together as one, each other by itself."""
+    group: list[_T] = []
+    for item in items:
+        is_narrow = right(item) - left(item) < _NARROW
+        if group and not (is_narrow and left(item) - left(group[0]) < 2 * _NARROW):
+            yield group
+            group = []
+        group.append(item)
+        if not is_narrow:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 _MARKS = {
@@ -227,10 +218,22 @@ def _marks(
     yield f'<text class="name" x="0" y="{top + 14:.1f}">events</text>'
     steps = [(step.time, step.label, step.text) for each in rotations for step in (*each.steps, *each.later)]
     steps += [(fact.time, fact.event.label, fact.message) for fact in facts]
-    for time, label, text in sorted(steps):
-        kind = _MARKS.get(label, "note" if label in {fact.event.label for fact in facts} else "")
-        if not kind or not scale.begin <= time <= scale.end:
-            continue
+    facts_are = {fact.event.label for fact in facts}
+    drawn = [
+        (time, kind, f"{_at(time)} {label}: {text}")
+        for time, label, text in sorted(steps)
+        if (kind := _MARKS.get(label, "note" if label in facts_are else ""))
+        and scale.begin <= time <= scale.end
+    ]
+
+    def place(each: tuple[datetime, str, str]) -> float:
+        return scale.x(each[0])
+
+    is_crowded = len(drawn) > _CROWD
+    for group in _clusters(drawn, place, place) if is_crowded else ([each] for each in drawn):
+        time, kind, said = next((each for each in group if each[1] == "bad"), group[-1])
+        if len(group) > 1:
+            said += f"; and {len(group) - 1} more"
         x, y = scale.x(time), top + _BAR / 2
         # Shapes as well as colours, for readers who cannot tell the colours apart.
         shape = {
@@ -239,7 +242,23 @@ def _marks(
             "note": f'<path d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z" class="mark-note">',
         }[kind]
         end = "</circle>" if kind == "good" else "</path>"
-        yield f"{shape}<title>{escape(f'{_at(time)} {label}: {text}')}</title>{end}"
+        yield f"{shape}<title>{escape(said)}</title>{end}"
+
+
+def _index(vms: Sequence[str], story: Story) -> Iterator[str]:
+    """Links to the VMs, if there are many, and the filter. A link shows one VM's timeline alone."""
+    bad = {each.vm for each in story.rotations if each.is_bad}
+    if len(vms) > _INDEXED:
+        yield '<nav><a href="#">all VMs</a>'
+        for vm in vms:
+            kind = ' class="bad"' if vm in bad else ""
+            yield f'<a{kind} href="#vm-{escape(vm)}">{escape(vm)}</a>'
+        yield "</nav>"
+    if bad:
+        yield (
+            '<label class="filter"><input type="checkbox" id="only-bad"> show only the stories of what '
+            "failed or was rolled back</label>"
+        )
 
 
 def _stories(story: Story) -> Iterator[str]:
@@ -248,18 +267,58 @@ def _stories(story: Story) -> Iterator[str]:
         *((each.began, each) for each in story.rotations),
         *((each.time, each) for each in story.facts),
     ]
-    for _, part in sorted(parts, key=lambda each: each[0]):
+    parts.sort(key=lambda each: each[0])
+    if len(story.rotations) > _FULL_MAX:
+        yield from _groups([part for _, part in parts])
+        return
+    for _, part in parts:
         if isinstance(part, Rotation):
             yield from _rotation(part)
         else:
-            yield f'<p class="dim"><time>{_at(part.time)}</time> {escape(part.message)}</p>'
+            yield f'<p class="dim fine"><time>{_at(part.time)}</time> {escape(part.message)}</p>'
+
+
+def _groups(parts: Sequence[Rotation | Record]) -> Iterator[str]:
+    """The stories by their run: a line for each VM that went well, all steps of one that did not."""
+    for run, group in groupby(parts, key=lambda part: part.run):
+        rotations: list[Rotation] = []
+        for part in group:
+            if isinstance(part, Rotation):
+                rotations.append(part)
+            else:
+                yield f'<p class="dim fine"><time>{_at(part.time)}</time> {escape(part.message)}</p>'
+        if not rotations:
+            continue
+        bad = [each for each in rotations if each.is_bad]
+        said = f'<span class="bad">{len(bad)} failed</span>' if bad else '<span class="good">well</span>'
+        yield (
+            f"<details{'' if bad else ' class=fine'}><summary><time>{_at(rotations[0].began)}</time> run "
+            f"{escape(run[:_SHORT])}: {_count(len(rotations), 'VM')}, {said}</summary><table "
+            f'id="run-{escape(run[:_SHORT])}">'
+        )
+        for each in rotations:
+            if not each.is_bad:
+                yield _line_of(each)
+        yield "</table>"
+        for each in bad:
+            yield from _rotation(each)
+        yield "</details>"
+
+
+def _line_of(rotation: Rotation) -> str:
+    changed = ", ".join(f"{name} {value[:_SHORT]}" for name, value in rotation.changed.items())
+    return (
+        f"<tr><td>{escape(rotation.vm)}<td>{rotation.generation or ''}<td>{rotation.outcome.value}"
+        f"<td>{rotation.seconds:.1f} s<td>{escape(changed)}"
+    )
 
 
 def _rotation(rotation: Rotation) -> Iterator[str]:
     colour = "bad" if rotation.is_bad else "good"
     generation = f", generation {rotation.generation}" if rotation.generation else ""
     yield (
-        f'<details class="rotation" data-run="{escape(rotation.run)}" data-vm="{escape(rotation.vm)}">'
+        f'<details class="rotation{"" if rotation.is_bad else " fine"}" data-run="{escape(rotation.run)}" '
+        f'data-vm="{escape(rotation.vm)}">'
         f"<summary><time>{_at(rotation.began)}</time> <b>{escape(rotation.vm)}</b>{generation}: "
         f'<span class="{colour}">{rotation.outcome.value}</span> after {rotation.seconds:.2f} s</summary>'
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -14,13 +15,14 @@ import pytest
 
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.html import page
+from credferry.agent.audit.html_style import LOOKS, looks
 from credferry.agent.audit.periods import Period
 from credferry.agent.audit.records import Record
 from credferry.agent.audit.rotations import Rotation, Story, tell
 
 BEGIN = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
 EVIL = '</title></style><script>alert(1)</script><img src=http://x/>"\' onload="x'
-_VOID = {"meta", "br"}
+_VOID = {"meta", "br", "input"}
 
 
 class _Elements(HTMLParser):
@@ -77,7 +79,9 @@ def test_bars_are_where_their_moments_are() -> None:
     periods = [period(0, 100, "aa"), period(100, 200, "bb"), period(200, 300, "aa"), period(300, 400, "")]
     begin = BEGIN.timestamp()
     found = bars(page(Story((), ()), periods, since=begin, until=begin + 400))
-    assert [each[0] for each in found] == ["f0", "f1", "f0", "unknown"]
+    looks = [each[0] for each in found]
+    assert looks == [looks[0], looks[1], looks[0], "unknown"]
+    assert looks[0] != looks[1]
     width = found[0][2]
     for number, (_, x, each) in enumerate(found):
         assert each == pytest.approx(width, abs=0.2)
@@ -106,10 +110,11 @@ def test_nothing_from_the_journal_is_obeyed() -> None:
     assert {tag for tag, _ in found} <= {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "span", "section", "svg"),
         *("line", "text", "rect", "circle", "path", "details", "summary", "time", "b", "div", "code"),
-        *("table", "tr", "td"),
+        *("table", "tr", "td", "label", "input", "nav", "a"),
     }
     for _, attributes in found:
-        assert not {"src", "href", "style", "action"} & attributes.keys()
+        assert not {"src", "style", "action"} & attributes.keys()
+        assert (attributes.get("href") or "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on")]
     for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         ET.fromstring(svg)  # noqa: S314 (our own, and to be well-formed)
@@ -133,3 +138,57 @@ def test_axes_of_any_length(seconds: float) -> None:
     """From half a second to a dozen years there are a few ticks, and never many."""
     text = page(Story((), ()), [period(0, seconds, "aa")])
     assert 1 <= text.count("<line ") <= 9
+
+
+def rotated(vms: int, times: int) -> tuple[Story, list[Period]]:
+    """VMs whose secret was rotated so often; a few restarts failed, and were rolled back."""
+    records, periods = [], []
+    for number in range(times):
+        run = hashlib.sha256(str(number).encode()).hexdigest()[:32]
+        value = hashlib.sha256(run.encode()).hexdigest()
+        for index in range(vms):
+            vm, begin = f"customer-api-gateway-{index:02}", number * 144_000.0 + index * 3
+            is_bad = number % 37 == 5 and index % 13 == 3
+            ends = (
+                [(1.5, Event.RESTART_FAILED), (2.0, Event.ROLLED_BACK)]
+                if is_bad
+                else [(1.5, Event.LAUNCHED), (2.0, Event.RESTARTED)]
+            )
+            for seconds, event in [
+                (0.0, Event.PUBLISHED),
+                (0.1, Event.SEALED),
+                (0.5, Event.RESTART_ASKED),
+                *ends,
+            ]:
+                time = BEGIN + timedelta(seconds=begin + seconds)
+                message = f"{vm}: {event.label}, generation {number + 1}"
+                records.append(
+                    Record(time, event, message, vm, run, number + 1, {"TLS_KEY": value}, ("TLS_KEY",))
+                )
+            ran = period(begin + 1.5, begin + 144_000, value, vm=vm, credential="TLS_KEY")
+            periods.append(replace(ran, run=run))
+    records.sort(key=lambda record: record.time)
+    return tell(records, periods), periods
+
+
+def test_a_large_fleet_fits_a_page() -> None:
+    """40 VMs with 200 rotations make at most 2 MB; each has a line, and a failed one all its steps."""
+    story, periods = rotated(40, 200)
+    text = page(story, periods)
+    assert len(text.encode()) <= 2_000_000
+    assert text.count("<tr><td>customer-api-gateway-") + text.count('<details class="rotation"') == 8000
+    assert text.count('<details class="rotation"') == sum(each.is_bad for each in story.rotations) > 0
+    assert text.count('<a href="#vm-') + text.count('<a class="bad" href="#vm-') == 40
+    targets = set(re.findall(r'<a href="#(run-[0-9a-f]{8})">', text))
+    assert targets
+    assert targets <= set(re.findall(r'<table id="(run-[0-9a-f]{8})">', text))
+    assert '<input type="checkbox" id="only-bad">' in text
+
+
+def test_each_value_looks_different() -> None:
+    """As many values as there are looks have one each, by their fingerprints alone; more share them."""
+    values = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(LOOKS)]
+    assert len(set(looks(values).values())) == LOOKS
+    assert looks(reversed(values)) == looks(values)
+    assert len(set(looks([*values, "one more"]).values())) == LOOKS
+    assert looks(values[:1]) == {values[0]: looks(values[:2])[values[0]]}
