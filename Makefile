@@ -25,7 +25,7 @@ help:
 	@echo 'make clean        remove what the above put into the cache'
 
 demo:
-	@exec $(BOOTSTRAP) full python -m tests.demo
+	@exec $(BOOTSTRAP) demo python -m tests.demo
 
 test:
 	@exec $(BOOTSTRAP) full

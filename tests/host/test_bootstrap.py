@@ -20,6 +20,8 @@ CHECKOUT = Path(__file__).parents[2]
 PLACE = "/opt/credferry-bootstrap"
 CACHE = f"{PLACE}/cache"
 PACKAGES = "/var/lib/dpkg/status"
+POLICY = "/usr/sbin/policy-rc.d"
+WANTS = "/etc/systemd/system/multi-user.target.wants"
 
 
 @pytest.fixture
@@ -27,15 +29,26 @@ def bare(host: Host) -> Iterator[Host]:
     """A host, which has no network, with the set-up's script and nothing in its cache."""
     for name in ("tests/support/bootstrap", "pyproject.toml"):
         host.write(f"{PLACE}/{name}", (CHECKOUT / name).read_bytes(), 0o755)
+    host.run("mkdir", "-p", WANTS)
     packages = host.path(PACKAGES).read_bytes()
+    policy = host.run("sh", "-c", f"cat {POLICY} 2>/dev/null", check=False).stdout
     yield host
+    if policy:
+        host.write(POLICY, policy, 0o755)
     host.write(PACKAGES, packages)
     host.run("rm", "-rf", PLACE)
 
 
-def bootstrap(host: Host, *arguments: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it, with the patience of a test; pip's configuration could name a place that needs no network."""
+def bootstrap(
+    host: Host, *arguments: str, user: str | None = None, path: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run it, with the patience of a test; pip's configuration could name a place that needs no network.
+
+    ``path`` is a directory with programs that stand before others.
+    """
     environment = {"CREDFERRY_CACHE": CACHE, "PIP_CONFIG_FILE": "/dev/null", "PIP_RETRIES": "0"}
+    if path:
+        environment["PATH"] = f"{path}:/usr/sbin:/usr/bin:/sbin:/bin"
     script = f"{PLACE}/tests/support/bootstrap"
     return host.run(script, *arguments, env=environment, user=user, check=False, timeout=240)
 
@@ -76,6 +89,43 @@ def test_no_network_for_apt(bare: Host) -> None:
         lines[-1]
         == "credferry: cannot install cpio strace: is there a network, and a Debian mirror in /etc/apt?"
     )
+
+
+def without_cpio(host: Host, apt_get: str) -> str:
+    """A host that lacks a package, with a program in the place of apt-get; the program's directory."""
+    paragraphs = host.path(PACKAGES).read_text().split("\n\n")
+    host.write(PACKAGES, "\n\n".join(each for each in paragraphs if not each.startswith("Package: cpio\n")))
+    host.write(f"{PLACE}/bin/apt-get", f"#!/bin/sh\n{apt_get}\n", 0o755)
+    host.run("rm", "-f", POLICY)
+    return f"{PLACE}/bin"
+
+
+def test_no_service_is_started_or_enabled(bare: Host) -> None:
+    """While packages are installed, none may start a service; what they enable is disabled, and told."""
+    link = f"{WANTS}/new.service"
+    path = without_cpio(bare, f"{POLICY} new start; echo $? >{PLACE}/policy; ln -sf /dev/null {link}")
+    done = bootstrap(bare, "demo", "true", path=path)
+    assert done.stderr.splitlines()[:3] == [
+        "credferry: installing cpio",
+        "credferry: not enabled: new.service",
+        "credferry: installed; nothing of it was started or enabled",
+    ]
+    assert "101" in bare.path(f"{PLACE}/policy").read_text()
+    assert not bare.path(link, follow=False).is_symlink()
+    assert not bare.path(POLICY).exists()
+
+
+def test_an_interrupted_set_up(bare: Host) -> None:
+    """Ctrl-C while packages are installed is answered in one line, and leaves no file behind."""
+    before = bare.run("ls", "/tmp").stdout
+    done = bootstrap(bare, "demo", "true", path=without_cpio(bare, "kill -INT $PPID; exit 1"))
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "credferry: installing cpio",
+        "credferry: interrupted; what is missing is set up the next time",
+    ]
+    assert not bare.path(POLICY).exists()
+    assert bare.run("ls", "/tmp").stdout == before
 
 
 def test_a_user_is_told_which_packages_to_install(bare: Host) -> None:
