@@ -47,7 +47,7 @@ _STEPS = (
 """Seconds between ticks of a time axis."""
 
 _LEGEND = (
-    '<p class="dim"><span class="good">●</span> restarted with a new value, <span '
+    '<p class="dim"><span class="good">●</span> restarted with a new value or has it by a push, <span '
     'class="bad">▲</span> failed or rolled back, <span class="note">◆</span> published, held, or '
     "waiting. In a timeline, a colour with its border is one value of a credential, which its fingerprint "
     "chooses: it appears again where the value was used again. A grey bar is several values "
@@ -200,6 +200,8 @@ def _clusters(
 _MARKS = {
     Event.RESTARTED.label: "good",
     Event.RESTART_FAILED.label: "bad",
+    Event.PUSHED.label: "good",
+    Event.PUSH_FAILED.label: "bad",
     Event.ROLLED_BACK.label: "bad",
     Event.ROLLBACK_FAILED.label: "bad",
     Event.LAUNCH_REFUSED.label: "bad",

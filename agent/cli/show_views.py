@@ -53,11 +53,15 @@ def vm_lines(
     yield from _folded("Wiring", _wiring(row.wiring), columns)
     sealed = str(status.sealed.generation) if status.sealed else "none"
     running = str(status.running.generation) if status.running else "none"
-    yield from _folded("Generation", f"runs {running}, sealed {sealed}", columns)
+    by = f" (by a {status.arrived.value})" if status.arrived is not None else ""
+    yield from _folded("Generation", f"runs {running}{by}, sealed {sealed}", columns)
     yield from _folded("Settings", _settings(row.settings), columns)
     if status.last_result and status.last_result not in status.reasons:
         yield from _folded("Last result", status.last_result, columns)
     yield from _folded("Next", _next(row), columns)
+    if status.next is not None:
+        why = f", because {status.next_reason}" if status.next_reason else ""
+        yield from _folded("A change", f"reaches it by a {status.next.value}{why}", columns)
     yield "", ""
     yield from _secrets(row.credentials, columns, where, now)
     if row.rotations:

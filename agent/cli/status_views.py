@@ -10,6 +10,7 @@ from credferry.agent.cli import tables
 from credferry.agent.cli.terminal import say
 from credferry.agent.cli.times import moment
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -145,7 +146,7 @@ def _cells(row: StatusRow, where: tzinfo | None) -> list[str]:
         moment(row.since, where) if row.since else "-",
         row.published.digest or "-",
         _generation(row.sealed),
-        _generation(row.running),
+        _generation(row.running) + _pushed(row),
         row.system or "-",
         "-" if row.last_result in row.reasons else row.last_result or "-",
         _reason(row),
@@ -160,7 +161,7 @@ def _short_cells(row: StatusRow, where: tzinfo | None) -> list[str]:
         moment(row.since, where) if row.since else "-",
         row.published.digest or "-",
         str(row.sealed.generation) if row.sealed else "-",
-        str(row.running.generation) if row.running else "-",
+        (str(row.running.generation) if row.running else "-") + _pushed(row),
         row.system or "-",
         _reason(row) if is_told else row.last_result or row.unit_state,
     ]
@@ -171,6 +172,10 @@ def _reason(row: StatusRow) -> str:
     if not _lacks_agent(row):
         return reason
     return f"{row.state.value}, once an agent runs" + (f"; {reason}" if reason else "")
+
+
+def _pushed(row: StatusRow) -> str:
+    return ", pushed" if row.arrived is Arrival.PUSH else ""
 
 
 def _generation(cell: Generation | None) -> str:

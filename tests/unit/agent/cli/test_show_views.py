@@ -12,6 +12,8 @@ from credferry.agent.cli.documents import Generation, Published, SecretRow, Show
 from credferry.agent.cli.show_views import age, vm_lines
 from credferry.agent.config.model import Policy, VmConfig
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival
+from credferry.agent.store.records import Way
 from credferry.launcher.handoff import Kind
 
 NOW = datetime(2026, 11, 28, 19, 0, tzinfo=UTC)
@@ -87,6 +89,15 @@ def test_a_credential_has_fingerprint_age_and_end() -> None:
 def test_what_happens_next(shown: ShowRow, said: str) -> None:
     """The next steps are there, or what must happen before there are any."""
     assert said in next(line for line in text(shown).splitlines() if line.startswith("  Next"))
+
+
+def test_how_a_change_would_arrive() -> None:
+    """A live VM shows how it got what it runs, and how it would get a change, or why by a restart."""
+    why = "its guest reads KEY only when it boots"
+    status = msgspec.structs.replace(row().status, arrived=Arrival.PUSH, next=Way.RESTART, next_reason=why)
+    shown = text(msgspec.structs.replace(row(), status=status))
+    assert "runs 1 (by a push), sealed 2" in shown
+    assert f"reaches it by a restart, because {why}" in shown
 
 
 def test_it_fits_the_terminal() -> None:

@@ -13,6 +13,7 @@ from credferry.agent.cli import status_views as views
 from credferry.agent.cli.documents import Generation, Published, StatusRow
 from credferry.agent.cli.times import moment
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival
 
 NAMES = (
     *("customer-api-gateway-eu-central", "payments-ledger-primary-frankfurt", "identity-provider-keycloak"),
@@ -88,6 +89,13 @@ def test_a_held_vm_says_so_in_any_state() -> None:
     """An operator sees a hold although nothing is due."""
     assert texts([row("web", held=True)])[1].split("  ")[1] == "in step, held"
     assert views.shown_state(row("web", State.HELD, held=True)) == "held"
+
+
+def test_a_pushed_generation_says_so() -> None:
+    """What a guest took by a push is told from what a VM was started with."""
+    pushed = msgspec.structs.replace(row("web"), arrived=Arrival.PUSH)
+    assert "2, pushed" in texts([pushed])[1]
+    assert "pushed" not in texts([msgspec.structs.replace(row("web"), arrived=Arrival.START)])[1]
 
 
 @pytest.mark.parametrize("state", [State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.WAITING])
