@@ -76,6 +76,15 @@ fi
 exec "$next" "$@"
 """
 """Stands before each of these, and kills all of the receiver's session at the last step."""
+_SPIED: Final = (
+    *_PROGRAMS,
+    *("cat", "cut", "flock", "head", "ls", "sha256sum", "sort", "timeout", "wc"),
+)
+_SPY: Final = """\
+#!/bin/sh
+{ echo "${0##*/} $*" && /bin/cat /proc/$$/environ; } >>"$FAKE/seen"
+exec "$(PATH=${PATH#*:} && command -v "${0##*/}")" "$@"
+"""
 _RESTART: Final = "echo $(($(cat id) + 1)) >id; echo active >state\n"
 
 
@@ -213,6 +222,14 @@ class Guest:
             self.environment["PATH"] = f"{steps}:{self.environment['PATH']}"
         (self.fake / "step").write_text("1\n")
         (self.fake / "last-step").write_text(f"{step}\n")
+
+    def record(self) -> None:
+        """From now on, note in `fake` / ``seen`` the arguments and environment of each program that runs."""
+        spies = self.root / "spies"
+        spies.mkdir()
+        for name in _SPIED:
+            self._program(spies / name, _SPY)
+        self.environment["PATH"] = f"{spies}:{self.environment['PATH']}"
 
     def told(self, verb: str) -> list[str]:
         """What the faked systemd was asked to do of this kind."""

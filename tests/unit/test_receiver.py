@@ -454,6 +454,18 @@ def test_sealed_credentials_stay_sealed_in_system(keyed: Guest, key: CredentialK
     assert keyed.left() == []
 
 
+def test_no_program_is_given_a_value(keyed: Guest, key: CredentialKey) -> None:
+    """Neither in its arguments nor in its environment, where other processes could see it."""
+    values = {"K": b"a-value-of-a-canary", "L": b"same"}
+    text, blocks = _seal_all(6, values, key)
+    keyed.record()
+    assert keyed.receive(push(text, blocks))[-1] == DONE
+    seen = (keyed.fake / "seen").read_bytes()
+    assert b"systemd-creds decrypt --name=K" in seen
+    for form in (values["K"], base64.b64encode(values["K"]), blocks["K"].content[:60]):
+        assert form not in seen
+
+
 def test_a_guest_with_a_key_refuses_what_is_not_sealed_for_it(
     keyed: Guest, key: CredentialKey, tmp_path: Path
 ) -> None:
