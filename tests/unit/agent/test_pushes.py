@@ -521,6 +521,41 @@ def test_the_status_tells_how_a_generation_got_there_and_what_is_next(host: Host
     assert shown()[:3] == (None, None, "")
 
 
+def test_another_key_of_the_host_keeps_what_was_pushed(host: Host) -> None:
+    """What a push brought is known by the new key, too: nothing is pushed or restarted for it."""
+    host.rollout.restart("a", host.units)
+    before = pushed(host)
+    host.loop.new_key()
+    host.loop.turn()
+    now = pushed(host)
+    assert before is not None
+    assert now is not None
+    assert (now.generation, now.digest != before.digest) == (2, True)
+    assert decided(host).state is State.IN_STEP
+    host.change("three")
+    assert decided(host).way is Way.PUSH
+
+
+def test_windows_and_rates_can_hold_for_restarts_only(tmp_path: Path) -> None:
+    """With `live_windows = false`, a push waits for neither, and does not count for the rate."""
+    text = BOTH.replace("[vms.a]\n", "[vms.a]\nrestarts_per_hour = 1\n")
+    for is_free in (False, True):
+        top = tmp_path / str(is_free)
+        top.mkdir()
+        for host in hosted(top, text, "live_windows = false" if is_free else ""):
+            assert host.rollout.restart("a", host.units) is State.IN_STEP
+            host.change("three")
+            wanted = State.IN_STEP if is_free else State.WAITING
+            assert host.rollout.restart("a", host.units) is wanted
+            assert len(host.store.restarts("a")) == (0 if is_free else 1)
+            host.change("four")
+            fail(host)
+            host.rollout.restart("a", host.units)
+            if is_free:
+                assert host.rollout.restart("a", host.units) is State.IN_STEP
+                assert (host.units.restarts, len(host.store.restarts("a"))) == ([A], 1)
+
+
 def test_a_second_vm_is_not_touched(host: Host) -> None:
     """A push concerns its VM alone."""
     host.rollout.restart("a", host.units)

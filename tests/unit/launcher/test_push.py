@@ -83,6 +83,15 @@ def test_a_generation_reaches_the_guest_whole(tmp_path: Path) -> None:
     }
 
 
+def test_a_guest_that_is_silent_after_the_push_leaves_it_open() -> None:
+    """Before it, nothing is sent, so another push may succeed; after it, what the guest holds is unknown."""
+    hello, done = protocol.NoReceiverError("silent"), protocol.GuestRefusedError("internal", "")
+    statuses = [pushing._failure(VM, hello, is_sent=is_sent).status for is_sent in (False, True)]
+    assert statuses == [Exit.LATER, Exit.UNKNOWN]
+    assert pushing._failure(VM, done, is_sent=True).status is Exit.UNKNOWN
+    assert pushing._failure(VM, protocol.GuestRefusedError("key", ""), is_sent=True).status is Exit.GUEST
+
+
 def test_a_large_generation_arrives_though_the_guest_is_slow(tmp_path: Path) -> None:
     """What does not fit into the socket's buffer is sent as the guest reads it."""
     large = b"x" * 900_000
