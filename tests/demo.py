@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The main job, shown: a secret rotates on a host, and the guest that uses it boots with the new value.
+"""The main job, shown: a secret rotates on a host, and the running guest that uses it has the new value.
 
 A throwaway systemd stands for the host, Debian guests boot in QEMU behind a stand-in for cloud-hypervisor.
 Run by ``make demo``.
@@ -21,6 +21,7 @@ from tests.support.guest import Variant, credential_printer, guest, sealing_iden
 from tests.support.host import Host
 from tests.support.installation import install
 from tests.support.leaks import leaks
+from tests.support.live import live_printer, with_vsock
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 CONFIG = """
 [vms.test-vm]
 guest_systemd = 257
+live = true
 [vms.test-vm.credentials]
 API_KEY = { secret = "api-key" }
 ENVIRONMENT = { text = "test" }
@@ -43,6 +45,7 @@ DB_PASSWORD = { secret = "db/password" }
 """
 BOOT_SECONDS = 180.0
 PRINTED = "credferry-guest: "
+ROTATIONS = 2
 
 
 def main() -> None:
@@ -59,14 +62,15 @@ def main() -> None:
         generation = producer.publish(values)
         note(f"/run/secrets -> /run/secrets.d/{generation}: {', '.join(values)}")
 
-        say("Two VMs: test-vm gets its secret over the API; sealed-vm gets it sealed, in the command itself")
+        say("Two VMs: test-vm takes its secrets live; sealed-vm gets its own sealed, in the command itself")
         deployment.configure(CONFIG)
         note(CONFIG.strip())
         note(deployment.credferry("guest-key", "create", "sealed-vm", "--machine-id", MACHINE_ID))
         key = host.path("/var/lib/credferry/guest-keys/sealed-vm.secret").read_bytes()
-        plain = credential_printer(plain=["API_KEY", "ENVIRONMENT", "CLUSTER"])
+        plain = live_printer(["API_KEY", "ENVIRONMENT", "CLUSTER"])
         sealed = credential_printer(sealed=["DB_PASSWORD"]) | sealing_identity(MACHINE_ID, key)
-        deployment.add_vm("test-vm", guest_files(deployment, "test-vm", images[Variant.TRIXIE], plain))
+        live = guest_files(deployment, "test-vm", images[Variant.TRIXIE], plain)
+        deployment.add_vm("test-vm", with_vsock(deployment, live))
         deployment.add_vm(
             "sealed-vm", guest_files(deployment, "sealed-vm", images[Variant.BOOKWORM], sealed)
         )
@@ -79,19 +83,8 @@ def main() -> None:
         expect(deployment, "sealed-vm", {"DB_PASSWORD": values["db/password"]})
         note(deployment.credferry("status"))
 
-        say("API_KEY is rotated; nothing else is done by hand")
-        values["api-key"] = fresh()
-        rotated = time.monotonic()
-        producer.publish(values)
-        host.wait(lambda: deployment.starts("test-vm") == 2, 30, "restart of test-vm")
-        note(f"test-vm is restarted {time.monotonic() - rotated:.1f} s after the new generation")
-        expect(deployment, "test-vm", {"API_KEY": values["api-key"], "CLUSTER": b"britton-desktop"})
-        require(deployment.starts("sealed-vm") == 1, "sealed-vm was left alone")
-
-        say("An identical generation is published: nothing happens")
-        generation = producer.publish(values)
-        deployment.credferry("sync")
-        require(deployment.starts("test-vm") == 2, f"generation {generation} restarts nothing")
+        rotate_live(deployment, producer, values)
+        rotate_sealed(deployment, producer, values)
 
         say("What a look into /proc, the journal and the store finds of the values")
         require(
@@ -104,6 +97,52 @@ def main() -> None:
         require(json.loads(deployment.credferry("audit", "--json")), "the journal alone tells the story")
         deployment.close()
     say(f"Done in {time.monotonic() - began:.0f} s; nothing is left behind")
+
+
+def rotate_live(deployment: Deployment, producer: SopsNix, values: dict[str, bytes]) -> None:
+    """Rotate test-vm's secret twice: its guest's unit has each new value, and the guest boots no more."""
+    invocations = {name: deployment.unit(name)["InvocationID"] for name in ("test-vm", "sealed-vm")}
+    booted = deployment.wait_printed("test-vm", f"{PRINTED}boot ").removeprefix(PRINTED)
+    note(f"test-vm: invocation {invocations['test-vm']}, {booted}")
+    for time_of_it in ("first", "second"):
+        say(f"API_KEY is rotated a {time_of_it} time; nothing else is done by hand")
+        values["api-key"] = fresh()
+        rotated = time.monotonic()
+        producer.publish(values)
+        expect(deployment, "test-vm", {"API_KEY": values["api-key"]})
+        note(f"the guest's unit runs with it {time.monotonic() - rotated:.1f} s after its publication")
+        deployment.wait_in_step("test-vm", 60)
+    deployment.host.wait(lambda: len(boot_ids(deployment)) == ROTATIONS + 1, 30, "the boot's ID")
+    boots = boot_ids(deployment)
+    after = {name: deployment.unit(name)["InvocationID"] for name in invocations}
+    note(f"test-vm: invocation {after['test-vm']}, {boots[-1]}")
+    require(set(boots) == {booted}, "the guest of test-vm has not booted again")
+    require(after == invocations, "no VM was restarted; sealed-vm was left alone")
+
+
+def rotate_sealed(deployment: Deployment, producer: SopsNix, values: dict[str, bytes]) -> None:
+    """Rotate the secret of sealed-vm, which is not live; then publish what is published already."""
+    say("DB_PASSWORD is rotated: sealed-vm is not live, so it restarts")
+    values["db/password"] = fresh()
+    producer.publish(values)
+    deployment.host.wait(lambda: deployment.starts("sealed-vm") > 1, 30, "restart of sealed-vm")
+    expect(deployment, "sealed-vm", {"DB_PASSWORD": values["db/password"]})
+
+    say("An identical generation is published: nothing happens")
+    generation, boots = producer.publish(values), boot_ids(deployment)
+    deployment.credferry("sync")
+    require(
+        deployment.starts("test-vm") + deployment.starts("sealed-vm") == 1 + 2,
+        f"generation {generation} restarts nothing",
+    )
+    require(boot_ids(deployment) == boots, "it touches nothing in the guest of test-vm")
+
+
+def boot_ids(deployment: Deployment) -> list[str]:
+    """What test-vm's guest printed at each start of its unit: ``boot``, and the ID of the guest's boot."""
+    entries = deployment.host.journal(_SYSTEMD_UNIT="microvm@test-vm.service")
+    lines = (line for entry in entries for line in entry.get("MESSAGE", "").splitlines())
+    return [line.strip().removeprefix(PRINTED) for line in lines if f"{PRINTED}boot " in line]
 
 
 def expect(deployment: Deployment, name: str, values: Mapping[str, bytes]) -> None:

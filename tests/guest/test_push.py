@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,9 +17,9 @@ from tests.support.guest import (
     guest,
     receiver,
     sealing_identity,
-    vsock_device,
 )
 from tests.support.leaks import leaks
+from tests.support.live import with_vsock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,10 +83,7 @@ def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
     }
     overlay = receiver(units) | sealing_identity(MACHINE_IDS[variant], key)
     files = guest_files(deployment, "pushed", guest(variant), overlay)
-    arguments = [*files.arguments, "--vsock", "cid=5,socket=notify.vsock"]
-    arguments[arguments.index("--memory") + 1] = "shared=on,size=512M"
-    host.write("/usr/bin/vhost-device-vsock", vsock_device().read_bytes(), 0o755)
-    deployment.add_vm("pushed", replace(files, arguments=arguments))
+    deployment.add_vm("pushed", with_vsock(deployment, files))
     deployment.credferry("agent", "--once")
     deployment.start_vm("pushed")
     for line in (printed("app", old), printed("other", b"a text"), DONE):
