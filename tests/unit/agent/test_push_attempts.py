@@ -164,7 +164,7 @@ def test_a_rollback_to_what_a_vm_was_started_with(host: Host) -> None:
     host.units.push = host.loop.push
     assert host.rollout.restart("a", host.units) is State.IN_STEP
     before = host.units.unit(A).invocation_id
-    assert host.rollout.roll_back("a", host.units, ORDER) is State.HELD
+    assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
     assert host.units.restarts == [A]
     assert host.units.unit(A).invocation_id != before
     runs = host.look("a").observed[0].runs

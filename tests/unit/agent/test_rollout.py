@@ -579,6 +579,7 @@ def test_a_vm_whose_ordered_rollback_fails_is_held_on_what_it_ran(host: Host) ->
     attempt = host.store.attempt("a")
     assert attempt is not None
     assert (attempt.outcome, attempt.previous, attempt.by_operator) == (Outcome.ROLLED_BACK, 1, True)
+    assert attempt.reason.startswith("systemd's job ended with 'failed'; rolled back to generation 1")
     assert host.rollout.restart("b", host.units) is not State.HALTED
 
 
@@ -709,6 +710,26 @@ def test_an_ordered_generation_that_does_not_start_is_left_again(host: Host) -> 
     ]
     assert host.store.attempt("a") is None
     assert host.units.unit(A).is_active
+
+
+def test_a_vm_that_somebody_starts_between_attempts_of_its_rollback(
+    patient: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs what the rollback was to bring it, so the rollback is done, and starts it no more."""
+    pauses: list[float | None] = []
+    patient.units.job = patient.fail
+
+    def wait(seconds: float | None = None) -> bool:
+        pauses.append(seconds)
+        if len(pauses) == 3:  # the first of the rollback
+            patient.loop.start_vm("a")
+        return False
+
+    monkeypatch.setattr(patient.rollout.stop, "wait", wait)
+    patient.records()
+    assert patient.rollout.restart("a", patient.units) is State.FAILED
+    assert patient.units.restarts == [A] * 4
+    assert patient.records()[-1] == (Event.ROLLED_BACK, "a", A, "1", patient.current().run)
 
 
 def test_a_rollback_has_as_many_attempts_as_a_restart(patient: Host) -> None:
