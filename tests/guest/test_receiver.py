@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import time
@@ -20,10 +22,13 @@ from tests.support import hypervisor
 from tests.support.guest import (
     COMMAND_LINE,
     DONE,
+    SHELL_PORT,
+    OverlayFile,
     Variant,
     guest,
     receiver,
     sealing_identity,
+    shell,
     vsock_device,
 )
 from tests.support.host import patience
@@ -38,7 +43,9 @@ _BOOT_SECONDS: Final = 180.0
 _FREE_SECONDS: Final = 100.0
 """A receiver ends after 90 s at the latest."""
 _MACHINE_ID: Final = "5eed5eed5eed5eed5eed5eed5eed5eed"
-_FIRST: Final = {"API_KEY": b"first", "TOKEN": b"token", "OTHER": b"same"}
+_FIRST: Final = {"API_KEY": b"first", "TOKEN": b"token", "OTHER": b"same", "PAIR": b"pair", "SLOW": b"slow"}
+_RECEIVER: Final = "credferry-receive@*.service"
+_HOLD: Final = "/bin/sh -c 'if [ -p /run/hold ]; then echo >/run/held; read x </run/hold; fi'"
 
 
 def _receipt(generation: int) -> str:
@@ -72,19 +79,33 @@ class Running:
         text = manifest(generation, self.blocks(values), key=key, receipt=_receipt(generation))
         return self.block(MANIFEST, text)
 
-    def connect(self) -> socket.socket:
-        """A connection to the receiver, as cloud-hypervisor's socket gives it."""
+    def connect(self, port: int = 900) -> socket.socket:
+        """A connection to a port of the guest, the receiver's by default, as cloud-hypervisor gives it."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(60)
         connection.connect(os.fspath(self.vsock))
-        connection.sendall(b"CONNECT 900\n")
+        connection.sendall(b"CONNECT %d\n" % port)
         said = b""
         while not said.endswith(b"\n"):
             byte = connection.recv(1)
-            assert byte, "nobody listens on port 900"
+            assert byte, f"nobody listens on port {port}"
             said += byte
         assert re.fullmatch(rb"OK [0-9]+\n", said)
         return connection
+
+    def run(self, script: str) -> str:
+        """What a script prints that a shell of root's runs in the guest."""
+        with self.connect(SHELL_PORT) as connection:
+            connection.settimeout(_BOOT_SECONDS * patience())
+            connection.sendall(f"{script}\nexit\n".encode())
+            said = b""
+            while data := connection.recv(65_536):
+                said += data
+        return said.decode()
+
+    def sent(self, generation: int, values: Mapping[str, bytes]) -> bytes:
+        """A whole push, as the host sends it."""
+        return push(self.text(generation, values), self.blocks(values))
 
     def rotate(self, **changed: bytes) -> list[str]:
         """Push the next generation with these values in it; what the guest holds then is remembered."""
@@ -96,7 +117,7 @@ class Running:
 
     def push(self, generation: int, values: Mapping[str, bytes]) -> list[str]:
         """What the guest says to a whole push, its hello included; the boot ID is left out."""
-        lines = answer(self.connect(), push(self.text(generation, values), self.blocks(values)))
+        lines = answer(self.connect(), self.sent(generation, values))
         return [re.sub(r"^credferry 1 [0-9a-f]{32} ", "credferry 1 ", line) for line in lines]
 
     def starts(self, unit: str) -> list[str]:
@@ -133,7 +154,17 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 "app": ("api", ["LoadCredential=api:API_KEY"]),
                 "token": ("TOKEN", [token]),
                 "other": ("OTHER", ["LoadCredential=OTHER"]),
+                "a-second": (
+                    "PAIR",
+                    ["LoadCredential=PAIR", "[Unit]", "Requires=b-first.service", "After=b-first.service"],
+                ),
+                "b-first": ("PAIR", ["LoadCredential=PAIR"]),
+                "slow": ("SLOW", ["LoadCredential=SLOW", f"ExecStartPre={_HOLD}"]),
             }
+        ),
+        **shell(),
+        "/etc/systemd/system/credferry-receive@.service.d/log.conf": OverlayFile(
+            b"[Service]\nStandardError=append:/run/receiver.log\n"
         ),
         **sealing_identity(_MACHINE_ID, (directory / "secret").read_bytes()),
     }
@@ -224,6 +255,97 @@ def test_refusals_touch_nothing(running: Running) -> None:
     lines = _once_free(lambda: running.rotate(API_KEY=b"afterwards"))
     assert lines[1:] == ["unit app.service restarted", f"done {_receipt(running.held)}"]
     running.wait_started("app", b"afterwards", starts + 1)
+
+
+@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+def test_units_that_order_each_other_start_once(running: Running) -> None:
+    """Both load what changed: each starts once, and the one that needs the other starts after it."""
+    before = len(running.starts("a-second"))
+    lines = _once_free(lambda: running.rotate(PAIR=b"both"))
+    assert lines[1:] == [
+        "unit a-second.service restarted",
+        "unit b-first.service restarted",
+        f"done {_receipt(running.held)}",
+    ]
+    running.wait_started("b-first", b"both", before + 1)
+    running.wait_started("a-second", b"both", before + 1)
+    order = [line for line in running.console.console if "a-second" in line or "b-first" in line]
+    assert "a-second" in order[-1]
+
+
+@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+def test_a_masked_unit_fails_the_push(running: Running) -> None:
+    """It goes on with its old value, and is not in the way of a push that it has no part in."""
+    before, units = len(running.starts("other")), "/etc/systemd/system"
+    away = f"mv {units}/other.service /root-other; ln -s /dev/null {units}/other.service"
+    assert running.run(f"{away}; systemctl daemon-reload") == ""
+    assert _once_free(lambda: running.rotate(OTHER=b"masked"))[1:] == ["failed unit other.service"]
+    assert _once_free(lambda: running.rotate(API_KEY=b"not masked"))[1:] == [
+        "unit app.service restarted",
+        f"done {_receipt(running.held)}",
+    ]
+    assert running.run(f"mv /root-other {units}/other.service; systemctl daemon-reload") == ""
+    assert running.run("systemctl is-active other.service") == "active\n"
+    assert len(running.starts("other")) == before
+
+
+@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+def test_a_receiver_killed_while_a_unit_restarts(running: Running) -> None:
+    """PID 1 goes on with the restart; the next push waits for it, and starts the unit no second time."""
+    before, values = len(running.starts("slow")), {**running.values, "SLOW": b"killed"}
+    sent = running.sent(running.held + 1, values)
+    assert running.run("mkfifo /run/hold /run/held") == ""
+    with running.connect() as first:
+        first.sendall(sent)
+        assert running.run(f"read x </run/held; systemctl kill --signal=KILL '{_RECEIVER}'") == ""
+    with running.connect() as second:
+        assert second.recv(4096).startswith(b"credferry 1 ")
+        second.sendall(sent)
+        assert running.run("echo >/run/hold; rm /run/hold /run/held") == ""
+        with second.makefile("r", encoding="ascii") as reader:
+            assert [line.rstrip() for line in reader] == [
+                "unit slow.service restarted",
+                f"done {_receipt(running.held + 1)}",
+            ]
+    running.values, running.held = values, running.held + 1
+    running.wait_started("slow", b"killed", before + 1)
+
+
+_LOOK: Final = """
+read x </run/held
+cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | grep -aFf /dev/shm/canary && echo 'it is shown'
+echo >/run/hold
+rm /run/hold /run/held
+"""
+_SEARCH: Final = """
+while read -r _ place type _; do
+    case $type$place in */dev/shm) ;; rootfs* | tmpfs* | ramfs* | devtmpfs*)
+        find "$place" -xdev -type f -exec grep -aFlf /dev/shm/canary {} + ;;
+    esac
+done </proc/self/mounts
+systemctl show '*' | grep -aFf /dev/shm/canary && echo 'a unit shows it'
+rm /dev/shm/canary
+"""
+
+
+@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+def test_a_value_is_nowhere_in_the_guest_but_in_its_credentials(running: Running) -> None:
+    """Neither in arguments and environments during a push, nor then in files, units or on the console."""
+    names = ("API_KEY", "TOKEN", "SLOW")
+    values = {name: secrets.token_hex(24).encode() for name in names}
+    forms = [form.decode() for value in values.values() for form in (value, base64.b64encode(value))]
+    running.run(f"mkfifo /run/hold /run/held; cat >/dev/shm/canary <<END\n{chr(10).join(forms)}\nEND")
+    sent = running.sent(running.held + 1, {**running.values, **values})
+    with running.connect() as connection:
+        connection.sendall(sent)
+        assert running.run(_LOOK) == ""  # while the receiver waits for slow.service
+        with connection.makefile("r", encoding="ascii") as reader:
+            assert list(reader)[-1] == f"done {_receipt(running.held + 1)}\n"
+    running.values, running.held = {**running.values, **values}, running.held + 1
+    found = running.run(_SEARCH).splitlines()
+    assert [line for line in found if not line.startswith("/run/credentials/")] == []
+    assert {"/run/credentials/app.service/api", "/run/credentials/token.service/TOKEN"} <= set(found)
+    assert not any(form in line for form in forms for line in running.console.console)
 
 
 def _once_free(ask: Callable[[], list[str]]) -> list[str]:

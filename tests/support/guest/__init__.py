@@ -19,12 +19,13 @@ from .overlay import (
     reboots,
     sealing_identity,
 )
-from .receiving import receiver
+from .receiving import SHELL_PORT, receiver, shell
 from .recipe import DONE, Variant
 
 __all__ = [
     "COMMAND_LINE",
     "DONE",
+    "SHELL_PORT",
     "Guest",
     "OverlayEntry",
     "OverlayFile",
@@ -37,5 +38,6 @@ __all__ = [
     "reboots",
     "receiver",
     "sealing_identity",
+    "shell",
     "vsock_device",
 ]

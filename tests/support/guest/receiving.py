@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from . import recipe
 from .overlay import OverlayFile, OverlayLink
@@ -50,10 +50,10 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
     start it prints ``credferry-guest: NAME DIGEST``, 16 hex digits of its credential's SHA-256.
     """
     wants = f"{_UNITS}/credferry-guest.target.wants"
+    # A busy machine's emulated guest takes many seconds for what takes a guest with KVM a fraction of one.
+    script = (_CONTRIB / "credferry-receive").read_bytes().replace(b"timeout 30 ", b"timeout 120 ")
     overlay: dict[str, OverlayEntry] = {
-        "/usr/lib/credferry/credferry-receive": OverlayFile(
-            (_CONTRIB / "credferry-receive").read_bytes(), 0o755
-        ),
+        "/usr/lib/credferry/credferry-receive": OverlayFile(script, 0o755),
         f"{_SCRIPTS}/load": OverlayFile(_LOADER.encode()),
         f"{_UNITS}/credferry-guest-vsock.service": OverlayFile(_VSOCK_UNIT.encode()),
         f"{_UNITS}/credferry-receive.socket.d/vsock.conf": OverlayFile(
@@ -63,7 +63,6 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
             "../credferry-receive.socket"
         ),
     }
-    # A busy machine's emulated guest takes many seconds for what takes a guest with KVM a fraction of one.
     overlay[f"{_UNITS}/credferry-receive@.service.d/slow.conf"] = OverlayFile(
         b"[Service]\nRuntimeMaxSec=600\nEnvironment=CREDFERRY_RECEIVE_UNIT_SECONDS=120\n"
     )
@@ -85,3 +84,24 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
         f"[Unit]\nAfter={after}\n".encode()
     )
     return overlay
+
+
+SHELL_PORT: Final = 902
+
+
+def shell() -> dict[str, OverlayEntry]:
+    """A shell of root's on vsock port 902, for tests that act inside the guest. It needs `receiver`, too."""
+    socket = (
+        "[Unit]\nRequires=credferry-guest-vsock.service\nAfter=credferry-guest-vsock.service\n"
+        f"[Socket]\nListenStream=vsock::{SHELL_PORT}\nAccept=yes\n"
+    )
+    service = (
+        "[Service]\nExecStart=/bin/sh\nStandardInput=socket\nStandardOutput=socket\nStandardError=socket\n"
+    )
+    return {
+        f"{_UNITS}/credferry-guest-shell.socket": OverlayFile(socket.encode()),
+        f"{_UNITS}/credferry-guest-shell@.service": OverlayFile(service.encode()),
+        f"{_UNITS}/sockets.target.wants/credferry-guest-shell.socket": OverlayLink(
+            "../credferry-guest-shell.socket"
+        ),
+    }
