@@ -47,8 +47,8 @@ let
 
   unitName = vm: lib.removeSuffix ".service" vm.unit;
 
-  # Only the user of the VM's unit can connect to the VM's vsock socket. A unit without User= runs as root. Nothing is
-  # known of a unit that this configuration does not define.
+  # Only the user of the VM's unit can connect to the VM's vsock socket. A unit without User= runs as root, and so does a
+  # push with an empty one. Nothing is known of a unit that this configuration does not define.
   identity =
     vm:
     let
@@ -58,7 +58,7 @@ let
       all = lib.optionalAttrs (template != null) (settings (builtins.head template)) // settings name;
     in
     lib.optionalAttrs (all ? User || all ? ExecStart) {
-      User = all.User or "root";
+      User = all.User or "";
       Group = all.Group or "";
     };
 

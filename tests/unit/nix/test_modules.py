@@ -653,7 +653,7 @@ def test_live_host(nix: Nix) -> None:
     [
         ('"microvm@test-vm".serviceConfig.User = "one";', "one", "kvm"),
         ('guest.serviceConfig = { ExecStart = "/g"; User = "two"; };', "two", ""),
-        ('guest.serviceConfig.ExecStart = "/g";', "root", ""),
+        ('guest.serviceConfig.ExecStart = "/g";', "", ""),
         ("", None, None),
     ],
 )
