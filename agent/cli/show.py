@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
         A credential has a fingerprint, the time of its last change, and its end if it names one
         (certificates, JSON web tokens). No value is shown.
         """
-        rows, problem = _rows(config, vms)
+        rows, problem = _rows(config, vms, json=json)
         if json:
             print_json(rows)
         else:
@@ -73,7 +73,7 @@ def register(app: typer.Typer) -> None:
             raise problem
 
 
-def _rows(file: Path, names: list[str]) -> tuple[list[ShowRow], CredferryError | None]:
+def _rows(file: Path, names: list[str], *, json: bool) -> tuple[list[ShowRow], CredferryError | None]:
     """The rows, and why they say less than they could, if so. Raises an error if nothing can be shown."""
     config = load(file)
     named = chosen(config, names)
@@ -90,7 +90,7 @@ def _rows(file: Path, names: list[str]) -> tuple[list[ShowRow], CredferryError |
         by_name = {row.vm: row for row in found.rows}
         return [_row(vm, by_name[vm.name], stories) for vm in named if vm.name in by_name], found.problem
     runs, warning = status_rows.agent_of(config)
-    if warning:
+    if warning and not json:  # in JSON, `agent` says it
         warn(warning)
     rows = []
     for observed, decision in zip(look.observed, look.decisions, strict=True):

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
             return
         found = source.find(config, names)
         rows = _in(found.rows, wanted)
-        if found.warning:
+        if found.warning and not json:  # in JSON, `agent` says it
             warn(found.warning)
         if json:
             print_json(rows)
