@@ -548,8 +548,9 @@ def test_json_is_as_its_schema_says(bus: Bus, verb: str) -> None:
 
 def test_all_about_a_vm(bus: Bus) -> None:
     """`show` has settings, credentials, wiring, the last rotation and the next step, and no value."""
+    sealed = bus.vm("web")["Sealed"]
     bus.publish(api_key=b"as-shown-to-nobody")
-    bus.wait_vm("web", State="in step")
+    bus.wait_vm("web", State="in step", Sealed=sealed + 1)
     bus.deployment.wait_noted("web")
     printed = bus.deployment.credferry("show", "w*", "--json")
     (row,) = msgspec.json.decode(printed, type=list[ShowRow])
