@@ -3,7 +3,7 @@
 
 BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
-WORKERS = 2
+WORKERS = 3
 
 .PHONY: help bench docs package requirements release demo test test-unit check nightly mutants fuzz soak reliability clean
 
@@ -12,7 +12,7 @@ help:
 	@echo 'make test         check, then run every test: unit, property, host, guest (root)'
 	@echo 'make test-unit    run the tests that need no root'
 	@echo 'make check        ruff, ruff format and mypy'
-	@echo 'make nightly      explore 10,000 histories of the model world, and kill the receiver in 1,000 pushes'
+	@echo 'make nightly      10,000 histories of the model world, 1,000 killed pushes, all variants of guests (root)'
 	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
@@ -43,7 +43,8 @@ check:
 
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
-	@CREDFERRY_RECEIVER_PUSHES=334 exec $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py
+	@CREDFERRY_RECEIVER_PUSHES=334 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py
+	@CREDFERRY_NIGHTLY=1 exec $(BOOTSTRAP) full python -m pytest --timeout=0 tests/guest
 
 mutants:
 	@exec $(BOOTSTRAP) full python -m tests.mutants $(ARGUMENTS)

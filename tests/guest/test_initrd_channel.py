@@ -21,6 +21,7 @@ from tests.support.guest import (
     sealing_identity,
 )
 from tests.support.leaks import leaks
+from tests.support.nightly import variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +59,7 @@ def initrd_printer() -> dict[str, OverlayEntry]:
     }
 
 
-@pytest.mark.parametrize("channel", ["api", "command"])
+@pytest.mark.parametrize("channel", variants("api", "command"))
 def test_40_kilobytes_of_sealed_credentials_reach_guests_in_their_initrd(
     deployment: Deployment, sops: SopsNix, channel: str
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.support.deployment import Deployment, guest_files
 from tests.support.guest import Variant, credential_printer, guest, reboots, sealing_identity
 from tests.support.leaks import leaks
+from tests.support.nightly import variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,7 @@ def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, cha
     assert leaks(deployment.host, values.values()) == []
 
 
-@pytest.mark.parametrize("channel", ["api", "command"])
+@pytest.mark.parametrize("channel", variants("api", "command"))
 def test_a_guest_that_reboots_gets_the_newest_values(
     deployment: Deployment, sops: SopsNix, channel: str
 ) -> None:

@@ -33,6 +33,7 @@ from tests.support.guest import (
 )
 from tests.support.host import patience
 from tests.support.hypervisor.harness import Hypervisor
+from tests.support.nightly import variants
 from tests.support.receiver import MANIFEST, Block, answer, manifest, push
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def test_a_sealed_or_imported_value_arrives(running: Running) -> None:
     running.wait_started("token", b"another token", before + 1)
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
     """The receiver restores all old values, also those of other units. The next good push works."""
     before = dict(running.values)
@@ -231,7 +232,7 @@ def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
     running.wait_started("app", b"good", starts["app"] + 3)
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> None:
     """By default systemd allows five starts in ten seconds; the receiver's own restarts do not count."""
     before = len(running.starts("app"))
@@ -240,7 +241,7 @@ def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> Non
     running.wait_started("app", b"rotation 6", before + 6)
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_refusals_touch_nothing(running: Running) -> None:
     """Garbage, an older generation and a second push at once are refused; a good push works then."""
     starts = len(running.starts("app"))
@@ -257,7 +258,7 @@ def test_refusals_touch_nothing(running: Running) -> None:
     running.wait_started("app", b"afterwards", starts + 1)
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_units_that_order_each_other_start_once(running: Running) -> None:
     """Both load what changed: each starts once, and the one that needs the other starts after it."""
     before = len(running.starts("a-second"))
@@ -273,7 +274,7 @@ def test_units_that_order_each_other_start_once(running: Running) -> None:
     assert "a-second" in order[-1]
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_a_masked_unit_fails_the_push(running: Running) -> None:
     """It goes on with its old value, and is not in the way of a push that it has no part in."""
     before, units = len(running.starts("other")), "/etc/systemd/system"
@@ -289,7 +290,7 @@ def test_a_masked_unit_fails_the_push(running: Running) -> None:
     assert len(running.starts("other")) == before
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_a_receiver_killed_while_a_unit_restarts(running: Running) -> None:
     """PID 1 goes on with the restart; the next push waits for it, and starts the unit no second time."""
     before, values = len(running.starts("slow")), {**running.values, "SLOW": b"killed"}
@@ -328,7 +329,7 @@ rm /dev/shm/canary
 """
 
 
-@pytest.mark.parametrize("running", [Variant.BOOKWORM], indirect=True)
+@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_a_value_is_nowhere_in_the_guest_but_in_its_credentials(running: Running) -> None:
     """Neither in arguments and environments during a push, nor then in files, units or on the console."""
     names = ("API_KEY", "TOKEN", "SLOW")

@@ -83,7 +83,7 @@ def test_a_spec_that_the_launcher_would_refuse_is_found_before_the_first_start(
     example = (CHECKOUT / "contrib/examples/config.toml").read_text()
     deployment.configure(example[example.index("[vms") :])
     sops.publish({"api-key": b"first"})
-    assert "vm.arguments" in deployment.credferry("doctor", check=False)
+    assert "vm.arguments" in deployment.credferry("doctor", "--all", check=False)
     assert host.run("credferry", "check").stderr == ""
     for options, said in (('["-v"]', "-v would make"), ('["--gpu", "x"]', "--gpu")):
         host.write(f"{HOME}/current/vm.toml", f"{SPEC}options = {options}\n")

@@ -69,6 +69,11 @@ class Gate:
         finally:
             holder.let_go()
 
+    def is_waited_at(self) -> bool:
+        """Whether a start waits here."""
+        waiting = ("pgrep", "--exact", "--full", f"/usr/bin/flock {self._file} /bin/true")
+        return self._host.run(*waiting, check=False).returncode == 0
+
     def remove(self) -> None:
         """Starts wait for nobody any more."""
         self._host.run("rm", "-f", *self._drop_ins)
