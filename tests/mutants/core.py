@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -280,6 +281,9 @@ def _without_messages(function: ast.FunctionDef) -> str:
 
 def _diff(before: str, after: str) -> str:
     old, new = before.splitlines(), after.splitlines()
-    gone = [line.strip() for line in old if line not in new]
-    come = [line.strip() for line in new if line not in old]
+    gone, come = [], []
+    for tag, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if tag != "equal":
+            gone += [line.strip() for line in old[i1:i2]]
+            come += [line.strip() for line in new[j1:j2]]
     return "\n".join([*(f"- {line}" for line in gone), *(f"+ {line}" for line in come)])

@@ -81,7 +81,7 @@ def test_a_push_that_is_cut_short(host: Host, word: str, result: str) -> None:
     ended = run(host)
     assert isinstance(ended, NotTaken)
     assert (ended.is_certain, ended.is_passing) == (False, True)
-    assert f"journalctl -u {PUSH}" in ended.reason
+    assert ended.reason == f"{PUSH} ended with {word!r}: see journalctl -u {PUSH}"
 
 
 def test_a_push_that_systemd_refuses(host: Host) -> None:

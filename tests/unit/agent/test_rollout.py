@@ -566,12 +566,18 @@ def test_a_vm_whose_ordered_rollback_fails_is_held_on_what_it_ran(host: Host) ->
             host.loop.turn()
     assert host.current().generation == 3
 
+    noted: list[int] = []
+
     def job(unit: str) -> str:
+        attempt = host.store.attempt("a")
+        assert attempt is not None
+        noted.append(attempt.previous)  # what an agent that dies here goes on with
         return host.fail(unit) if host.current().generation == 2 else host.loop._restart(unit)
 
     host.units.job = job
     host.records()
     assert host.rollout.roll_back("a", host.units, ORDER) is State.ROLLED_BACK
+    assert noted == [2, 1]
     assert host.records() == [
         (Event.ROLLBACK_FAILED, "a", A, "2", ORDER),
         (Event.ROLLED_BACK, "a", A, "1", ORDER),
