@@ -326,10 +326,7 @@ PROTECTIONS: Final = (
                 "if running == wanted.digest:",
             ),
         ),
-        (
-            "tests/unit/agent/test_pushes.py::test_values_that_go_back_during_a_crash_still_reach_the_guest",
-            "tests/host/test_live.py::test_values_that_come_back_during_a_push",
-        ),
+        ("tests/unit/agent/test_pushes.py::test_values_that_go_back_during_a_crash_still_reach_the_guest",),
     ),
     Protection(
         "evidence of starts is root's",
