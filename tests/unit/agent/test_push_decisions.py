@@ -142,3 +142,31 @@ def test_a_vm_that_is_left_as_it_is_still_gets_what_its_next_start_needs(tmp_pat
         decision = host.look("a").decisions[0]
         assert (decision.vm.name, decision.state, decision.way) == ("a", State.FAILED, None)
         assert decision.seal is not None
+
+
+def test_an_order_that_restarts_is_refused_where_the_vm_would_not_start_again(host: Host) -> None:
+    """What is no obstacle for a push is one for a restart, as for any VM."""
+    host.units.set(A, needs_reload=True)
+    with pytest.raises(OrderError, match="not restarted, because it would not start again"):
+        host.rollout.rotate("a", host.units, LATER, ORDER, way=Way.RESTART)
+    assert (host.units.pushes, host.units.restarts) == ([], [])
+
+
+@pytest.mark.parametrize(("live", "way"), [(True, Way.PUSH), (False, Way.RESTART)])
+def test_right_before_it_acts_the_agent_looks_for_obstacles_to_just_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool, way: Way
+) -> None:
+    """An obstacle may have appeared since the look that decided."""
+    for host in hosted(tmp_path, BOTH if live else BOTH.replace("live = true", "")):
+        ways: list[object] = []
+
+        def obstacle(
+            _self: object, _vm: object, _manager: object, way: object, ways: list[object] = ways
+        ) -> str:
+            ways.append(way)
+            return "files of its unit have changed"
+
+        monkeypatch.setattr(type(host.rollout.observer), "obstacle", obstacle)
+        assert host.rollout.restart("a", host.units) is State.REFUSED
+        assert ways == [way]
+        assert (host.units.pushes, host.units.restarts) == ([], [])
