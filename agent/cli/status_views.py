@@ -106,10 +106,9 @@ def fitted(
     changed: Collection[str] = (),
 ) -> list[tuple[str, str]]:
     """As `lines`, in at most so many lines of a terminal; the last one counts the VMs that are left out."""
-    for count in range(len(rows), 0, -1):
-        shown = ordered(rows)[:count]
-        found = lines(shown, columns, where, changed)
-        left = ordered(rows)[count:]
+    rows = ordered(rows)
+    for count in range(min(len(rows), height), 0, -1):  # each row takes a line at least
+        found, left = lines(rows[:count], columns, where, changed), rows[count:]
         if left:
             found.append((f"  and {len(left)} more: {summary(left).partition(': ')[2]}", ""))
         if sum(max(1, -(-len(line) // columns)) for line, _ in found) <= height:
