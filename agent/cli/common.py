@@ -87,11 +87,16 @@ def require_running(config: Config | None, refused: str, hint: str) -> RemoteAge
 
 def require_no_agent(manager: SystemManager, refused: str) -> None:
     """Raises `AgentError` if the agent runs, although it is not on the bus."""
-    if manager.unit("credferry.service").active in {"active", "reloading"}:
+    if is_active(manager):
         raise AgentError(
             f"{refused}: the agent runs, but it is not on the bus",
             hint="see why with: credferry doctor",
         )
+
+
+def is_active(manager: SystemManager) -> bool:
+    """Whether the agent's unit is active, according to systemd, also while it reloads."""
+    return manager.unit("credferry.service").active in {"active", "reloading"}
 
 
 def look_untouched(path: Path, names: Sequence[str] | None) -> tuple[Config, Look]:

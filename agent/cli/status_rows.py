@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from credferry.agent.cli.common import connect, find_agent, look_untouched, running_agent
+from credferry.agent.cli.common import connect, find_agent, is_active, look_untouched, running_agent
 from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3339
 from credferry.agent.config.choosing import chosen, fits, is_pattern
 from credferry.agent.config.loading import load
@@ -56,9 +56,9 @@ class Found:
 def find(file: Path, names: list[str]) -> Found:
     """The rows of the VMs asked for.
 
-    By a look of this process. By the running agent's last look for users who may not look, and where the
-    configuration or the key cannot be used. Without an agent, what can be seen without the key is shown.
-    Raises an error where nothing can be shown.
+    This process looks at the VMs. If its user may not look, or the configuration or the key cannot be used,
+    the rows show the running agent's last look. Without an agent, they show what needs no key. Raises an
+    error if nothing can be shown.
     """
     is_root = os.geteuid() == 0
     try:
@@ -122,7 +122,7 @@ def agent_of(config: Config) -> tuple[bool, str]:
         return True, ""
     manager = connect()
     try:
-        if manager.unit(_AGENT).is_active:
+        if is_active(manager):
             return True, "the agent runs, but it is not on the bus: see why with: credferry doctor"
     finally:
         manager.close()
