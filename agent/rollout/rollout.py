@@ -25,7 +25,6 @@ from credferry.agent.rollout.rollback import generation_before
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Attempt, Outcome, Way
-from credferry.launcher.handoff import PUSH_MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,8 +127,7 @@ class Rollout:
             is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
             if self.monotonic() - up_for > since and is_on_it and not observed.is_in_doubt:
                 return State.IN_STEP
-            entries = [each for each in manifest.credentials if each.name != PUSH_MANIFEST]
-            if way is Way.PUSH and choose(observed, manifest.digest, entries).way is Way.PUSH:
+            if way is Way.PUSH and choose(observed, manifest.digest, manifest.credentials).way is Way.PUSH:
                 self._require_ready(vm, manager, Way.PUSH)
                 state = self.pusher.push(vm, manifest, observed, manager, order=order)
                 if state is not None:
