@@ -97,18 +97,19 @@ class Metrics:
             ("vm",),
             registry=own,
         )
-        self._restarts = Counter(
+        restarts = Counter(
             "credferry_restarts",
             "Restarts since the agent started, by result.",
             ("vm", "result"),
             registry=own,
         )
-        self._pushes = Counter(
+        pushes = Counter(
             "credferry_pushes",
             "Pushes to guests since the agent started, by result.",
             ("vm", "result"),
             registry=own,
         )
+        self._by_result = ((restarts, RESULTS), (pushes, PUSH_RESULTS))
         self._sealed = Counter(
             "credferry_generations_sealed",
             "Generations sealed since the agent started.",
@@ -146,12 +147,10 @@ class Metrics:
                 self._last = fact.sequence
                 self._sequence.set(fact.sequence)
             run, seen = self._seen.get(fact.vm, ("", 0.0))
-            if fact.event in RESULTS:
-                self._begin(fact.vm)
-                self._restarts.labels(fact.vm, RESULTS[fact.event]).inc()
-            if fact.event in PUSH_RESULTS:
-                self._begin(fact.vm)
-                self._pushes.labels(fact.vm, PUSH_RESULTS[fact.event]).inc()
+            for counter, results in self._by_result:
+                if fact.event in results:
+                    self._begin(fact.vm)
+                    counter.labels(fact.vm, results[fact.event]).inc()
             if fact.event is Event.PUBLISHED:
                 self._seen[fact.vm] = fact.run, self._monotonic()
             elif fact.event is Event.SEALED:
@@ -205,19 +204,17 @@ class Metrics:
         if vm not in self._counted:
             self._counted.add(vm)
             self._sealed.labels(vm)
-            for result in RESULTS.values():
-                self._restarts.labels(vm, result)
-            for result in PUSH_RESULTS.values():
-                self._pushes.labels(vm, result)
+            for counter, results in self._by_result:
+                for result in results.values():
+                    counter.labels(vm, result)
 
     def _end(self, vm: str) -> None:
         """Drop the counters of a VM that the configuration no longer names."""
         self._counted.remove(vm)
         self._sealed.remove(vm)
-        for result in RESULTS.values():
-            self._restarts.remove(vm, result)
-        for result in PUSH_RESULTS.values():
-            self._pushes.remove(vm, result)
+        for counter, results in self._by_result:
+            for result in results.values():
+                counter.remove(vm, result)
 
     def _behind_since(self, observed: Observed, decision: Decision, store: Store) -> float | None:
         vm = decision.vm.name
