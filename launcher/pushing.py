@@ -40,45 +40,56 @@ _NEEDED: Final = "system-directory"
 _CONNECT_SECONDS: Final = 2.0
 _RESTART: Final = "the guest keeps what it has; restart the VM to bring it the new values"
 
-_UNTOUCHED: Final = frozenset(
-    {
-        *("busy", "no-manifest", "older", "other", "other-vm", "not-sealed", "key", "null-key"),
-        *("manifest", "digest", "too-much", "slow", "protocol"),
-    }
-)
-"""The reasons for which a guest refuses a push before it changes anything."""
-
-_REFUSED: Final[Mapping[str, tuple[str, str]]] = {
-    "busy": ("it handles another push", "push again when that has ended"),
-    "no-manifest": ("it was booted without a manifest", "restart the VM once; later pushes then work"),
-    "older": ("it holds a newer generation, and takes no older one", _RESTART),
-    "other": ("it holds another generation of the same number", _RESTART),
+_REFUSED: Final[Mapping[str, tuple[str, str, Exit]]] = {
+    "busy": ("it handles another push", "push again when that has ended", Exit.LATER),
+    "no-manifest": (
+        "it was booted without a manifest",
+        "restart the VM once; later pushes then work",
+        Exit.GUEST,
+    ),
+    "older": ("it holds a newer generation, and takes no older one", _RESTART, Exit.GUEST),
+    "other": ("it holds another generation of the same number", _RESTART, Exit.GUEST),
     "other-vm": (
         "it belongs to another VM",
         "see which VM's socket this is; nothing has changed in the guest",
+        Exit.GUEST,
     ),
     "not-sealed": (
         "it takes only what is sealed with its own key",
         "say guest_key = true for the VM, or restart the VM",
+        Exit.GUEST,
     ),
     "key": (
         "it cannot open what was sealed for it",
         "its key differs from the host's copy: see credferry doctor",
+        Exit.GUEST,
     ),
-    "null-key": ("a value is sealed with the null key, which proves nothing", _RESTART),
-    "manifest": ("the push and its manifest do not agree", _RESTART),
-    "digest": ("a value is not the one in the manifest", _RESTART),
-    "too-much": ("the credentials are over a limit of the guest", "pass fewer or smaller ones"),
-    "not-writable": ("its systemd's credential directory cannot be written", _RESTART),
+    "null-key": ("a value is sealed with the null key, which proves nothing", _RESTART, Exit.GUEST),
+    "manifest": ("the push and its manifest do not agree", _RESTART, Exit.GUEST),
+    "digest": ("a value is not the one in the manifest", _RESTART, Exit.GUEST),
+    "too-much": ("the credentials are over a limit of the guest", "pass fewer or smaller ones", Exit.GUEST),
+    "not-writable": ("its systemd's credential directory cannot be written", _RESTART, Exit.UNKNOWN),
     "unit": (
         "a unit in the guest failed with the new values, and the old ones are back",
         "see the unit's journal in the guest; the next start of the VM has the new values",
+        Exit.UNDONE,
     ),
-    "slow": ("the push did not arrive in time", "push again when the host is less busy"),
-    "protocol": ("it does not understand this host", "install the same release of credferry on both"),
-    "internal": ("its receiver failed", "see journalctl -u 'credferry-receive@*' in the guest"),
+    "slow": ("the push did not arrive in time", "push again when the host is less busy", Exit.GUEST),
+    "protocol": (
+        "it does not understand this host",
+        "install the same release of credferry on both",
+        Exit.GUEST,
+    ),
+    "internal": (
+        "its receiver failed",
+        "see journalctl -u 'credferry-receive@*' in the guest",
+        Exit.UNKNOWN,
+    ),
 }
-"""The guest's reasons: what happened there, and what to do."""
+"""The guest's reasons: what happened there, what to do, and what the guest holds once it has the push.
+
+`Exit.GUEST` stands for a refusal before the guest changes anything.
+"""
 
 
 class Push(FrozenRecord):
@@ -194,9 +205,10 @@ def _failure(vm: str, error: PushError, *, is_sent: bool) -> LaunchError:
                 status=Exit.LATER,
             )
         case GuestRefusedError():
-            what, hint = _REFUSED.get(error.reason, (error.reason, _RESTART))
+            what, hint, status = _REFUSED.get(error.reason, (error.reason, _RESTART, Exit.UNKNOWN))
+            if not is_sent and status is not Exit.LATER:
+                status = Exit.GUEST
             detail = f" ({error.detail})" if error.detail else ""
-            status = _status(error.reason) if is_sent or error.reason == "busy" else Exit.GUEST
             return LaunchError(
                 f"the guest of VM {vm} refused the push: {what}{detail}", hint=hint, status=status
             )
@@ -207,13 +219,3 @@ def _failure(vm: str, error: PushError, *, is_sent: bool) -> LaunchError:
         else "nothing was sent; see what listens in the guest on vsock port 900, or restart the VM",
         status=Exit.UNKNOWN if is_sent else Exit.GUEST,
     )
-
-
-def _status(reason: str) -> Exit:
-    """What the guest's reason for a refusal says about the values that it holds now."""
-    match reason:
-        case "busy":
-            return Exit.LATER
-        case "unit":
-            return Exit.UNDONE
-    return Exit.GUEST if reason in _UNTOUCHED else Exit.UNKNOWN
