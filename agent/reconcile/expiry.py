@@ -26,7 +26,7 @@ _TOKEN_MAX: Final = 1 << 16
 def expires(secret: Secret) -> datetime | None:
     """The first moment at which any part of a secret ends; None if it says nothing of an end.
 
-    Nothing is verified: neither a signature, nor whether a token is one.
+    This checks no signature, and does not check that a token is valid.
     """
     value = secret.reveal()
     return min(_of_certificates(value) if _CERTIFICATE in value else _of_token(value), default=None)

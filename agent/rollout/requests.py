@@ -22,7 +22,7 @@ class LoopRequest:
         self._failure: CredferryError | None = None
 
     def begin(self) -> None:
-        """Note that the loop begins the work. Whoever asks from now on waits for the next time."""
+        """Note that the loop begins the work. A thread that asks from now on waits for the next time."""
         with self._changed:
             self._begun += 1
 

@@ -331,7 +331,7 @@ rm /dev/shm/canary
 
 @pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
 def test_a_value_is_nowhere_in_the_guest_but_in_its_credentials(running: Running) -> None:
-    """Neither in arguments and environments during a push, nor then in files, units or on the console."""
+    """A push shows it in no argument and no environment, and leaves it in no file, unit or console."""
     names = ("API_KEY", "TOKEN", "SLOW")
     values = {name: secrets.token_hex(24).encode() for name in names}
     forms = [form.decode() for value in values.values() for form in (value, base64.b64encode(value))]

@@ -101,7 +101,7 @@ def test_each_pause_is_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_refusal_after_an_unknown_end_leaves_the_doubt(host: Host) -> None:
-    """The guest may hold what the first attempt brought, whatever it says to the second."""
+    """The guest may hold what the first attempt brought. Its second answer does not end the doubt."""
     fail_in_turn(host, Exit.UNKNOWN, Exit.GUEST)
     assert host.rollout.restart("a", host.units) is State.CHANGING
     noted = pushed(host)

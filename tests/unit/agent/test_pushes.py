@@ -286,7 +286,7 @@ def test_values_that_a_unit_in_the_guest_cannot_use_have_failed(host: Host) -> N
 
 
 def test_a_vm_that_goes_down_after_a_failed_push_is_not_started(host: Host) -> None:
-    """The agent did not take it down, whatever it has noted of the push."""
+    """The agent did not take it down. Its record of the push says nothing else."""
     for status in (Exit.UNDONE, Exit.GUEST):
         fail(host, status)
         host.rollout.restart("a", host.units)

@@ -92,7 +92,7 @@ def test_a_held_vm_says_so_in_any_state() -> None:
 
 
 def test_a_pushed_generation_says_so() -> None:
-    """What a guest took by a push is told from what a VM was started with."""
+    """The table marks a generation that a guest took by a push."""
     pushed = msgspec.structs.replace(row("web"), arrived=Arrival.PUSH)
     assert "2, pushed" in texts([pushed])[1]
     assert "pushed" not in texts([msgspec.structs.replace(row("web"), arrived=Arrival.START)])[1]
