@@ -64,15 +64,14 @@ _CRASH: Final = "tests/host/test_crash.py"
 _SOAK: Final = "tests/soak.py"
 _CANARY: Final = "tests/host/test_canary.py"
 _PROTECTIONS: Final = "tests/mutants/protections.py"
-_MUTANTS: Final = "tests/mutants/core.py"
 SOURCES: Final = {
     Number.MODEL_RUNS: Source(
-        *(_MODEL, "make test"),
+        *(_MODEL, "make nightly"),
         "Histories of a model world that publishes, reverts, removes, crashes, holds and fails at random. "
         "At the end of each, every VM runs what is published, and no VM was restarted without need.",
     ),
     Number.MODEL_STATES: Source(
-        *(_MODEL, "make test"),
+        *(_MODEL, "make nightly"),
         "States of that world that were checked, in all its histories together.",
     ),
     Number.CRASH_POINTS: Source(
@@ -123,14 +122,6 @@ SOURCES: Final = {
     ),
     Number.PROTECTIONS_UNNOTICED: Source(
         *(_PROTECTIONS, "make mutants"), "Named tests that still passed without their protection."
-    ),
-    Number.MUTANTS: Source(
-        *(_MUTANTS, "make mutants"),
-        "Small changes that mutmut made to modules in which a mistake costs a secret, a rotation or a VM. "
-        "Changes to the words of a message do not count.",
-    ),
-    Number.MUTANTS_NOTICED: Source(
-        *(_MUTANTS, "make mutants"), "Those of these changes after which at least one unit test failed."
     ),
     Number.SECURITY_SCORE: Source(
         *("tests/host/test_least_privilege.py", "make test"),

@@ -69,10 +69,6 @@ def _core(directory: Path, names: list[str]) -> bool:
         found += core.scores(mutants, known)
         note_score(found[-1])
     _say("\n".join(table(found)))
-    if not names:
-        noticed, counted = sum(each.noticed for each in found), sum(each.counted for each in found)
-        note(Number.MUTANTS, counted)
-        note(Number.MUTANTS_NOTICED, round(100 * noticed / counted, 1))
     bad = [score.module for score in found if not score.is_good]
     if bad:
         _say(f"below {core.SCORE_MIN:.0%}, or with survivors that are not listed: {', '.join(bad)}")

@@ -38,7 +38,7 @@ MODULES: Final = {
     "agent/reconcile/desired.py": _near(_AGENT, "desired", "reconcile"),
     "agent/store/evidence.py": _near(_AGENT, "evidence"),
     "agent/sealing/keys.py": _near(_AGENT, "keys", "sealing"),
-    "agent/rollout/pacing.py": _near(_AGENT, "pace"),
+    "agent/rollout/pacing.py": _near(_AGENT, "pace", "pushes", "push_attempts"),
     "agent/reconcile/decision.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
     "agent/reconcile/observed.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
     "agent/reconcile/way.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),

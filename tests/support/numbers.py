@@ -35,8 +35,6 @@ class Number(enum.StrEnum):
     LEAK_PATHS = "paths on which the canary travelled"
     PROTECTIONS = "protections taken out"
     PROTECTIONS_UNNOTICED = "protections whose loss a named test does not notice"
-    MUTANTS = "changes made to core modules"
-    MUTANTS_NOTICED = "per cent of them that the fast tests notice"
     SECURITY_SCORE = "systemd-analyze security, credferry.service (0 is best, 10 worst)"
 
 

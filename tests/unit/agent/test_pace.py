@@ -20,11 +20,11 @@ from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout import nixos
-from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate
+from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate, restart_order
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source import snapshot as source
 from credferry.agent.store.generations import Store
-from credferry.agent.store.records import Attempt, Outcome, Way
+from credferry.agent.store.records import Attempt, Outcome, Pushed, Way
 from credferry.agent.systemd.units import UnitState
 from credferry.launcher.handoff import Channel, Delivery, Manifest
 
@@ -54,6 +54,7 @@ class World:
     down: set[str] = field(default_factory=set)
     unasked: set[str] = field(default_factory=set)
     """Those of which systemd has said nothing."""
+    pushed: dict[str, Pushed] = field(default_factory=dict)
     unsealed: set[str] = field(default_factory=set)
     resealed: set[str] = field(default_factory=set)
     """Those for which this very look seals something."""
@@ -107,7 +108,8 @@ class World:
         wanted = Desired(self.digests[name], (), {}, DELIVERY)
         sealed_now = None if name in self.unsealed else sealed
         asked = None if name in self.unasked else unit
-        return Observed(vm, wanted, sealed_now, asked, None, None, self.attempts.get(name))
+        observed = Observed(vm, wanted, sealed_now, asked, None, None, self.attempts.get(name))
+        return replace(observed, pushed=self.pushed.get(name))
 
 
 @pytest.fixture
@@ -149,6 +151,30 @@ def test_canaries(world: World) -> None:
     assert world.held_back(pacer) == {}
     world.due, world.runs["a"] = set("abc"), "another"
     assert set(world.held_back(pacer)) == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("ago", "left"),
+    [(0.0, 60.0), (59.5, 0.5), (60.0, None), (-5.0, 60.0)],
+    ids=["now", "almost", "long enough", "of another boot"],
+)
+def test_a_canary_runs_a_pushed_change_since_its_push(world: World, ago: float, left: float | None) -> None:
+    """How long its VM has been up does not count, and a moment that has not come yet counts as now."""
+    world.due, world.pushed["c"] = {"a"}, Pushed("1" * 32, "1", 2, moment=world.now - ago)
+    waits = world.waits(world.pacer(CANARY + VMS))
+    assert waits == ({} if left is None else {"a": (State.WAITING, left)})
+
+
+def test_a_canary_that_was_started_with_a_change_runs_it_since_its_start(world: World) -> None:
+    """A record of pushes without a moment says that the guest has it since its start."""
+    world.due, world.pushed["c"], world.up_for["c"] = {"a"}, Pushed("1" * 32, "1", 2), 20.0
+    assert world.waits(world.pacer(CANARY + VMS)) == {"a": (State.WAITING, 40.0)}
+
+
+def test_the_order_of_all_vms_follows_after(world: World) -> None:
+    """Each VM comes after those that its `after` names."""
+    world.pacer('[vms.a]\nafter = ["b"]\n[vms.b]\nafter = ["c"]\n' + VMS)
+    assert restart_order(world.config.vms) == ["c", "b", "a"]
 
 
 CANARY = 'canaries = ["c"]\ncanary_seconds = 60\n'
@@ -264,6 +290,19 @@ def test_rates(world: World) -> None:
         assert set(world.held_back(pacer)) == {"a"}
     world.now += HOUR - 120
     assert world.held_back(pacer) == {}
+
+
+@pytest.mark.parametrize(("is_free", "held"), [(True, {"a"}), (False, {"a", "b"})])
+def test_limits_of_pushes(world: World, is_free: bool, held: set[str]) -> None:
+    """With `live_windows = false`, restarts still wait for their window, and pushes do not."""
+    live = f"live_windows = {str(not is_free).lower()}\n"
+    opens = 'windows = [{ starts = "Sat 02:00 UTC", minutes = 60 }]\n'
+    pacer = world.pacer(live + opens + VMS)
+    look = world.look()
+    ways = {"a": Way.RESTART, "b": Way.PUSH, "c": None}
+    decisions = tuple(replace(each, way=ways[each.vm.name]) for each in look.decisions)
+    after = pacer.hold_back(replace(look, decisions=decisions))
+    assert {each.vm.name for each in after.decisions if each.state is State.WAITING} == held
 
 
 def test_rates_after_a_reboot(world: World) -> None:
