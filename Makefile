@@ -12,7 +12,7 @@ help:
 	@echo 'make test         check, then run every test: unit, property, host, guest (root)'
 	@echo 'make test-unit    run the tests that need no root'
 	@echo 'make check        ruff, ruff format and mypy'
-	@echo 'make nightly      10,000 histories of the model world, 1,000 killed pushes, all variants of guests (root)'
+	@echo 'make nightly      10,000 histories of the model world, 2,000 killed pushes, all variants of guests (root)'
 	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
@@ -44,6 +44,7 @@ check:
 nightly:
 	@CREDFERRY_MODEL_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
 	@CREDFERRY_RECEIVER_PUSHES=334 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py
+	@CREDFERRY_PUSHES=1000 $(BOOTSTRAP) full python -m pytest --timeout=0 tests/host/test_push_kills.py
 	@CREDFERRY_NIGHTLY=1 exec $(BOOTSTRAP) full python -m pytest --timeout=0 tests/guest
 
 mutants:

@@ -80,6 +80,11 @@ SOURCES: Final = {
         "killed right before each. After its next start it finished the rotation, with one restart.",
     ),
     Number.RANDOM_KILLS: Source(*(_CRASH, "make test"), "The same, at random moments."),
+    Number.PUSHES_KILLED: Source(
+        *("tests/host/test_push_kills.py", "make nightly"),
+        "Pushes to a guest that keeps what it took. The agent, the push unit or both were killed at a "
+        "random step. No value was lost, the guest loaded none twice, and the VM was never restarted.",
+    ),
     Number.FAULTS: Source(
         *("tests/host/test_faults.py", "make test"),
         "Failures of the host while the agent ran: bus, journal, disk, inotify, clock, key, mounts.",

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.host
 AGENT = "credferry.service"
 STORE = "/var/lib/credferry"
 TRACE = "/tmp/crash.trace"
-ASK, RESTART, JUDGE = "ask systemd", "ask systemd for the restart", "ask systemd how it went"
+ASK, RESTART, JUDGE = "ask systemd", "ask systemd for the restart or push", "ask systemd how it went"
 # No resync: a look comes from its hint alone, so that counts are the same in each rotation.
 TABLES = """
 [source]
@@ -348,7 +348,8 @@ def effect(call: str, arguments: str) -> str | None:
     paths = " ".join(re.findall(r'[<"]([^>"]*)[>"]', re.split(r"\) += | <unf", arguments)[0]))
     socket = re.search(r'sun_path="([^"]*)"', arguments)
     if call == "sendmsg" and socket is None:
-        return RESTART if "TryRestartUnit" in arguments else ASK
+        is_rollout = "TryRestartUnit" in arguments or re.search(r"StartUnit.*credferry-push@", arguments)
+        return RESTART if is_rollout else ASK
     if call == "sendmsg" and socket is not None:
         what = f"send to {socket[1]}" if "notify" not in socket[1] else ""
     elif call == "openat":

@@ -25,6 +25,7 @@ class Number(enum.StrEnum):
     MODEL_STATES = "states of the model world explored"
     CRASH_POINTS = "effects at which the agent was killed"
     RANDOM_KILLS = "kills at random moments"
+    PUSHES_KILLED = "pushes with kills of the agent or the push unit"
     FAULTS = "faults of the host survived"
     FUZZED = "inputs fuzzed"
     SOAK_ROTATIONS = "rotations soaked"

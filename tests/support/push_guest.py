@@ -5,6 +5,9 @@ It answers CONNECT with OK, or hangs up without a word. It gives a connection tw
 never ends one direction of a connection alone, and removes its socket when it ends. What it was pushed is
 noted as JSON. Standard library only, as it also runs in throwaway hosts:
 ``push_guest.py SOCKET NOTES [MODE]``.
+
+In the mode ``takes``, it keeps what it was pushed, as the receiver does: a unit loads a credential only if
+its digest has changed, and a repeated push changes nothing. Its working directory has the files of `Files`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,21 @@ HELLO = f"credferry 1 {BOOT_ID} 0 system-directory"
 _CONNECT_SECONDS = 2.0
 
 
+class Files:
+    """What a guest in the mode ``takes`` and a test have in common, in the guest's working directory."""
+
+    LOADS = "loads"
+    """A line for each load of a credential by its unit: the name and the digest."""
+    STOP = "stop"
+    """The number of the step at which the guest stops, once: the test makes this file."""
+    STOPPED, GO = "stopped", "go"
+    """FIFOs: the guest writes to the first at its stop, and then waits for a writer at the second."""
+
+
+STEPS = 7
+"""How many steps a push has at which a guest in the mode ``takes`` can stop; the first is 1."""
+
+
 class PushGuest:
     """A guest at a socket. ``mode`` is what it does: ``good``, or how it misbehaves."""
 
@@ -31,6 +49,8 @@ class PushGuest:
         self.mode = mode
         self.hello = hello
         self.pushes: list[dict[str, Any]] = []
+        self.held: list[str] = []
+        """The lines of the manifest that it holds."""
         self.heard = b""
         """All bytes that the last connection brought."""
         self._listener = socket.socket(socket.AF_UNIX)
@@ -67,6 +87,7 @@ class PushGuest:
         connection.settimeout(30)
         if self.mode == "no-receiver":
             return
+        self._step(1)
         connection.sendall(b"OK 1073741824\n")
         if self.mode == "silent":
             connection.recv(1)
@@ -74,6 +95,7 @@ class PushGuest:
         if self.mode == "endless":
             while True:
                 connection.sendall(b"x" * 4096)
+        self._step(2)
         connection.sendall(f"{self.hello}\n".encode())
         if self.mode == "full":
             connection.sendall(b"failed busy\n")
@@ -82,12 +104,14 @@ class PushGuest:
 
     def _take(self, connection: socket.socket) -> None:
         pushed: dict[str, Any] = {"credentials": {}}
+        self._step(3)
         while (line := self._line(connection)) != "commit":
             match line.split(" "):
                 case ["generation", kind, length]:
                     pushed["kind"] = kind
                     pushed["manifest"] = self._block(connection, int(length))
                 case ["credential", name, kind, length]:
+                    self._step(4)
                     pushed["credentials"][name] = [kind, self._block(connection, int(length))]
                 case _:
                     return
@@ -95,7 +119,11 @@ class PushGuest:
                 connection.sendall(b"failed too-much\n")
                 return
         self.pushes.append(pushed)
-        self._answer(connection, pushed)
+        self._step(5)
+        if self.mode == "takes":
+            self._load(connection, base64.b64decode(pushed["manifest"]).decode().splitlines())
+        else:
+            self._answer(connection, pushed)
 
     def _answer(self, connection: socket.socket, pushed: dict[str, Any]) -> None:
         if self.mode == "units":
@@ -112,9 +140,32 @@ class PushGuest:
         if self.mode.startswith(("failed ", "said ")):
             connection.sendall(self.mode.removeprefix("said ").encode() + b"\n")
             return
-        text = base64.b64decode(pushed["manifest"]).decode()
-        (receipt,) = (line.split()[1] for line in text.splitlines() if line.startswith("receipt "))
+        receipt = _field(base64.b64decode(pushed["manifest"]).decode().splitlines(), "receipt")
         connection.sendall(f"unit app.service restarted\ndone {receipt}\n".encode())
+
+    def _load(self, connection: socket.socket, manifest: list[str]) -> None:
+        generation, held = (int(_field(lines, "generation", "0")) for lines in (manifest, self.held))
+        if generation < held:
+            connection.sendall(b"failed older\n")
+            return
+        changed = [line for line in manifest if line.startswith("credential ") and line not in self.held]
+        for line in changed:
+            _, name, _, digest = line.split()
+            with Path(Files.LOADS).open("a", encoding="ascii") as loads:
+                loads.write(f"{name} {digest}\n")
+        self.held = manifest
+        self._step(6)
+        units = b"unit app.service restarted\n" if changed else b""
+        connection.sendall(units + f"done {_field(manifest, 'receipt')}\n".encode())
+        self._step(7)
+
+    def _step(self, number: int) -> None:
+        """Stop here if a test asks for it, until it has done what it wants."""
+        stop = Path(Files.STOP)
+        if self.mode == "takes" and stop.exists() and stop.read_text() == str(number):
+            stop.unlink()
+            Path(Files.STOPPED).write_text("stopped\n", encoding="ascii")
+            Path(Files.GO).read_bytes()
 
     def _line(self, connection: socket.socket) -> str:
         line = b""
@@ -133,6 +184,10 @@ class PushGuest:
             data += piece
         self.heard += data
         return data.decode()
+
+
+def _field(manifest: list[str], name: str, absent: str = "") -> str:
+    return next((line.split()[1] for line in manifest if line.startswith(f"{name} ")), absent)
 
 
 def main() -> None:
