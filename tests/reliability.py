@@ -79,7 +79,7 @@ SOURCES: Final = {
         "Effects of one rotation (writes, renames, messages on the bus, journal records). The agent was "
         "killed right before each. After its next start it finished the rotation, with one restart.",
     ),
-    Number.RANDOM_KILLS: Source(*(_CRASH, "make test"), "The same, at random moments."),
+    Number.RANDOM_KILLS: Source(*(_CRASH, "make nightly"), "The same, at random moments."),
     Number.PUSHES_KILLED: Source(
         *("tests/host/test_push_kills.py", "make nightly"),
         "Pushes to a guest that keeps what it took. The agent, the push unit or both were killed at a "

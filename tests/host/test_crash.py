@@ -27,6 +27,7 @@ from tests.support.deployment import Deployment, VmFiles
 from tests.support.gate import Gate
 from tests.support.host import Host, patience
 from tests.support.installation import install
+from tests.support.nightly import IS_NIGHT, times
 from tests.support.numbers import Number, note
 from tests.support.producer import SopsNix
 
@@ -195,10 +196,11 @@ def test_killed_at_every_step(site: Site) -> None:
 
 
 def test_killed_at_random_moments(site: Site) -> None:
-    """30 rotations, each with a SIGKILL of the unhindered agent at some moment: each arrives, once."""
+    """Rotations, each with a SIGKILL of the unhindered agent at some moment: each arrives, once."""
     chance = random.Random(20260)  # noqa: S311 (the same moments in each run)
     site.restart_agent()
-    for number in range(30):
+    kills = times(10, 30)
+    for number in range(kills):
         delay = chance.uniform(0, 0.8)
         site.publish()
         time.sleep(delay)  # not waiting for anything: this is the moment
@@ -211,7 +213,8 @@ def test_killed_at_random_moments(site: Site) -> None:
     assert site.deployment.starts("web") == site.starts
     assert_store_is_clean(site)
     assert_chain_is_whole(site)
-    note(Number.RANDOM_KILLS, 30)
+    if IS_NIGHT:
+        note(Number.RANDOM_KILLS, kills)
 
 
 def test_killed_while_the_vm_restarts(site: Site) -> None:

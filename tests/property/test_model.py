@@ -43,7 +43,7 @@ SETTINGS = st.builds(
 )
 FORGERIES = ("fifo", "link", "junk", "huge", "neighbour", "full", "digest", "none")
 IS_LONG = "CREDFERRY_MODEL_RUNS" in os.environ
-RUNS = int(os.environ.get("CREDFERRY_MODEL_RUNS", "500"))
+RUNS = int(os.environ.get("CREDFERRY_MODEL_RUNS", "300"))
 
 
 class World(RuleBasedStateMachine):
