@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
 MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 CONFIG = """
@@ -176,5 +178,18 @@ def require(seen: object, text: str) -> None:
     note(f"✓ {text}")
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End with what the first signal interrupts. The clean-up then runs to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("Interrupted; nothing is left behind")
+        sys.exit(130)

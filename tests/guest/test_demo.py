@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -18,3 +22,27 @@ def test_the_demo_shows_the_main_job() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✓ no VM was restarted; sealed-vm was left alone" in done.stdout
     assert "nothing is left behind" in done.stdout
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C while VMs start: one line, no traceback, no process and no file is left."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "tests.demo"],
+        cwd=CHECKOUT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout
+    for line in demo.stdout:
+        if "Sealed, then started" in line:
+            os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+            break
+    printed, errors = demo.communicate(timeout=120)
+    assert printed.strip().splitlines()[-1] == "── Interrupted; nothing is left behind"
+    assert (demo.returncode, errors) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(demo.pid, 0)
