@@ -5,12 +5,13 @@ BOOTSTRAP = tests/support/bootstrap
 # Much of what the tests do is waiting. Each worker has a throwaway host of its own, of some 300 MB.
 WORKERS = 3
 
-.PHONY: help bench docs package requirements release demo test test-unit check nightly mutants fuzz soak reliability clean
+.PHONY: help bench docs package requirements release demo test test-unit check guests nightly mutants fuzz soak reliability clean
 
 help:
 	@echo 'make demo         show the main job: a rotated secret reaches a booted guest (root)'
 	@echo 'make test         check, then run every test: unit, property, host, guest (root)'
 	@echo 'make test-unit    run the tests that need no root'
+	@echo 'make guests       build the guests that tests boot, once (root)'
 	@echo 'make check        ruff, ruff format and mypy'
 	@echo 'make nightly      10,000 histories of the model world, 2,000 killed pushes, all variants of guests (root)'
 	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
@@ -29,9 +30,11 @@ demo:
 
 test:
 	@exec $(BOOTSTRAP) full
-	@exec $(MAKE) --no-print-directory check
-	@exec $(BOOTSTRAP) full python -m tests.support.guest >/dev/null
+	@exec $(MAKE) --no-print-directory --jobs=2 check guests
 	@exec $(BOOTSTRAP) full python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
+
+guests:
+	@exec $(BOOTSTRAP) full python -m tests.support.guest >/dev/null
 
 test-unit:
 	@exec $(BOOTSTRAP) unit python -m pytest tests/unit tests/property
