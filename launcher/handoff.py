@@ -46,6 +46,10 @@ PUSHED_MAX = 64
 PUSH_MANIFEST = "credferry.manifest"
 """The credential of a VM with ``live = true`` that tells its guest which generation it holds. In a push,
 the guest checks the new values against it."""
+GUEST_KEYS_PARENT = "credferry-guest-keys"
+"""Root's directory below the system's runtime directory. It has a directory for each guest that gets its
+key from the host, which the guest mounts."""
+GUEST_KEY_FILE = "credential.secret"
 EVIDENCE_PARENT = "credferry-evidence"
 """Root's directory below the system's runtime directory. At each start, root copies the manifest that PID 1
 has unsealed to ``VM@INVOCATION`` there (``ExecStartPre=`` of the VM's unit)."""

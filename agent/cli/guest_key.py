@@ -16,9 +16,11 @@ from credferry.agent import hardening
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
 from credferry.agent.cli.terminal import say
 from credferry.agent.config.loading import load
-from credferry.agent.errors import KeyFileError
+from credferry.agent.config.model import VmConfig
+from credferry.agent.errors import KeyFileError, UsageError
 from credferry.agent.sealing.keys import KEY_MODE, create_key, hashed_machine_id, read_key
-from credferry.agent.store.opening import guest_key_path
+from credferry.agent.store import guest_keys
+from credferry.agent.store.opening import guest_key_path, open_store_untouched
 from credferry.agent.untrusted import open_untrusted
 
 
@@ -26,10 +28,6 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     verbs = typer.Typer(help="Keys with which systemd in a guest opens credentials.", no_args_is_help=True)
     app.add_typer(verbs, name="guest-key")
-
-    @verbs.callback()
-    def _verbs() -> None:
-        """Keep `create` a verb of its own while it is the only one."""
 
     @verbs.command("create")
     def create(
@@ -43,7 +41,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         config: ConfigOption = DEFAULT_CONFIG,
     ) -> None:
-        """Make a guest's key. The guest needs it as /var/lib/systemd/credential.secret, mode 0400."""
+        """Make a guest's key by hand. The guest needs it as /var/lib/systemd/credential.secret, mode 0400.
+
+        Not needed with guest_machine_id in the VM's table: then the host makes the key, and hands it over.
+        """
         loaded = load(config)
         path = guest_key_path(loaded, loaded.vm(vm).name)
         hashed_machine_id(machine_id)  # before anything is made
@@ -66,6 +67,55 @@ def register(app: typer.Typer) -> None:
         if output is not None:
             _copy(path, output)
         say(f"{path}: made for machine {machine_id}")
+
+    @verbs.command("rotate")
+    def rotate(
+        vm: Annotated[str, typer.Argument(help="The VM's name in the configuration.")],
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        """Replace the key that a guest gets from the host, and seal for the guest again.
+
+        The agent then restarts the VM, as it does after a change of its secrets. The previous key is kept
+        for a rollback.
+        """
+        loaded = load(config)
+        table = loaded.vm(vm)
+        machine_id = _machine_id(table)
+        store = open_store_untouched(loaded)
+        manifest = store.current(table.name)
+        sealed = None if manifest is None else (manifest, store.values(table.name))
+        with _as_owner_of(Path(loaded.state_directory)):
+            guest_keys.rotate(loaded, table, machine_id, sealed)
+        say(f"{guest_key_path(loaded, table.name)}: replaced by a new key")
+        from credferry.agent.cli.sync import sync_now  # noqa: PLC0415 (not needed when a VM starts)
+
+        sync_now(loaded, [table])
+
+    @verbs.command("hand-over", hidden=True)
+    def hand_over(
+        vm: Annotated[str, typer.Argument(help="The VM's name in the configuration.")],
+        config: ConfigOption = DEFAULT_CONFIG,
+    ) -> None:
+        """Give a guest its key. The VM's unit calls this when the VM starts."""
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if directory is None:
+            raise UsageError("only the VM's unit can hand over a guest's key", hint="start the VM's unit")
+        loaded = load(config)
+        table = loaded.vm(vm)
+        machine_id = _machine_id(table)
+        manifest, values = guest_keys.starting(Path(directory))
+        with _as_owner_of(Path(loaded.state_directory)):
+            key = guest_keys.key_that_opens(loaded, table, manifest, values)
+        guest_keys.give(loaded, table, key, machine_id)
+
+
+def _machine_id(vm: VmConfig) -> str:
+    if vm.guest_machine_id is None:
+        raise KeyFileError(
+            f"VM {vm.name!r} has no guest_machine_id, so its guest does not get its key from the host",
+            hint=f"set guest_machine_id in [vms.{vm.name}]; or move the key away, and make a new one",
+        )
+    return vm.guest_machine_id
 
 
 @contextmanager

@@ -65,13 +65,17 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Make the agent check now, seal, and restart what is due. If no agent runs, only seal."""
         loaded = load(config)
-        wanted = chosen(loaded, named(vms, vm))
-        agent = find_agent(loaded)
-        if agent is None:
-            _sync_by_unit(loaded, wanted, json=json)
-            return
-        with agent:
-            sync_by_agent(agent, loaded, wanted, json=json)
+        sync_now(loaded, chosen(loaded, named(vms, vm)), json=json)
+
+
+def sync_now(config: Config, vms: list[VmConfig], *, json: bool = False) -> None:
+    """Have the agent look now, or the unit that seals if no agent runs. Raises `VmError` for a failure."""
+    agent = find_agent(config)
+    if agent is None:
+        _sync_by_unit(config, vms, json=json)
+        return
+    with agent:
+        sync_by_agent(agent, config, vms, json=json)
 
 
 def sync_by_agent(

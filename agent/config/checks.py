@@ -45,6 +45,11 @@ def check_vm(vm: VmConfig, path: Path) -> None:
             f"{path}: {key}.initrd: the initrd carries only credentials that are sealed for the guest",
             hint=f"set guest_key = true in [{key}], and run: credferry guest-key create {vm.name}",
         )
+    if vm.guest_machine_id is not None and not vm.guest_key:
+        raise ConfigurationError(
+            f"{path}: {key}.guest_machine_id: a key is made only where values are sealed for the guest",
+            hint=f"set guest_key = true in [{key}], or leave out guest_machine_id",
+        )
     if vm.live:
         _check_live(vm, path, key)
     for each in vm.allow_names:

@@ -91,9 +91,13 @@ PATH_VARIABLE = "CREDFERRY_CONFIG"
 MANUAL = "man credferry.toml"
 """Where an operator reads what each key takes."""
 _PATH, _PROM = r"^/[^\0]*\Z", r"^/[^\0]*\.prom\Z"
+_MACHINE_ID = (
+    r"^(?=.*[1-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z"
+)
 PATTERNS = {
     _PATH: "expected an absolute path",
     _PROM: "expected an absolute path of a file that ends in .prom",
+    _MACHINE_ID: "expected 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
 }
 """What the patterns mean, for messages."""
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
@@ -166,6 +170,8 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     channel: Channel = Channel.API
     guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
     guest_key: bool = False
+    guest_machine_id: Annotated[str, msgspec.Meta(pattern=_MACHINE_ID)] | None = None
+    """The guest's machine id. With it the host makes the key, and gives it to the guest at each start."""
     initrd: bool = False
     """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
     plaintext_in_argv: bool = False

@@ -94,6 +94,7 @@ class Cycle:
         """Look at what has changed or at all VMs, and act on it. Raises `BusError` and `StoreError`."""
         session = self._session
         vms, manager, now = session.config.vms.values(), self._connection.get(), self._monotonic()
+        session.sealer.make_guest_keys(vms)
         try:
             snapshot = session.observer.snapshot(vms)
         except SourceError as error:

@@ -32,6 +32,7 @@ def seal_once(
     session = Session.for_sealing(config)
     session.take_over(None)
     vms = config.vms.values() if vms is None else vms
+    session.sealer.make_guest_keys(vms)
     look = settled_look(config, session.observer, time.monotonic() + wait, vms)
     sealed = session.sealer.seal_due(look)
     Reporter(session.audit).report(look.decisions)

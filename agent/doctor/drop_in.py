@@ -13,6 +13,8 @@ from credferry.launcher.errors import REFUSALS
 from credferry.launcher.handoff import (
     CREDENTIAL_PREFIX,
     EVIDENCE_PARENT,
+    GUEST_KEY_FILE,
+    GUEST_KEYS_PARENT,
     MANIFEST_FILE,
     RUNTIME_PARENT,
     evidence_name,
@@ -54,6 +56,7 @@ _FIRST: Final = "credferry-seal@{vm}.service"
 _BEFORE_FIRST: Final = (
     "a VM that is added while the host runs fails until the agent has sealed its first generation"
 )
+_GUEST_KEY: Final = f"/run/{GUEST_KEYS_PARENT}/{{vm}}"
 _EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
 
 
@@ -91,9 +94,18 @@ SETTINGS: Final = (
     Setting(
         "vm.evidence.removal",
         "Service",
-        f"ExecStopPost=-+/usr/bin/rm -f {_EVIDENCE}",
+        f"ExecStopPost=-+/usr/bin/rm -f {_GUEST_KEY}/{GUEST_KEY_FILE} {_EVIDENCE}",
         _names_evidence,
         "records of past starts pile up in /run",
+        Severity.HINT,
+    ),
+    Setting(
+        "vm.hand-over",
+        "Service",
+        f"ExecStartPre=+/bin/sh -c '[ ! -d {_GUEST_KEY} ] "
+        "|| exec /usr/bin/credferry guest-key hand-over {vm}'",
+        lambda unit, _line: any("hand-over" in argv[-1] for _program, argv, *_ in unit["ExecStartPre"]),
+        "a guest that is to get its key from the host gets none, and cannot open what is sealed for it",
         Severity.HINT,
     ),
     Setting(

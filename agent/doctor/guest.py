@@ -15,7 +15,7 @@ from credferry.agent.doctor.launcher import wiring
 from credferry.agent.reconcile.desired import Desired, Excess, over_limit
 from credferry.agent.sealing.keys import KEY_MODE
 from credferry.agent.store.opening import guest_key_path
-from credferry.launcher.handoff import OEM_COUNT_MAX, Kind
+from credferry.launcher.handoff import GUEST_KEY_FILE, GUEST_KEYS_PARENT, OEM_COUNT_MAX, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,9 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             vm=vm.name,
             why="the agent cannot seal for the guest, so it refuses the VM",
             remedy=f"run credferry guest-key create {vm.name} --machine-id ID; then give the key to "
-            "the guest",
+            "the guest"
+            if vm.guest_machine_id is None
+            else "start the agent, which makes it: systemctl start credferry.service",
         )
         return
     if stat.S_IMODE(status.st_mode) != KEY_MODE:
@@ -84,10 +86,34 @@ def check_key(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             remedy="find out who could read it, then restrict its mode",
             commands=[f"chmod 0400 {shlex.quote(str(path))}"],
         )
+    elif vm.guest_machine_id is not None:
+        yield ok("vm.guest-key", f"{path} exists", vm.name)
+        yield from _check_given(chain, vm)
     else:
         yield ok(
             "vm.guest-key", f"{path} exists; doctor cannot see whether the guest has the same key", vm.name
         )
+
+
+def _check_given(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether the guest of a running VM got its key from the host. Raises `UnseenError`."""
+    path = Path(chain.config.runtime_directory) / GUEST_KEYS_PARENT / vm.name / GUEST_KEY_FILE
+    if chain.unit(vm)["ActiveState"] != "active":
+        return
+    if not probe.is_root():
+        raise UnseenError(str(path))
+    if path.exists():
+        yield ok("vm.guest-key.given", "the guest was given its key when the VM started", vm.name)
+        return
+    yield problem(
+        "vm.guest-key.given",
+        f"{path} does not exist, so the guest was given no key",
+        vm=vm.name,
+        why="the guest cannot open what is sealed for it",
+        remedy="set credferry.guestKey.enable = true in the VM"
+        if probe.is_nixos()
+        else "add [guest_key] with its machine_id to the VM's vm.toml; then restart the VM",
+    )
 
 
 def check_kernel(chain: Chain, vm: VmConfig) -> Iterator[Finding]:

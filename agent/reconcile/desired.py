@@ -103,6 +103,8 @@ def desired(
     if guest_key is None and vm.may_seal and seals:
         reasons.append(
             f"there is no guest key: make one with credferry guest-key create {vm.name} --machine-id …"
+            if vm.guest_machine_id is None
+            else "there is no guest key: the agent makes one when it checks next"
         )
     if reasons:
         return Refused(tuple(reasons), passing)

@@ -15,6 +15,7 @@ from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, 
 from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.sealing.credential import one_line, seal
+from credferry.agent.store.guest_keys import make_missing
 from credferry.launcher.handoff import (
     GENERATION_MAX,
     PUSH_MANIFEST,
@@ -52,8 +53,26 @@ class Sealer:
     audit: Audit
     _told: dict[str, str] = field(default_factory=dict)
     """Digests already recorded as published, by VM. A retry, after a full disk say, does not repeat them."""
+    _unmade: dict[str, str] = field(default_factory=dict)
+    """Reasons, already logged, why a guest's key cannot be made, by VM."""
     _owed: list[Callable[[], None]] = field(default_factory=list)
     """Audit records of sealed generations that are still to be written. No later check would write them."""
+
+    def make_guest_keys(self, vms: Iterable[VmConfig]) -> None:
+        """Make the keys that guests get from the host, where they are missing. A VM without is refused."""
+        for vm in vms:
+            try:
+                made = make_missing(self.observer.config, vm)
+            except KeyFileError as error:
+                if self._unmade.get(vm.name) != (reason := describe(error)):
+                    _log.error(
+                        "cannot make the key of a guest; its VM is refused", vm=vm.name, reason=reason
+                    )
+                self._unmade[vm.name] = reason
+            else:
+                self._unmade.pop(vm.name, None)
+                if made:
+                    _log.info("made the key of a guest, which gets it when its VM starts", vm=vm.name)
 
     def seal_due(self, look: Look, run: str = "") -> list[str]:
         """Seal each new generation that a check found due; return the names of the VMs sealed.

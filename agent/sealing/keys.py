@@ -63,6 +63,10 @@ class CredentialKey:
             self._derived[purpose] = known
         return known
 
+    def for_machine(self, machine_id: str) -> bytes:
+        """The content of a key file that the systemd of a machine accepts. Raises `KeyFileError`."""
+        return hashed_machine_id(machine_id) + self._data
+
     @property
     def digest_id(self) -> str:
         """The last digits of every digest that this key makes."""

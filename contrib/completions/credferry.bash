@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -143,6 +143,9 @@ _credferry() {
     ' guest-key create:--config'|' guest-key create:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
+    ' guest-key rotate:--config'|' guest-key rotate:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
     esac
     case "$path" in
     '')
@@ -257,11 +260,17 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'create' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'create rotate' -- "$current")
         fi ;;
     ' guest-key create')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--machine-id --output --config -c --help -h' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' guest-key rotate')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

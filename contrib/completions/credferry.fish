@@ -5,7 +5,7 @@ function __credferry_at
     set -l path
     for word in (commandline -opc)[2..]
         switch (string join ' ' -- $path $word)
-            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'guest-key' 'guest-key create'
+            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'guest-key' 'guest-key create' 'guest-key rotate'
                 set -a path $word
         end
     end
@@ -137,10 +137,14 @@ complete -c credferry -n '__credferry_at rollback' -l config -s c -r -F -d 'Conf
 complete -c credferry -n '__credferry_at rollback' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
 complete -c credferry -n '__credferry_at rollback' -l json -d 'Print JSON instead of a table.'
 complete -c credferry -n '__credferry_at rollback' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
-complete -c credferry -n '__credferry_at guest-key' -a 'create' -d 'Make a guest\'s key. The guest needs it as /var/lib/systemd/credential.secret, mode 0400.'
+complete -c credferry -n '__credferry_at guest-key' -a 'create' -d 'Make a guest\'s key by hand. The guest needs it as /var/lib/systemd/credential.secret, mode 0400. Not needed with guest_machine_id in the VM\'s table: then the host makes the key, and hands it over.'
+complete -c credferry -n '__credferry_at guest-key' -a 'rotate' -d 'Replace the key that a guest gets from the host, and seal for the guest again. The agent then restarts the VM, as it does after a change of its secrets. The previous key is kept for a rollback.'
 complete -c credferry -n '__credferry_at guest-key' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at guest-key create' -a '(__credferry_vms)'
 complete -c credferry -n '__credferry_at guest-key create' -l machine-id -r -d 'The guest\'s machine id.'
 complete -c credferry -n '__credferry_at guest-key create' -l output -r -F -d 'Also write the guest\'s copy to this file.'
 complete -c credferry -n '__credferry_at guest-key create' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at guest-key create' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
+complete -c credferry -n '__credferry_at guest-key rotate' -a '(__credferry_vms)'
+complete -c credferry -n '__credferry_at guest-key rotate' -l config -s c -r -F -d 'Configuration file.'
+complete -c credferry -n '__credferry_at guest-key rotate' -l help -s h -d 'Show the help of the command or of a verb, and exit.'

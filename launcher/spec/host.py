@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from credferry.launcher import trust
-from credferry.launcher.errors import Exit, LaunchError, usage
+from credferry.launcher.errors import Exit, LaunchError, failed, usage
 from credferry.launcher.hypervisor import api
-from credferry.launcher.spec.model import SHARES_DIRECTORY
+from credferry.launcher.spec.model import GUEST_KEY_TAG, SHARES_DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _OLD_VIRTIOFSD: Final = "/usr/lib/qemu/virtiofsd"
 _VIRTIOFSD: Final = ("virtiofsd", "/usr/libexec/virtiofsd", _OLD_VIRTIOFSD)
 """Where distributions install it: in the search path, Debian 13, Debian 12 (QEMU's)."""
+_READ_ONLY: Final = 'set -e; mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@"'
 _ENDINGS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _API_SECONDS: Final = 10.0
 _UP_SECONDS: Final = 30.0
@@ -87,6 +88,8 @@ def virtiofsd(spec: Spec) -> None:
         return
     for share in spec.shares:
         _check_socket(share)
+    if spec.machine_id is not None:
+        _make_key_directory(spec, spec.machine_id)
     program = _program()
     running: dict[int, Share] = {}
     stop: list[int] = []
@@ -125,15 +128,31 @@ def _check_socket(share: Share) -> None:
         ) from None
 
 
+def _make_key_directory(spec: Spec, machine_id: str) -> None:
+    """Make root's directory for the guest's key, which is put there when the VM starts.
+
+    The file ``machine-id`` lets the agent's command compare its configuration with the spec.
+    """
+    share = next(each for each in spec.shares if each.tag == GUEST_KEY_TAG)
+    directory = Path(share.source)
+    try:
+        for each in (directory.parent, directory):
+            each.mkdir(mode=0o700, exist_ok=True)
+            trust.check_directory(str(each))
+        (directory / "machine-id").write_text(f"{machine_id}\n", encoding="ascii")
+    except OSError as error:
+        raise failed(
+            f"{directory} cannot be made", error, hint="run as root", status=Exit.HYPERVISOR
+        ) from None
+
+
 def _serve(program: str, share: Share) -> int:
     command = [program, f"--socket-path={share.socket}", "--socket-group=kvm"]
     if program == _OLD_VIRTIOFSD:
         command += ["-o", f"source={share.source}"]
-        if share.readonly:
-            raise _failed(
-                f"share {share.tag}: QEMU's virtiofsd does not support readonly",
-                "mount the share read-only in the guest",
-            )
+        if share.readonly:  # it has no such option: serve a mount that nobody can write to
+            command = ["unshare", "--mount", "/bin/sh", "-c", _READ_ONLY, "sh", share.source, *command]
+            program = "unshare"
     else:
         command += [f"--shared-dir={share.source}", *(["--readonly"] if share.readonly else [])]
     return os.posix_spawnp(program, command, os.environ)

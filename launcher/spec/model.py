@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     Table = dict[str, Any]
 
 _NOTIFY_PORT: Final = 8888
+GUEST_KEY_TAG: Final = "credferry-key"
+"""Tag of the share with the guest's key. contrib/guest mounts it."""
 SHARES_DIRECTORY: Final = "/run/credferry-shares"
 """Root's directory, parent of ``RuntimeDirectory=credferry-shares/%i`` of the unit that serves shares."""
 
@@ -41,6 +43,8 @@ class Spec(FrozenRecord):
     hypervisor: str
     api_socket: str
     user: str
+    machine_id: str | None
+    """The guest's machine id, if the host gives the guest its key."""
     shares: tuple[Share, ...]
     networks: tuple[Network, ...]
     tables: Mapping[str, Any]

@@ -12,9 +12,9 @@ import os
 
 from credferry.launcher import trust
 from credferry.launcher.errors import Exit, failed, usage
-from credferry.launcher.handoff import is_vm_name
+from credferry.launcher.handoff import GUEST_KEYS_PARENT, is_vm_name
 from credferry.launcher.hypervisor import schema
-from credferry.launcher.spec.model import SHARES_DIRECTORY, Network, Share, Spec
+from credferry.launcher.spec.model import GUEST_KEY_TAG, SHARES_DIRECTORY, Network, Share, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,13 +41,17 @@ _TEXTS: Final = frozenset(
 )
 _TABLES: Final = {"vsock": "vsock", "platform": "platform"}
 _LISTS: Final = {"disks": "disk", "shares": "fs", "networks": "net", "devices": "device"}
-_KEYS: Final = _TEXTS | {"cpus", "memory", "watchdog", "options"} | _TABLES.keys() | _LISTS.keys()
+_GUEST_KEY: Final = "guest_key"
+_KEYS: Final = (
+    _TEXTS | {"cpus", "memory", "watchdog", "options", _GUEST_KEY} | _TABLES.keys() | _LISTS.keys()
+)
 _REQUIRED: Final = {
     "disks": ("path",),
     "shares": ("tag", "source"),
     "networks": ("tap", "mac"),
     "devices": ("path",),
 }
+_HEX_DIGITS: Final = 32
 _OWN: Final = {
     "shares": frozenset({"source", "readonly"}),
     "networks": frozenset({"addresses"}),
@@ -101,6 +105,9 @@ def _spec(tables: Table) -> Spec:
             checked[key] = _table(key, tables[key], option)
     for key, option in _LISTS.items():
         checked[key] = _tables(key, tables.get(key, []), option)
+    machine_id = _machine_id(tables.get(_GUEST_KEY))
+    if machine_id is not None:
+        _add_guest_key(checked, name, machine_id)
     _check_boot(checked)
     _check_devices(checked)
     _complete(checked, name)
@@ -109,6 +116,7 @@ def _spec(tables: Table) -> Spec:
         hypervisor=tables.get("hypervisor", _DEFAULT_HYPERVISOR),
         api_socket=tables.get("api_socket", f"{name}.sock"),
         user=tables.get("user", "microvm"),
+        machine_id=machine_id,
         shares=tuple(
             Share(each["tag"], each["source"], each["socket"], each.get("readonly", False))
             for each in checked["shares"]
@@ -131,6 +139,29 @@ def _name(tables: Table) -> str:
     if not is_vm_name(name):
         raise _WrongError("name", "the instance name of the VM's unit")
     return name
+
+
+def _machine_id(table: object) -> str | None:
+    """The guest's machine id as systemd writes it, or None without a table ``[guest_key]``."""
+    if table is None:
+        return None
+    if not isinstance(table, dict) or table.keys() != {"machine_id"}:
+        raise _WrongError(_GUEST_KEY, "a table with machine_id alone")
+    digits = table["machine_id"].replace("-", "").lower() if isinstance(table["machine_id"], str) else ""
+    if len(digits) != _HEX_DIGITS or set(digits) - set("0123456789abcdef") or not digits.strip("0"):
+        raise _WrongError(f"{_GUEST_KEY}.machine_id", "32 hexadecimal digits that are not all zero")
+    return digits
+
+
+def _add_guest_key(tables: Table, name: str, machine_id: str) -> None:
+    """Share the directory with the guest's key, and set the machine id that the key belongs to."""
+    if any(share.get("tag") == GUEST_KEY_TAG for share in tables["shares"]):
+        raise _WrongError("shares: tag", f"another tag than {GUEST_KEY_TAG}, which [guest_key] uses")
+    source = f"/run/{GUEST_KEYS_PARENT}/{name}"
+    tables["shares"].append({"tag": GUEST_KEY_TAG, "source": source, "readonly": True})
+    if "kernel" in tables:  # firmware takes the kernel's command line from the guest's disk
+        words = (tables.get("cmdline", ""), f"systemd.machine_id={machine_id}")
+        tables["cmdline"] = " ".join(filter(None, words))
 
 
 def _complete(tables: Table, name: str) -> None:

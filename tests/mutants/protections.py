@@ -378,6 +378,28 @@ PROTECTIONS: Final = (
         ("tests/host/test_forger.py::test_evidence_is_out_of_reach",),
     ),
     Protection(
+        "root gives a guest nothing but a plain key file",
+        (
+            Edit(
+                "agent/sealing/keys.py",
+                "if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:",
+                "if False:",
+            ),
+        ),
+        ("tests/unit/agent/store/test_guest_keys.py::test_what_the_agents_user_plants_reaches_no_guest",),
+    ),
+    Protection(
+        "root puts a guest's key only where no other user can write",
+        (
+            Edit(
+                "agent/store/guest_keys.py",
+                "if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):",
+                "if False:",
+            ),
+        ),
+        ("tests/unit/agent/store/test_guest_keys.py::test_nothing_is_put_where_another_user_can_write",),
+    ),
+    Protection(
         "the agent refuses a powerful name that is not allowed",
         (
             Edit(

@@ -16,6 +16,7 @@ from .overlay import (
     OverlayLink,
     credential_printer,
     device_user,
+    key_taker,
     reboots,
     sealing_identity,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "credential_printer",
     "device_user",
     "guest",
+    "key_taker",
     "reboots",
     "receiver",
     "sealing_identity",

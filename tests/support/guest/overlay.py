@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _UNITS = "/etc/systemd/system"
 _SCRIPTS = "/usr/lib/credferry-guest"
+_GUEST = Path(__file__).resolve().parents[3] / "contrib/guest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,14 @@ def sealing_identity(machine_id: str, secret: bytes) -> dict[str, OverlayEntry]:
     return {
         "/etc/machine-id": OverlayFile(f"{machine_id}\n".encode(), 0o444),
         "/var/lib/systemd/credential.secret": OverlayFile(secret, 0o400),
+    }
+
+
+def key_taker() -> dict[str, OverlayEntry]:
+    """The units of contrib/guest that take the guest's key from the host."""
+    units = (_GUEST / "run-credferry\\x2dkey.mount", _GUEST / "credferry-key.service")
+    return {f"{_UNITS}/{each.name}": OverlayFile(each.read_bytes()) for each in units} | {
+        f"{_UNITS}/sysinit.target.wants/credferry-key.service": OverlayLink("../credferry-key.service")
     }
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .conftest import Vm
 
 EXAMPLES = ROOT / "contrib" / "examples"
+KEYED = '[guest_key]\nmachine_id = "5EA1ED00-c0ff-ee00-c0ff-ee0000000252"\n'
 LEAST = 'name = "web"\nkernel = "vmlinux"\n'
 
 
@@ -123,6 +124,17 @@ path = "/sys/x"
     assert loaded.sockets == ("web.sock", "notify.vsock")
 
 
+def test_a_guest_that_gets_its_key_from_the_host(tmp_path: Path) -> None:
+    """It gets a read-only share of a directory of its own, and the machine id that the key is for."""
+    found = words(tmp_path, LEAST + 'cmdline = "quiet"\n' + KEYED)
+    assert "--cmdline=quiet systemd.machine_id=5ea1ed00c0ffee00c0ffee0000000252" in found
+    assert found[found.index("--memory") + 1] == "size=512M,shared=on"
+    assert "tag=credferry-key,socket=/run/credferry-shares/web/credferry-key.sock" in found
+    (share,) = spec.load(tmp_path / "vm.toml").shares
+    assert (share.source, share.readonly) == ("/run/credferry-guest-keys/web", True)
+    assert "systemd.machine_id" not in str(words(tmp_path, 'name = "web"\nfirmware = "f"\n' + KEYED))
+
+
 def test_what_an_older_grammar_cannot_say_is_refused(tmp_path: Path) -> None:
     """Up to v47 a comma in a path has no form."""
     with pytest.raises(LaunchError, match="--disk cannot be passed on"):
@@ -153,6 +165,11 @@ def test_what_an_older_grammar_cannot_say_is_refused(tmp_path: Path) -> None:
         (LEAST + '[[networks]]\ntap = "a"\nmac = "b"\nnum_queues = "canary"', "networks: num_queues"),
         (LEAST + '[[shares]]\ntag = "canary"', "shares, number 1: source"),
         (LEAST + "[vsock]", "vsock.cid"),
+        (LEAST + 'guest_key = "canary"', "guest_key"),
+        (LEAST + "[guest_key]", "guest_key"),
+        (LEAST + '[guest_key]\nmachine_id = "canary"', "guest_key.machine_id"),
+        (LEAST + f'[guest_key]\nmachine_id = "{"0" * 32}"', "guest_key.machine_id"),
+        (LEAST + KEYED + '[[shares]]\ntag = "credferry-key"\nsource = "canary"', "shares: tag"),
     ],
 )
 def test_refusals_name_file_and_key(text: str, key: str, tmp_path: Path) -> None:
