@@ -344,6 +344,36 @@ in
             '';
           }
           {
+            assertion = guests.machineId name == null || vm.guestKey;
+            message = ''
+              ${at name}.guestKey: the guest takes a key from the host (credferry.guestKey.enable), but nothing is sealed with it.
+              Remove ${at name}.guestKey = false, or credferry.guestKey.enable in the VM.
+            '';
+          }
+          {
+            assertion = guests.machineId name == null || guest.credferry.guestKey.vm == name;
+            message = ''
+              ${at name}: the guest would look for the key of ${guest.credferry.guestKey.vm or ""}.
+              Set credferry.guestKey.vm = "${name}" in the VM.
+            '';
+          }
+          {
+            assertion = vm.guestMachineId == null || vm.guestKey;
+            message = ''
+              ${at name}.guestMachineId: the host makes a key only where values are sealed for the guest: set guestKey = true.
+            '';
+          }
+          {
+            assertion =
+              guest == null
+              || vm.guestMachineId == null
+              || lib.any (share: share.tag == "credferry-key") (guest.microvm.shares or [ ]);
+            message = ''
+              ${at name}.guestMachineId: the guest has no share from which it could take its key.
+              Set credferry.guestKey.enable = true in the VM.
+            '';
+          }
+          {
             assertion = !vm.live || guests.hasVsock name != false;
             message = ''
               ${at name}.live: the host sends new values over the VM's vsock, and the VM has none.

@@ -25,6 +25,7 @@ let
   inInitrd = elem "dmi_sysfs" (initrd.availableKernelModules ++ initrd.kernelModules);
   # nixpkgs mounts /run into the new root before systemd would; not recursively, and the mounts below /run are lost.
   runMounts = lib.filter (mount: (mount.where or "") == "/sysroot/run") (initrd.systemd.mounts or [ ]);
+  key = pkgs.callPackage ./guest-key.nix { };
   receiver = pkgs.callPackage ./receiver.nix { };
   losesCredentials = any (mount: !(elem "rbind" (lib.splitString "," mount.options))) runMounts;
 in
@@ -72,6 +73,24 @@ in
         '';
       };
 
+      guestKey = {
+        enable = mkOption {
+          type = types.bool;
+          default = false;
+          description = ''
+            Whether secrets are sealed for this guest, with a key that the host makes and gives to the guest each time
+            the VM starts. Units load them with `LoadCredentialEncrypted = "NAME:/run/credentials/@system/NAME"`. The
+            key is for `microvm.machineId`. The host's `services.credferry.vms.NAME.guestKey` is then true by default.
+          '';
+        };
+        vm = mkOption {
+          type = types.str;
+          default = config.networking.hostName;
+          defaultText = literalExpression "config.networking.hostName";
+          description = "The VM's name on the host, where it differs from the guest's host name.";
+        };
+      };
+
       live.enable = mkOption {
         type = types.bool;
         default = false;
@@ -99,8 +118,20 @@ in
     # of /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
     boot.initrd.availableKernelModules = mkIf cfg.importInInitrd [ "dmi_sysfs" ];
 
-    # The unit files are those of contrib/guest. The empty `path` of a unit has systemd and coreutils already.
-    systemd.packages = mkIf cfg.live.enable [ receiver ];
+    # Root's directory on the host. It holds the key from the start of the VM's unit until its end.
+    microvm.shares = mkIf cfg.guestKey.enable [
+      {
+        proto = "virtiofs";
+        tag = "credferry-key";
+        source = "/run/credferry-guest-keys/${cfg.guestKey.vm}";
+        mountPoint = "/run/credferry-key";
+        readOnly = true;
+      }
+    ];
+    systemd.services.credferry-key = mkIf cfg.guestKey.enable { wantedBy = [ "sysinit.target" ]; };
+
+    # The unit files are those of contrib/guest. A unit with an empty `path` still finds systemd and coreutils.
+    systemd.packages = lib.optional cfg.live.enable receiver ++ lib.optional cfg.guestKey.enable key;
     systemd.sockets.credferry-receive = mkIf cfg.live.enable { wantedBy = [ "sockets.target" ]; };
     systemd.services."credferry-receive@" = mkIf cfg.live.enable { path = [ pkgs.util-linux ]; };
 
@@ -119,6 +150,12 @@ in
           || any (hasPrefix "--vsock") config.microvm.cloud-hypervisor.extraArgs;
         message = ''
           credferry.live.enable needs a vsock, over which the host sends: set microvm.vsock.cid to a number of this VM's own.
+        '';
+      }
+      {
+        assertion = !cfg.guestKey.enable || (config.microvm.machineId or null) != null;
+        message = ''
+          credferry.guestKey.enable needs a machine id, to which the key belongs: leave microvm.machineId at its default, or set it.
         '';
       }
       {

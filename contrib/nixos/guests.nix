@@ -73,6 +73,16 @@ rec {
     guest != null && guest.microvm.cloud-hypervisor.package ? credferry;
 
   /*
+    The machine id of a VM whose guest gets its key from the host, or null for any other VM.
+  */
+  machineId =
+    name:
+    let
+      guest = config name;
+    in
+    if guest != null && (guest.credferry.guestKey.enable or false) then guest.microvm.machineId or null else null;
+
+  /*
     Whether a VM's guest takes credentials while it runs.
   */
   isLive =

@@ -69,6 +69,9 @@ let
     in
     if file == null || lib.hasPrefix "/run/credferry/" file then null else builtins.dirOf file;
 
+  # VMs whose guests get their key from the host.
+  keyed = lib.filterAttrs (_: vm: vm.guestMachineId != null) cfg.vms;
+
   vmDirectory = config.microvm.stateDir or null;
 
   # A table of the agent's configuration file; there is no null in TOML.
@@ -77,6 +80,7 @@ let
   vmTable =
     vm:
     vm.settings
+    // table { guest_machine_id = vm.guestMachineId; }
     // {
       inherit (vm) unit channel live;
       guest_systemd = vm.guestSystemd;
@@ -191,8 +195,21 @@ let
         };
         guestKey = mkOption {
           type = types.bool;
-          default = false;
-          description = "Whether secrets are also sealed with the guest's own key (`credferry guest-key create`).";
+          default = guests.machineId name != null;
+          defaultText = literalExpression "the guest's credferry.guestKey.enable, or false where the VM is not declared here";
+          description = ''
+            Whether secrets are also sealed with the guest's own key. The host makes the key if it has `guestMachineId`.
+            Without that, make it with `credferry guest-key create` and install it in the guest.
+          '';
+        };
+        guestMachineId = mkOption {
+          type = types.nullOr (types.strMatching "[0-9a-fA-F-]{32,36}");
+          default = guests.machineId name;
+          defaultText = literalExpression "the guest's microvm.machineId if it has credferry.guestKey.enable, else null";
+          description = ''
+            The guest's machine id. With it, the host makes the guest's key and gives it to the guest each time the VM
+            starts. The guest needs `credferry.guestKey.enable`, or the share `credferry-key` made in another way.
+          '';
         };
         live = mkOption {
           type = types.bool;
@@ -322,9 +339,21 @@ in
     ]
     # The agent looks for a VM's system there.
     ++ lib.optional (vmDirectory != null && vmDirectory != "/var/lib/microvms") "L /var/lib/microvms - - - - ${vmDirectory}"
+    # Where root puts the guests' keys. Nobody else may reach them there.
+    ++ lib.optional (keyed != { }) "d /run/credferry-guest-keys 0700 root root - -"
     ++ lib.optional (metrics != null) "d ${metrics} :0755 :${
       if cfg.unprivileged then "credferry" else "root"
     } :root - -";
+
+    # microvm.nix would give the source of each share to the VMs' user.
+    systemd.tmpfiles.settings."10-microvm" = lib.mapAttrs' (name: _: {
+      name = "/run/credferry-guest-keys/${name}";
+      value.d = {
+        user = lib.mkForce "root";
+        group = lib.mkForce "root";
+        mode = lib.mkForce "0700";
+      };
+    }) keyed;
 
     # Its members may see on the bus where VMs stand.
     users.groups.credferry = { };
@@ -396,6 +425,7 @@ in
           (units.dropIn {
             vm = name;
             inherit (vm) unit;
+            agent = lib.getExe cfg.package;
             inherit (pkgs) coreutils;
           } ../systemd/credferry-vm.conf)
           {
@@ -407,6 +437,14 @@ in
           (lib.optionalAttrs (!(builtins.elem name guests.names)) { restartIfChanged = mkDefault false; })
         ];
       }) cfg.vms
+      # The share's source must exist when it is served, also for a VM that a switch adds.
+      ++ lib.mapAttrsToList (name: _: {
+        "microvm-virtiofsd@${name}" = {
+          overrideStrategy = "asDropin";
+          path = lib.mkForce [ ];
+          after = [ "systemd-tmpfiles-resetup.service" ];
+        };
+      }) (lib.filterAttrs (name: _: builtins.elem name guests.names) keyed)
       ++ lib.mapAttrsToList (name: vm: {
         "credferry-push@${name}" = {
           overrideStrategy = "asDropin";

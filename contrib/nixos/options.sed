@@ -5,5 +5,6 @@ s#/nix/store/[^ :]*credferry[.]toml: #services.credferry.settings.#g
 s#\[vms[.]([^]]*)\]#services.credferry.vms.\1#g
 s#\ballow_names\b#allowNames#g
 s#\bguest_key\b#guestKey#g
+s#\bguest_machine_id\b#guestMachineId#g
 s#\bguest_systemd\b#guestSystemd#g
 s#\bplaintext_in_argv\b#plaintextInArgv#g

@@ -97,26 +97,34 @@ in
       (builtins.readFile file);
 
   /*
-    The drop-in of a VM as the attributes of `systemd.services.NAME`. Where the unit is no instance of the VM's name,
-    %i would not be the VM: its name stands in its place.
+    The drop-in of a VM as the attributes of `systemd.services.NAME`. If the unit is not an instance of the VM's name,
+    the VM's name replaces %i.
 
+    agent: path of `credferry`.
     coreutils: their package, for the programs that the drop-in starts.
   */
   dropIn =
     {
       vm,
       unit,
+      agent,
       coreutils,
     }:
     file:
     let
-      programs = [
-        "install"
-        "rm"
-      ];
-      text = builtins.replaceStrings (map (name: "+/usr/bin/${name} ") programs) (map (
-        name: "+${coreutils}/bin/${name} "
-      ) programs) (builtins.readFile file);
+      text =
+        builtins.replaceStrings
+          [
+            "+/usr/bin/install "
+            "+/usr/bin/rm "
+            "exec /usr/bin/credferry "
+          ]
+          [
+            "+${coreutils}/bin/install "
+            "+${coreutils}/bin/rm "
+            "exec ${agent} "
+          ]
+          (builtins.readFile file);
       sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" ] [ vm ] text);
       general = sections.Unit or { };
       related = lib.filterAttrs (key: _: relations ? ${key}) general;

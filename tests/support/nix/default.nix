@@ -28,6 +28,7 @@ let
       failed = failed config;
       inherit (config) warnings;
       tmpfiles = config.systemd.tmpfiles.rules;
+      directories = config.systemd.tmpfiles.settings;
       settings = config.services.credferry.settings;
       users = config.users.users;
       checks = map (package: package.script) config.system.checks;
@@ -61,6 +62,8 @@ let
             hypervisor = guest.microvm.cloud-hypervisor.package.name;
             inherit (guest.microvm.cloud-hypervisor) platformOEMStrings;
             inherit (guest.boot) kernelModules;
+            inherit (guest.microvm) shares;
+            keyWantedBy = guest.systemd.services.credferry-key.wantedBy or null;
             sockets = builtins.mapAttrs (_: socket: socket.wantedBy) guest.systemd.sockets;
             packages = map (package: package.script) guest.systemd.packages;
             initrdModules = guest.boot.initrd.availableKernelModules;

@@ -11,6 +11,21 @@ let
   inherit (lib) mkOption types;
   with' = default: type: mkOption { inherit default type; };
 
+  share = {
+    options = {
+      tag = mkOption { type = types.str; };
+      source = mkOption { type = types.str; };
+      mountPoint = mkOption { type = types.path; };
+      proto = with' "9p" (
+        types.enum [
+          "9p"
+          "virtiofs"
+        ]
+      );
+      readOnly = with' false types.bool;
+    };
+  };
+
   guest =
     { config, ... }:
     {
@@ -25,6 +40,9 @@ let
         vcpu = with' 1 types.ints.positive;
         mem = with' 512 types.ints.positive;
         vsock.cid = with' null (types.nullOr types.int);
+        # By default a hash of the host name.
+        machineId = with' "5ea1ed00-c0ff-ee00-c0ff-ee0000000252" (types.nullOr types.str);
+        shares = with' [ ] (types.listOf (types.submodule share));
         graphics.enable = with' false types.bool;
         vmHostPackages = with' pkgs types.raw;
         credentialFiles = with' { } (types.attrsOf types.path);
@@ -57,7 +75,18 @@ let
 
   evaluated = types.raw // {
     description = "Toplevel NixOS config";
-    merge = _: values: evalModules ([ guest ] ++ map (value: value.value or value) values);
+    merge =
+      loc: values:
+      let
+        name = builtins.elemAt loc (builtins.length loc - 2);
+      in
+      evalModules (
+        [
+          guest
+          { networking.hostName = lib.mkDefault name; }
+        ]
+        ++ map (value: value.value or value) values
+      );
   };
 in
 {
@@ -81,6 +110,21 @@ in
           )
         );
       };
+      # It gives the source of each share to the VMs' user, unless the source exists.
+      config.systemd.tmpfiles.settings."10-microvm" = lib.foldl' (
+        all: vm:
+        lib.foldl' (
+          found: share:
+          found
+          // {
+            ${share.source}.d = {
+              user = ":microvm";
+              group = ":kvm";
+              mode = ":0775";
+            };
+          }
+        ) all (if vm.config == null then [ ] else vm.config.config.microvm.shares)
+      ) { } (lib.attrValues config.microvm.vms);
       # Its template, and its own drop-in for each VM, which the project's must not contradict.
       config.systemd.services = {
         "microvm@" = {
@@ -98,6 +142,13 @@ in
           };
         };
       }
+      // lib.mapAttrs' (name: _: {
+        name = "microvm-virtiofsd@${name}";
+        value = {
+          overrideStrategy = "asDropin";
+          path = lib.mkForce [ ];
+        };
+      }) config.microvm.vms
       // lib.mapAttrs' (name: vm: {
         name = "microvm@${name}";
         value = {

@@ -62,6 +62,13 @@ let
       text = with' null (types.nullOr types.lines);
     };
   };
+  tmpfile = {
+    options = {
+      user = with' "-" types.str;
+      group = with' "-" types.str;
+      mode = with' "-" types.str;
+    };
+  };
   mount = {
     options = {
       where = mkOption { type = types.str; };
@@ -76,6 +83,10 @@ in
     warnings = with' [ ] (types.listOf types.str);
     system.stateVersion = with' "26.05" types.str;
     systemd.tmpfiles.rules = with' [ ] (types.listOf types.str);
+    # nixos/modules/system/boot/systemd/tmpfiles.nix
+    systemd.tmpfiles.settings = with' { } (
+      types.attrsOf (types.attrsOf (types.attrsOf (types.submodule tmpfile)))
+    );
     networking.hostName = with' "nixos" types.str;
     environment.etc = with' { } (types.attrsOf (types.submodule file));
     environment.systemPackages = with' [ ] (types.listOf types.package);

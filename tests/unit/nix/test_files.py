@@ -111,9 +111,10 @@ def test_drop_in_is_that_of_contrib(nix: Nix) -> None:
     ours |= {("Unit", key): [value] for key, value in service["unitConfig"].items()}
     for key, value in service["serviceConfig"].items():
         values = value if isinstance(value, list) else [value]
-        # coreutils lie elsewhere; the prefixes and the arguments are the same.
+        # The programs lie elsewhere; the prefixes and the arguments are the same.
+        assert "/usr/bin/" not in str(values), "a program that NixOS does not have"
         ours["Service", key] = [
-            re.sub(r"^(-\+)/nix/store/[^/]+/bin/", r"\1/usr/bin/", each) for each in values
+            re.sub(r"(-\+|exec )/nix/store/[^/]+/bin/", r"\1/usr/bin/", each) for each in values
         ]
     theirs = directives((UNITS / "credferry-vm.conf").read_text())
     theirs["Unit", "After"] = " ".join(theirs["Unit", "After"]).split(" ")
@@ -137,7 +138,8 @@ def test_drop_in_that_is_not_understood(nix: Nix, text: str, tmp_path: Path) -> 
     with pytest.raises(NixError):
         nix.evaluate(
             '((import (t.root + "/contrib/nixos/units.nix") { inherit (t) lib; }).dropIn '
-            f'{{ vm = "a"; unit = "microvm@a.service"; coreutils = "/c"; }} {tmp_path}/drop-in.conf)'
+            '{ vm = "a"; unit = "microvm@a.service"; agent = "/a"; coreutils = "/c"; } '
+            f"{tmp_path}/drop-in.conf)"
         )
 
 

@@ -444,6 +444,18 @@ REFUSED = {
         f"{{ {WEB} microvm.vms.web.config.microvm.vcpu = 1; }}",
         ["services.credferry.vms.web", 'microvm.hypervisor = "cloud-hypervisor"'],
     ),
+    "a key that nothing is sealed with": (
+        f"{{ {GUEST}.credferry.guestKey.enable = true; {VM}.guestKey = false; }}",
+        [f"{VM}.guestKey", "nothing is sealed with it"],
+    ),
+    "the key of another VM": (
+        f'{{ {GUEST}.credferry.guestKey = {{ enable = true; vm = "other"; }}; }}',
+        [VM, 'Set credferry.guestKey.vm = "test-vm" in the VM'],
+    ),
+    "a machine id without a share": (
+        f'{{ {VM} = {{ guestKey = true; guestMachineId = "{"1" * 32}"; }}; }}',
+        [f"{VM}.guestMachineId", "Set credferry.guestKey.enable = true in the VM"],
+    ),
     "live without a vsock": (
         f"{{ {VM}.live = true; {GUEST}.microvm.vsock.cid = t.lib.mkForce null; }}",
         [f"{VM}.live", "Set microvm.vsock.cid"],
@@ -570,6 +582,10 @@ NOT_RECURSIVE = """
 """
 
 GUEST_REFUSED = {
+    "a key for no machine": (
+        "credferry.guestKey.enable = true; microvm.machineId = null;",
+        "leave microvm.machineId at its default",
+    ),
     "credentials that an initrd would lose": (
         f'{NOT_RECURSIVE} boot.initrd.availableKernelModules = [ "dmi_sysfs" ];',
         "nixpkgs issue 421388",
@@ -594,7 +610,7 @@ def test_guest_refused(nix: Nix, case: str) -> None:
     report = nix.evaluate(sops(f"{{ {GUEST} = {{ {module} }}; }}"))
     [message] = report["guests"]["test-vm"]["failed"]
     assert wanted in message
-    assert message.startswith("VM nixos: "), "it names the VM"
+    assert message.startswith("VM test-vm: "), "it names the VM"
 
 
 @pytest.mark.parametrize(
@@ -630,6 +646,39 @@ def test_live_guest(nix: Nix) -> None:
     assert "credferry-receive@.service" in script
     other = nix.evaluate(sops())["guests"]["test-vm"]
     assert (other["sockets"], other["packages"]) == ({}, [])
+
+
+def test_a_guest_that_gets_its_key_from_the_host(nix: Nix) -> None:
+    """One line in the VM seals for it. The host knows its machine id, and root alone reaches the share."""
+    report = nix.evaluate(sops(f"{{ {GUEST}.credferry.guestKey.enable = true; }}"))
+    guest = report["guests"]["test-vm"]
+    assert (report["failed"], guest["failed"]) == ([], [])
+    vm = config_of(report).vm("test-vm")
+    assert (vm.guest_key, vm.guest_machine_id) == (True, "5ea1ed00-c0ff-ee00-c0ff-ee0000000252")
+    assert vm.kind("API_KEY") is Kind.SEALED
+    source = "/run/credferry-guest-keys/test-vm"
+    assert guest["shares"] == [
+        {
+            "tag": "credferry-key",
+            "source": source,
+            "mountPoint": "/run/credferry-key",
+            "proto": "virtiofs",
+            "readOnly": True,
+        }
+    ]
+    assert guest["keyWantedBy"] == ["sysinit.target"]
+    assert "credferry-key.service" in guest["packages"][0]
+    assert report["directories"]["10-microvm"][source]["d"] == {
+        "user": "root",
+        "group": "root",
+        "mode": "0700",
+    }
+    assert "d /run/credferry-guest-keys 0700 root root - -" in report["tmpfiles"]
+    served = report["services"]["microvm-virtiofsd@test-vm"]
+    assert (served["after"], served["path"]) == (["systemd-tmpfiles-resetup.service"], [])
+    plain = nix.evaluate(sops())
+    assert plain["guests"]["test-vm"]["shares"] == []
+    assert "credferry-guest-keys" not in str(plain["tmpfiles"])
 
 
 def test_live_host(nix: Nix) -> None:
