@@ -43,6 +43,8 @@ VSOCK_FILE = "vsock"
 """The launcher notes the path of the VM's vsock socket there, beside the stamp."""
 PUSHED_MAX = 64
 """The most credentials of one push."""
+HYPERVISOR_PUSHES_SINCE = 50
+"""The first cloud-hypervisor that brings a push to a guest: before, its seccomp filter forbids sendto."""
 PUSH_MANIFEST = "credferry.manifest"
 """The credential of a VM with ``live = true`` that tells its guest which generation it holds. In a push,
 the guest checks the new values against it."""

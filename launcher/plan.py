@@ -9,6 +9,7 @@ from credferry.launcher import oem
 from credferry.launcher.channels import Endpoint, Start, by_api, by_command, endpoint, value_of, vsock_path
 from credferry.launcher.errors import Exit, LaunchError, usage
 from credferry.launcher.handoff import (
+    HYPERVISOR_PUSHES_SINCE,
     RUNTIME_PARENT,
     SYSTEMD_READS_ALL_OEM_STRINGS,
     Channel,
@@ -120,6 +121,11 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     notes = [] if delivered else [_NO_CREDENTIALS]
     if start.document and start.document.get("landlock_enable"):
         notes.append(_LANDLOCK)
+    if delivered and delivered.manifest.is_live and request.major < HYPERVISOR_PUSHES_SINCE:
+        notes.append(
+            f"the VM is live, but cloud-hypervisor {request.major} takes no pushes: install "
+            f"{HYPERVISOR_PUSHES_SINCE} or later, or set live = false"
+        )
     return Plan(
         channel=delivery.channel,
         vm=vm,

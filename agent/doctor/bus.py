@@ -73,7 +73,7 @@ def check_name(_chain: Chain) -> Iterator[Finding]:
 
 
 def check_polkit(chain: Chain) -> Iterator[Finding]:
-    """Whether polkit lets an agent that is not root restart the configured VMs."""
+    """Whether polkit lets an agent that is not root restart the configured VMs, and push to live ones."""
     user = chain.agent_user
     if user == "root":
         yield ok("bus.polkit", "the agent is root: systemd does what it asks")
@@ -83,7 +83,8 @@ def check_polkit(chain: Chain) -> Iterator[Finding]:
     wanted = _body(rule(chain.config, user))
     found = [_body(text) for text in _texts()]
     if wanted in found:
-        yield ok("bus.polkit", f"polkit lets {user} restart the configured VMs")
+        pushes = " and push to the live ones" if any(vm.live for vm in chain.config.vms.values()) else ""
+        yield ok("bus.polkit", f"polkit lets {user} restart the configured VMs{pushes}")
         return
     is_old = any(f'subject.user !== "{user}"' in text for text in found)
     file = shlex.quote(str(chain.file))
@@ -93,8 +94,8 @@ def check_polkit(chain: Chain) -> Iterator[Finding]:
         f"the polkit rule for {user} does not match the present configuration"
         if is_old
         else f"there is no polkit rule for {user}, the agent's user",
-        why="polkit refuses restarts of some or all VMs: Interactive authentication required, or "
-        "Access denied",
+        why="polkit refuses restarts of some or all VMs, or pushes to them: Interactive authentication "
+        "required, or Access denied",
         remedy="set services.credferry.unprivileged = true, which makes the rule; then switch"
         if probe.is_nixos()
         else f"write the rule again and make polkit read it; {AGENT} then retries without further action",

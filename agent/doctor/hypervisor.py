@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from credferry.agent.doctor import launcher, probe
 from credferry.agent.doctor.finding import hint, ok, problem
 from credferry.agent.doctor.refusal import refusal
+from credferry.launcher.handoff import HYPERVISOR_PUSHES_SINCE
 
 if TYPE_CHECKING:
     import subprocess
@@ -78,6 +79,16 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             vm=vm.name,
             why="doctor cannot tell whether the VM can start",
             remedy="check what this program is, and that agent and launcher are of the same release",
+        )
+        return
+    major = version.partition(".")[0]
+    if vm.live and major.isdecimal() and int(major) < HYPERVISOR_PUSHES_SINCE:
+        yield problem(
+            "vm.hypervisor.live",
+            f"the VM is live, but cloud-hypervisor {version} takes no pushes",
+            vm=vm.name,
+            why="pushes fail, so each change of the VM's secrets is handled as on_live_failure says",
+            remedy=f"install cloud-hypervisor {HYPERVISOR_PUSHES_SINCE} or later, or set live = false",
         )
         return
     yield ok("vm.hypervisor", f"cloud-hypervisor {version}: the launcher knows its options", vm.name)

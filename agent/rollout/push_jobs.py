@@ -100,13 +100,17 @@ class PushJobs:
 
 def _failed(unit: UnitState, result: str, reason: str) -> PushEnding:
     see = f": see journalctl -u {unit.name}"
+    see_guest = f"{see}; in the guest, see journalctl -u 'credferry-receive@*'"
     if not result:  # systemd refused the job
         return NotTaken(reason)
     if result != "failed" or unit.result != "exit-code":
         return NotTaken(reason + see, False, is_passing=True)
     if unit.exit_status == Exit.UNDONE:
-        return Undone("a unit in its guest failed with the new values, and has its old ones back" + see)
+        return Undone(
+            "a unit in its guest failed with the new values, and has its old ones back" + see_guest
+        )
     what, is_certain, is_passing = _ENDINGS.get(
         unit.exit_status, (f"{unit.name} ended with status {unit.exit_status}", False, False)
     )
-    return NotTaken(what + see, is_certain, is_passing)
+    is_of_guest = unit.exit_status in {Exit.GUEST, Exit.UNKNOWN}
+    return NotTaken(what + (see_guest if is_of_guest else see), is_certain, is_passing)

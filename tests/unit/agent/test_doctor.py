@@ -4,23 +4,27 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from credferry.agent.config.loading import parse
-from credferry.agent.doctor import hypervisor, landlock, probe, unit_files
+from credferry.agent.doctor import bus, hypervisor, landlock, probe, unit_files
 from credferry.agent.doctor.drop_in import SETTINGS, lines_for
 from credferry.agent.doctor.examination import examine, isolated
 from credferry.agent.doctor.finding import Severity, UnseenError, ok
 from credferry.agent.doctor.launcher import wiring
+from credferry.agent.systemd.polkit import rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from credferry.agent.config.model import VmConfig
     from credferry.agent.doctor.finding import Finding
 
 CHECKOUT = Path(__file__).parents[3]
@@ -126,6 +130,32 @@ def test_a_launcher_that_answers_oddly_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, version: str | None
 ) -> None:
     """Another program in its place, or one of another release, is a finding with a remedy, and no error."""
+    finding = asked(tmp_path, monkeypatch, answer, VM)
+    assert finding.check == "vm.hypervisor"
+    assert finding.severity is (Severity.OK if version else Severity.PROBLEM)
+    assert (f"cloud-hypervisor {version}" in finding.what) is bool(version)
+    assert bool(finding.remedy) is not bool(version)
+
+
+@pytest.mark.parametrize(
+    ("version", "live", "is_fine"), [("49.0", True, False), ("50.0", True, True), ("49.0", False, True)]
+)
+def test_a_live_vm_needs_a_hypervisor_that_takes_pushes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, live: bool, is_fine: bool
+) -> None:
+    """An older one is a problem of live VMs alone, with the release to install."""
+    finding = asked(
+        tmp_path,
+        monkeypatch,
+        json.dumps({"hypervisor_version": version}),
+        msgspec.structs.replace(VM, live=live),
+    )
+    assert (finding.severity is Severity.OK) == is_fine
+    assert ("install cloud-hypervisor 50 or later" in finding.remedy) != is_fine
+
+
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, vm: VmConfig) -> Finding:
+    """The finding about a VM whose launcher gives this answer."""
     monkeypatch.setattr(probe, "changeable", lambda _: None)
     (tmp_path / "answer").write_text(answer)
     program, script = tmp_path / "credferry-launch", tmp_path / "current/bin/microvm-run"
@@ -135,11 +165,27 @@ def test_a_launcher_that_answers_oddly_is_a_problem(
     script.write_text(f"#!/bin/sh\nexec {program} --real {REAL} --\n")
     properties = unit(tmp_path) | {"LoadState": "loaded"}
     chain: Any = SimpleNamespace(unit=lambda _: properties)
-    (finding,) = hypervisor.check(chain, VM)
-    assert finding.check == "vm.hypervisor"
-    assert finding.severity is (Severity.OK if version else Severity.PROBLEM)
-    assert (f"cloud-hypervisor {version}" in finding.what) is bool(version)
-    assert bool(finding.remedy) is not bool(version)
+    (finding,) = hypervisor.check(chain, vm)
+    return finding
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_polkit_must_also_grant_pushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    """A rule from before the VM was live is a problem, and made again, it is fine."""
+    config = parse(b'[vms.web.credentials]\nKEY = { secret = "key" }\n', Path("config.toml"))
+    changed = msgspec.structs.replace(
+        config, vms={"web": msgspec.structs.replace(config.vms["web"], live=live)}
+    )
+    chain: Any = SimpleNamespace(
+        agent_user="credferry", error=None, config=changed, file=Path("config.toml")
+    )
+    monkeypatch.setattr(bus, "_RULES", (str(tmp_path),))
+    (tmp_path / "50-credferry.rules").write_text(rule(config, "credferry"))
+    (before,) = bus.check_polkit(chain)
+    assert before.severity is (Severity.PROBLEM if live else Severity.OK)
+    (tmp_path / "50-credferry.rules").write_text(rule(changed, "credferry"))
+    (after,) = bus.check_polkit(chain)
+    assert (after.severity, "push to the live ones" in after.what) == (Severity.OK, live)
 
 
 def test_a_spec_is_the_launchers(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_each_exit_status(host: Host, status: int, is_certain: bool, is_passing:
     assert isinstance(ended, NotTaken)
     assert (ended.is_certain, ended.is_passing) == (is_certain, is_passing)
     assert f"journalctl -u {PUSH}" in ended.reason
+    assert ("in the guest" in ended.reason) == (status in {Exit.GUEST, Exit.UNKNOWN})
 
 
 def test_a_unit_in_the_guest_that_fails(host: Host) -> None:
@@ -63,7 +64,9 @@ def test_a_unit_in_the_guest_that_fails(host: Host) -> None:
     ended = run(host)
     assert isinstance(ended, Undone)
     assert (ended.is_certain, ended.is_passing) == (True, False)
-    assert f"journalctl -u {PUSH}" in ended.reason
+    assert ended.reason.endswith(
+        f": see journalctl -u {PUSH}; in the guest, see journalctl -u 'credferry-receive@*'"
+    )
 
 
 @pytest.mark.parametrize(

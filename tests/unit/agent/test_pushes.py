@@ -514,7 +514,10 @@ def test_the_status_tells_how_a_generation_got_there_and_what_is_next(host: Host
     assert shown() == (None, Way.PUSH, "", "its push is under way")
     fail(host)
     host.rollout.restart("a", host.units)
-    why = "its guest refused the push: see journalctl -u credferry-push@a.service"
+    why = (
+        "its guest refused the push: see journalctl -u credferry-push@a.service; "
+        "in the guest, see journalctl -u 'credferry-receive@*'"
+    )
     assert shown() == (None, Way.RESTART, why, why)
     assert steps(decided(host)) == [f"restart {A} ({why})"]
     host.loop.stop_vm("a")

@@ -12,7 +12,15 @@ from credferry.launcher import channels, initrd
 from credferry.launcher import plan as plans
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import Exit, LaunchError
-from credferry.launcher.handoff import Channel, Delivery, Kind, Manifest, ManifestEntry, Secret
+from credferry.launcher.handoff import (
+    PUSH_MANIFEST,
+    Channel,
+    Delivery,
+    Kind,
+    Manifest,
+    ManifestEntry,
+    Secret,
+)
 
 from .conftest import CANARY, CANARY_BASE64, VM, sealed
 
@@ -34,7 +42,9 @@ def plan(
     """The plan for a command line with these credentials."""
     entries = tuple(ManifestEntry(each.name, each.kind, "0" * 16) for each in credentials)
     manifest = Manifest(VM, 3, "a" * 64, "b" * 32, Delivery(**delivery), entries)
-    asked = plans.Request("/bin/ch", argv, 53, "x86_64", **(request or {}))
+    asked = plans.Request(
+        **{"real": "/bin/ch", "argv": argv, "major": 53, "machine": "x86_64", **(request or {})}
+    )
     return plans.make(asked, Delivered(manifest, credentials))
 
 
@@ -301,6 +311,15 @@ def test_a_command_line_that_cannot_be_read_is_refused(
     """With status 64, in both channels."""
     error = refused(SEALED, channel=channel, **how)
     assert (error.status, said in str(error)) == (Exit.USAGE, True)
+
+
+@pytest.mark.parametrize(("major", "is_noted"), [(49, True), (50, False)])
+def test_a_hypervisor_that_is_too_old_for_pushes_is_noted(major: int, is_noted: bool) -> None:
+    """Only where the VM is live: the VM starts, and the note says what to install."""
+    live = Credential(PUSH_MANIFEST, Kind.SEALED, Secret(sealed()))
+    made = plan(SEALED, live, request={"major": major})
+    assert ["install 50 or later" in note for note in made.notes] == [True] * is_noted
+    assert plan(SEALED, request={"major": major}).notes == ()
 
 
 def test_a_machine_without_smbios_is_refused_where_there_are_credentials() -> None:
