@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,13 +14,16 @@ from tests.guest.test_main_job import MACHINE_IDS, SOURCE, seal_for
 from tests.support.deployment import Deployment, guest_files
 from tests.support.guest import (
     DONE,
+    SHELL_PORT,
     Variant,
     guest,
     receiver,
     sealing_identity,
+    shell,
 )
 from tests.support.leaks import leaks
 from tests.support.live import with_vsock
+from tests.support.nightly import variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     from tests.support.producer import SopsNix
 
 _PUSH = "credferry-push@pushed.service"
+# When the unit restarts, so during a push, the guest does what the file says, and the unit waits.
+_GOES_DOWN = """\
+ExecStartPre=/bin/sh -c '[ ! -e /run/how ] || { systemctl --no-block $$(cat /run/how) && sleep infinity; }'
+"""
 
 
 @pytest.fixture
@@ -61,13 +69,27 @@ def push(host: Host) -> str:
     return host.journal(_SYSTEMD_UNIT=_PUSH)[-1]["MESSAGE"]
 
 
+def run_in_guest(host: Host, script: str) -> None:
+    """Have a shell of root's in the guest run a script, and wait for its end."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(180)
+        connection.connect(str(host.path("/var/lib/microvms/pushed/work/notify.vsock")))
+        connection.sendall(b"CONNECT %d\n" % SHELL_PORT)
+        with connection.makefile("r", encoding="ascii") as lines:
+            assert lines.readline().startswith("OK ")
+            connection.sendall(f"{script}\nexit\n".encode())
+            assert lines.read() == ""
+
+
+@pytest.mark.parametrize("how", variants("reboot", "poweroff"))
 def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
-    deployment: Deployment, sops: SopsNix
+    deployment: Deployment, sops: SopsNix, how: str
 ) -> None:
     """The unit that loads the value restarts with it; another unit, the guest and the VM go on as they are.
 
-    A second push of the same generation touches nothing. The value is sealed for the guest all the way, and
-    is nowhere on the host but in its source.
+    A second push of the same generation touches nothing. If the guest reboots or powers off during a push,
+    it boots with the newest value, once. The value is sealed for the guest all the way, and is nowhere on
+    the host but in its source.
     """
     host, variant = deployment.host, Variant.BOOKWORM
     old, new = secrets.token_hex(24).encode(), secrets.token_hex(24).encode()
@@ -78,10 +100,10 @@ def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
     )
     key = seal_for(deployment, "pushed", variant)
     units = {
-        "app": ("K", ["LoadCredentialEncrypted=K:/run/credentials/@system/K"]),
+        "app": ("K", ["LoadCredentialEncrypted=K:/run/credentials/@system/K", _GOES_DOWN]),
         "other": ("T", ["LoadCredential=T"]),
     }
-    overlay = receiver(units) | sealing_identity(MACHINE_IDS[variant], key)
+    overlay = receiver(units) | shell() | sealing_identity(MACHINE_IDS[variant], key)
     files = guest_files(deployment, "pushed", guest(variant), overlay)
     deployment.add_vm("pushed", with_vsock(deployment, files))
     deployment.credferry("agent", "--once")
@@ -102,4 +124,16 @@ def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
     assert deployment.unit("pushed")["InvocationID"] == invocation
     assert push(host) == "VM pushed holds generation 2 now: no unit was affected"
     assert lines(deployment) == told
-    assert leaks(host, [old, new], allowed=SOURCE) == []
+
+    deployment.start_agent()
+    deployment.wait_in_step("pushed", 60)
+    run_in_guest(host, f"echo {how} >/run/how")
+    newest = secrets.token_hex(24).encode()
+    sops.publish({"api-key": newest})
+    deployment.wait_printed("pushed", printed("app", newest), 180)
+    deployment.wait_in_step("pushed", 60)
+    row = deployment.status()["pushed"]
+    assert (row["running"]["generation"], row["sealed"]["generation"]) == (3, 3)
+    assert deployment.starts("pushed") == 2
+    assert lines(deployment).count(printed("app", newest)) == 1
+    assert leaks(host, [old, new, newest], allowed=SOURCE) == []
