@@ -15,6 +15,7 @@ from credferry.agent.cli.terminal import warn
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import Config
+from credferry.agent.config.secrets import source_key
 from credferry.agent.errors import ConfigurationError, ExitStatus
 from credferry.agent.printable import printable
 from credferry.agent.store.records import Way
@@ -62,7 +63,7 @@ def register(app: typer.Typer) -> None:
                 "channel": vm.channel.value,
                 "credential": name,
                 "kind": vm.kind(name).value,
-                "from": credential.secret if credential.secret is not None else "the configuration",
+                "from": credential.origin,
                 "change": (Way.PUSH if vm.live and credential.live else Way.RESTART).value,
             }
             for vm in wanted
@@ -92,8 +93,9 @@ def _check_seen(config: Config) -> None:
     """
     from credferry.agent.doctor.source import hidden_from_units  # noqa: PLC0415 (not for --help)
 
-    for _, found in hidden_from_units(config):
-        raise ConfigurationError(f"{config.file}: source.path: {found.text}", hint=found.remedy)
+    for _, source, found in hidden_from_units(config):
+        key = source_key(source)
+        raise ConfigurationError(f"{config.file}: {key}.path: {found.text}", hint=found.remedy)
 
 
 def _scripts(config: Config, words: Iterable[str]) -> Mapping[str, Path]:

@@ -139,7 +139,7 @@ def _secrets(
             SecretRow(
                 credential=name,
                 kind=vm.kind(name),
-                origin=credential.secret if credential.secret is not None else "the configuration",
+                origin=credential.origin,
                 published=published.get(name),
                 running=running.get(name),
                 changed=since[-1].isoformat() if since else None,

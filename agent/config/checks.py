@@ -20,7 +20,7 @@ from credferry.launcher.handoff import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from credferry.agent.config.model import VmConfig
@@ -76,6 +76,17 @@ def _check_live(vm: VmConfig, path: Path, key: str) -> None:
         )
 
 
+def check_sources(vm: VmConfig, sources: Collection[str], path: Path) -> None:
+    """Raise `ConfigurationError` for a credential that names a source that does not exist."""
+    for name, credential in vm.credentials.items():
+        if credential.source and credential.source not in sources:
+            raise ConfigurationError(
+                f"{path}: vms.{vm.name}.credentials.{name}.source: there is no source {credential.source!r}",
+                hint=f"use {one_of(credential.source, sources)}; "
+                f"or add a table [sources.{credential.source}]",
+            )
+
+
 def check_order(vms: Mapping[str, VmConfig], canaries: Iterable[str], path: Path) -> None:
     """Raise `ConfigurationError` for an unknown VM in ``canaries`` or ``after``, or a cycle in ``after``."""
     for canary in canaries:
@@ -116,6 +127,10 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
         raise ConfigurationError(
             f"{path}: {key}: expected either secret or text",
             hint='write secret = "name in the source", or text = "not secret"',
+        )
+    if credential.source and credential.secret is None:
+        raise ConfigurationError(
+            f"{path}: {key}.source: only a secret has a source", hint="leave out source, or name a secret"
         )
     if credential.secret is not None and not is_secret_name(credential.secret):
         raise ConfigurationError(

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, TypeVar, get_type_hints
 import msgspec
 
 from credferry.agent.config.calendar import check_windows
-from credferry.agent.config.checks import check_order, check_vm
+from credferry.agent.config.checks import check_order, check_sources, check_vm
 from credferry.agent.config.model import (
     INHERITED,
     MANUAL,
-    PATTERNS,
     Config,
-    CredentialConfig,
     MetricsConfig,
     RolloutConfig,
-    SourceConfig,
     VmConfig,
     one_of,
 )
+from credferry.agent.config.secrets import CredentialConfig, SourceConfig, source_key
+from credferry.agent.config.values import PATTERNS
 from credferry.agent.errors import ConfigurationError
 from credferry.launcher.handoff import is_vm_name
 
@@ -74,6 +73,7 @@ def parse(content: bytes, path: Path) -> Config:
         raise ConfigurationError(f"{path}: unknown key 'file'", hint="remove it")
     vms, said = table.pop("vms", {}), table.get("rollout", {})
     source = _convert(table.pop("source", {}), SourceConfig, path, "source")
+    sources = _sources(table.pop("sources", {}), path)
     rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
     metrics = _convert(table.pop("metrics", {}), MetricsConfig, path, "metrics")
     config = _convert(table, Config, path, "")
@@ -89,10 +89,29 @@ def parse(content: bytes, path: Path) -> Config:
                 hint="give each VM a unit of its own",
             )
         units[vm.unit] = vm.name
+        check_sources(vm, sources, path)
     check_order(checked, rollout.canaries, path)
     return msgspec.structs.replace(
-        config, file=path, source=source, rollout=rollout, metrics=metrics, vms=checked
+        config, file=path, source=source, sources=sources, rollout=rollout, metrics=metrics, vms=checked
     )
+
+
+def _sources(tables: object, path: Path) -> dict[str, SourceConfig]:
+    if not isinstance(tables, dict):
+        raise ConfigurationError(f"{path}: sources: expected a table", hint="write [sources.NAME] for each")
+    for name, table in tables.items():
+        key = source_key(name)
+        if not is_vm_name(name):
+            raise ConfigurationError(
+                f"{path}: {key}: not a source name",
+                hint="use 1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter, digit or _",
+            )
+        if isinstance(table, dict) and "path" not in table:
+            raise ConfigurationError(
+                f"{path}: {key}.path: is missing",
+                hint="write where it is, such as /var/lib/acme/example.org",
+            )
+    return {name: _convert(table, SourceConfig, path, source_key(name)) for name, table in tables.items()}
 
 
 def _vm(name: str, table: object, defaults: Mapping[str, object], path: Path) -> VmConfig:

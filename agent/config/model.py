@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from credferry.agent.config.secrets import CredentialConfig, SourceConfig
+from credferry.agent.config.values import AbsolutePath, MachineId, PromPath, Seconds
 from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
     Channel,
@@ -20,8 +22,6 @@ from credferry.launcher.handoff import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
 class Policy(enum.StrEnum):
@@ -90,31 +90,6 @@ PATH_VARIABLE = "CREDFERRY_CONFIG"
 """The environment's variable that names another."""
 MANUAL = "man credferry.toml"
 """Where an operator reads what each key takes."""
-_PATH, _PROM = r"^/[^\0]*\Z", r"^/[^\0]*\.prom\Z"
-_MACHINE_ID = (
-    r"^(?=.*[1-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z"
-)
-PATTERNS = {
-    _PATH: "expected an absolute path",
-    _PROM: "expected an absolute path of a file that ends in .prom",
-    _MACHINE_ID: "expected 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
-}
-"""What the patterns mean, for messages."""
-AbsolutePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
-
-
-class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where secrets are published, and how changes there are taken for settled."""
-
-    path: AbsolutePath = "/run/secrets"
-    follow_links: bool = False
-    """Whether a symlink in the source may lead out of it."""
-    quiet_seconds: Seconds = 1.0
-    """How long a file written in place must have stayed the same; a symlink's swap needs no settling."""
-    quiet_max_seconds: Seconds = 10.0
-    """After this long the source is read even if files are still changing."""
-    resync_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] = 60.0
-    """Every so often the source is looked at without a hint, for what inotify cannot see."""
 
 
 class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -144,20 +119,8 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the agent writes its metrics."""
 
-    textfile: Annotated[str, msgspec.Meta(pattern=_PROM)] | None = None
+    textfile: PromPath | None = None
     """Where metrics are written, for node-exporter's textfile collector, which takes ``*.prom`` only."""
-
-
-class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One credential of a VM: a secret of the source, or a text that is none."""
-
-    secret: str | None = None
-    text: str | None = None
-    required: bool = True
-    seal: bool | None = None
-    """Whether it is sealed for the guest; by default every secret of a VM with ``guest_key`` is."""
-    live: bool = True
-    """Whether a change of it can be pushed to a live VM. Otherwise it restarts the VM."""
 
 
 class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -170,7 +133,7 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     channel: Channel = Channel.API
     guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
     guest_key: bool = False
-    guest_machine_id: Annotated[str, msgspec.Meta(pattern=_MACHINE_ID)] | None = None
+    guest_machine_id: MachineId | None = None
     """The guest's machine id. With it the host makes the key, and gives it to the guest at each start."""
     initrd: bool = False
     """Whether what is sealed for the guest travels in its initrd instead of OEM strings."""
@@ -179,6 +142,15 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Whether changes are pushed to the running guest: each generation has a manifest for the guest."""
     allow_names: tuple[str, ...] = ()
     credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
+
+    @property
+    def secrets(self) -> dict[str, frozenset[str]]:
+        """Names of the VM's secrets, by source. A source that it does not use is not there."""
+        found: dict[str, set[str]] = {}
+        for each in self.credentials.values():
+            if each.secret is not None:
+                found.setdefault(each.source, set()).add(each.secret)
+        return {source: frozenset(names) for source, names in found.items()}
 
     @property
     def delivery(self) -> Delivery:
@@ -205,6 +177,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     file: Path = DEFAULT_PATH
     source: SourceConfig = SourceConfig()
+    sources: dict[str, SourceConfig] = {}
+    """Further sources, by name."""
     rollout: RolloutConfig = RolloutConfig()
     metrics: MetricsConfig = MetricsConfig()
     state_directory: AbsolutePath = "/var/lib/credferry"
@@ -214,13 +188,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     vms: dict[str, VmConfig] = {}
 
     @property
-    def secrets(self) -> frozenset[str]:
-        """Names, in the source, of all secrets that any VM uses."""
-        return frozenset(
-            credential.secret
-            for vm in self.vms.values()
-            for credential in vm.credentials.values()
-            if credential.secret is not None
+    def secrets(self) -> dict[str, frozenset[str]]:
+        """Names of all secrets that any VM uses, by source. A source that no VM uses is not there."""
+        found: dict[str, frozenset[str]] = {}
+        for vm in self.vms.values():
+            for source, names in vm.secrets.items():
+                found[source] = found.get(source, frozenset()) | names
+        return found
+
+    def source_of(self, name: str) -> SourceConfig:
+        """The source of this name; the default one if it is empty."""
+        return self.sources[name] if name else self.source
+
+    @property
+    def resync_seconds(self) -> float:
+        """How often the sources in use are read without a hint: as often as any of them asks for."""
+        return min(
+            (self.source_of(name).resync_seconds for name in self.secrets),
+            default=self.source.resync_seconds,
         )
 
     @property

@@ -82,6 +82,8 @@ class Metrics:
         """The generation that holds the last change of each VM."""
         self._counted: set[str] = set()
         """VMs that have counters."""
+        self._sources: set[str] = set()
+        """Keys of `Conditions`: named sources that were unavailable at some time."""
         self._last = 0
         self._lock = threading.Lock()
         self.registry = own = CollectorRegistry(auto_describe=False)
@@ -195,7 +197,8 @@ class Metrics:
             self._behind.labels(vm).set(0 if since is None else max(0.0, self._wall() - since))
             for each in State:
                 self._state.labels(vm, each.value).set(found is each)
-        for what in LACKS:
+        self._sources |= {each for each in lacks if each.startswith("source ")}
+        for what in (*LACKS, *sorted(self._sources)):
             self._unavailable.labels(what).set(what in lacks)
         return generate_latest(self.registry)
 

@@ -10,7 +10,7 @@ from credferry.agent.daemon.reporter import Reporter
 from credferry.agent.errors import HiddenSourceError, SourceError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.session import Session
-from credferry.agent.source.settling import Settler
+from credferry.agent.source.settling import Settling, seconds_left
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -46,11 +46,13 @@ def seal_once(
 
 
 def settled_look(config: Config, observer: Observer, deadline: float, vms: Collection[VmConfig]) -> Look:
-    """A look at VMs with a source that is settled and, until the deadline, complete. Raises `SourceError`.
+    """A look at VMs with sources that are settled and, until the deadline, complete.
+
+    Raises `SourceError` if no source can be read.
 
     Does not wait for a source that the unit hides: it cannot come.
     """
-    settler = Settler(config.source.quiet_seconds, config.source.quiet_max_seconds)
+    settling = Settling(config)
     while True:
         now = time.monotonic()
         try:
@@ -61,11 +63,16 @@ def settled_look(config: Config, observer: Observer, deadline: float, vms: Colle
                 raise
             time.sleep(_LOOK_AGAIN_SECONDS)
             continue
-        unsettled = settler.wait(look.generation, look.content, now)
-        refused = any(decision.state is State.REFUSED for decision in look.decisions)
-        if refused and now < deadline:
+        unsettled = settling.left(look.published, now)
+        left = max((seconds_left(each.vm, unsettled) for each in look.decisions if each.seal), default=0.0)
+        hidden = {
+            name for name, each in look.published.errors.items() if isinstance(each, HiddenSourceError)
+        }
+        if now < deadline and any(
+            each.state is State.REFUSED and not each.vm.secrets.keys() & hidden for each in look.decisions
+        ):
             time.sleep(_LOOK_AGAIN_SECONDS)
-        elif unsettled and any(decision.seal for decision in look.decisions):
-            time.sleep(unsettled)
+        elif left:
+            time.sleep(left)
         else:
             return look

@@ -35,6 +35,7 @@ from credferry.agent.rollout.orders import Orders
 from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.rollout.session import Session
 from credferry.agent.rollout.workers import RestartPool
+from credferry.agent.source.watches import Watches
 from credferry.agent.store.opening import open_store, present_key
 from credferry.agent.systemd.connection import RETRY_SECONDS, Connection
 
@@ -132,7 +133,7 @@ class Service:
         session = Session.of(config, store, audit, pacer, stop=self._stop, monotonic=self._monotonic)
         self._session = session
         self._restarts.use(config, store, session.rollout)
-        self._watch = self._parts.watch(Path(config.source.path), self._hints.put)
+        self._watch = Watches(config, self._parts.watch, self._hints.put)
         self._orders.use(session, lambda: self._connection.present)
         self._cycle = Cycle(
             session,
@@ -191,16 +192,17 @@ class Service:
         if turn.failure is not None or turn.is_settled:
             self._orders.check.end(turn.failure)
         config = self._session.config
-        period = config.source.resync_seconds * (1 - JITTER)
+        period = config.resync_seconds * (1 - JITTER)
         self._metrics.keep(config.metrics, self._conditions, period, self._monotonic())
         daemon.notify("WATCHDOG=1")
         return replace(turn, delay=min(turn.delay, _UNSENT_SECONDS)) if self._sender.is_behind else turn
 
     def _announce(self) -> None:
         if not self._is_announced:
-            audit, path = self._session.audit, self._session.config.source.path
+            audit, config = self._session.audit, self._session.config
+            paths = [config.source_of(name).path for name in config.secrets]
             audit.repeat_last()
-            audit.record(Event.AGENT_STARTED, f"credferry watches {path}")
+            audit.record(Event.AGENT_STARTED, f"credferry watches {', '.join(paths) or 'no source'}")
             self._is_announced = True
 
     def _take_over(self) -> None:

@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from credferry.agent.config.secrets import source_key
 from credferry.agent.doctor import probe, unit_files
 from credferry.agent.doctor.chain import AGENT, SEAL
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem, unseen
@@ -19,9 +20,9 @@ from credferry.agent.sealing.credential import PLAINTEXT_MAX
 from credferry.agent.source import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.config.model import Config
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
 
@@ -30,30 +31,38 @@ PRODUCERS: Final = ("sops-install-secrets.service", "agenix.service", "agenix-in
 
 
 def check(chain: Chain) -> Iterator[Finding]:
-    """The source itself, and each secret that a VM names."""
-    path = Path(chain.config.source.path)
+    """Each source that a VM uses, and each secret in it that a VM names. Without any, the default source."""
+    used = {source for vm in chain.vms for source in vm.secrets}
+    for source in sorted(used) or [""]:
+        yield from _source(chain, source)
+
+
+def _source(chain: Chain, source: str) -> Iterator[Finding]:
+    path = Path(chain.config.source_of(source).path)
+    called = f"source {source}: {path}" if source else str(path)
     try:
         top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         yield problem(
             "source",
-            f"{path}: {os.strerror(error.errno or 0)}" + (", a dangling link" if path.is_symlink() else ""),
-            why="the agent cannot read secrets: every VM keeps its previous ones, and a new VM gets none",
-            remedy="make the producer publish, or correct source.path",
+            f"{called}: {os.strerror(error.errno or 0)}"
+            + (", a dangling link" if path.is_symlink() else ""),
+            why="the agent cannot read secrets: VMs that use it keep what they have; a new VM gets none",
+            remedy=f"make the producer publish, or correct {source_key(source)}.path",
             commands=[f"systemctl restart {each}" for each in _known_producers()[:1]],
         )
         return
     try:
-        yield ok("source", f"{path} is {_kind(path)}")
-        for name in sorted(_named_by(chain.vms)):
-            yield _secret(chain, top, name)
+        yield ok("source", f"{called} is {_kind(path)}")
+        for name in sorted({name for vm in chain.vms for name in vm.secrets.get(source, ())}):
+            yield _secret(chain, top, source, name)
     finally:
         os.close(top)
 
 
 def check_seen(chain: Chain) -> Iterator[Finding]:
     """Whether the agent can see the source: its units hide home and temporary directories from it."""
-    for unit, found in hidden_from_units(chain.config):
+    for unit, _, found in hidden_from_units(chain.config):
         yield problem(
             "source.seen",
             f"{found.text}; this is a setting of {unit}",
@@ -63,12 +72,12 @@ def check_seen(chain: Chain) -> Iterator[Finding]:
         )
 
 
-def hidden_from_units(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
-    """The agent's units that hide the source from the agent, and the settings that do so.
+def hidden_from_units(config: Config) -> Iterator[tuple[str, str, sandbox.Hidden]]:
+    """The agent's units that hide a source from the agent, the source, and the settings that do so.
 
     Links are followed. If systemd does not answer, or has no such unit, the shipped unit's settings count.
     """
-    names = config.secrets if config.source.follow_links else ()
+    used = config.secrets or {"": frozenset()}
     for unit in (SEAL, AGENT):  # a restart of the agent starts SEAL first
         try:
             properties = probe.unit(unit)
@@ -76,9 +85,11 @@ def hidden_from_units(config: Config) -> Iterator[tuple[str, sandbox.Hidden]]:
             properties = {}
         is_known = properties.get("LoadState") == "loaded"
         settings = sandbox.of_unit(properties) if is_known else sandbox.SHIPPED
-        found = sandbox.hidden(settings, config.source.path, names)
-        if found is not None:
-            yield unit, found
+        for source, secrets in used.items():
+            of = config.source_of(source)
+            found = sandbox.hidden(settings, of.path, secrets if of.follow_links else ())
+            if found is not None:
+                yield unit, source, found
 
 
 def check_producer(chain: Chain) -> Iterator[Finding]:
@@ -126,43 +137,41 @@ def _kind(path: Path) -> str:
     )
 
 
-def _secret(chain: Chain, top: int, name: str) -> Finding:
-    using = [vm for vm in chain.vms if any(each.secret == name for each in vm.credentials.values())]
+def _secret(chain: Chain, top: int, source: str, name: str) -> Finding:
+    using = [vm for vm in chain.vms if name in vm.secrets.get(source, ())]
     users = ", ".join(vm.name for vm in using)
     is_required = any(
-        each.secret == name and each.required for vm in using for each in vm.credentials.values()
+        (each.source, each.secret) == (source, name) and each.required
+        for vm in using
+        for each in vm.credentials.values()
     )
+    called = f"secret {name} of {source}" if source else f"secret {name}"
     try:
         status = os.stat(name, dir_fd=top)
     except PermissionError:
-        return unseen("source.secret", f"secret {name}")
+        return unseen("source.secret", called)
     except OSError:
         status = None
     wrong = _wrong(status)
     if status is None or wrong:
         if not is_required and wrong in {"is not published", "is empty"}:
-            return ok("source.secret", f"secret {name} {wrong}, and is not required")
+            return ok("source.secret", f"{called} {wrong}, and is not required")
         return problem(
             "source.secret",
-            f"secret {name} {wrong}",
+            f"{called} {wrong}",
             why=f"VMs that use it keep their previous values: {users}",
             remedy="publish it, or correct its name in the configuration, or set required = false",
         )
     if status.st_mode & stat.S_IROTH:
-        path = shlex.quote(f"{chain.config.source.path}/{name}")
+        path = shlex.quote(f"{chain.config.source_of(source).path}/{name}")
         return hint(
             "source.secret",
-            f"all users may read secret {name}",
+            f"all users may read {called}",
             why="only the permissions of the producer's directories protect it",
             remedy="make its producer publish it with mode 0400; until then:",
             commands=[f"chmod o-rwx {path}"],
         )
-    return ok("source.secret", f"secret {name} is published, for {users}")
-
-
-def _named_by(vms: Iterable[VmConfig]) -> set[str]:
-    """The secrets that VMs name."""
-    return {each.secret for vm in vms for each in vm.credentials.values() if each.secret is not None}
+    return ok("source.secret", f"{called} is published, for {users}")
 
 
 def _wrong(status: os.stat_result | None) -> str:

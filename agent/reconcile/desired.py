@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import SourceError, describe
 from credferry.agent.reconcile.live import push_manifest_at_most
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import KEY_DIGITS
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.sealing.keys import CredentialKey
-    from credferry.agent.source.snapshot import Snapshot
+    from credferry.agent.source.published import Published
 
 API_STRINGS_MAX = 48 << 10
 """Most bytes of OEM strings over the API. cloud-hypervisor up to v53 takes a document of 51,200 bytes, and
@@ -81,8 +82,7 @@ class Fingerprints:
 
     def of(self, vm: VmConfig, name: str, value: Secret) -> str:
         """The fingerprint of a VM's credential."""
-        secret = vm.credentials[name].secret
-        label = f"text/{vm.name}/{name}" if secret is None else f"secret/{secret}"
+        label = _label(vm, name)
         known = self._known.get(label)
         if known is None:
             content = label.encode() + b"\0" + value.reveal()
@@ -91,14 +91,26 @@ class Fingerprints:
         return known
 
 
+def _label(vm: VmConfig, name: str) -> str:
+    """What a credential's value is, by its place: the same for all VMs that use the same secret."""
+    credential = vm.credentials[name]
+    if credential.secret is None:
+        return f"text/{vm.name}/{name}"
+    return (
+        f"source/{credential.source}/{credential.secret}"
+        if credential.source
+        else f"secret/{credential.secret}"
+    )
+
+
 def desired(
-    vm: VmConfig, snapshot: Snapshot, fingerprints: Fingerprints, guest_key: CredentialKey | None
+    vm: VmConfig, published: Published, fingerprints: Fingerprints, guest_key: CredentialKey | None
 ) -> Desired | Refused:
     """What the VM should get according to what is published now.
 
     Digests are keyed with a key derived from the host's key, so they reveal nothing about values.
     """
-    values, reasons, passing = _published(vm, snapshot)
+    values, reasons, passing = _published(vm, published)
     seals = vm.live or any(vm.kind(name) is Kind.SEALED for name in values)
     if guest_key is None and vm.may_seal and seals:
         reasons.append(
@@ -125,7 +137,7 @@ def guest_id(key: CredentialKey | None) -> str:
     return key.derive("guest key id").hex() if key is not None else ""
 
 
-def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], list[str], bool]:
+def _published(vm: VmConfig, published: Published) -> tuple[dict[str, Secret], list[str], bool]:
     """A VM's values by credential, the reasons for missing ones, and whether one may go away by itself."""
     values: dict[str, Secret] = {}
     reasons: list[str] = []
@@ -136,15 +148,21 @@ def _published(vm: VmConfig, snapshot: Snapshot) -> tuple[dict[str, Secret], lis
             continue
         if credential.secret is None:  # the configuration's check excludes this
             continue
-        published = snapshot.values[credential.secret]
-        match published:
+        snapshot = published.sources[credential.source]
+        if isinstance(snapshot, SourceError):
+            if (reason := describe(snapshot)) not in reasons:
+                reasons.append(reason)
+            continue
+        value = snapshot.values[credential.secret]
+        match value:
             case Secret():
-                values[name] = published
+                values[name] = value
             case Problem.ABSENT | Problem.EMPTY if not credential.required:
                 pass
             case Problem():
-                reasons.append(f"{name}: secret {credential.secret!r} {published}: {published.remedy}")
-                passing = passing or published is Problem.BEING_WRITTEN
+                of = f" of source {credential.source}" if credential.source else ""
+                reasons.append(f"{name}: secret {credential.secret!r}{of} {value}: {value.remedy}")
+                passing = passing or value is Problem.BEING_WRITTEN
     return values, reasons, passing
 
 

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import KeyFileError, SourceError, describe
+from credferry.agent.errors import KeyFileError, describe
 from credferry.agent.reconcile.decision import Decision, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Identity, Refused, desired
 from credferry.agent.reconcile.ground import HostGround
@@ -26,7 +24,7 @@ from credferry.agent.reconcile.readiness import (
 )
 from credferry.agent.reconcile.starts import Starts
 from credferry.agent.sealing.keys import CredentialKey, read_key
-from credferry.agent.source import snapshot as source
+from credferry.agent.source import published as source
 from credferry.agent.store.opening import guest_key_path
 from credferry.agent.store.records import Attempt, Outcome, Way
 from credferry.agent.systemd.units import as_left
@@ -36,31 +34,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.source.snapshot import Snapshot, SourceGeneration
+    from credferry.agent.source.published import Published
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager, UnitState
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Result of one check: the source generation that was read, and a decision for each VM."""
+    """Result of one check: what was published, and a decision for each VM."""
 
-    generation: SourceGeneration
+    published: Published
     observed: tuple[Observed, ...]
     decisions: tuple[Decision, ...]
 
     def each(self) -> Iterator[Look]:
         """Split the result into one `Look` per VM."""
         for observed, decision in zip(self.observed, self.decisions, strict=True):
-            yield Look(self.generation, (observed,), (decision,))
-
-    @property
-    def content(self) -> object:
-        """Value to compare: equal exactly if the same is published."""
-        return tuple(
-            each.desired.digest if isinstance(each.desired, Desired) else each.desired
-            for each in self.observed
-        )
+            yield Look(self.published, (observed,), (decision,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,7 @@ class Observer:
     config: Config
     store: Store
     _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
-    _secrets: dict[str, frozenset[str]] = field(default_factory=dict)
+    _secrets: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
     _spoiled: dict[str, int] = field(default_factory=dict)
     """Generations that could not be opened, by VM. The agent seals such a VM again, but only once."""
     starts: Starts = field(init=False)
@@ -84,27 +74,31 @@ class Observer:
     def look(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
         """Observe some VMs. Without a manager this asks systemd nothing and decides no restart.
 
-        Raises `SourceError` if there is no source, and `BusError`.
+        Raises `SourceError` if no source of these VMs can be read, and `BusError`.
         """
         vms = list(vms)
-        return self.look_at(self.snapshot(vms), vms, manager)
+        published = self.published(vms)
+        if published.failure is not None:
+            raise published.failure
+        return self.look_at(published, vms, manager)
 
     def look_or_refuse(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> Look:
-        """As `look`, but without a source each VM is refused and keeps what it has. Raises `BusError`."""
+        """As `look`, but a VM without its source is refused and keeps what it has. Raises `BusError`."""
         vms = list(vms)
         return self.look_at(self.published(vms), vms, manager)
 
-    def published(self, vms: Iterable[VmConfig]) -> Snapshot | Refused:
-        """What is published for some VMs. Without a source: a `Refused` with the reason."""
-        try:
-            return self.snapshot(vms)
-        except SourceError as error:
-            return without_source(error)
+    def published(self, vms: Iterable[VmConfig]) -> Published:
+        """What is published for some VMs, in each source that they use."""
+        wanted: dict[str, set[str]] = {}
+        for vm in vms:
+            for name, secrets in self._secrets_of(vm).items():
+                wanted.setdefault(name, set()).update(secrets)
+        return source.read(self.config, wanted)
 
     def look_at(
-        self, published: Snapshot | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
+        self, published: Published | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
     ) -> Look:
-        """Observe some VMs with a source snapshot, or with the reason for having none. Raises `BusError`."""
+        """Observe some VMs with what is published, or with a reason to refuse all. Raises `BusError`."""
         vms = list(vms)
         fingerprints = Fingerprints(self.store.key, self._identities)
         units = self._units(vms, manager)
@@ -113,8 +107,8 @@ class Observer:
             for vm in vms
         )
         decisions = (self._decided(each, manager) for each in observed)
-        generation = source.NOTHING if isinstance(published, Refused) else published.generation
-        return Look(generation, observed, tuple(decisions))
+        seen = source.NOTHING if isinstance(published, Refused) else published
+        return Look(seen, observed, tuple(decisions))
 
     def _decided(self, now: Observed, manager: SystemManager | None) -> Decision:
         decision = decide(now, grace_over=self.starts.is_grace_over(now.unit))
@@ -138,12 +132,6 @@ class Observer:
         """
         return obstacle(judge(vm, manager.unit(vm.unit), self._ground, way))
 
-    def snapshot(self, vms: Iterable[VmConfig]) -> Snapshot:
-        """Read the secrets of some VMs. Raises `SourceError` if there is no source."""
-        names = set(chain.from_iterable(self._secrets_of(vm) for vm in vms))
-        follow = self.config.source.follow_links
-        return source.take(Path(self.config.source.path), names, follow_links=follow)
-
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
         """The master copy of a VM's guest key; None if it has or needs none. Raises `KeyFileError`."""
         if not vm.may_seal or not any(vm.kind(name) is Kind.SEALED for name in vm.credentials):
@@ -162,12 +150,8 @@ class Observer:
         vm, attempt = self.config.vms.get(name), self.store.attempt(name)
         if vm is None or attempt is None or attempt.outcome is Outcome.HALTED:
             return False
-        try:
-            published = self._desired(
-                vm, self.snapshot([vm]), Fingerprints(self.store.key, self._identities)
-            )
-        except SourceError:
-            return True
+        fingerprints = Fingerprints(self.store.key, self._identities)
+        published = self._desired(vm, self.published([vm]), fingerprints)
         return not isinstance(published, Desired) or published.digest == attempt.digest
 
     def has_other_key(self) -> bool:
@@ -178,12 +162,11 @@ class Observer:
         """Whether PID 1 takes the host's key, and the agent seals with it. Otherwise PID 1 opens nothing."""
         return isinstance(judge_key(self._ground), Ready)
 
-    def _secrets_of(self, vm: VmConfig) -> frozenset[str]:
-        """Names of a VM's secrets. The agent computes them once, not at each check."""
+    def _secrets_of(self, vm: VmConfig) -> dict[str, frozenset[str]]:
+        """Names of a VM's secrets, by source. The agent computes them once, not at each check."""
         names = self._secrets.get(vm.name)
         if names is None:
-            wanted = (each.secret for each in vm.credentials.values())
-            names = self._secrets[vm.name] = frozenset(each for each in wanted if each is not None)
+            names = self._secrets[vm.name] = vm.secrets
         return names
 
     def _units(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> dict[str, UnitState]:
@@ -205,7 +188,7 @@ class Observer:
     def _observe(
         self,
         vm: VmConfig,
-        published: Snapshot | Refused,
+        published: Published | Refused,
         unit: UnitState | None,
         fingerprints: Fingerprints,
     ) -> Observed:
@@ -232,13 +215,8 @@ class Observer:
             return attempt
         return attempt if self.has_failed(attempt.halted_for) else None
 
-    def _desired(self, vm: VmConfig, published: Snapshot, fingerprints: Fingerprints) -> Desired | Refused:
+    def _desired(self, vm: VmConfig, published: Published, fingerprints: Fingerprints) -> Desired | Refused:
         try:
             return desired(vm, published, fingerprints, self.guest_key(vm))
         except KeyFileError as error:  # one bad guest key must not stop the check of other VMs
             return Refused((describe(error),))
-
-
-def without_source(error: SourceError) -> Refused:
-    """The refusal for each VM while there is no source."""
-    return Refused((describe(error),))

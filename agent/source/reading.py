@@ -37,7 +37,7 @@ _REMEDIES = {
     Problem.EMPTY: "publish a value, or set required = false",
     Problem.TOO_LARGE: "publish a smaller value",
     Problem.NOT_A_FILE: "publish a regular file",
-    Problem.ESCAPES: "publish a file, or set follow_links = true in [source]",
+    Problem.ESCAPES: "publish a file, or set follow_links = true for its source",
     Problem.BEING_WRITTEN: "the agent checks again",
     Problem.UNREADABLE: "check its mode and owner; run as root",
 }

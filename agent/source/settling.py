@@ -8,13 +8,15 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from credferry.agent.source.snapshot import Snapshot
 from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Container, Iterable, Mapping
 
-    from credferry.agent.config.model import VmConfig
-    from credferry.agent.source.snapshot import Snapshot, SourceGeneration
+    from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.source.published import Published
+    from credferry.agent.source.snapshot import SourceGeneration
 
 
 def _key() -> bytes:
@@ -23,33 +25,46 @@ def _key() -> bytes:
 
 @dataclass(slots=True)
 class Changes:
-    """Remembers a digest of each VM's published secrets. Its key never leaves the process."""
+    """Remembers a digest of each VM's secrets in each source. Its key never leaves the process."""
 
     _key: bytes = field(default_factory=_key, repr=False)
-    _digests: dict[str, bytes] = field(default_factory=dict)
-    _generation: SourceGeneration | None = None
+    _digests: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """By source and VM."""
+    _generations: dict[str, SourceGeneration] = field(default_factory=dict)
 
-    def since_last(self, vms: Collection[VmConfig], snapshot: Snapshot) -> list[VmConfig]:
+    def since_last(self, vms: Collection[VmConfig], published: Published) -> list[VmConfig]:
         """The VMs whose secrets a swap has changed since the last call. The first call returns none.
 
-        A write in place is not counted as a change, because it may not be complete yet.
+        A write in place is not counted as a change, because it may not be complete yet. What was known of a
+        source that cannot be read now stays known.
         """
-        before, self._digests = self._digests, {vm.name: self._digest(vm, snapshot) for vm in vms}
-        is_swap = snapshot.generation.is_swap_of(self._generation)
-        self._generation = snapshot.generation
-        if not is_swap:
-            return []
-        now = self._digests
-        return [vm for vm in vms if before.get(vm.name, now[vm.name]) != now[vm.name]]
+        swapped = set()
+        for source, snapshot in published.snapshots.items():
+            if snapshot.generation.is_swap_of(self._generations.get(source)):
+                swapped.add(source)
+            self._generations[source] = snapshot.generation
+        return [vm for vm in vms if self._has_changed(vm, published, swapped)]
 
-    def _digest(self, vm: VmConfig, snapshot: Snapshot) -> bytes:
-        parts = []
-        for credential in vm.credentials.values():
-            if credential.secret is not None:
-                value = snapshot.values[credential.secret]
-                content = value.reveal() if isinstance(value, Secret) else value.encode()
-                parts += [b"%d %d " % (isinstance(value, Secret), len(content)), content]
-        return hmac.digest(self._key, b"".join(parts), "sha256")
+    def _has_changed(self, vm: VmConfig, published: Published, swapped: Container[str]) -> bool:
+        has_changed = False
+        for source, names in vm.secrets.items():
+            snapshot = published.sources[source]
+            if isinstance(snapshot, Snapshot):
+                now = _digest(self._key, snapshot, names)
+                before = self._digests.get((source, vm.name), now)
+                has_changed = has_changed or (source in swapped and before != now)
+                self._digests[source, vm.name] = now
+        return has_changed
+
+
+def _digest(key: bytes, snapshot: Snapshot, names: Iterable[str]) -> bytes:
+    """A digest of what a source holds under some names."""
+    parts = []
+    for name in sorted(names):
+        value = snapshot.values[name]
+        content = value.reveal() if isinstance(value, Secret) else value.encode()
+        parts += [b"%d %d " % (isinstance(value, Secret), len(content)), content]
+    return hmac.digest(key, b"".join(parts), "sha256")
 
 
 @dataclass(slots=True)
@@ -84,3 +99,28 @@ class Settler:
             self._waiting_since = None
             return 0.0
         return left
+
+
+@dataclass(slots=True)
+class Settling:
+    """Settles each source by itself. Its key never leaves the process."""
+
+    config: Config
+    _key: bytes = field(default_factory=_key, repr=False)
+    _settlers: dict[str, Settler] = field(default_factory=dict)
+
+    def left(self, published: Published, now: float) -> dict[str, float]:
+        """The sources that have not settled, each with the seconds to wait for it."""
+        found = {}
+        for source, snapshot in published.snapshots.items():
+            of = self.config.source_of(source)
+            settler = self._settlers.setdefault(source, Settler(of.quiet_seconds, of.quiet_max_seconds))
+            content = _digest(self._key, snapshot, snapshot.values)
+            if left := settler.wait(snapshot.generation, content, now):
+                found[source] = left
+        return found
+
+
+def seconds_left(vm: VmConfig, unsettled: Mapping[str, float]) -> float:
+    """How many seconds a VM's values have yet to settle; 0.0 if all its sources have settled."""
+    return max((unsettled[source] for source in vm.secrets if source in unsettled), default=0.0)

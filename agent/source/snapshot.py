@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from credferry.agent.config.secrets import source_key
 from credferry.agent.errors import HiddenSourceError, SourceError
 from credferry.agent.source import sandbox
 from credferry.agent.source.reading import read_secret
@@ -70,8 +71,8 @@ class _MovedError(Exception):
     """The source pointed elsewhere while it was being read."""
 
 
-def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Snapshot:
-    """Read the named secrets from one generation of the source.
+def take(path: Path, names: Iterable[str], *, follow_links: bool = False, name: str = "") -> Snapshot:
+    """Read the named secrets from one generation of the source. ``name`` is the source's, for messages.
 
     A single name that cannot be read gives a `Problem`, not an error. Raises `SourceError` when the source
     cannot be opened, or when it changes faster than it can be read.
@@ -79,16 +80,16 @@ def take(path: Path, names: Iterable[str], *, follow_links: bool = False) -> Sna
     wanted = sorted(names)
     for _ in range(_ATTEMPTS):
         try:
-            return _take_once(path, wanted, follow_links)
+            return _take_once(path, wanted, follow_links, name)
         except _MovedError:
             continue
     raise SourceError(
-        f"source {path}: changed {_ATTEMPTS} times while it was being read",
+        f"{_called(path, name)}: changed {_ATTEMPTS} times while it was being read",
         hint="find out what keeps publishing; the agent checks again",
     )
 
 
-def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
+def _take_once(path: Path, names: list[str], follow_links: bool, source: str) -> Snapshot:
     trail = Trail()
     start = trail.follow(os.path.abspath(path), to_directory=True)  # noqa: PTH100 (done in each cycle)
     with ExitStack() as stack:
@@ -101,11 +102,13 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
                 raise _MovedError from None
             found = sandbox.hidden(sandbox.of_this_process(), str(path))
             if found:
-                raise HiddenSourceError(f"source {path}: {found.text}", hint=found.remedy) from None
+                raise HiddenSourceError(
+                    f"{_called(path, source)}: {found.text}", hint=found.remedy
+                ) from None
             raise SourceError(
-                f"source {path}: {os.strerror(error.errno or 0)}",
+                f"{_called(path, source)}: {os.strerror(error.errno or 0)}",
                 hint="check that the producer (sops-install-secrets.service, agenix) has finished, "
-                "and source.path",
+                f"and {source_key(source)}.path",
             ) from None
         stack.callback(os.close, top)
         status = os.fstat(top)
@@ -124,6 +127,10 @@ def _take_once(path: Path, names: list[str], follow_links: bool) -> Snapshot:
         if (after.st_dev, after.st_ino) != (generation.device, generation.inode) or trail.has_moved():
             raise _MovedError
         return Snapshot(generation, values)
+
+
+def _called(path: Path, name: str) -> str:
+    return f"source {name} ({path})" if name else f"source {path}"
 
 
 def _target(path: Path) -> str | None:

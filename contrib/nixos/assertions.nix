@@ -29,6 +29,7 @@ let
   };
 
   source = cfg.settings.source.path;
+  sources = import ./sources.nix { inherit lib config options; };
   vms = cfg.vms;
   eachVm = f: concatLists (mapAttrsToList f vms);
   eachCredential = f: eachVm (name: vm: mapAttrsToList (f name vm) vm.credentials);
@@ -45,8 +46,8 @@ let
   # sops-nix puts a file below /run/secrets by its name, and `path` may be a link to it from elsewhere.
   published =
     optionals (options ? sops) (
-      map (secret: "/run/secrets/${secret.name}") (
-        filter (secret: !secret.neededForUsers) (attrValues config.sops.secrets)
+      map (secret: "/run/secrets${lib.optionalString secret.neededForUsers "-for-users"}/${secret.name}") (
+        attrValues config.sops.secrets
       )
       ++ map (template: "/run/secrets/rendered/${template.name}") (attrValues (config.sops.templates or { }))
     )
@@ -55,8 +56,9 @@ let
         attrValues config.age.secrets
       )
     );
-  below = filter (lib.hasPrefix "${source}/") published;
-  known = map (lib.removePrefix "${source}/") below;
+  # What is published for other sources than these is not known.
+  isKnown = source: source == null || elem source [ "secrets" "secrets-for-users" "agenix" ];
+  below = path: map (lib.removePrefix "${path}/") (filter (lib.hasPrefix "${path}/") published);
 
   # --- Who else restarts a VM ------------------------------------------------------------------------------
 
@@ -224,7 +226,8 @@ in
           assertion = each.secret == null || !(lib.hasPrefix "/" each.secret);
           message = ''
             ${at name}.credentials.${credential}: ${toString each.secret} is not below services.credferry.settings.source.path, ${source}.
-            Name a file that is published there. (A clan var has no path before `clan vars generate`.)
+            No other source has it either: not settings.sources, nor a directory of sops-nix, agenix or security.acme.
+            Name a file that is published there, or add settings.sources.NAME.path. (A clan var has no path before `clan vars generate`.)
           '';
         }
       )
@@ -234,10 +237,15 @@ in
             !cfg.checkSecrets
             || each.secret == null
             || lib.hasPrefix "/" each.secret
-            || elem each.secret known;
-          message = ''
-            ${at name}.credentials.${credential}: neither sops.secrets nor age.secrets publishes ${source}/${toString each.secret}.
-            Below ${source} are: ${list known}.
+            || !isKnown each.source
+            || elem each.secret (below (sources.path each.source));
+          message =
+            let
+              path = toString (sources.path each.source);
+            in
+            ''
+            ${at name}.credentials.${credential}: neither sops.secrets nor age.secrets publishes ${path}/${toString each.secret}.
+            Below ${path} are: ${list (below path)}.
           '';
         }
       )

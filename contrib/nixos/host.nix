@@ -28,7 +28,7 @@ let
     host = config;
   };
 
-  source = cfg.settings.source.path;
+  sources = import ./sources.nix { inherit lib config options; };
 
   # Units that publish secrets where no activation script does: agenix, and clan's backends with userborn or sysusers.
   # That of sops-nix is in the unit files. One that does not exist orders nothing.
@@ -91,13 +91,22 @@ let
         _: each:
         table {
           inherit (each) secret text seal;
+          source = if each.text == null then each.source else null;
           required = if each.text == null then each.required else null;
           live = if each.live then null else false;
         }
       ) vm.credentials;
     };
 
-  unchecked = toml.generate "credferry.toml" cfg.settings;
+  usedSources = lib.concatMap (vm: map (each: each.source) (builtins.attrValues vm.credentials)) (
+    builtins.attrValues cfg.vms
+  );
+  unchecked = toml.generate "credferry.toml" (
+    cfg.settings
+    // {
+      sources = sources.tables usedSources // cfg.settings.sources;
+    }
+  );
 
   # The agent's own judgement, at build time; systemd-analyze reads its windows. What it refuses is said with the names
   # of options. Its hints are for the command line and name keys of the file.
@@ -132,7 +141,16 @@ let
         type = types.nullOr types.str;
         default = null;
         example = "db/password";
-        description = "Name of a secret, relative to `services.credferry.settings.source.path`.";
+        description = "Name of a secret, relative to the path of its source.";
+      };
+      source = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "acme-example.org";
+        description = ''
+          The source that publishes the secret: one of `settings.sources`, or `acme-CERTIFICATE` for the directory of a
+          certificate in `security.acme.certs`, `secrets-for-users` of sops-nix, `agenix`. Null means `settings.source`.
+        '';
       };
       text = mkOption {
         type = types.nullOr types.str;
@@ -295,6 +313,20 @@ in
           defaultText = literalExpression ''"/run/secrets", or age.secretsDir where only agenix has secrets'';
           description = "Where secrets are published.";
         };
+        options.sources = mkOption {
+          type = types.attrsOf (
+            types.submodule {
+              freeformType = toml.type;
+              options.path = mkOption {
+                type = types.strMatching "/.*[^/]";
+                description = "Where the secrets of this source are published.";
+              };
+            }
+          );
+          default = { };
+          example = literalExpression ''{ acme.path = "/var/lib/acme/example.org"; }'';
+          description = "Further sources, by name. A path of `oemSecretsFiles` below one of them is a secret of it.";
+        };
       };
       default = { };
       example = {
@@ -320,10 +352,10 @@ in
             files = guests.files name;
           in
           lib.optionalAttrs (files != { }) {
-            ${name}.credentials = builtins.mapAttrs (_: path: {
-              # A path elsewhere is kept whole: no secret has such a name, and the assertion says what is wrong.
-              secret = mkDefault (lib.removePrefix "${source}/" path);
-            }) files;
+            # A path elsewhere is kept whole: no secret has such a name, and the assertion says what is wrong.
+            ${name}.credentials = builtins.mapAttrs (
+              _: path: builtins.mapAttrs (_: mkDefault) (sources.place path)
+            ) files;
           }
         ) guests.names
       );

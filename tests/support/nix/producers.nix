@@ -73,6 +73,21 @@ in
       };
     };
 
+  acme =
+    { lib, ... }:
+    {
+      options.security.acme.certs = with' { } (
+        types.attrsOf (
+          types.submodule (
+            { name, ... }:
+            {
+              options.directory = with' "/var/lib/acme/${name}" types.str;
+            }
+          )
+        )
+      );
+    };
+
   # With the sops backend, after `clan vars generate`.
   clan =
     { config, lib, ... }:

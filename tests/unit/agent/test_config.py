@@ -41,7 +41,7 @@ def test_defaults() -> None:
     vm = config.vm("web")
     assert (vm.unit, vm.channel, vm.kind("K")) == ("microvm@web.service", Channel.API, Kind.PLAIN)
     assert config.source.path == "/run/secrets"
-    assert config.secrets == {"k"}
+    assert config.secrets == {"": {"k"}}
 
 
 def test_kinds() -> None:
@@ -59,7 +59,15 @@ def test_kinds() -> None:
     [
         ("[source", "not TOML", "toml.io"),
         ("source = 3", "source: ", "man credferry.toml"),
-        ('[sources]\npath = "/x"', "unknown field `sources`", "did you mean source"),
+        ('[sourcs]\npath = "/x"', "unknown field `sourcs`", "did you mean source"),
+        ("sources = 1", "sources: expected a table", "[sources.NAME]"),
+        ('[sources."a/b"]\npath = "/x"', "sources.a/b: not a source name", "A-Z"),
+        ("[sources.acme]\nfollow_links = true", "sources.acme.path: is missing", "/var/lib/acme"),
+        ('[sources.acme]\npath = "x"', "sources.acme.path: expected an absolute path", "man"),
+        ("[sources]\nacme = 1", "sources.acme: expected", "man"),
+        ('[vms.web.credentials]\nK = { text = "t", source = "acme" }', "only a secret has a", "leave out"),
+        ('[sources.acme]\npath = "/x"\n[vms.web.credentials]\nK = { secret = "k", source = "amce" }',
+         "vms.web.credentials.K.source: there is no source 'amce'", "use acme; or add a table [sources.am"),
         ('[source]\npaht = "/x"', "source: ", "did you mean path"),
         ('[source]\npath = "relative"', "source.path: expected an absolute path", "man"),
         ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "man"),

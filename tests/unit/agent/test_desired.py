@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from credferry.agent.config.model import CredentialConfig, VmConfig
+from credferry.agent.config.model import VmConfig
+from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.reconcile.desired import (
     API_STRINGS_MAX,
     Desired,
@@ -22,6 +23,7 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.source.published import Published
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
@@ -44,6 +46,11 @@ def vm(name: str = "web", **settings: Any) -> VmConfig:  # noqa: ANN401 (any of 
     )
 
 
+def snapshot_of(values: dict[str, Secret | Problem], source: str = "") -> Published:
+    """What one source holds."""
+    return Published({source: Snapshot(SourceGeneration(1, 1, committed=True), values)})
+
+
 def wanted(
     config: VmConfig,
     values: dict[str, Secret | Problem],
@@ -52,8 +59,7 @@ def wanted(
     fingerprints: Fingerprints | None = None,
 ) -> Desired:
     """What the VM should get, where it is not refused."""
-    snapshot = Snapshot(SourceGeneration(1, 1, committed=True), values)
-    found = desired(config, snapshot, fingerprints or Fingerprints(key), guest)
+    found = desired(config, snapshot_of(values), fingerprints or Fingerprints(key), guest)
     assert isinstance(found, Desired)
     return found
 
@@ -154,9 +160,7 @@ def test_refusals_name_every_credential(
     a: Secret | Problem, b: Secret | Problem, passing: bool, named: list[str]
 ) -> None:
     """All that lacks is named, with the remedy; it may pass by itself where a value is being written."""
-    found = desired(
-        vm(), Snapshot(SourceGeneration(1, 1, committed=True), {"a": a, "b": b}), Fingerprints(KEY), None
-    )
+    found = desired(vm(), snapshot_of({"a": a, "b": b}), Fingerprints(KEY), None)
     assert isinstance(found, Refused)
     assert found.passing is passing
     assert [reason[0] for reason in found.reasons] == named
@@ -186,7 +190,7 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
     config, remembered = vm(guest_key=True), Fingerprints(KEY)
     for _ in range(2):
         assert wanted(config, published(), guest=GUEST, fingerprints=remembered).guest == guest_id(GUEST)
-    found = desired(config, Snapshot(SourceGeneration(1, 1, committed=True), published()), remembered, None)
+    found = desired(config, snapshot_of(published()), remembered, None)
     assert isinstance(found, Refused)
     assert "guest-key create web" in found.reasons[0]
     assert found.passing is False

@@ -25,7 +25,7 @@ from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.sealing.keys import CredentialKey
-from credferry.agent.source import snapshot as source
+from credferry.agent.source.published import NOTHING
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.generations import Store
 from credferry.agent.systemd.units import UnitState
@@ -82,7 +82,7 @@ class World:
 
     def look_at(self, *observed: Observed) -> None:
         """Look at these VMs."""
-        look = Look(source.NOTHING, observed, tuple(decide(each) for each in observed))
+        look = Look(NOTHING, observed, tuple(decide(each) for each in observed))
         self.textfile.looked(look, self.store, with_source=True)
 
     def tell(self, event: Event, run: str = "r", sequence: int = 1) -> None:

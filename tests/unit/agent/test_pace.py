@@ -22,7 +22,7 @@ from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout import nixos
 from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate, restart_order
 from credferry.agent.sealing.keys import CredentialKey
-from credferry.agent.source import snapshot as source
+from credferry.agent.source.published import NOTHING
 from credferry.agent.store.generations import Store
 from credferry.agent.store.records import Attempt, Outcome, Pushed, Way
 from credferry.agent.systemd.units import UnitState
@@ -76,7 +76,7 @@ class World:
             else Decision(each.vm, self.states.get(each.vm.name, State.IN_STEP))
             for each in observed
         )
-        return Look(source.NOTHING, observed, decisions)
+        return Look(NOTHING, observed, decisions)
 
     def _seal(self, observed: Observed) -> Desired | None:
         assert isinstance(observed.desired, Desired)

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from credferry.agent.config.loading import parse
-from credferry.agent.config.model import DEFAULT_PATH, Config, CredentialConfig, Policy, VmConfig
+from credferry.agent.config.model import DEFAULT_PATH, Config, Policy, VmConfig
+from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, State, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
+from credferry.agent.source.published import Published
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
@@ -42,9 +44,9 @@ OF_ANOTHER_KEY = "e" * 64
 INVOCATION, OTHER = "a" * 32, "b" * 32
 
 
-def snapshot(**values: Secret | Problem) -> Snapshot:
-    """What a source said."""
-    return Snapshot(SourceGeneration(1, 1, committed=True), values)
+def snapshot(**values: Secret | Problem) -> Published:
+    """What the default source holds."""
+    return Published({"": Snapshot(SourceGeneration(1, 1, committed=True), values)})
 
 
 def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
@@ -316,7 +318,7 @@ class TestDesired:
         first = desired(VM, snapshot(k=Secret(b"canary")), Fingerprints(KEY), None)
         again = desired(
             VM,
-            Snapshot(SourceGeneration(9, 9, committed=False), {"k": Secret(b"canary")}),
+            Published({"": Snapshot(SourceGeneration(9, 9, committed=False), {"k": Secret(b"canary")})}),
             Fingerprints(KEY),
             None,
         )

@@ -11,7 +11,8 @@ import pytest
 
 from credferry.agent.audit.events import Order
 from credferry.agent.cli.documents import rfc3339
-from credferry.agent.config.model import CredentialConfig, VmConfig
+from credferry.agent.config.model import VmConfig
+from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.control.interface import AGENT_PROPERTIES, SIGNALS, VM_PROPERTIES, vm_path
 from credferry.agent.control.objects import vm_properties
 from credferry.agent.errors import OrderError

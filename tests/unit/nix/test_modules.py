@@ -300,6 +300,38 @@ def test_agenix(nix: Nix) -> None:
     assert "publishes /run/agenix/other" in message
 
 
+def test_paths_of_other_producers_become_sources(nix: Nix) -> None:
+    """Certificates, secrets for users, and files below declared sources: each is a secret of its source."""
+    module = f"""{{
+      imports = [ t.producers.acme ];
+      security.acme.certs."*.example.org" = {{ }};
+      sops.secrets.pw.neededForUsers = true;
+      sops.templates.env.content = "x";
+      services.credferry.settings.sources.vault.path = "/run/vault";
+      {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles = {{
+        KEY = "/var/lib/acme/*.example.org/key.pem";
+        PW = "/run/secrets-for-users/pw";
+        ENV = "/run/secrets/rendered/env";
+        DB = "/run/vault/db/password";
+      }};
+    }}"""
+    report = nix.evaluate(sops(module))
+    assert report["failed"] == []
+    config = config_of(report)
+    found = {
+        name: (config.source_of(each.source).path, each.secret)
+        for name, each in config.vm("test-vm").credentials.items()
+        if name in {"KEY", "PW", "ENV", "DB"}
+    }
+    assert found == {
+        "KEY": ("/var/lib/acme/*.example.org", "key.pem"),
+        "PW": ("/run/secrets-for-users", "pw"),
+        "ENV": ("/run/secrets", "rendered/env"),
+        "DB": ("/run/vault", "db/password"),
+    }
+    assert set(config.sources) == {"acme-_.example.org", "secrets-for-users", "vault"}
+
+
 def test_other_producers_are_believed(nix: Nix) -> None:
     """Without sops-nix and agenix, nothing is known of what will be published."""
     assert (
@@ -329,6 +361,10 @@ REFUSED = {
     "file elsewhere": (
         f'{{ {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles.B = "/etc/b"; }}',
         [f"{VM}.credentials.B", "/etc/b is not below", "/run/secrets"],
+    ),
+    "unknown secret for users": (
+        f'{{ {VM}.credentials.B = {{ secret = "pw"; source = "secrets-for-users"; }}; }}',
+        [f"{VM}.credentials.B", "publishes /run/secrets-for-users/pw"],
     ),
     "neither secret nor text": (f"{{ {VM}.credentials.B = {{ }}; }}", ["expected either secret or text"]),
     "both secret and text": (

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""Types of values that several tables of the configuration have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+_PATH, _PROM = r"^/[^\0]*\Z", r"^/[^\0]*\.prom\Z"
+_MACHINE_ID = (
+    r"^(?=.*[1-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z"
+)
+PATTERNS = {
+    _PATH: "expected an absolute path",
+    _PROM: "expected an absolute path of a file that ends in .prom",
+    _MACHINE_ID: "expected 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
+}
+"""What the patterns mean, for messages."""
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
+PromPath = Annotated[str, msgspec.Meta(pattern=_PROM)]
+MachineId = Annotated[str, msgspec.Meta(pattern=_MACHINE_ID)]
