@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import one_of
+from credferry.agent.config.secrets import Format, field_parts
 from credferry.agent.errors import ConfigurationError
 from credferry.launcher.handoff import (
     NAME_MAX,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from credferry.agent.config.model import VmConfig
+    from credferry.agent.config.secrets import CredentialConfig
 
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
 """A template without an instance does not match (systemd.unit(5))."""
@@ -128,10 +130,12 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
             f"{path}: {key}: expected either secret or text",
             hint='write secret = "name in the source", or text = "not secret"',
         )
-    if credential.source and credential.secret is None:
-        raise ConfigurationError(
-            f"{path}: {key}.source: only a secret has a source", hint="leave out source, or name a secret"
-        )
+    for wrong in ("source", "field", "format", "trim"):
+        if credential.secret is None and getattr(credential, wrong):
+            raise ConfigurationError(
+                f"{path}: {key}.{wrong}: only a secret has it", hint=f"leave out {wrong}, or name a secret"
+            )
+    _check_field(credential, path, key)
     if credential.secret is not None and not is_secret_name(credential.secret):
         raise ConfigurationError(
             f"{path}: {key}.secret: {credential.secret!r} leads out of the source, or is not a name in it",
@@ -149,6 +153,25 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
         raise ConfigurationError(
             f'{path}: {key}: channel = "command" would show the value in /proc/PID/cmdline',
             hint='set channel = "api" or guest_key = true; to allow it anyway, plaintext_in_argv = true',
+        )
+
+
+def _check_field(credential: CredentialConfig, path: Path, key: str) -> None:
+    form = credential.form
+    if credential.field is None:
+        if credential.format is not None:
+            raise ConfigurationError(
+                f"{path}: {key}.format: there is no field to take", hint="leave out format, or name a field"
+            )
+    elif form is None:
+        raise ConfigurationError(
+            f"{path}: {key}.field: what {credential.secret!r} is written in is not known",
+            hint=f"write format = {', or '.join(repr(each.value) for each in Format)}",
+        )
+    elif not all(field_parts(credential.field, form)):
+        raise ConfigurationError(
+            f"{path}: {key}.field: {credential.field!r} has an empty part",
+            hint="write db.password; a dot that belongs to a key is written \\.",
         )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 import os
 import tomllib
-from typing import TYPE_CHECKING, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -186,6 +186,7 @@ def _remedy(expectation: str, kind: type[msgspec.Struct], table: object) -> str:
 def _choices(kind: type[msgspec.Struct], key: str) -> tuple[str, ...]:
     """The values that a key can have, if they are a few words."""
     wanted = get_type_hints(kind).get(key)
-    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        return tuple(str(each.value) for each in wanted)
+    for each in (wanted, *get_args(wanted)):  # a choice that may be left out is a union with None
+        if isinstance(each, type) and issubclass(each, enum.Enum):
+            return tuple(str(choice.value) for choice in each)
     return ()

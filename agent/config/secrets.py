@@ -3,11 +3,32 @@
 
 from __future__ import annotations
 
+import enum
+import re
 from typing import Annotated
 
 import msgspec
 
 from credferry.agent.config.values import AbsolutePath, Seconds
+
+
+class Format(enum.StrEnum):
+    """What a file with fields is written in."""
+
+    JSON = "json"
+    YAML = "yaml"
+    DOTENV = "dotenv"
+
+
+_ENDINGS = {".json": Format.JSON, ".yaml": Format.YAML, ".yml": Format.YAML, ".env": Format.DOTENV}
+_DOT = re.compile(r"(?<!\\)\.")
+
+
+def field_parts(name: str, form: Format) -> list[str]:
+    """The steps to a field. A dot that belongs to a key has a backslash before it; dotenv has no steps."""
+    if form is Format.DOTENV:
+        return [name]
+    return [part.replace("\\.", ".") for part in _DOT.split(name)]
 
 
 def source_key(name: str) -> str:
@@ -35,6 +56,12 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     secret: str | None = None
     source: str = ""
     """The source that publishes the secret, by its name in ``[sources]``; empty for the default source."""
+    field: str | None = None
+    """Takes this field of the secret, which is a file of JSON, YAML or dotenv; else the whole file."""
+    format: Format | None = None
+    """What the file is written in, if its name does not end in .json, .yaml, .yml or .env."""
+    trim: bool = False
+    """Removes one newline at the end of the value."""
     text: str | None = None
     required: bool = True
     seal: bool | None = None
@@ -47,4 +74,13 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         """Where its value comes from, in words."""
         if self.secret is None:
             return "the configuration"
-        return f"{self.secret} of {self.source}" if self.source else self.secret
+        parts = [self.field, self.secret, self.source]
+        return " of ".join(part for part in parts if part)
+
+    @property
+    def form(self) -> Format | None:
+        """What the file is written in, if ``field`` is set; None if that is not known."""
+        if self.format is not None or self.secret is None:
+            return self.format
+        name = self.secret.rpartition("/")[2]
+        return next((form for ending, form in _ENDINGS.items() if name.endswith(ending)), None)

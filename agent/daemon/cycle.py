@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.rollout.session import Session
     from credferry.agent.rollout.workers import RestartPool
-    from credferry.agent.source.published import Published
+    from credferry.agent.source.published import Publication
     from credferry.agent.source.watches import Watches
     from credferry.agent.systemd.connection import Connection
     from credferry.agent.systemd.units import SystemManager
@@ -127,7 +127,7 @@ class Cycle:
             return Turn(min([LOOK_AGAIN_SECONDS, *waits]), is_settled=is_settled, is_unsteady=is_unsteady)
         return Turn(min([self._resync(), *waits]), is_settled=is_settled)
 
-    def _tell_lost(self, published: Published, now: float) -> None:
+    def _tell_lost(self, published: Publication, now: float) -> None:
         """Record each source that cannot be read, once. Raises `StoreError`."""
         for source, error in published.errors.items():
             if self._conditions.begin(_condition(source), str(error), now):
@@ -142,7 +142,7 @@ class Cycle:
                     f"cannot read {_called(source)}; {whose} the previous secrets: {describe(error)}",
                 )
 
-    def _tell_back(self, published: Published, now: float) -> None:
+    def _tell_back(self, published: Publication, now: float) -> None:
         """Record each source that can be read again. Raises `StoreError`."""
         for source in published.snapshots:
             if counted := self._conditions.end(_condition(source), now):
@@ -154,7 +154,7 @@ class Cycle:
     def _go_first(
         self,
         changed: Iterable[VmConfig],
-        published: Published,
+        published: Publication,
         unsettled: Mapping[str, float],
         manager: SystemManager,
     ) -> None:

@@ -199,10 +199,8 @@ class Service:
 
     def _announce(self) -> None:
         if not self._is_announced:
-            audit, config = self._session.audit, self._session.config
-            paths = [config.source_of(name).path for name in config.secrets]
-            audit.repeat_last()
-            audit.record(Event.AGENT_STARTED, f"credferry watches {', '.join(paths) or 'no source'}")
+            self._session.audit.repeat_last()
+            self._session.audit.record(Event.AGENT_STARTED, f"credferry watches {self._watch.places}")
             self._is_announced = True
 
     def _take_over(self) -> None:

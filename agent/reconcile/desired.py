@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from credferry.agent.config.model import VmConfig
+    from credferry.agent.config.secrets import CredentialConfig
     from credferry.agent.sealing.keys import CredentialKey
-    from credferry.agent.source.published import Published
+    from credferry.agent.source.published import Publication
 
 API_STRINGS_MAX = 48 << 10
 """Most bytes of OEM strings over the API. cloud-hypervisor up to v53 takes a document of 51,200 bytes, and
@@ -96,15 +97,14 @@ def _label(vm: VmConfig, name: str) -> str:
     credential = vm.credentials[name]
     if credential.secret is None:
         return f"text/{vm.name}/{name}"
-    return (
-        f"source/{credential.source}/{credential.secret}"
-        if credential.source
-        else f"secret/{credential.secret}"
-    )
+    of = f"source/{credential.source}" if credential.source else "secret"
+    # A name in a source has no NUL, so no other name reads like one with a field.
+    field = "" if credential.field is None else f"\0{credential.form}\0{credential.field}"
+    return f"{of}/{credential.secret}{field}{chr(0) + 'trim' if credential.trim else ''}"
 
 
 def desired(
-    vm: VmConfig, published: Published, fingerprints: Fingerprints, guest_key: CredentialKey | None
+    vm: VmConfig, published: Publication, fingerprints: Fingerprints, guest_key: CredentialKey | None
 ) -> Desired | Refused:
     """What the VM should get according to what is published now.
 
@@ -137,7 +137,7 @@ def guest_id(key: CredentialKey | None) -> str:
     return key.derive("guest key id").hex() if key is not None else ""
 
 
-def _published(vm: VmConfig, published: Published) -> tuple[dict[str, Secret], list[str], bool]:
+def _published(vm: VmConfig, published: Publication) -> tuple[dict[str, Secret], list[str], bool]:
     """A VM's values by credential, the reasons for missing ones, and whether one may go away by itself."""
     values: dict[str, Secret] = {}
     reasons: list[str] = []
@@ -148,22 +148,25 @@ def _published(vm: VmConfig, published: Published) -> tuple[dict[str, Secret], l
             continue
         if credential.secret is None:  # the configuration's check excludes this
             continue
-        snapshot = published.sources[credential.source]
-        if isinstance(snapshot, SourceError):
-            if (reason := describe(snapshot)) not in reasons:
-                reasons.append(reason)
-            continue
-        value = snapshot.values[credential.secret]
-        match value:
+        match value := published.value(credential):
+            case SourceError():
+                if (reason := describe(value)) not in reasons:
+                    reasons.append(reason)
             case Secret():
                 values[name] = value
-            case Problem.ABSENT | Problem.EMPTY if not credential.required:
+            case Problem.ABSENT | Problem.EMPTY | Problem.NO_FIELD if not credential.required:
                 pass
             case Problem():
-                of = f" of source {credential.source}" if credential.source else ""
-                reasons.append(f"{name}: secret {credential.secret!r}{of} {value}: {value.remedy}")
+                reasons.append(f"{name}: {_called(credential)} {value}: {value.remedy}")
                 passing = passing or value is Problem.BEING_WRITTEN
     return values, reasons, passing
+
+
+def _called(credential: CredentialConfig) -> str:
+    """A credential's secret in a message."""
+    field = "" if credential.field is None else f"field {credential.field!r} of "
+    source = f" of source {credential.source}" if credential.source else ""
+    return f"{field}secret {credential.secret!r}{source}"
 
 
 def identity_of(

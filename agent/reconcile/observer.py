@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.source.published import Published
+    from credferry.agent.source.published import Publication
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager, UnitState
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class Look:
     """Result of one check: what was published, and a decision for each VM."""
 
-    published: Published
+    published: Publication
     observed: tuple[Observed, ...]
     decisions: tuple[Decision, ...]
 
@@ -87,7 +87,7 @@ class Observer:
         vms = list(vms)
         return self.look_at(self.published(vms), vms, manager)
 
-    def published(self, vms: Iterable[VmConfig]) -> Published:
+    def published(self, vms: Iterable[VmConfig]) -> Publication:
         """What is published for some VMs, in each source that they use."""
         wanted: dict[str, set[str]] = {}
         for vm in vms:
@@ -96,7 +96,7 @@ class Observer:
         return source.read(self.config, wanted)
 
     def look_at(
-        self, published: Published | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
+        self, published: Publication | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
     ) -> Look:
         """Observe some VMs with what is published, or with a reason to refuse all. Raises `BusError`."""
         vms = list(vms)
@@ -188,7 +188,7 @@ class Observer:
     def _observe(
         self,
         vm: VmConfig,
-        published: Published | Refused,
+        published: Publication | Refused,
         unit: UnitState | None,
         fingerprints: Fingerprints,
     ) -> Observed:
@@ -215,7 +215,9 @@ class Observer:
             return attempt
         return attempt if self.has_failed(attempt.halted_for) else None
 
-    def _desired(self, vm: VmConfig, published: Published, fingerprints: Fingerprints) -> Desired | Refused:
+    def _desired(
+        self, vm: VmConfig, published: Publication, fingerprints: Fingerprints
+    ) -> Desired | Refused:
         try:
             return desired(vm, published, fingerprints, self.guest_key(vm))
         except KeyFileError as error:  # one bad guest key must not stop the check of other VMs

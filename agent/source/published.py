@@ -3,24 +3,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SourceError
+from credferry.agent.source.fields import ParsedFile, parse
+from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, take
+from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from credferry.agent.config.model import Config
+    from credferry.agent.config.secrets import CredentialConfig, Format
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Publication:
     """By a source's name (empty for the default one): its snapshot, or why it has none."""
 
     sources: Mapping[str, Snapshot | SourceError]
+    _documents: dict[tuple[str, str, Format], ParsedFile | Problem] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Files with fields, each parsed once."""
+
+    def value(self, credential: CredentialConfig) -> Secret | Problem | SourceError:
+        """The value of a credential that is a secret, or why there is none. Raises nothing."""
+        snapshot, name = self.sources[credential.source], credential.secret or ""
+        if isinstance(snapshot, SourceError):
+            return snapshot
+        value = snapshot.values[name]
+        if credential.field is not None and credential.form is not None and isinstance(value, Secret):
+            key = credential.source, name, credential.form
+            document = self._documents.get(key)
+            if document is None:
+                document = self._documents[key] = parse(value, credential.form)
+            value = document.field(credential.field) if isinstance(document, ParsedFile) else document
+        if credential.trim and isinstance(value, Secret):
+            content = value.reveal()
+            trimmed = content.removesuffix(b"\n")
+            if trimmed != content:
+                trimmed = trimmed.removesuffix(b"\r")
+            value = Secret(trimmed) if trimmed else Problem.EMPTY
+        return value
 
     @property
     def snapshots(self) -> dict[str, Snapshot]:
@@ -38,13 +66,13 @@ class Published:
         return next(iter(self.errors.values()), None) if not self.snapshots else None
 
 
-NOTHING = Published({})
+NOTHING = Publication({})
 """What VMs see that use no source."""
 
 
-def read(config: Config, wanted: Mapping[str, Iterable[str]]) -> Published:
+def read(config: Config, wanted: Mapping[str, Iterable[str]]) -> Publication:
     """Read the named secrets of each source. Raises nothing: a source that cannot be read has its error."""
-    return Published({source: _read(config, source, names) for source, names in sorted(wanted.items())})
+    return Publication({source: _read(config, source, names) for source, names in sorted(wanted.items())})
 
 
 def _read(config: Config, source: str, names: Iterable[str]) -> Snapshot | SourceError:

@@ -25,6 +25,11 @@ class Problem(enum.StrEnum):
     ESCAPES = "leads out of the source by a symbolic link"
     BEING_WRITTEN = "is being written"
     UNREADABLE = "cannot be read"
+    DOCUMENT_TOO_LARGE = "is in a file over the limit for files with fields"
+    MALFORMED = "is in a file that cannot be parsed"
+    NO_FIELD = "does not exist"
+    FIELD_TWICE = "exists twice"
+    NOT_A_TEXT = "is not a text, a number or a truth value"
 
     @property
     def remedy(self) -> str:
@@ -40,6 +45,11 @@ _REMEDIES = {
     Problem.ESCAPES: "publish a file, or set follow_links = true for its source",
     Problem.BEING_WRITTEN: "the agent checks again",
     Problem.UNREADABLE: "check its mode and owner; run as root",
+    Problem.DOCUMENT_TOO_LARGE: "publish a file of at most 64 KiB",
+    Problem.MALFORMED: "correct the file, or the credential's format",
+    Problem.NO_FIELD: "publish it, correct field, or set required = false",
+    Problem.FIELD_TWICE: "remove one of them",
+    Problem.NOT_A_TEXT: "name a field below it",
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping
 
     from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.source.published import Published
+    from credferry.agent.source.published import Publication
     from credferry.agent.source.snapshot import SourceGeneration
 
 
@@ -32,7 +32,7 @@ class Changes:
     """By source and VM."""
     _generations: dict[str, SourceGeneration] = field(default_factory=dict)
 
-    def since_last(self, vms: Collection[VmConfig], published: Published) -> list[VmConfig]:
+    def since_last(self, vms: Collection[VmConfig], published: Publication) -> list[VmConfig]:
         """The VMs whose secrets a swap has changed since the last call. The first call returns none.
 
         A write in place is not counted as a change, because it may not be complete yet. What was known of a
@@ -45,7 +45,7 @@ class Changes:
             self._generations[source] = snapshot.generation
         return [vm for vm in vms if self._has_changed(vm, published, swapped)]
 
-    def _has_changed(self, vm: VmConfig, published: Published, swapped: Container[str]) -> bool:
+    def _has_changed(self, vm: VmConfig, published: Publication, swapped: Container[str]) -> bool:
         has_changed = False
         for source, names in vm.secrets.items():
             snapshot = published.sources[source]
@@ -109,7 +109,7 @@ class Settling:
     _key: bytes = field(default_factory=_key, repr=False)
     _settlers: dict[str, Settler] = field(default_factory=dict)
 
-    def left(self, published: Published, now: float) -> dict[str, float]:
+    def left(self, published: Publication, now: float) -> dict[str, float]:
         """The sources that have not settled, each with the seconds to wait for it."""
         found = {}
         for source, snapshot in published.snapshots.items():

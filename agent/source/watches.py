@@ -22,6 +22,8 @@ class Watches:
         make: Callable[[Path, Callable[[str], None]], Watch],
         hint: Callable[[str], None],
     ) -> None:
+        self.places = ", ".join(config.source_of(name).path for name in config.secrets) or "no source"
+        """The paths of the sources, for a message."""
         self._watches: list[tuple[Watch, list[str]]] = []
         for source, names in config.secrets.items():
             of = config.source_of(source)

@@ -57,7 +57,15 @@ let
       )
     );
   # What is published for other sources than these is not known.
-  isKnown = source: source == null || elem source [ "secrets" "secrets-for-users" "agenix" ];
+  isKnown =
+    source:
+    source == null
+    || elem source [
+      "secrets"
+      "secrets-for-users"
+      "agenix"
+    ]
+    && sources.path source != null;
   below = path: map (lib.removePrefix "${path}/") (filter (lib.hasPrefix "${path}/") published);
 
   # --- Who else restarts a VM ------------------------------------------------------------------------------
@@ -228,6 +236,15 @@ in
             ${at name}.credentials.${credential}: ${toString each.secret} is not below services.credferry.settings.source.path, ${source}.
             No other source has it either: not settings.sources, nor a directory of sops-nix, agenix or security.acme.
             Name a file that is published there, or add settings.sources.NAME.path. (A clan var has no path before `clan vars generate`.)
+          '';
+        }
+      )
+      ++ eachCredential (
+        name: vm: credential: each: {
+          assertion = sources.path each.source != null;
+          message = ''
+            ${at name}.credentials.${credential}: there is no source ${toString each.source}.
+            Add services.credferry.settings.sources.${toString each.source}.path.
           '';
         }
       )

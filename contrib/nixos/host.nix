@@ -92,21 +92,15 @@ let
         table {
           inherit (each) secret text seal;
           source = if each.text == null then each.source else null;
+          inherit (each) field format;
+          trim = if each.trim then true else null;
           required = if each.text == null then each.required else null;
           live = if each.live then null else false;
         }
       ) vm.credentials;
     };
 
-  usedSources = lib.concatMap (vm: map (each: each.source) (builtins.attrValues vm.credentials)) (
-    builtins.attrValues cfg.vms
-  );
-  unchecked = toml.generate "credferry.toml" (
-    cfg.settings
-    // {
-      sources = sources.tables usedSources // cfg.settings.sources;
-    }
-  );
+  unchecked = toml.generate "credferry.toml" cfg.settings;
 
   # The agent's own judgement, at build time; systemd-analyze reads its windows. What it refuses is said with the names
   # of options. Its hints are for the command line and name keys of the file.
@@ -151,6 +145,28 @@ let
           The source that publishes the secret: one of `settings.sources`, or `acme-CERTIFICATE` for the directory of a
           certificate in `security.acme.certs`, `secrets-for-users` of sops-nix, `agenix`. Null means `settings.source`.
         '';
+      };
+      field = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "db.password";
+        description = "Takes this field of the secret, which is a file of JSON, YAML or dotenv, instead of the whole file.";
+      };
+      format = mkOption {
+        type = types.nullOr (
+          types.enum [
+            "json"
+            "yaml"
+            "dotenv"
+          ]
+        );
+        default = null;
+        description = "What the file with the field is written in. Null means by its name: .json, .yaml, .yml, .env.";
+      };
+      trim = mkOption {
+        type = types.bool;
+        default = false;
+        description = "Whether one newline at the end of the value is removed.";
       };
       text = mkOption {
         type = types.nullOr types.str;
@@ -345,6 +361,7 @@ in
   config = mkIf cfg.enable {
     services.credferry = {
       settings.vms = builtins.mapAttrs (_: vmTable) cfg.vms;
+      settings.sources = builtins.mapAttrs (_: path: { path = mkDefault path; }) sources.made;
       vms = mkMerge (
         map (
           name:

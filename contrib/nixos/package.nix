@@ -44,6 +44,8 @@ python3Packages.buildPythonApplication {
     prometheus-client
     pydbus
     pygobject3
+    python-dotenv
+    pyyaml
     rich
     structlog
     systemd-python

@@ -66,6 +66,8 @@ let
       "prometheus-client"
       "pydbus"
       "pygobject3"
+      "python-dotenv"
+      "pyyaml"
       "rich"
       "setuptools"
       "structlog"

@@ -23,7 +23,7 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
-from credferry.agent.source.published import Published
+from credferry.agent.source.published import Publication
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
@@ -46,9 +46,9 @@ def vm(name: str = "web", **settings: Any) -> VmConfig:  # noqa: ANN401 (any of 
     )
 
 
-def snapshot_of(values: dict[str, Secret | Problem], source: str = "") -> Published:
+def snapshot_of(values: dict[str, Secret | Problem], source: str = "") -> Publication:
     """What one source holds."""
-    return Published({source: Snapshot(SourceGeneration(1, 1, committed=True), values)})
+    return Publication({source: Snapshot(SourceGeneration(1, 1, committed=True), values)})
 
 
 def wanted(

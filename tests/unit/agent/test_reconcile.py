@@ -18,7 +18,7 @@ from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, State, de
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
-from credferry.agent.source.published import Published
+from credferry.agent.source.published import Publication
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.agent.store.evidence import Evidence
@@ -44,9 +44,9 @@ OF_ANOTHER_KEY = "e" * 64
 INVOCATION, OTHER = "a" * 32, "b" * 32
 
 
-def snapshot(**values: Secret | Problem) -> Published:
+def snapshot(**values: Secret | Problem) -> Publication:
     """What the default source holds."""
-    return Published({"": Snapshot(SourceGeneration(1, 1, committed=True), values)})
+    return Publication({"": Snapshot(SourceGeneration(1, 1, committed=True), values)})
 
 
 def manifest(digest: str, delivery: Delivery = VM.delivery) -> Manifest:
@@ -318,7 +318,7 @@ class TestDesired:
         first = desired(VM, snapshot(k=Secret(b"canary")), Fingerprints(KEY), None)
         again = desired(
             VM,
-            Published({"": Snapshot(SourceGeneration(9, 9, committed=False), {"k": Secret(b"canary")})}),
+            Publication({"": Snapshot(SourceGeneration(9, 9, committed=False), {"k": Secret(b"canary")})}),
             Fingerprints(KEY),
             None,
         )

@@ -174,6 +174,30 @@ def test_the_first_sealing_serves_what_it_can(tmp_path: Path) -> None:
         seal_once(load(loop.file))
 
 
+def test_a_change_of_a_neighbouring_field_restarts_nothing(tmp_path: Path) -> None:
+    """Only a change of the field that a VM takes is sealed; a field that is gone refuses the VM, by name."""
+    loop = Loop(tmp_path, '[vms.a.credentials]\nX = { secret = "app.yaml", field = "db.password" }\n')
+    loop.publish(**{"app.yaml": "db: {password: hunter2, user: one}"})
+    seal_once(load(loop.file))
+    loop.start_vm("a")
+    with loop.running():
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        loop.publish(**{"app.yaml": "# another order\ndb:\n  user: two\n  password: hunter2\n"})
+        loop.turn()
+        loop.turn()
+        assert generation(loop, "a") == 1
+        loop.publish(**{"app.yaml": "db: {password: hunter3}"})
+        loop.turn(lambda: loop.units.restarts)
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        assert generation(loop, "a") == 2
+        loop.publish(**{"app.yaml": "db: {passwrod: hunter4}"})
+        loop.turn()
+        reasons = "; ".join(loop.decision("a").reasons)
+    assert "field 'db.password' of secret 'app.yaml' does not exist: publish it" in reasons
+    assert "hunter" not in reasons + repr(loop.told())
+    assert loop.units.restarts == ["microvm@a.service"]
+
+
 class _Noted(Watch):
     """Notes what it is to watch."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from credferry.agent.config.loading import parse
+from credferry.agent.config.secrets import Format
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.launcher.handoff import Channel, Kind
 from tests.support.installation import CHECKOUT
@@ -195,6 +196,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
             live = true;
             credentials.A = {
               secret = "db/password"; required = false; seal = false; live = false;
+              field = "a.b"; format = "yaml"; trim = true;
             };
             credentials."ssh.listen".text = "x";
           };
@@ -210,6 +212,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     assert (vm.live, vm.credentials["A"].live, vm.credentials["ssh.listen"].live) == (True, False, True)
     credential = vm.credentials["A"]
     assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
+    assert (credential.field, credential.format, credential.trim) == ("a.b", Format.YAML, True)
 
 
 def test_unprivileged(nix: Nix) -> None:
@@ -362,8 +365,15 @@ REFUSED = {
         f'{{ {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles.B = "/etc/b"; }}',
         [f"{VM}.credentials.B", "/etc/b is not below", "/run/secrets"],
     ),
+    "unknown source": (
+        f'{{ {VM}.credentials.B = {{ secret = "b"; source = "vault"; }}; }}',
+        [f"{VM}.credentials.B", "no source vault", "settings.sources.vault.path"],
+    ),
     "unknown secret for users": (
-        f'{{ {VM}.credentials.B = {{ secret = "pw"; source = "secrets-for-users"; }}; }}',
+        (
+            f'{{ sops.secrets.other.neededForUsers = true; {VM}.credentials.B = {{ secret = "pw";'
+            ' source = "secrets-for-users"; }; }'
+        ),
         [f"{VM}.credentials.B", "publishes /run/secrets-for-users/pw"],
     ),
     "neither secret nor text": (f"{{ {VM}.credentials.B = {{ }}; }}", ["expected either secret or text"]),
