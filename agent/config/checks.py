@@ -54,10 +54,25 @@ def check_vm(vm: VmConfig, path: Path) -> None:
         )
     if vm.live:
         _check_live(vm, path, key)
+    for pair in vm.pairs:
+        _check_pair(vm, pair, path, f"{key}.pairs")
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")
     for each in vm.credentials:
         _check_credential(vm, each, path, f"{key}.credentials.{each}")
+
+
+def _check_pair(vm: VmConfig, pair: tuple[str, str], path: Path, key: str) -> None:
+    for each in pair:
+        if each not in vm.credentials:
+            raise ConfigurationError(
+                f"{path}: {key}: there is no credential {each!r}", hint=f"use {one_of(each, vm.credentials)}"
+            )
+    if pair[0] == pair[1]:
+        raise ConfigurationError(
+            f"{path}: {key}: {pair[0]!r} is paired with itself",
+            hint='write the names of a certificate and its key, as ["TLS_CERT", "TLS_KEY"]',
+        )
 
 
 def _check_live(vm: VmConfig, path: Path, key: str) -> None:

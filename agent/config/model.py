@@ -141,6 +141,8 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     live: bool = False
     """Whether changes are pushed to the running guest: each generation has a manifest for the guest."""
     allow_names: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Credentials that rotate together: a certificate, and its private key."""
     credentials: dict[str, CredentialConfig] = msgspec.field(default_factory=dict)
 
     @property

@@ -78,6 +78,20 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         return " of ".join(part for part in parts if part)
 
     @property
+    def called(self) -> str:
+        """Its secret in a message."""
+        field = "" if self.field is None else f"field {self.field!r} of "
+        return f"{field}secret {self.secret!r}" + (f" of source {self.source}" if self.source else "")
+
+    @property
+    def place(self) -> str:
+        """Names what is taken of its secret: the same for all VMs that take the same."""
+        of = f"source/{self.source}" if self.source else "secret"
+        # A name in a source has no NUL, so no other name reads like one with a field.
+        field = "" if self.field is None else f"\0{self.form}\0{self.field}"
+        return f"{of}/{self.secret}{field}" + ("\0trim" if self.trim else "")
+
+    @property
     def form(self) -> Format | None:
         """What the file is written in, if ``field`` is set; None if that is not known."""
         if self.format is not None or self.secret is None:

@@ -69,7 +69,8 @@ def settled_look(config: Config, observer: Observer, deadline: float, vms: Colle
             name for name, each in look.published.errors.items() if isinstance(each, HiddenSourceError)
         }
         if now < deadline and any(
-            each.state is State.REFUSED and not each.vm.secrets.keys() & hidden for each in look.decisions
+            each.state in {State.REFUSED, State.WAITING} and not each.vm.secrets.keys() & hidden
+            for each in look.decisions
         ):
             time.sleep(_LOOK_AGAIN_SECONDS)
         elif left:

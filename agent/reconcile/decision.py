@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import OnLiveFailure, Policy
-from credferry.agent.reconcile.desired import Desired, Refused, over_limit
+from credferry.agent.reconcile.desired import Desired, Refused, Unpaired, over_limit
 from credferry.agent.reconcile.observed import (
     is_accepted,
     is_delivered_as,
@@ -111,6 +111,9 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     """
     vm = now.vm
     match now.desired:
+        case Unpaired(reasons):
+            roll_back = must_roll_back(now, grace_over)
+            return Decision(vm, State.WAITING, roll_back=roll_back, reasons=reasons)
         case Refused(reasons, passing):
             return Decision(
                 vm,

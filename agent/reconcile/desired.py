@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SourceError, describe
 from credferry.agent.reconcile.live import push_manifest_at_most
+from credferry.agent.reconcile.pairs import Apart, belong
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import KEY_DIGITS
 from credferry.agent.source.reading import Problem
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from credferry.agent.config.model import VmConfig
-    from credferry.agent.config.secrets import CredentialConfig
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.source.published import Publication
 
@@ -60,6 +60,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpaired(Refused):
+    """A pair of the VM does not belong together yet. What is missing may be published at any time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Identifies the values that a VM should get: their digest, and a fingerprint of each."""
 
@@ -83,24 +88,14 @@ class Fingerprints:
 
     def of(self, vm: VmConfig, name: str, value: Secret) -> str:
         """The fingerprint of a VM's credential."""
-        label = _label(vm, name)
+        credential = vm.credentials[name]
+        label = f"text/{vm.name}/{name}" if credential.secret is None else credential.place
         known = self._known.get(label)
         if known is None:
             content = label.encode() + b"\0" + value.reveal()
             known = hmac.digest(self.key.derive("fingerprint"), content, "sha256").hex()
             self._known[label] = known
         return known
-
-
-def _label(vm: VmConfig, name: str) -> str:
-    """What a credential's value is, by its place: the same for all VMs that use the same secret."""
-    credential = vm.credentials[name]
-    if credential.secret is None:
-        return f"text/{vm.name}/{name}"
-    of = f"source/{credential.source}" if credential.source else "secret"
-    # A name in a source has no NUL, so no other name reads like one with a field.
-    field = "" if credential.field is None else f"\0{credential.form}\0{credential.field}"
-    return f"{of}/{credential.secret}{field}{chr(0) + 'trim' if credential.trim else ''}"
 
 
 def desired(
@@ -120,6 +115,9 @@ def desired(
         )
     if reasons:
         return Refused(tuple(reasons), passing)
+    found = [belong(pair, values.get(pair[0]), values.get(pair[1])) for pair in vm.pairs]
+    if apart := [f"for its pair: {each.reason}" for each in found if isinstance(each, Apart)]:
+        return Unpaired(tuple(apart))
     guest = guest_id(guest_key)
     content = [guest.encode()]
     for name, value in values.items():
@@ -157,16 +155,9 @@ def _published(vm: VmConfig, published: Publication) -> tuple[dict[str, Secret],
             case Problem.ABSENT | Problem.EMPTY | Problem.NO_FIELD if not credential.required:
                 pass
             case Problem():
-                reasons.append(f"{name}: {_called(credential)} {value}: {value.remedy}")
+                reasons.append(f"{name}: {credential.called} {value}: {value.remedy}")
                 passing = passing or value is Problem.BEING_WRITTEN
     return values, reasons, passing
-
-
-def _called(credential: CredentialConfig) -> str:
-    """A credential's secret in a message."""
-    field = "" if credential.field is None else f"field {credential.field!r} of "
-    source = f" of source {credential.source}" if credential.source else ""
-    return f"{field}secret {credential.secret!r}{source}"
 
 
 def identity_of(

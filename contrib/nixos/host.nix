@@ -82,7 +82,7 @@ let
     vm.settings
     // table { guest_machine_id = vm.guestMachineId; }
     // {
-      inherit (vm) unit channel live;
+      inherit (vm) unit channel live pairs;
       guest_systemd = vm.guestSystemd;
       guest_key = vm.guestKey;
       plaintext_in_argv = vm.plaintextInArgv;
@@ -264,6 +264,17 @@ let
           default = [ ];
           example = [ "ssh.authorized_keys.root" ];
           description = "Credentials that give power over the guest and are allowed. Others are refused.";
+        };
+        pairs = mkOption {
+          type = types.listOf (types.listOf types.str);
+          default = [ ];
+          example = [
+            [
+              "TLS_CERT"
+              "TLS_KEY"
+            ]
+          ];
+          description = "Credentials that rotate together: a certificate, and its private key.";
         };
         credentials = mkOption {
           type = types.attrsOf credential;

@@ -328,8 +328,8 @@ ON_HOSTS: Final = (
         (
             Edit(
                 "agent/reconcile/desired.py",
-                "case Problem.ABSENT | Problem.EMPTY if not credential.required:",
-                "case Problem.ABSENT | Problem.EMPTY:",
+                "case Problem.ABSENT | Problem.EMPTY | Problem.NO_FIELD if not credential.required:",
+                "case Problem.ABSENT | Problem.EMPTY | Problem.NO_FIELD:",
             ),
         ),
         (f"{_HOST}/test_rotation.py::test_a_missing_secret_keeps_the_vm_running",),

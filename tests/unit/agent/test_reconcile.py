@@ -373,7 +373,7 @@ class TestDesired:
         """An optional one may be absent or empty; any other problem still refuses."""
         vm = VmConfig(name="web", credentials={"K": CredentialConfig(secret="k", required=False)})
         result = desired(vm, snapshot(k=problem), Fingerprints(KEY), None)
-        assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY})
+        assert isinstance(result, Desired) == (problem in {Problem.ABSENT, Problem.EMPTY, Problem.NO_FIELD})
 
 
 @pytest.mark.parametrize("active", ["active", "activating", "failed"])

@@ -193,6 +193,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
             guestKey = true;
             plaintextInArgv = true;
             allowNames = [ "ssh.listen" ];
+            pairs = [ [ "A" "ssh.listen" ] ];
             live = true;
             credentials.A = {
               secret = "db/password"; required = false; seal = false; live = false;
@@ -208,6 +209,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     assert (config.source.quiet_seconds, config.rollout.attempts, config.host_key) == (2, 3, "/k")
     vm = config.vm("web")
     assert (vm.unit, vm.channel, vm.guest_systemd) == ("guest.service", Channel.COMMAND, 255)
+    assert vm.pairs == (("A", "ssh.listen"),)
     assert (vm.guest_key, vm.plaintext_in_argv, vm.allow_names) == (True, True, ("ssh.listen",))
     assert (vm.live, vm.credentials["A"].live, vm.credentials["ssh.listen"].live) == (True, False, True)
     credential = vm.credentials["A"]

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Whether a certificate and a key belong together, with files as openssl writes them."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from hypothesis import given
+from hypothesis import strategies as st
+
+from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import load
+from credferry.agent.daemon.once import seal_once
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.pairs import Apart, Bond, Together, Uncheckable, belong
+from credferry.launcher.handoff import Secret
+from tests.support.loop import Loop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("CERT", "KEY")
+KINDS = {
+    "rsa": ("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"),
+    "rsa-pss": ("genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048"),
+    "ec": ("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"),
+    "ec384": ("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"),
+    "ed25519": ("genpkey", "-algorithm", "ED25519"),
+    "ed448": ("genpkey", "-algorithm", "ED448"),
+}
+FORMS = {
+    "traditional": ("pkey", "-traditional"),
+    "pkcs8": ("pkcs8", "-topk8", "-nocrypt"),
+    "der": ("pkey", "-outform", "DER"),
+    "pkcs8 der": ("pkcs8", "-topk8", "-nocrypt", "-outform", "DER"),
+}
+PASSWORD = ("-passout", "pass:x")
+ENCRYPTED = {
+    "pkcs8": ("pkcs8", "-topk8", *PASSWORD),
+    "traditional": ("rsa", "-aes256", "-traditional", *PASSWORD),
+}
+
+
+def openssl(*arguments: str, given: bytes = b"") -> bytes:
+    """What openssl prints."""
+    return subprocess.run(["openssl", *arguments], input=given, capture_output=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, bytes]]:
+    """A certificate and its key of each kind."""
+    top: Path = tmp_path_factory.mktemp("pairs")
+    found = {}
+    for kind, arguments in KINDS.items():
+        file = top / kind
+        file.write_bytes(openssl(*arguments))
+        certificate = openssl(
+            "req", "-new", "-x509", "-key", str(file), "-subj", f"/CN={kind}", "-days", "9"
+        )
+        found[kind] = certificate, file.read_bytes()
+    return found
+
+
+def found(certificate: bytes | None, key: bytes | None) -> Bond:
+    """Whether two values belong together."""
+    return belong(
+        NAMES, None if certificate is None else Secret(certificate), None if key is None else Secret(key)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    # openssl has traditional forms of some kinds alone.
+    [(kind, form) for kind in KINDS for form in FORMS if form != "traditional" or kind in {"rsa", "ec"}],
+)
+def test_each_kind_and_form(made: dict[str, tuple[bytes, bytes]], kind: str, form: str) -> None:
+    """A key fits its certificate in each form, and no other certificate; either may be in DER."""
+    certificate, key = made[kind]
+    key = openssl(*FORMS[form], given=key)
+    der = openssl("x509", "-outform", "DER", given=certificate)
+    assert found(certificate, key) == found(der, key) == Together()
+    other = made["ec" if kind != "ec" else "rsa"][0]
+    assert found(other, key) == Apart("CERT is of another key than KEY")
+
+
+def test_of_a_chain_the_first_certificate_counts(made: dict[str, tuple[bytes, bytes]]) -> None:
+    """As for servers. Text between the blocks, parameters before a key, and a key in its file do no harm."""
+    leaf, key = made["ec"]
+    issuer, _ = made["rsa"]
+    text = openssl("x509", "-text", given=leaf)
+    assert found(leaf + issuer, key) == found(text + b"\n" + issuer, key) == Together()
+    assert found(key + leaf + issuer, key + leaf) == Together()
+    assert found(issuer + leaf, key) == Apart("CERT is of another key than KEY")
+    old = openssl("ecparam", "-name", "prime256v1", "-genkey")
+    assert old.startswith(b"-----BEGIN EC PARAMETERS-----")
+    assert found(leaf, old) == Apart("CERT is of another key than KEY")
+
+
+@pytest.mark.parametrize("form", ENCRYPTED)
+def test_an_encrypted_key_cannot_be_checked(made: dict[str, tuple[bytes, bytes]], form: str) -> None:
+    """It is no reason to wait, which would have no end; and the reason says so."""
+    certificate, key = made["rsa"]
+    key = openssl(*ENCRYPTED[form], given=key)
+    assert found(certificate, key) == Uncheckable("KEY is encrypted")
+
+
+def test_openssh_keys(made: dict[str, tuple[bytes, bytes]]) -> None:
+    """A key in OpenSSH's form is compared as well, if it is not encrypted."""
+    certificate, pem = made["ed25519"]
+    key = serialization.load_pem_private_key(pem, None)
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    assert found(certificate, text) == Together()
+    body = base64.b64encode(b"openssh-key-v1\0\0\0\0\x0aaes256-ctr\0\0\0\6bcrypt")
+    text = b"-----BEGIN OPENSSH PRIVATE KEY-----\n" + body + b"\n-----END OPENSSH PRIVATE KEY-----\n"
+    assert found(certificate, text) == Uncheckable("KEY is encrypted")
+
+
+def test_a_half_that_is_missing_or_half_written(made: dict[str, tuple[bytes, bytes]]) -> None:
+    """The pair waits, and the reason names what is wrong; a pair of which neither is there is none."""
+    certificate, key = made["ec"]
+    assert found(certificate, None) == Apart("CERT is there without KEY")
+    assert found(None, key) == Apart("KEY is there without CERT")
+    assert found(None, None) == Together()
+    assert found(certificate[:-40], key) == Apart("CERT is not a certificate")
+    assert found(certificate, key[:-40]) == Apart("KEY is not a private key")
+    assert found(key, certificate) == Apart("CERT is not a certificate")
+
+
+@given(
+    one=st.binary(max_size=200) | st.just(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"),
+    other=st.binary(max_size=200)
+    | st.sampled_from([b"RSA PRIVATE KEY", b"PRIVATE KEY", b"OPENSSH PRIVATE KEY"]).flatmap(
+        lambda kind: st.binary(max_size=60).map(
+            lambda body: b"-----BEGIN " + kind + b"-----\n" + body + b"\n-----END " + kind + b"-----"
+        )
+    ),
+)
+def test_nothing_raises(one: bytes, other: bytes) -> None:
+    """Any two values give an answer, whose text has nothing of them."""
+    answer = found(one, other)
+    assert isinstance(answer, Apart | Uncheckable)
+    assert "CERT" in answer.reason or "KEY" in answer.reason
+
+
+CONFIG = """
+[vms.a]
+pairs = [["CERT", "KEY"]]
+[vms.a.credentials]
+CERT = { secret = "fullchain.pem" }
+KEY = { secret = "key.pem" }
+"""
+
+
+def lay(loop: Loop, name: str, value: bytes) -> None:
+    """Write a file in place, as lego does."""
+    (loop.top / "secrets").mkdir(exist_ok=True)
+    (loop.top / "secrets" / name).write_bytes(value)
+
+
+@pytest.mark.parametrize("order", [("fullchain.pem", "key.pem"), ("key.pem", "fullchain.pem")])
+def test_one_restart_onto_the_whole_pair(
+    made: dict[str, tuple[bytes, bytes]], tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """However far apart its files are written, and whichever is first: nothing is sealed in between."""
+    files = {
+        kind: dict(zip(("fullchain.pem", "key.pem"), made[kind], strict=True)) for kind in ("rsa", "ec")
+    }
+    loop = Loop(tmp_path, CONFIG)
+    for name in order:
+        lay(loop, name, files["rsa"][name])
+    seal_once(load(loop.file))
+    loop.start_vm("a")
+    with loop.running() as service:
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        lay(loop, order[0], files["ec"][order[0]])
+        for _ in range(3):
+            loop.turn()
+        decision = loop.decision("a")
+        assert (decision.state, decision.seal) == (State.WAITING, None)
+        assert decision.reasons == ("for its pair: CERT is of another key than KEY",)
+        assert service._session.store.current_number("a") == 1
+        lay(loop, order[1], files["ec"][order[1]])
+        loop.turn(lambda: loop.units.restarts)
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        assert service._session.store.current_number("a") == 2
+        values = service._session.store.values("a")
+    assert loop.units.restarts == ["microvm@a.service"]
+    assert (values["CERT"].reveal(), values["KEY"].reveal()) == made["ec"]
+    told = [message for event, message in loop.told() if event is Event.WAITING]
+    assert told == ["a: its rotation waits for its pair: CERT is of another key than KEY"]
+
+
+def test_a_pair_that_cannot_be_checked_is_sealed(
+    made: dict[str, tuple[bytes, bytes]], tmp_path: Path
+) -> None:
+    """An encrypted key is no reason to keep a VM on old values: the doctor tells of it."""
+    loop = Loop(tmp_path, CONFIG)
+    lay(loop, "fullchain.pem", made["ec"][0])
+    lay(loop, "key.pem", openssl(*ENCRYPTED["pkcs8"], given=made["rsa"][1]))
+    assert [state for _, state, _ in seal_once(load(loop.file))] == [State.SEAL_DUE]
+
+
+def test_the_first_sealing_waits_for_the_pair(made: dict[str, tuple[bytes, bytes]], tmp_path: Path) -> None:
+    """Nothing is sealed for a VM whose pair is of two rotations; the reason has both names."""
+    loop = Loop(tmp_path, CONFIG)
+    lay(loop, "fullchain.pem", made["ec"][0])
+    lay(loop, "key.pem", made["rsa"][1])
+    ((_, state, reason),) = seal_once(load(loop.file))
+    assert (state, reason) == (State.WAITING, "for its pair: CERT is of another key than KEY")
