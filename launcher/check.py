@@ -13,6 +13,7 @@ from credferry.launcher import oem
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import usage
 from credferry.launcher.handoff import (
+    LAUNCHED,
     Channel,
     Delivery,
     Kind,
@@ -43,7 +44,7 @@ class AssumedVm(FrozenRecord):
 def assume(flags: Container[str], values: Mapping[str, str]) -> AssumedVm:
     """The configuration that the options of ``--check`` describe. Raises `LaunchError` (USAGE)."""
     channel = values.get("--channel", Channel.API.value)
-    if channel not in {each.value for each in Channel}:
+    if channel not in {each.value for each in LAUNCHED}:
         raise usage("--channel is neither api nor command", "give one of them")
     credentials = _credentials(values.get("--kinds", _KINDS))
     if "--major" in values:

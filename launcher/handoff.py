@@ -141,10 +141,16 @@ class Kind(enum.StrEnum):
 
 
 class Channel(enum.StrEnum):
-    """How the OEM strings reach cloud-hypervisor."""
+    """How the credentials leave the unit's credentials directory."""
 
     API = "api"
     COMMAND = "command"
+    DIRECTORY = "directory"
+    """They do not: the unit's own program reads them there, and no launcher is involved."""
+
+
+LAUNCHED = (Channel.API, Channel.COMMAND)
+"""The channels in which the launcher passes credentials on."""
 
 
 class Delivery(FrozenRecord):
@@ -162,7 +168,7 @@ class Delivery(FrozenRecord):
 
     def is_oem(self, kind: Kind) -> bool:
         """Whether credentials of this kind reach the guest as OEM strings."""
-        return not (self.initrd and kind is Kind.SEALED)
+        return self.channel is not Channel.DIRECTORY and not (self.initrd and kind is Kind.SEALED)
 
     @property
     def oem_total_max(self) -> int:

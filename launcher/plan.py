@@ -104,6 +104,7 @@ def make(request: Request, delivered: Delivered | None) -> Plan:
     credentials = delivered.credentials if delivered else ()
     existing = _existing(value_of(options, "platform") or "", grammar)
     if delivered:
+        _check_channel(delivered)
         oem.check_machine(request.machine)
         _check_disclosure(delivered, options)
     oem.check(credentials, existing, delivery)
@@ -168,6 +169,17 @@ def _existing(platform: str, grammar: Grammar) -> list[str]:
         return oem_strings(platform, grammar)
     except OptionError as error:
         raise usage(f"--platform cannot be read: {error}", "write it in cloud-hypervisor's syntax") from None
+
+
+def _check_channel(delivered: Delivered) -> None:
+    """Refuse credentials that the configuration leaves to the unit's own program."""
+    if delivered.manifest.delivery.channel is Channel.DIRECTORY:
+        vm = delivered.manifest.vm
+        raise LaunchError(
+            f'VM {vm} has channel = "directory", so the launcher passes no credentials on',
+            hint=f'set channel = "api" in [vms.{vm}], or start the hypervisor without the launcher',
+            status=Exit.CREDENTIALS,
+        )
 
 
 def _check_disclosure(delivered: Delivered, options: Sequence[Option]) -> None:

@@ -42,6 +42,8 @@ def check_vm(vm: VmConfig, path: Path) -> None:
             f"{path}: {key}.unit: not the name of a service",
             hint="write the full name, such as microvm@web.service",
         )
+    if vm.channel is Channel.DIRECTORY:
+        _check_directory(vm, path, key)
     if vm.initrd and not vm.guest_key:
         raise ConfigurationError(
             f"{path}: {key}.initrd: the initrd carries only credentials that are sealed for the guest",
@@ -73,6 +75,20 @@ def _check_pair(vm: VmConfig, pair: tuple[str, str], path: Path, key: str) -> No
             f"{path}: {key}: {pair[0]!r} is paired with itself",
             hint='write the names of a certificate and its key, as ["TLS_CERT", "TLS_KEY"]',
         )
+
+
+def _check_directory(vm: VmConfig, path: Path, key: str) -> None:
+    """Refuse what only a launcher could do."""
+    for name, is_set in (
+        ("live", vm.live),
+        ("initrd", vm.initrd),
+        ("plaintext_in_argv", vm.plaintext_in_argv),
+    ):
+        if is_set:
+            raise ConfigurationError(
+                f'{path}: {key}.{name}: channel = "directory" has no launcher that could do this',
+                hint=f"leave out {name}",
+            )
 
 
 def _check_live(vm: VmConfig, path: Path, key: str) -> None:

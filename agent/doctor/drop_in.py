@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The settings of contrib/systemd/credferry-vm.conf, and how to see whether a unit has them."""
+"""The settings of contrib/systemd/credferry-vm.conf and credferry-unit.conf, and whether a unit has them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from credferry.launcher.handoff import (
     GUEST_KEYS_PARENT,
     MANIFEST_FILE,
     RUNTIME_PARENT,
+    Channel,
     evidence_name,
     unit_credential,
 )
@@ -41,6 +42,8 @@ class Setting:
     severity: Severity = Severity.PROBLEM
     restart: bool = False
     """Whether a running VM must be restarted before the setting takes effect."""
+    of_launcher: bool = False
+    """Whether only a unit that starts the launcher needs it."""
 
 
 def _loads(unit: Mapping[str, Any], line: str) -> bool:
@@ -56,6 +59,7 @@ _FIRST: Final = "credferry-seal@{vm}.service"
 _BEFORE_FIRST: Final = (
     "a VM that is added while the host runs fails until the agent has sealed its first generation"
 )
+_PILES_UP: Final = "records of past starts pile up in /run"
 _GUEST_KEY: Final = f"/run/{GUEST_KEYS_PARENT}/{{vm}}"
 _EVIDENCE: Final = f"/run/{EVIDENCE_PARENT}/{evidence_name('{vm}', '${{INVOCATION_ID}}')}"
 
@@ -82,6 +86,7 @@ SETTINGS: Final = (
         lambda unit, line: line.partition("=")[2] in unit["RuntimeDirectory"],
         "the launcher has no directory for its report, and refuses to start the VM",
         restart=True,
+        of_launcher=True,
     ),
     Setting(
         "vm.evidence",
@@ -96,8 +101,9 @@ SETTINGS: Final = (
         "Service",
         f"ExecStopPost=-+/usr/bin/rm -f {_GUEST_KEY}/{GUEST_KEY_FILE} {_EVIDENCE}",
         _names_evidence,
-        "records of past starts pile up in /run",
+        _PILES_UP,
         Severity.HINT,
+        of_launcher=True,
     ),
     Setting(
         "vm.hand-over",
@@ -107,6 +113,7 @@ SETTINGS: Final = (
         lambda unit, _line: any("hand-over" in argv[-1] for _program, argv, *_ in unit["ExecStartPre"]),
         "a guest that is to get its key from the host gets none, and cannot open what is sealed for it",
         Severity.HINT,
+        of_launcher=True,
     ),
     Setting(
         "vm.runtime-directory.mode",
@@ -116,6 +123,7 @@ SETTINGS: Final = (
         "an agent that is not root cannot read the launcher's report and waits for it in vain",
         Severity.HINT,
         restart=True,
+        of_launcher=True,
     ),
     Setting(
         "vm.restart-prevention",
@@ -123,6 +131,7 @@ SETTINGS: Final = (
         f"RestartPreventExitStatus={' '.join(map(str, REFUSALS))} SIGUSR2",
         _prevents,
         "systemd retries a start that the launcher has refused every few seconds, for ever",
+        of_launcher=True,
     ),
     Setting(
         "vm.start-limit",
@@ -137,6 +146,7 @@ SETTINGS: Final = (
         "Restart=always",
         lambda unit, _line: unit["Restart"] == "always",
         "a guest's reboot ends the VM, so that it starts with fresh secrets; without this it stays down",
+        of_launcher=True,
     ),
     Setting(
         "vm.order",
@@ -170,6 +180,7 @@ SETTINGS: Final = (
         "the VM's user can read the credentials of this user's other units in /run/credentials",
         Severity.HINT,
         restart=True,
+        of_launcher=True,
     ),
     Setting(
         "vm.proc",
@@ -179,6 +190,7 @@ SETTINGS: Final = (
         "the VM's user can see other users' processes",
         Severity.HINT,
         restart=True,
+        of_launcher=True,
     ),
     Setting(
         "vm.core",
@@ -188,19 +200,38 @@ SETTINGS: Final = (
         "a core dump of the hypervisor would contain its guest's memory and secrets",
         Severity.HINT,
         restart=True,
+        of_launcher=True,
     ),
 )
 """The drop-in's settings, and `vm.restart`, which VMs' units already have."""
 
 
+_REMOVAL: Final = Setting(
+    "vm.evidence.removal",
+    "Service",
+    f"ExecStopPost=-+/usr/bin/rm -f {_EVIDENCE}",
+    _names_evidence,
+    _PILES_UP,
+    Severity.HINT,
+)
+"""Of a unit without a launcher. It has no guest whose key would have to go as well."""
+
+
+def settings_of(vm: VmConfig) -> tuple[Setting, ...]:
+    """The settings that a VM's unit needs."""
+    if vm.channel is not Channel.DIRECTORY:
+        return SETTINGS
+    return (*(setting for setting in SETTINGS if not setting.of_launcher), _REMOVAL)
+
+
 def lines_for(vm: VmConfig, store: Path) -> list[str]:
-    """The lines of credferry-vm.conf for a VM."""
+    """The lines of credferry-vm.conf for a VM, or of credferry-unit.conf if it has no launcher."""
     lines = []
     for section in ("Unit", "Service"):
         lines.append(f"[{section}]")
         lines += [
             setting.line.format(vm=vm.name, store=store)
-            for setting in SETTINGS
+            for setting in settings_of(vm)
             if setting.section == section and setting.check != "vm.restart"
         ]
     return lines

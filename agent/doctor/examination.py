@@ -10,7 +10,7 @@ import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor import (
     arguments,
@@ -35,6 +35,7 @@ from credferry.agent.doctor import (
 from credferry.agent.doctor.chain import Chain
 from credferry.agent.doctor.finding import Finding, UnseenError, hint, unseen
 from credferry.agent.errors import CredferryError, place
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,6 +92,9 @@ VM_CHECKS: tuple[VmCheck, ...] = (
 )
 """Checks of each VM."""
 
+_OF_LAUNCHER: Final = frozenset({"vm.launcher", "vm.hypervisor", "vm.arguments", "vm.landlock", "vm.kernel"})
+"""Checks that concern only VMs with a launcher, and their guests."""
+
 
 def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
     """All findings, in the chain's order, about the named VMs, or about all VMs if none is named.
@@ -115,6 +119,7 @@ def _of_vm(chain: Chain, vm: VmConfig) -> list[Finding]:
     return [
         finding
         for name, check in VM_CHECKS
+        if vm.channel is not Channel.DIRECTORY or name not in _OF_LAUNCHER
         for finding in isolated(name, functools.partial(check, chain, vm), vm.name)
     ]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,6 +127,14 @@ def check_invocation(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         )
         said = f"{vm.unit} runs on generation {runs.generation}, {by}; process {name}"
         yield ok("vm.invocation", said, vm.name)
+    elif vm.channel is Channel.DIRECTORY:
+        yield hint(
+            "vm.invocation",
+            f"there is no record of the start of {vm.unit}",
+            vm=vm.name,
+            why="the agent assumes that it runs what was sealed when it started",
+            remedy="correct the other findings; the next start leaves a record",
+        )
     elif unit.active_seconds > chain.config.rollout.stamp_seconds:
         yield problem(
             "vm.invocation",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from credferry.agent.doctor import drop_in, probe, unit_files
 from credferry.agent.doctor.finding import Finding, hint, ok, problem
 from credferry.agent.systemd.units import HEALTH_UNIT
-from credferry.launcher.handoff import CREDENTIAL_PREFIX
+from credferry.launcher.handoff import CREDENTIAL_PREFIX, Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +83,11 @@ def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         return
     missing = [
         (setting, line)
-        for setting in drop_in.SETTINGS
+        for setting in drop_in.settings_of(vm)
         for line in (setting.line.format(vm=vm.name, store=chain.state),)
         if not setting.holds(unit, line)
     ]
-    if {"vm.credentials", "vm.runtime-directory"} <= {setting.check for setting, _ in missing} and not any(
+    if {"vm.credentials", "vm.evidence"} <= {setting.check for setting, _ in missing} and not any(
         name == CREDENTIAL_PREFIX for name, _ in unit["LoadCredentialEncrypted"]
     ):
         yield _no_drop_in(chain.state, vm)
@@ -103,7 +103,7 @@ def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             unit_files.extend(vm.unit, setting.section, [line], restart=setting.restart),
         )
     if not missing:
-        yield ok("vm.settings", f"{vm.unit} has all settings of credferry-vm.conf", vm.name)
+        yield ok("vm.settings", f"{vm.unit} has all settings of {_file(vm)}", vm.name)
 
 
 def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
@@ -133,12 +133,18 @@ def _no_drop_in(store: Path, vm: VmConfig) -> Finding:
         "vm.drop-in",
         f"{vm.unit} has no drop-in for credferry",
         vm=vm.name,
-        why="the VM gets no credentials, and its launcher refuses to start it",
-        remedy=_remedy(vm, "install contrib/systemd/credferry-vm.conf there"),
+        why="the unit gets no credentials"
+        if vm.channel is Channel.DIRECTORY
+        else "the VM gets no credentials, and its launcher refuses to start it",
+        remedy=_remedy(vm, f"install contrib/systemd/{_file(vm)} there"),
         commands=()
         if probe.is_nixos()
         else (*unit_files.write(path, drop_in.lines_for(vm, store)), *unit_files.reload_units(vm.unit)),
     )
+
+
+def _file(vm: VmConfig) -> str:
+    return "credferry-unit.conf" if vm.channel is Channel.DIRECTORY else "credferry-vm.conf"
 
 
 def _remedy(vm: VmConfig, elsewhere: str) -> str:

@@ -23,6 +23,7 @@ from credferry.agent.reconcile.observed import (
     is_unproven,
     launched,
     must_roll_back,
+    not_reported,
     running_digest,
 )
 from credferry.agent.reconcile.way import choose
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.systemd.units import UnitState
-
-NOT_REPORTED = (
-    "its launcher has not reported this start: check that its hypervisor's command is credferry-launch"
-)
 
 
 class State(enum.StrEnum):
@@ -191,7 +188,7 @@ def _active(
         if is_unproven(now):
             return Decision(vm, State.CHANGING, seal=seal, prove=True)
         state = State.SEAL_DUE if seal else State.IN_STEP
-        reasons = (NOT_REPORTED,) if now.hint is None else ()
+        reasons = (not_reported(vm),) if now.hint is None else ()
         return Decision(vm, state, seal=seal, assume=assume, reasons=reasons)
     if vm.policy is Policy.IGNORE:
         return Decision(vm, State.IGNORED, seal=seal, assume=assume)

@@ -188,6 +188,12 @@ def are_of_one_key(one: str, other: str) -> bool:
 
 
 _FEWER = "pass fewer or smaller ones"
+UNIT_TOTAL_MAX = (1 << 20) - (64 << 10)
+"""Bytes of values that PID 1 can load for one unit: systemd's CREDENTIALS_TOTAL_SIZE_MAX
+(src/core/exec-credential.c), without what the manifest and the prefixes of the names may take."""
+_TOO_MANY_FOR_A_UNIT = (
+    f"the credentials exceed {UNIT_TOTAL_MAX} bytes, the most that systemd loads for one unit"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,9 @@ def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> Excess | No
         for name, value in delivered.items()
         if what.delivery.is_oem(kinds[name])
     }
+    if vm.channel is Channel.DIRECTORY:
+        total = sum(len(name) + len(value.reveal()) for name, value in delivered.items())
+        return Excess(_TOO_MANY_FOR_A_UNIT) if total > UNIT_TOTAL_MAX else None
     in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
     if in_initrd > INITRD_TOTAL_MAX:
         return Excess(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.reconcile.desired import Desired, Refused, are_of_one_key
 from credferry.agent.store.records import Outcome, Way
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 
 _PENDING = {Outcome.RESTARTING, Outcome.RETRY, Outcome.UNPUSHED}
+
+
+NOT_REPORTED = (
+    "its launcher has not reported this start: check that its hypervisor's command is credferry-launch"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,13 @@ class Observed:
         if not present and self.sealed is not None:
             present = self.sealed.digest
         return are_of_one_key(digest, present)
+
+
+def not_reported(vm: VmConfig) -> str:
+    """What is missing of the unit's present start, and where to look."""
+    if vm.channel is Channel.DIRECTORY:
+        return f"there is no evidence of this start: see journalctl -u {vm.unit}"
+    return NOT_REPORTED
 
 
 def launched(now: Observed, grace_over: bool) -> Evidence | Pushed | None:

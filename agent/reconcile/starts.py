@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.evidence import Evidence, EvidenceDirectory
 from credferry.agent.untrusted import read_untrusted
-from credferry.launcher.handoff import HandoffError, Stamp, stamp_path
+from credferry.launcher.handoff import Channel, HandoffError, Stamp, stamp_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from credferry.launcher.handoff import Manifest
 
 _STAMP_SIZE_MAX = 4096
+_REJECTS_SECONDS = 1.0
+"""A program that rejects its credentials ends within this. systemd calls it active as soon as it runs
+(systemd.service(5), Type=simple)."""
 
 
 @dataclass(slots=True)
@@ -91,8 +94,11 @@ class Starts:
         """The launcher's report of the unit's present invocation; None if there is none.
 
         Another process of the VM's user can forge it. The agent uses it for two decisions only: when to
-        stop waiting for a launch, and whether a new generation fits beside other OEM strings.
+        stop waiting for a launch, and whether a new generation fits beside other OEM strings. A unit that
+        has no launcher reports nothing: root's evidence of its start stands for the report.
         """
+        if vm.channel is Channel.DIRECTORY:
+            return self._report_by_evidence(vm, unit)
         report = self._report_of(vm)
         if report.hint is not None and report.hint.invocation_id == unit.invocation_id:
             return report.hint
@@ -110,6 +116,21 @@ class Starts:
             return None
         report.hint = hint
         return hint
+
+    def _report_by_evidence(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
+        is_up = unit.is_active and unit.active_seconds >= _REJECTS_SECONDS
+        evidence = self.evidence(vm, unit) if is_up else None
+        if evidence is None:
+            return None
+        return Stamp(
+            vm=vm.name,
+            generation=evidence.generation,
+            digest=evidence.digest,
+            run=evidence.run,
+            invocation_id=evidence.invocation_id,
+            channel=Channel.DIRECTORY,
+            other_oem_bytes=0,
+        )
 
     def proved(self, vm: VmConfig, unit: UnitState) -> Evidence | Pushed | None:
         """What an invocation is proved to run: by its last push, else by its start; None if in doubt."""

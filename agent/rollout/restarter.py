@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from credferry.agent.audit.events import Event
-from credferry.agent.reconcile.decision import NOT_REPORTED, State
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
 from credferry.agent.rollout.jobs import run_job
 from credferry.agent.rollout.recording import record
 from credferry.agent.store.records import Assumed, Attempt, Outcome, Way
 from credferry.agent.systemd.units import CANCELED, DONE, HEALTH_UNIT
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +145,7 @@ class Restarter:
     def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
         """What is missing after a restart (report or evidence), as text for its audit record."""
         said = ""
-        if self.observer.starts.hint(vm, unit) is None:
+        if vm.channel is not Channel.DIRECTORY and self.observer.starts.hint(vm, unit) is None:
             said += f"; {NOT_REPORTED}"
         if self.observer.starts.evidence(vm, unit) is None and unit.is_active:
             # The VM got the generation that was current when systemd started it, or a newer one. Assume the

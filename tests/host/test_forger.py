@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Event
-from credferry.agent.reconcile.decision import NOT_REPORTED
+from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.launcher.handoff import OEM_TOTAL_MAX, Channel, Manifest, Stamp
 from tests.support.deployment import Deployment, broken_by_bad
 from tests.support.installation import VM_USER

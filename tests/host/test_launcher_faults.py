@@ -18,7 +18,7 @@ import pytest
 
 from credferry.agent.audit.events import Event
 from credferry.launcher.errors import Exit
-from credferry.launcher.handoff import Channel, Delivery, Kind
+from credferry.launcher.handoff import LAUNCHED, Channel, Delivery, Kind
 from tests.support.deployment import Deployment, VmFiles
 from tests.support.installation import install
 from tests.unit.launcher.conftest import CANARY, VM, Vm, credentials, light_vm, sealed, tmp_path
@@ -140,7 +140,7 @@ def test_a_version_that_cannot_be_asked_for_now_is_asked_for_again(light_vm: Vm,
     assert was_injected(light_vm)
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_no_room_for_the_initrd_is_tried_again(light_vm: Vm, channel: Channel) -> None:
     """/run is full when the initramfs is copied; once there is room, the same start succeeds."""
     initramfs = light_vm.directory / "initrd"
@@ -159,7 +159,7 @@ def test_no_room_for_the_initrd_is_tried_again(light_vm: Vm, channel: Channel) -
     assert light_vm.process.poll() is None
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_a_vm_runs_on_where_its_start_cannot_be_reported(light_vm: Vm, channel: Channel) -> None:
     """/run is full when the stamp is written: the VM boots, runs, and ends when it is told to."""
     light_vm.credentials(channel, TOKEN=SEALED)

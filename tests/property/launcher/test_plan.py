@@ -19,6 +19,7 @@ from credferry.launcher.__main__ import main
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import LaunchError
 from credferry.launcher.handoff import (
+    LAUNCHED,
     Channel,
     Delivery,
     Kind,
@@ -68,7 +69,7 @@ OWN = st.one_of(
 )
 DELIVERIES = st.builds(
     Delivery,
-    channel=st.sampled_from(Channel),
+    channel=st.sampled_from(LAUNCHED),
     guest_systemd=st.sampled_from([252, 257]),
     plaintext_in_argv=st.booleans(),
     initrd=st.booleans(),

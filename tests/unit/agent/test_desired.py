@@ -14,6 +14,7 @@ from credferry.agent.config.model import VmConfig
 from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.reconcile.desired import (
     API_STRINGS_MAX,
+    UNIT_TOTAL_MAX,
     Desired,
     Fingerprints,
     Refused,
@@ -204,6 +205,16 @@ def test_the_limit_of_an_old_guest_is_exact(other: int) -> None:
     assert said is not None
     assert "exceed 4091 bytes" in said.message
     assert "guest_systemd = 257" in said.hint
+
+
+def test_the_limit_without_a_launcher_is_that_of_a_unit() -> None:
+    """No limit of OEM strings holds; systemd's limit of all credentials of a unit does."""
+    config = vm(credentials={"a": CredentialConfig(secret="a")}, channel=Channel.DIRECTORY)
+    most = UNIT_TOTAL_MAX - len("a")
+    assert over_limit(config, wanted(config, {"a": Secret(b"v" * most)}), 0) is None
+    said = over_limit(config, wanted(config, {"a": Secret(b"v" * (most + 1))}), 0)
+    assert said is not None
+    assert "the most that systemd loads for one unit" in said.message
 
 
 def test_a_new_guest_is_not_told_to_be_new() -> None:

@@ -20,6 +20,7 @@ from credferry.agent.doctor.examination import examine, isolated
 from credferry.agent.doctor.finding import Severity, UnseenError, ok
 from credferry.agent.doctor.launcher import wiring
 from credferry.agent.systemd.polkit import rule
+from credferry.launcher.handoff import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,13 @@ def test_the_drop_in_is_the_one_of_contrib() -> None:
     contrib = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_text().replace("%i", "web")
     assert lines_of("\n".join(lines_for(VM, Path("/var/lib/credferry")))) == lines_of(contrib)
     assert len({setting.check for setting in SETTINGS}) == len(SETTINGS)
+
+
+def test_the_drop_in_without_a_launcher_is_the_one_of_contrib() -> None:
+    """A unit that reads its credentials itself needs fewer lines, which stand in a file of their own."""
+    contrib = (CHECKOUT / "contrib/systemd/credferry-unit.conf").read_text().replace("%N", "web")
+    unit = msgspec.structs.replace(VM, channel=Channel.DIRECTORY)
+    assert lines_of("\n".join(lines_for(unit, Path("/var/lib/credferry")))) == lines_of(contrib)
 
 
 def test_a_check_that_fails_is_a_finding() -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from credferry.agent.config.loading import parse
 from credferry.agent.config.model import DEFAULT_PATH, Config, Policy, VmConfig
 from credferry.agent.config.secrets import CredentialConfig
-from credferry.agent.reconcile.decision import NOT_REPORTED, Decision, State, decide
+from credferry.agent.reconcile.decision import Decision, State, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
-from credferry.agent.reconcile.observed import Observed
+from credferry.agent.reconcile.observed import NOT_REPORTED, Observed
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
 from credferry.agent.source.published import Publication
 from credferry.agent.source.reading import Problem

@@ -17,8 +17,9 @@ import pytest
 
 from credferry.agent.audit.events import Event
 from credferry.agent.errors import BusError, OrderError
-from credferry.agent.reconcile.decision import NOT_REPORTED, State
+from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.rollback import generation_before
 from credferry.agent.rollout.session import Session
 from credferry.agent.store.locks import rollout_lock

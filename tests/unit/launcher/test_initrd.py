@@ -14,7 +14,7 @@ import pytest
 from credferry.launcher import initrd
 from credferry.launcher.credentials import Credential
 from credferry.launcher.errors import Exit, LaunchError
-from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Delivery, Kind, Secret
+from credferry.launcher.handoff import INITRD_TOTAL_MAX, LAUNCHED, Channel, Delivery, Kind, Secret
 from tests.support.guest import newc
 
 from .conftest import CANARY, INVOCATION, VM, credentials, sealed
@@ -90,7 +90,7 @@ def test_more_than_a_guest_takes_is_refused() -> None:
     assert caught.value.status is Exit.CREDENTIALS
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_explain_tells_what_travels_how(channel: Channel, tmp_path: Path) -> None:
     """Sealed values in the initrd, whatever their size; texts as OEM strings; no value shown."""
     values = {"BIG": (Kind.SEALED, blob(30_000)), "T": (Kind.TEXT, b"t")}
@@ -130,7 +130,7 @@ def test_a_name_that_stands_in_both_places_is_refused(tmp_path: Path) -> None:
     assert "credential A is given twice" in done.stderr
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 # Without seccomp: a debug build's check of each descriptor that it closes is not in its filter.
 @pytest.mark.parametrize("more", [(), ("--landlock", "--seccomp", "false")], ids=["plain", "landlock"])
 def test_the_hypervisor_holds_the_initramfs_with_the_credentials(

@@ -14,7 +14,7 @@ import pytest
 from credferry.launcher import plan as plans
 from credferry.launcher.credentials import read
 from credferry.launcher.errors import Exit, LaunchError
-from credferry.launcher.handoff import Channel, Delivery, Kind, ManifestEntry, Secret
+from credferry.launcher.handoff import LAUNCHED, Channel, Delivery, Kind, ManifestEntry, Secret
 from tests.support.modules import MODULES
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials, sealed
@@ -107,7 +107,7 @@ def test_a_generated_command_takes_credentials_in_both_channels(
     before = case["vm_config"]["platform"].get("oem_strings", [])
     ours = [f"io.systemd.credential:OURS={SEALED[1].decode()}", "io.systemd.credential.binary:T=dA=="]
     values = {"OURS": SEALED, "T": (Kind.TEXT, b"t")}
-    for channel in Channel:
+    for channel in LAUNCHED:
         directory = tmp_path / channel.value
         credentials(directory, values, Delivery(channel=channel, guest_systemd=257), case["host_name"])
         plan = plans.make(request(case), read(directory))
@@ -175,7 +175,7 @@ def test_explain_shows_a_generated_command_without_credentials(name: str) -> Non
     assert "no credential directory" in shown["notes"][0]
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_explain_redacts_every_value(channel: Channel, tmp_path: Path) -> None:
     """Names and kinds are shown, values never; strings of the command line are shown as they are."""
     values = {"TOKEN": SEALED, "T": (Kind.TEXT, CANARY.encode())}

@@ -13,6 +13,7 @@ from credferry.launcher import plan as plans
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import Exit, LaunchError
 from credferry.launcher.handoff import (
+    LAUNCHED,
     PUSH_MANIFEST,
     Channel,
     Delivery,
@@ -55,6 +56,14 @@ def refused(*credentials: Credential, **how: Any) -> LaunchError:  # noqa: ANN40
     assert CANARY not in str(caught.value)
     assert CANARY_BASE64 not in str(caught.value)
     return caught.value
+
+
+def test_what_a_unit_reads_itself_is_not_passed_on() -> None:
+    """With `channel = "directory"` the launcher starts nothing, and says how to go on."""
+    said = refused(SECRET, channel=Channel.DIRECTORY)
+    assert said.status is Exit.CREDENTIALS
+    assert "the launcher passes no credentials on" in str(said)
+    assert f"[vms.{VM}]" in said.hint
 
 
 def test_the_api_channel_sends_what_it_does_not_show() -> None:
@@ -108,7 +117,7 @@ def test_the_command_channel_adds_a_platform_at_the_end() -> None:
     assert plan(argv=argv, channel=Channel.COMMAND).start.words == argv
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_an_argument_that_the_kernel_does_not_take_is_refused_in_the_command_channel(
     channel: Channel,
 ) -> None:
@@ -125,7 +134,7 @@ def test_an_argument_that_the_kernel_does_not_take_is_refused_in_the_command_cha
     assert error.status is Exit.CREDENTIALS
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 @pytest.mark.parametrize("word", ["-v", "-vv", "--dbus-service-name=a", "--dbus-system-bus"])
 def test_what_shows_a_secret_is_refused_for_readable_ones_alone(channel: Channel, word: str) -> None:
     """A log and a bus would show what is readable; what is sealed, and texts, they may show."""
@@ -162,7 +171,7 @@ def test_readable_secrets_need_a_word_to_be_in_an_argument_vector() -> None:
         ("fd=٣", channels.Endpoint(None, -1)),
     ],
 )
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_an_api_socket_stays_as_it_is(channel: Channel, value: str, api: channels.Endpoint) -> None:
     """A path, a bare path, a descriptor; a number that can be none is one that the start refuses."""
     made = plan(SEALED, argv=(*KERNEL, "--api-socket", value), channel=channel)
@@ -175,7 +184,7 @@ def test_an_api_socket_stays_as_it_is(channel: Channel, value: str, api: channel
     ("value", "events"),
     [("path=/e", channels.Endpoint("/e", None)), ("fd=9", channels.Endpoint(None, 9))],
 )
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_an_event_monitor_is_ours_then(channel: Channel, value: str, events: channels.Endpoint) -> None:
     """The launcher's own takes its place among the words; the plan says where to copy to."""
     made = plan(SEALED, argv=(*KERNEL, "--event-monitor", value), channel=channel)
@@ -191,7 +200,7 @@ def test_an_event_monitor_without_a_place_is_refused(value: str) -> None:
     assert (error.status, "--event-monitor has no path=" in str(error)) == (Exit.USAGE, True)
 
 
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_sealed_values_go_into_the_initrd_where_that_is_wanted(channel: Channel) -> None:
     """The command names the copy, and the plan whose it is; what is not sealed stays an OEM string."""
     argv = (*KERNEL, "--initramfs", "/own", "--memory", "size=1G")
@@ -304,7 +313,7 @@ def test_landlock_is_noted_where_it_binds_less() -> None:
         ({"argv": (*KERNEL, "stray")}, "belongs to no option"),
     ],
 )
-@pytest.mark.parametrize("channel", Channel)
+@pytest.mark.parametrize("channel", LAUNCHED)
 def test_a_command_line_that_cannot_be_read_is_refused(
     channel: Channel, how: dict[str, Any], said: str
 ) -> None:
