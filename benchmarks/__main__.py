@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import accepted, executed, growth, idle, launch, page, restarts, sealing, stages
+from benchmarks import accepted, executed, growth, idle, launch, live, page, restarts, sealing, stages
 from benchmarks.bed import Bed
 from benchmarks.results import FILE, Results, machine
 
@@ -28,7 +28,7 @@ ON_A_HOST: dict[str, Callable[..., list[Row]]] = {
     "idle": idle.measure,
     "stages": stages.measure,
 }
-HERE: dict[str, Callable[..., list[Row]]] = {"growth": growth.measure}
+HERE: dict[str, Callable[..., list[Row]]] = {"growth": growth.measure, "live": live.measure}
 
 
 def main(words: Sequence[str] | None = None) -> None:

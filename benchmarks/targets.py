@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import accepted, growth, idle, launch, sealing
+from benchmarks import accepted, growth, idle, launch, live, sealing
 from benchmarks.results import CREDFERRY, LIMIT, SHELL
 from credferry.launcher.handoff import Channel
 
@@ -89,6 +89,13 @@ def _all(results: Results) -> Iterator[Target]:
         ratio = middle(sealing.DURABLE, case) / middle(sealing.DURABLE, case, sealing.WRITES)
         yield Target(f"sealing {case} durably: credferry / write, fsync, rename", ratio, 1.5)
     yield from _of_launcher(results)
+    pushed = middle(live.LIVE, live.CASE)
+    yield Target(
+        "publication → the guest's unit: credferry / a push by hand",
+        pushed / middle(live.LIVE, live.CASE, live.BY_HAND),
+        1.3,
+    )
+    yield Target("the same: credferry, in an emulated guest", pushed / 1000, 4, unit="s")
     yield Target("idle: wake-ups a minute", middle(idle.WAKE_UPS, _CASE_OF_IDLING), _IDLE_MOST, unit="")
     yield Target("idle: resident memory", middle(idle.MEMORY, _CASE_OF_IDLING), 48, unit="MiB")
     yield Target("agent ready", middle(idle.READY, _CASE_OF_IDLING), 500, unit="ms")
