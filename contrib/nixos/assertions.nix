@@ -326,7 +326,7 @@ in
             '';
           }
           {
-            assertion = least name vm <= budget.limit vm.guestSystemd;
+            assertion = vm.channel == "directory" || least name vm <= budget.limit vm.guestSystemd;
             message = ''
               ${at name}: its OEM strings take at least ${toString (least name vm)} bytes, ${toString (budget.static (strings name))} of them by
               microvm.cloud-hypervisor.platformOEMStrings and the notify socket; a guest with systemd ${toString vm.guestSystemd}
@@ -336,26 +336,26 @@ in
             '';
           }
           {
-            assertion = count name vm <= budget.maxCount;
+            assertion = vm.channel == "directory" || count name vm <= budget.maxCount;
             message = ''
               ${at name}: ${toString (count name vm)} OEM strings are more than the ${toString budget.maxCount} that SMBIOS can count.
             '';
           }
           {
-            assertion = guest == null || guest.microvm.hypervisor == "cloud-hypervisor";
+            assertion = vm.channel == "directory" || guest == null || guest.microvm.hypervisor == "cloud-hypervisor";
             message = ''
               ${at name}: its hypervisor is not cloud-hypervisor: set microvm.hypervisor = "cloud-hypervisor" in the VM.
             '';
           }
           {
-            assertion = (guest.microvm.credentialFiles or { }) == { };
+            assertion = vm.channel == "directory" || (guest.microvm.credentialFiles or { }) == { };
             message = ''
               ${at name}: microvm.nix refuses microvm.credentialFiles for cloud-hypervisor.
               Set microvm.cloud-hypervisor.oemSecretsFiles in the VM instead: the files are read when it starts, not when it is built.
             '';
           }
           {
-            assertion = guest == null || guests.isWrapped name;
+            assertion = vm.channel == "directory" || guest == null || guests.isWrapped name;
             message = ''
               ${at name}: its hypervisor is not started by credferry-launch, so that no credential would reach it.
               Import credferry's guest module in the VM and set microvm.cloud-hypervisor.oemSecretsFiles or credferry.enable there.

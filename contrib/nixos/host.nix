@@ -77,6 +77,9 @@ let
   # A table of the agent's configuration file; there is no null in TOML.
   table = lib.filterAttrs (_: value: value != null);
 
+  # Whether its unit is that of a VM of microvm.nix.
+  isVm = name: vm: vm.unit == "microvm@${name}.service";
+
   vmTable =
     vm:
     vm.settings
@@ -211,11 +214,13 @@ let
           type = types.enum [
             "api"
             "command"
+            "directory"
           ];
           default = "api";
           description = ''
             How OEM strings reach cloud-hypervisor: over its API, or in its command line. Every user of the host can read
-            the command line, so it is only for values that are sealed for the guest.
+            the command line, so it is only for values that are sealed for the guest. With `directory`, the unit's own program
+            reads `$CREDENTIALS_DIRECTORY/credferry_value.NAME`: a plain service, or a VM of another hypervisor.
           '';
         };
         guestSystemd = mkOption {
@@ -487,7 +492,7 @@ in
             inherit (vm) unit;
             agent = lib.getExe cfg.package;
             inherit (pkgs) coreutils;
-          } ../systemd/credferry-vm.conf)
+          } (if vm.channel == "directory" && !(isVm name vm) then ../systemd/credferry-unit.conf else ../systemd/credferry-vm.conf))
           {
             overrideStrategy = "asDropin";
             # The unit is microvm.nix's: no PATH of ours (it says the same of its own drop-ins).

@@ -98,7 +98,7 @@ in
 
   /*
     The drop-in of a VM as the attributes of `systemd.services.NAME`. If the unit is not an instance of the VM's name,
-    the VM's name replaces %i.
+    the VM's name replaces %i and %N.
 
     agent: path of `credferry`.
     coreutils: their package, for the programs that the drop-in starts.
@@ -125,7 +125,7 @@ in
             "exec ${agent} "
           ]
           (builtins.readFile file);
-      sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" ] [ vm ] text);
+      sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" "%N" ] [ vm vm ] text);
       general = sections.Unit or { };
       related = lib.filterAttrs (key: _: relations ? ${key}) general;
     in

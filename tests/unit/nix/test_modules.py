@@ -262,6 +262,19 @@ def test_vm_that_is_not_declared_here(nix: Nix) -> None:
     assert report["services"]["microvm@test-vm"]["restartIfChanged"] is False
 
 
+def test_a_plain_service(nix: Nix) -> None:
+    """A service that reads its credentials itself gets the drop-in for units without a launcher."""
+    unit = '{ unit = "billing.service"; channel = "directory"; credentials.A.text = "a"; }'
+    service = f"{{ services.credferry = {{ enable = true; vms.billing = {unit}; }}; }}"
+    report = nix.evaluate(f"t.report (t.sopsHost [ {service} ])")
+    assert report["failed"] == []
+    assert config_of(report).vm("billing").channel is Channel.DIRECTORY
+    settings = report["services"]["billing"]["serviceConfig"]
+    assert settings["LoadCredentialEncrypted"] == "credferry:/var/lib/credferry/vms/billing/current"
+    assert "RuntimeDirectory" not in settings
+    assert "%N" not in str(report["services"]["billing"])
+
+
 def test_restarts_of_a_declared_vm_are_microvms_matter(nix: Nix) -> None:
     """For a VM that is declared on the host, microvm.vms.NAME.restartIfChanged is left alone."""
     assert nix.evaluate(sops())["services"]["microvm@test-vm"]["restartIfChanged"] is True
@@ -573,6 +586,11 @@ ACCEPTED = {
     ),
     "an old guest within its budget": f"{{ {VM}.guestSystemd = 252; }}",
     "unchecked secrets": f'{{ services.credferry.checkSecrets = false; {VM}.credentials.B.secret = "b"; }}',
+    "a VM of QEMU that reads its unit's credentials": (
+        '{ microvm.vms.web.config.microvm = { hypervisor = "qemu"; credentialFiles.A = '
+        '"/run/credentials/microvm@web.service/credferry_value.A"; }; '
+        f'{WEB} services.credferry.vms.web.channel = "directory"; }}'
+    ),
     "other path units": '{ systemd.paths.x.pathConfig.PathChanged = "/run/secrets"; }',
 }
 
