@@ -492,7 +492,12 @@ in
             inherit (vm) unit;
             agent = lib.getExe cfg.package;
             inherit (pkgs) coreutils;
-          } (if vm.channel == "directory" && !(isVm name vm) then ../systemd/credferry-unit.conf else ../systemd/credferry-vm.conf))
+          } (
+            if vm.channel == "directory" && !(isVm name vm) then
+              ../systemd/credferry-unit.conf
+            else
+              ../systemd/credferry-vm.conf
+          ))
           {
             overrideStrategy = "asDropin";
             # The unit is microvm.nix's: no PATH of ours (it says the same of its own drop-ins).

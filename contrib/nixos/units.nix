@@ -125,7 +125,8 @@ in
             "exec ${agent} "
           ]
           (builtins.readFile file);
-      sections = parse (if hasSuffix "@${vm}.service" unit then text else builtins.replaceStrings [ "%i" "%N" ] [ vm vm ] text);
+      named = builtins.replaceStrings [ "%i" "%N" ] [ vm vm ] text;
+      sections = parse (if hasSuffix "@${vm}.service" unit then text else named);
       general = sections.Unit or { };
       related = lib.filterAttrs (key: _: relations ? ${key}) general;
     in
