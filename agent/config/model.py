@@ -108,6 +108,8 @@ class RolloutConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_o
     """VMs that go first: others wait for them where the same change concerns both."""
     canary_seconds: Seconds = 0.0
     """How long canaries must have run on the change before others follow."""
+    pause_seconds: Seconds = 0.0
+    """How long after a VM's restart or push no other VM begins one."""
     live_windows: bool = True
     """Whether windows and rates hold for pushes as well."""
     switch_lock: AbsolutePath = "/run/nixos/switch-to-configuration.lock"

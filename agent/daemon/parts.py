@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from credferry.agent.journald import Sender
-from credferry.agent.rollout.pacing import Clock
+from credferry.agent.rollout.clock import Clock
 from credferry.agent.rollout.workers import Dispatcher
 from credferry.agent.source.watch import Watch
 from credferry.agent.systemd.units import SystemManager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a due restart or push may begin: order, canaries, windows, rates, quiet periods, NixOS switches.
+"""When a due restart or push may begin: order, canaries, windows, rates, pauses, NixOS switches.
 
 Each check computes this anew. So a clock jump, a configuration change or a restart of the agent costs at
 most one more wait. Windows use the wall clock, rates the time since boot, all else the monotonic clock.
@@ -21,10 +21,12 @@ from credferry.agent.config import calendar
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.rollout import nixos
+from credferry.agent.rollout.clock import Clock
+from credferry.agent.rollout.pause import Pause
 from credferry.agent.store.records import Outcome, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from credferry.agent.config.model import (
         Config,
@@ -44,20 +46,6 @@ HOUR = 3600.0
 _SWITCH_LOOK_SECONDS = 1.0
 _LONG = 3600.0
 _WAIT_SECONDS_MIN = 0.05
-
-
-def _boot_time() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Sources of time, in seconds."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    boot: Callable[[], float] = _boot_time
-    """Seconds since the host's boot, including sleep."""
-    wall: Callable[[], float] = time.time
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +97,11 @@ class RestartPolicyGate:
             is_up = now.unit is not None and now.unit.is_active and not now.unit.is_flapping
             if decision.way is not None and is_up:
                 wait = (
-                    switch or self._turn(decision, now, others) or self._limit(now.vm, decision.way) or quiet
+                    switch
+                    or self._turn(decision, now, others)
+                    or self._limit(now.vm, decision.way)
+                    or quiet
+                    or self._pause(decision)
                 )
             decisions.append(decision if wait is None else _waiting(decision, wait))
         return replace(look, decisions=tuple(decisions))
@@ -170,6 +162,19 @@ class RestartPolicyGate:
             return max(0.0, self.clock.boot() - now.pushed.moment)
         return now.unit.active_seconds if now.unit is not None else 0.0
 
+    @property
+    def pause(self) -> Pause:
+        """The pause between restarts and pushes of different VMs."""
+        return Pause(self.config, self.store, self.clock)
+
+    def _pause(self, mine: Decision) -> Wait | None:
+        found = self.pause.left(mine.vm.name)
+        if found is None:
+            return None
+        if not found.until:
+            return Wait(f"until the restart or push of {found.vm} has ended", found.seconds, mine.state)
+        return Wait(f"until the pause after {found.vm} is over, {_said(found.until)}", found.seconds)
+
     def _limit(self, vm: VmConfig, way: Way) -> Wait | None:
         """Wait for a window or for the rate; None if both allow this way now."""
         if way is Way.PUSH and not self.config.rollout.live_windows:
@@ -188,8 +193,7 @@ class RestartPolicyGate:
             return None
         if opens == math.inf:
             return Wait("for a restart window, but no restart window will ever open again", _LONG)
-        moment = time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(opens))
-        return Wait(f"until its window opens, {moment}", opens - now)
+        return Wait(f"until its window opens, {_said(opens)}", opens - now)
 
     def _rate(self, vm: VmConfig) -> Wait | None:
         if not vm.restarts_per_hour:
@@ -212,6 +216,10 @@ class RestartPolicyGate:
     def _recent(self, vm: VmConfig, now: float) -> list[float]:
         """Times of a VM's restarts within the last hour, in order. Times in the future are dropped."""
         return sorted(moment for moment in self.store.restarts(vm.name) if 0 <= now - moment < HOUR)
+
+
+def _said(moment: float) -> str:
+    return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
 
 
 def _waiting(decision: Decision, wait: Wait) -> Decision:

@@ -73,12 +73,14 @@ class Rollout:
             decision, observed = look.decisions[0], look.observed[0]
             attempt, manifest = observed.attempt, self.store.current(name)
             if decision.roll_back and attempt is not None:
-                return self.rollback.roll_back(vm, attempt, manager)
+                with self.pacer.pause.turn(name):
+                    return self.rollback.roll_back(vm, attempt, manager)
             if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
                 began = self.monotonic()
-                return self.restarter.check_health(
-                    vm, manifest, attempt, manager, began=began, unit=observed.unit
-                )
+                with self.pacer.pause.turn(name):
+                    return self.restarter.check_health(
+                        vm, manifest, attempt, manager, began=began, unit=observed.unit
+                    )
             if decision.way is None or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
@@ -89,12 +91,14 @@ class Rollout:
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if self.observer.obstacle(vm, manager, decision.way):
                 return State.REFUSED  # the next check reports why
-            if decision.way is Way.PUSH:
-                # If a restart must follow, the next check decides when.
-                return self.pusher.push(vm, manifest, observed, manager, order=order) or State.CHANGING
-            return self.restarter.restart(
-                vm, manifest, generation_before(self.store, observed), manager, observed.unit, order=order
-            )
+            if is_up and not self.pacer.pause.claim(name):
+                return State.WAITING  # another thread has just begun with another VM
+            with self.pacer.pause.turn(name):
+                if decision.way is Way.PUSH:
+                    # If a restart must follow, the next check decides when.
+                    return self.pusher.push(vm, manifest, observed, manager, order=order) or State.CHANGING
+                previous = generation_before(self.store, observed)
+                return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def rotate(
         self,
@@ -127,14 +131,16 @@ class Rollout:
             is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
             if self.monotonic() - up_for > since and is_on_it and not observed.is_in_doubt:
                 return State.IN_STEP
-            if way is Way.PUSH and choose(observed, manifest.digest, manifest.credentials).way is Way.PUSH:
-                self._require_ready(vm, manager, Way.PUSH)
-                state = self.pusher.push(vm, manifest, observed, manager, order=order)
-                if state is not None:
-                    return state
-            self._require_ready(vm, manager)
-            previous = generation_before(self.store, observed)
-            return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
+            with self.pacer.pause.turn(name):
+                is_live = choose(observed, manifest.digest, manifest.credentials).way is Way.PUSH
+                if way is Way.PUSH and is_live:
+                    self._require_ready(vm, manager, Way.PUSH)
+                    state = self.pusher.push(vm, manifest, observed, manager, order=order)
+                    if state is not None:
+                        return state
+                self._require_ready(vm, manager)
+                previous = generation_before(self.store, observed)
+                return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def roll_back(
         self, name: str, manager: SystemManager, order: str, stands: Callable[[], bool] = lambda: True
@@ -168,7 +174,8 @@ class Rollout:
             )
             # Record first: after a crash, the next run of the agent continues from this record.
             self.store.record_attempt(name, attempt)
-            return self.rollback.roll_back(vm, attempt, manager)
+            with self.pacer.pause.turn(name):
+                return self.rollback.roll_back(vm, attempt, manager)
 
     def _require_ready(self, vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> None:
         """Raises `OrderError` if the running VM would not start again, or a push to it would fail."""
@@ -205,6 +212,7 @@ class Rollout:
                     message = f"{decision.vm.name}: runs generation {proved.generation}"
                     event = Event.RESTARTED if isinstance(proved, Evidence) else Event.PUSHED
                     record(self.audit, event, message, decision.vm, proved, observed.attempt)
+                self.pacer.pause.note(decision.vm.name)  # it may have ended just now
                 self.store.record_attempt(decision.vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
@@ -228,12 +236,7 @@ class Rollout:
         reason = f"halted, because the restart of {failed} for the same change failed"
         record(self.audit, Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
         attempt = Attempt(
-            manifest.digest,
-            Outcome.HALTED,
-            reason,
-            previous=previous,
-            run=manifest.run,
-            halted_for=failed,
+            manifest.digest, Outcome.HALTED, reason, previous=previous, run=manifest.run, halted_for=failed
         )
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED

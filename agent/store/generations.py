@@ -6,6 +6,7 @@
     STATE/form                                 the store's form, see `credferry.agent.store.form`
     STATE/seal.lock                            locked while generations are written
     STATE/rollout.VM.lock                      locked while the VM is restarted
+    STATE/pause.lock                           locked while a VM takes its turn, see `rollout.pause`
     STATE/guest-keys/VM.secret                 master copies of guests' keys
     STATE/vms/VM/current -> generations/7      the path in the unit's LoadCredentialEncrypted=
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME

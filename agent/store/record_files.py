@@ -9,6 +9,7 @@
     STATE/vms/VM/rollout.json      the last rollout, where it has not succeeded
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
+    STATE/vms/VM/last.json         when its last restart or push began or ended
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from credferry.agent.store.files import make_directory, replace_durably, store_error
-from credferry.agent.store.records import Assumed, Attempt, Pushed, Renewed, Restarts
+from credferry.agent.store.records import Assumed, Attempt, LastTurn, Pushed, Renewed, Restarts
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 RECORD_MAX = 1 << 20
 """Limit for one record, in bytes."""
 
-_T = TypeVar("_T", Assumed, Attempt, Pushed, Renewed, Restarts)
+_T = TypeVar("_T", Assumed, Attempt, LastTurn, Pushed, Renewed, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,14 @@ class RecordFiles:
         """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
+    def last_turn(self, vm: str) -> LastTurn | None:
+        """What `record_last_turn` wrote last; None where nothing is noted."""
+        return self._load(vm, "last.json", LastTurn)
+
+    def record_last_turn(self, vm: str, last: LastTurn) -> None:
+        """Write when a restart or push of the VM began or ended. Raises `StoreError`."""
+        self._save(vm, "last.json", last)
+
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
         """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""
         try:
@@ -181,7 +190,9 @@ class RecordFiles:
         except OSError as error:
             raise store_error(path, error) from None
 
-    def _save(self, vm: str, name: str, record: Assumed | Attempt | Pushed | Renewed | Restarts) -> None:
+    def _save(
+        self, vm: str, name: str, record: Assumed | Attempt | LastTurn | Pushed | Renewed | Restarts
+    ) -> None:
         path = self.vm_directory(vm) / name
         try:
             self._make(path.parent)

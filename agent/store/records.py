@@ -86,6 +86,15 @@ class Renewed(msgspec.Struct, frozen=True):
     digests: dict[str, str] = {}
 
 
+class LastTurn(msgspec.Struct, frozen=True):
+    """When the agent last began or ended a restart or push of a VM, by two clocks."""
+
+    moment: float
+    """Seconds since the host's boot."""
+    wall: float
+    """Seconds since 1970."""
+
+
 class Restarts(msgspec.Struct, frozen=True):
     """When the agent last restarted a VM, in seconds since the host's boot."""
 

@@ -257,6 +257,24 @@ def test_a_canary_goes_first(pace: Pace) -> None:
         pace.wait_runs(vm)
 
 
+def test_a_pause_between_vms(pace: Pace) -> None:
+    """The second VM waits after the first one; status says until when, also once the agent was killed."""
+    pace.begin("pause_seconds = 3600.0\n", vms=BOTH)
+    pace.publish(wait=False)
+    pace.wait_runs("pace-a")
+    reason = pace.wait_state("pace-b", "waiting")
+    assert reason.startswith("until the pause after pace-a is over, ")
+    starts = pace.deployment.starts("pace-b")
+    pace.host.run("systemctl", "kill", "--signal=SIGKILL", "credferry.service")
+    pace.deployment.start_agent()
+    assert pace.wait_state("pace-b", "waiting") == reason
+    plan = pace.deployment.credferry("plan", check=False)
+    assert " ".join(reason.split()) in " ".join(plan.split())
+    assert pace.deployment.starts("pace-b") == starts
+    pace.reconfigure("pause_seconds = 3600.0", "pause_seconds = 0.0")
+    pace.wait_runs("pace-b")
+
+
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_how_many_at_a_time(pace: Pace, concurrency: int) -> None:
     """As many VMs are on their way at a time as the configuration says."""

@@ -37,6 +37,7 @@ SETTINGS = st.builds(
     restarts_per_hour=st.sampled_from([0, 1]),
     quiet_seconds=st.sampled_from([0, 20]),
     attempts=st.sampled_from([1, 2]),
+    pause_seconds=st.sampled_from([0, 0, 5]),
     is_canary=st.booleans(),
     live=st.sampled_from([VMS, (), ("a", "c"), ("b",)]),
     on_live_failure=st.sampled_from(["restart", "restart", "hold"]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from credferry.agent.rollout.pacing import Clock
+from credferry.agent.rollout.clock import Clock
 
 
 @dataclass(slots=True)

@@ -72,6 +72,7 @@ class Settings:
     quiet_seconds: int = 0
     """Of VM ``c``."""
     attempts: int = 2
+    pause_seconds: int = 0
     is_canary: bool = False
     """Whether VM ``a`` goes first."""
     live: tuple[str, ...] = ()
@@ -103,6 +104,8 @@ class Machine:
     """VMs with an ordered rollback, which a start by hand does not carry out."""
     forged: dict[str, str] = field(default_factory=dict)
     """The invocation for which a VM's user has forged a lack of room."""
+    worked: dict[str, float] = field(default_factory=dict)
+    """When the agent last asked for a restart or a push of a VM."""
     blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
     """What a VM should have got when a job of its unit failed, whatever it was to start with."""
     systemd: ModelSystemd = field(init=False)
@@ -367,6 +370,7 @@ class Machine:
             f'[source]\npath = "{self.top}/secrets"\n'
             f"[rollout]\nstamp_seconds = 1\nretry_seconds = 1\nattempts = {settings.attempts}\n"
             f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
+            f"pause_seconds = {settings.pause_seconds}\n"
         )
         for vm in settings.vms:
             text += f"[vms.{vm}]\n{extra[vm]}"
@@ -512,6 +516,7 @@ class Machine:
 
     def _before_restart(self, vm: ModelVm) -> None:
         """Called when the agent asks for a restart."""
+        self._note_turn(vm)
         assert self.is_racing or not vm.is_stopped_by_hand, f"{vm.name} is started though it was stopped"
         if not vm.is_up or self.is_racing:
             return  # nothing to lose; or what the agent saw is of the past: how it ends is checked later
@@ -534,8 +539,30 @@ class Machine:
             f"{vm.name} is restarted though its guest takes pushes"
         )
 
+    def _note_turn(self, vm: ModelVm) -> None:
+        """The pause between VMs is kept, except for a VM that is down or sick, or that has an order."""
+        assert self.service is not None
+        config = self.service._session.config
+        pause = config.rollout.pause_seconds
+        if not pause:  # nothing is noted
+            self.worked.pop(vm.name, None)
+            return
+        last, self.worked[vm.name] = self.worked.get(vm.name, 0.0), self.clock.now
+        is_again = self.clock.now - last < pause
+        if (
+            self.is_racing
+            or is_again
+            or not vm.is_up
+            or vm.is_sick
+            or vm.name in self.ordered | self.rolled_back
+        ):
+            return
+        others = [moment for name, moment in self.worked.items() if name in config.vms and name != vm.name]
+        assert all(self.clock.now - moment >= pause for moment in others), f"{vm.name} begins in the pause"
+
     def _before_push(self, vm: ModelVm, values: Mapping[str, bytes]) -> None:
         """Called when the agent asks for a push of these values."""
+        self._note_turn(vm)
         if self.is_racing:
             return
         assert self.service is not None

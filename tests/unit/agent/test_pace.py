@@ -20,7 +20,8 @@ from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout import nixos
-from credferry.agent.rollout.pacing import HOUR, Clock, RestartPolicyGate, restart_order
+from credferry.agent.rollout.clock import Clock
+from credferry.agent.rollout.pacing import HOUR, RestartPolicyGate, restart_order
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source.published import NOTHING
 from credferry.agent.store.generations import Store
