@@ -90,6 +90,13 @@ def parse(content: bytes, path: Path) -> Config:
             )
         units[vm.unit] = vm.name
         check_sources(vm, sources, path)
+    for vm in checked.values():
+        for each in vm.units.templates:
+            if (name := vm.unit_of(each)) in units:
+                raise ConfigurationError(
+                    f"{path}: vms.{vm.name}.units: {name} is the unit of VM {units[name]!r}",
+                    hint="name a unit of your own, which belongs neither to credferry nor to a VM",
+                )
     check_order(checked, rollout.canaries, path)
     return msgspec.structs.replace(
         config, file=path, source=source, sources=sources, rollout=rollout, metrics=metrics, vms=checked

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from credferry.agent.config.secrets import CredentialConfig, SourceConfig
+from credferry.agent.config.units import Units
 from credferry.agent.config.values import AbsolutePath, MachineId, PromPath, Seconds
 from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
@@ -65,6 +66,7 @@ class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     on_live_failure: OnLiveFailure = OnLiveFailure.RESTART
     health: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
     """A command that says, by its status, whether a VM that was restarted does its work."""
+    units: Units = Units()
 
 
 INHERITED = frozenset(field.name for field in msgspec.structs.fields(RestartPolicy))
@@ -162,6 +164,10 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
         return Delivery(
             self.channel, self.guest_systemd, self.plaintext_in_argv, self.allow_names, self.initrd
         )
+
+    def unit_of(self, template: str) -> str:
+        """The name of a unit of the operator for this VM."""
+        return template.replace("%i", self.name)
 
     @property
     def may_seal(self) -> bool:

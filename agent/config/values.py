@@ -11,7 +11,9 @@ _PATH, _PROM = r"^/[^\0]*\Z", r"^/[^\0]*\.prom\Z"
 _MACHINE_ID = (
     r"^(?=.*[1-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z"
 )
+_SERVICE = r"^[A-Za-z0-9:_.\\-]+(@([A-Za-z0-9:_.\\@-]|%i)+)?\.service\Z|^\Z"
 PATTERNS = {
+    _SERVICE: "expected the name of a service, such as drain@%i.service",
     _PATH: "expected an absolute path",
     _PROM: "expected an absolute path of a file that ends in .prom",
     _MACHINE_ID: "expected 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
@@ -21,3 +23,5 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=_PATH)]
 PromPath = Annotated[str, msgspec.Meta(pattern=_PROM)]
 MachineId = Annotated[str, msgspec.Meta(pattern=_MACHINE_ID)]
+UnitTemplate = Annotated[str, msgspec.Meta(pattern=_SERVICE, max_length=255)]
+"""The name of a service, in which ``%i`` is the VM's name; empty for none."""

@@ -31,6 +31,7 @@ from credferry.agent.doctor import (
     vm_push,
     vm_state,
     vm_unit,
+    vm_units,
 )
 from credferry.agent.doctor.chain import Chain
 from credferry.agent.doctor.finding import Finding, UnseenError, hint, unseen
@@ -87,6 +88,7 @@ VM_CHECKS: tuple[VmCheck, ...] = (
     ("vm.kernel", guest.check_kernel),
     ("vm.restarters", restarters.check),
     ("vm.health", vm_unit.check_health),
+    ("vm.units", vm_units.check),
     ("vm.push", vm_push.check),
     ("vm.state", vm_state.check),
 )

@@ -19,6 +19,7 @@ from credferry.agent.reconcile.observed import (
     is_delivered_as,
     is_down_by_us,
     is_over,
+    is_to_be_proved,
     is_to_resume,
     is_unproven,
     launched,
@@ -75,6 +76,8 @@ class Decision:
     roll_back: bool = False
     prove: bool = False
     """Whether the restarted VM still has to pass its health check."""
+    run_after: bool = False
+    """Whether the operator's unit after a restart is to run now. Only the pacing sets this."""
     forget: bool = False
     """Whether the recorded restart or push is over: it succeeded, or the VM has been stopped since."""
     assume: Assumed | None = None
@@ -96,16 +99,18 @@ class Decision:
         return self.way is Way.PUSH
 
     @property
+    def needs_work(self) -> bool:
+        """Whether the rollout has anything to do, be it only a unit after a restart."""
+        return self.needs_rollout or self.run_after
+
+    @property
     def needs_rollout(self) -> bool:
         """Whether the rollout has work to do: a restart, a push, a rollback or a health check."""
         return self.way is not None or self.roll_back or self.prove
 
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
-    """What to do about one VM.
-
-    ``grace_over``: whether the launcher has had enough time to report the start of an active unit.
-    """
+    """What to do about one VM. ``grace_over``: whether its launcher has had the time to report its start."""
     vm = now.vm
     match now.desired:
         case Unpaired(reasons):
@@ -218,7 +223,7 @@ def _after_a_failure(
         return None
     # Only a launch with evidence proves that the VM has recovered since. If the VM failed and has a health
     # check, even that is no proof.
-    is_unhealthy = attempt.outcome is Outcome.FAILED and now.vm.health
+    is_unhealthy = attempt.outcome is Outcome.FAILED and is_to_be_proved(now)
     if launched(now, grace_over) is not None and running == wanted.digest and not is_unhealthy:
         return None
     is_down = is_down_by_us(now, grace_over)
@@ -241,5 +246,5 @@ def _after_a_failure(
             and now.vm.on_live_failure is OnLiveFailure.HOLD
         ):
             return Decision(now.vm, State.FAILED, seal=seal, reasons=(attempt.reason,))
-        case Outcome.RETRY | Outcome.UNPUSHED:
+        case Outcome.RETRY | Outcome.UNPUSHED | Outcome.PUT_OFF:
             return None

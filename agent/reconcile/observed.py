@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from credferry.agent.config.units import AfterFails
 from credferry.agent.reconcile.desired import Desired, Refused, are_of_one_key
 from credferry.agent.store.records import Outcome, Way
 from credferry.launcher.handoff import Channel
@@ -13,12 +14,12 @@ from credferry.launcher.handoff import Channel
 if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.store.evidence import Evidence
-    from credferry.agent.store.records import Assumed, Attempt, Pushed
+    from credferry.agent.store.records import Assumed, Attempt, Owed, Pushed
     from credferry.agent.systemd.units import UnitState
     from credferry.launcher.handoff import Manifest, Stamp
 
 
-_PENDING = {Outcome.RESTARTING, Outcome.RETRY, Outcome.UNPUSHED}
+_PENDING = {Outcome.RESTARTING, Outcome.RETRY, Outcome.UNPUSHED, Outcome.PUT_OFF}
 
 
 NOT_REPORTED = (
@@ -45,6 +46,8 @@ class Observed:
     held: bool = False
     hint: Stamp | None = None
     pushed: Pushed | None = None
+    owed: Owed | None = None
+    """The operator's unit that is still to run after a restart."""
     ran: Manifest | None = None
     """The generation that it runs, where a push depends on what has changed since; else None."""
 
@@ -128,10 +131,16 @@ def is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
     return unit.is_stopped
 
 
+def is_to_be_proved(now: Observed) -> bool:
+    """Whether a restart counts only once its health check, or the operator's unit after it, succeeds."""
+    is_owed = now.owed is not None and now.vm.units.after_fails is AfterFails.ROLLBACK
+    return bool(now.vm.health) or is_owed
+
+
 def is_unproven(now: Observed) -> bool:
     """Whether the agent's restart or push has worked so far, but the VM's health is not checked yet."""
     attempt, proved = now.attempt, now.proved
-    if attempt is None or proved is None or not now.vm.health:
+    if attempt is None or proved is None or not is_to_be_proved(now):
         return False
     return attempt.outcome is Outcome.RESTARTING and proved.digest == attempt.digest
 

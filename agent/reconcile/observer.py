@@ -204,6 +204,7 @@ class Observer:
             assumed=self.store.assumed(vm.name),
             attempt=self._attempt(vm),
             held=self.store.is_held(vm.name),
+            owed=self.store.owed(vm.name),
             pushed=self.starts.pushed(vm, unit) if unit is not None else None,
         )
         return replace(now, ran=self.starts.ran(now)) if vm.live else now

@@ -5,6 +5,8 @@ Each check computes this anew. So a clock jump, a configuration change or a rest
 most one more wait. Windows use the wall clock, rates the time since boot, all else the monotonic clock.
 Limits do not apply to a VM that is down, or to a rollback. With ``live_windows = false``, windows and rates
 do not apply to pushes.
+
+One job: to hold back what is due.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from credferry.agent.config import calendar
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.rollout import nixos
+from credferry.agent.rollout.around import Around
 from credferry.agent.rollout.clock import Clock
 from credferry.agent.rollout.pause import Pause
 from credferry.agent.store.records import Outcome, Way
@@ -93,6 +96,7 @@ class RestartPolicyGate:
         decisions = []
         for decision, now in others.values():
             quiet = self._falls_quiet(decision, now)
+            paced, put_off = Around(self.store, self.clock).hold_back(decision, now)
             wait = None
             is_up = now.unit is not None and now.unit.is_active and not now.unit.is_flapping
             if decision.way is not None and is_up:
@@ -103,7 +107,9 @@ class RestartPolicyGate:
                     or quiet
                     or self._pause(decision)
                 )
-            decisions.append(decision if wait is None else _waiting(decision, wait))
+            if paced.way is not None and is_up and put_off is not None:
+                wait = Wait(*put_off)
+            decisions.append(paced if wait is None else _waiting(paced, wait))
         return replace(look, decisions=tuple(decisions))
 
     def _falls_quiet(self, decision: Decision, observed: Observed) -> Wait | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from credferry.agent.audit.events import Event
+from credferry.agent.config.units import AfterFails
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.reconcile.observer import Observer
+    from credferry.agent.rollout.around import Around
     from credferry.agent.rollout.jobs import RestartJobs
     from credferry.agent.rollout.pacing import RestartPolicyGate
     from credferry.agent.rollout.rollback import Rollback
+    from credferry.agent.store.evidence import Evidence
     from credferry.agent.store.generations import Store
+    from credferry.agent.store.records import Pushed
     from credferry.agent.systemd.units import SystemManager, UnitState
     from credferry.launcher.handoff import Manifest
 
@@ -48,6 +52,7 @@ class Restarter:
     pacer: RestartPolicyGate
     jobs: RestartJobs
     rollback: Rollback
+    around: Around
     monotonic: Callable[[], float]
 
     def restart(
@@ -70,6 +75,8 @@ class Restarter:
             order=order,
             before=before,
         )
+        if (stopped := self._run_before(vm, attempt, unit, manager)) is not None:
+            return stopped
         # Record before asking systemd: after a crash this says who took the VM down, and what it ran.
         self.store.record_attempt(vm.name, attempt)
         failed = Failed("")
@@ -101,6 +108,26 @@ class Restarter:
             return State.CHANGING
         return self.fail(vm, attempt, failed.reason, manager, is_left_down=failed.is_left_down)
 
+    def _run_before(
+        self, vm: VmConfig, attempt: Attempt, unit: UnitState | None, manager: SystemManager
+    ) -> State | None:
+        """Run the operator's unit before the restart. Returns the VM's state if no restart may follow."""
+        reason = self.around.before(vm, unit, manager)
+        if reason:
+            reason = f"until {vm.unit_of(vm.units.before)} succeeds: {reason}"
+            moment = self.around.clock.boot()
+            put_off = msgspec.structs.replace(attempt, outcome=Outcome.PUT_OFF, reason=reason, moment=moment)
+            self.store.record_attempt(vm.name, put_off)
+            self.around.failed(vm, manager)
+            return State.WAITING
+        if not vm.units.before or unit is None or not unit.is_active:
+            return None
+        # It may have taken minutes. Somebody may have stopped or held the VM, or made a start impossible.
+        now = manager.unit(vm.unit)
+        if not now.is_active or now.invocation_id != attempt.before or self.store.is_held(vm.name):
+            return State.CHANGING
+        return State.REFUSED if self.observer.obstacle(vm, manager) else None
+
     def check_health(
         self,
         vm: VmConfig,
@@ -123,28 +150,52 @@ class Restarter:
             if result != DONE:
                 if result == CANCELED or self._is_overruled(vm, unit, manager):
                     return State.CHANGING  # the next check tries again
-                message = f"{vm.name}: the health check failed on generation {ran.generation}: {reason}"
-                event = Event.PUSH_FAILED if is_push else Event.RESTART_FAILED
-                record(self.audit, event, message, vm, ran, attempt)
-                # A guest takes no older generation: the way back from a push is a restart.
-                attempt = msgspec.structs.replace(attempt, way=Way.RESTART)
-                if attempt.previous == manifest.generation:
-                    # It ran this generation before: another restart would not make it healthy.
-                    attempt = msgspec.structs.replace(attempt, previous=0)
-                return self.fail(vm, attempt, reason, manager)
+                what = f"the health check failed on generation {ran.generation}"
+                return self._is_unwell(vm, manifest, attempt, manager, what, ran, reason)
+        left = self.around.after(vm, manager)
+        if left and not is_push and vm.units.after_fails is AfterFails.ROLLBACK:
+            what = f"the unit after its restart failed on generation {ran.generation}"
+            return self._is_unwell(vm, manifest, attempt, manager, what, ran, left)
         took = self.monotonic() - began
         if is_push:
             message = f"{vm.name}: its guest took generation {ran.generation} in {took:.1f} s"
             record(self.audit, Event.PUSHED, message, vm, ran, attempt)
         else:
             message = f"{vm.name}: runs generation {ran.generation}, restarted in {took:.1f} s"
-            record(self.audit, Event.RESTARTED, message + self._lacks(vm, manifest, unit), vm, ran, attempt)
+            record(
+                self.audit,
+                Event.RESTARTED,
+                message + self._lacks(vm, manifest, unit, left),
+                vm,
+                ran,
+                attempt,
+            )
         self.store.record_attempt(vm.name, None)
         return State.IN_STEP
 
-    def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState) -> str:
-        """What is missing after a restart (report or evidence), as text for its audit record."""
-        said = ""
+    def _is_unwell(  # noqa: PLR0917 (what it reports, once)
+        self,
+        vm: VmConfig,
+        manifest: Manifest,
+        attempt: Attempt,
+        manager: SystemManager,
+        what: str,
+        ran: Manifest | Evidence | Pushed,
+        reason: str,
+    ) -> State:
+        """The VM is up and does not do its work: record that, and roll it back."""
+        event = Event.PUSH_FAILED if attempt.way is Way.PUSH else Event.RESTART_FAILED
+        record(self.audit, event, f"{vm.name}: {what}: {reason}", vm, ran, attempt)
+        # A guest takes no older generation: the way back from a push is a restart.
+        attempt = msgspec.structs.replace(attempt, way=Way.RESTART)
+        if attempt.previous == manifest.generation:
+            # It ran this generation before: another restart would not make it healthy.
+            attempt = msgspec.structs.replace(attempt, previous=0)
+        return self.fail(vm, attempt, reason, manager)
+
+    def _lacks(self, vm: VmConfig, manifest: Manifest, unit: UnitState, said: str = "") -> str:
+        """What is missing after a restart (report, evidence, ``said``), as text for its audit record."""
+        said = f"; {said}" if said else ""
         if vm.channel is not Channel.DIRECTORY and self.observer.starts.hint(vm, unit) is None:
             said += f"; {NOT_REPORTED}"
         if self.observer.starts.evidence(vm, unit) is None and unit.is_active:
@@ -172,6 +223,7 @@ class Restarter:
         """Record that a generation failed, and roll the VM back."""
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
         self.store.record_attempt(vm.name, attempt)
+        self.around.failed(vm, manager)
         if not attempt.previous:
             return State.FAILED
         return self.rollback.roll_back(vm, attempt, manager, is_left_down=is_left_down)

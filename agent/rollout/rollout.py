@@ -81,6 +81,9 @@ class Rollout:
                     return self.restarter.check_health(
                         vm, manifest, attempt, manager, began=began, unit=observed.unit
                     )
+            if decision.way is None and decision.run_after:
+                self.restarter.around.after(vm, manager)
+                return decision.state
             if decision.way is None or manifest is None or self._is_overtaken(vm, decision):
                 return decision.state
             # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
@@ -162,6 +165,7 @@ class Rollout:
                 return None
             if readiness.is_up(observed.unit):
                 self._require_ready(vm, manager)
+                self.restarter.around.require(vm, observed.unit, manager)
             wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
             attempt = Attempt(
                 wanted,

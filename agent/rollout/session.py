@@ -13,6 +13,7 @@ from credferry.agent.audit.writer import Audit
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.reconcile.takeover import take_over
+from credferry.agent.rollout.around import Around
 from credferry.agent.rollout.jobs import RestartJobs
 from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.rollout.push_jobs import PushJobs
@@ -58,8 +59,9 @@ class Session:
         observer = Observer(config, store)
         sealer = Sealer(store, observer, audit)
         jobs = RestartJobs(config, observer, stop, monotonic)
+        around = Around(store, pacer.clock)
         rollback = Rollback(store, observer, audit, jobs)
-        restarter = Restarter(config, store, observer, audit, pacer, jobs, rollback, monotonic)
+        restarter = Restarter(config, store, observer, audit, pacer, jobs, rollback, around, monotonic)
         pusher = Pusher(store, audit, PushJobs(observer), restarter)
         rollout = Rollout(
             config, store, observer, audit, pacer, restarter, pusher, rollback, stop, monotonic

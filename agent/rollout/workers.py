@@ -187,7 +187,7 @@ class RestartPool:
     def ask(self, look: Look) -> None:
         """Queue the VMs that need a rollout or have an order. Does nothing without a systemd connection."""
         if self._connection.present is not None:
-            due = {decision.vm.name for decision in look.decisions if decision.needs_rollout}
+            due = {decision.vm.name for decision in look.decisions if decision.needs_work}
             due |= self._orders.pending()
             self._dispatcher.submit(name for name in self._order if name in due)
 
@@ -233,7 +233,8 @@ class RestartPool:
             return State.CHANGING
         if state is None:
             return State.SEAL_DUE
-        self._orders.complete(name, given, "" if state is not State.FAILED else self._why(name))
+        has_failed = state in {State.FAILED, State.WAITING}
+        self._orders.complete(name, given, self._why(name) if has_failed else "")
         return state
 
     def _why(self, name: str) -> str:

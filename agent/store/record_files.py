@@ -10,6 +10,7 @@
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
     STATE/vms/VM/last.json         when its last restart or push began or ended
+    STATE/vms/VM/owed.json         the operator's unit that is still to run after its restart
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from credferry.agent.store.files import make_directory, replace_durably, store_error
-from credferry.agent.store.records import Assumed, Attempt, LastTurn, Pushed, Renewed, Restarts
+from credferry.agent.store.records import Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 RECORD_MAX = 1 << 20
 """Limit for one record, in bytes."""
 
-_T = TypeVar("_T", Assumed, Attempt, LastTurn, Pushed, Renewed, Restarts)
+_T = TypeVar("_T", Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,14 @@ class RecordFiles:
         """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
+    def owed(self, vm: str) -> Owed | None:
+        """The operator's unit that is still to run after a restart of the VM; None for none."""
+        return self._load(vm, "owed.json", Owed)
+
+    def record_owed(self, vm: str, owed: Owed | None) -> None:
+        """Write what `owed` returns or, with None, remove it. Raises `StoreError`."""
+        self._write(vm, "owed.json", owed)
+
     def last_turn(self, vm: str) -> LastTurn | None:
         """What `record_last_turn` wrote last; None where nothing is noted."""
         return self._load(vm, "last.json", LastTurn)
@@ -179,7 +188,7 @@ class RecordFiles:
             # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
             return None
 
-    def _write(self, vm: str, name: str, record: Attempt | Pushed | None) -> None:
+    def _write(self, vm: str, name: str, record: Attempt | Owed | Pushed | None) -> None:
         """Write a record or, with None, remove it. Raises `StoreError`."""
         if record is not None:
             self._save(vm, name, record)
@@ -191,7 +200,7 @@ class RecordFiles:
             raise store_error(path, error) from None
 
     def _save(
-        self, vm: str, name: str, record: Assumed | Attempt | LastTurn | Pushed | Renewed | Restarts
+        self, vm: str, name: str, record: Assumed | Attempt | LastTurn | Owed | Pushed | Renewed | Restarts
     ) -> None:
         path = self.vm_directory(vm) / name
         try:

@@ -50,6 +50,8 @@ class Outcome(enum.StrEnum):
     """Not restarted, because another VM's restart for the same change failed."""
     RETRY = "retry"
     """To be tried again: an operator asked for it, or the generation did not cause the failure."""
+    PUT_OFF = "put off"
+    """Not restarted, because the unit before the restart failed. The agent tries again after a while."""
     UNPUSHED = "unpushed"
     """A push could not bring it to the guest. The VM's ``on_live_failure`` says what follows."""
 
@@ -78,12 +80,24 @@ class Attempt(msgspec.Struct, frozen=True):
     """The unit's invocation when this was written. While it is unchanged, the restart has had no effect."""
     way: Way = Way.RESTART
     """A push leaves the VM up. If the VM is down nevertheless, the agent has not taken it down."""
+    moment: float = 0.0
+    """When the restart was put off, in seconds since the host's boot."""
 
 
 class Renewed(msgspec.Struct, frozen=True):
     """Translations of digests: from those of earlier host keys to those of the present key."""
 
     digests: dict[str, str] = {}
+
+
+class Owed(msgspec.Struct, frozen=True):
+    """A unit of the operator that is still to run after a restart of a VM."""
+
+    unit: str
+    moment: float = 0.0
+    """When it last failed, in seconds since the host's boot; 0 if it was not tried yet."""
+    reason: str = ""
+    """Why it failed."""
 
 
 class LastTurn(msgspec.Struct, frozen=True):

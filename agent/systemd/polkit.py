@@ -37,11 +37,16 @@ polkit.addRule(function (action, subject) {{
 
 
 def rule(config: Config, user: str) -> str:
-    """The rule that lets a user restart the units of a configuration's VMs, check their health, and push."""
+    """The rule that lets a user restart the units of a configuration's VMs, check their health, and push.
+
+    It may also start the units that the configuration names before and after restarts.
+    """
     granted: dict[str, tuple[str, ...]] = {vm.unit: _RESTARTS for vm in config.vms.values()}
     granted |= {restart_unit(vm.unit): _STARTS for vm in config.vms.values()}
     granted |= {HEALTH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.health}
     granted |= {PUSH_UNIT.format(vm=vm.name): _STARTS for vm in config.vms.values() if vm.live}
+    for vm in config.vms.values():
+        granted |= {vm.unit_of(each): _STARTS for each in vm.units.templates}
     # Only the path may contain any character, including a line end.
     return _RULE.format(
         file=ascii(str(config.file))[1:-1],

@@ -329,6 +329,29 @@ def test_a_health_check_may_be_started_where_there_is_one(unprivileged: Deployme
     assert call(host, USER, "StartUnit", "ss", "microvm@db.service", "replace") == DENIED
 
 
+def test_units_around_restarts_may_be_started(unprivileged: Deployment) -> None:
+    """Without root, too, the agent runs them around a restart, each for its VM. Nothing else is granted."""
+    host = unprivileged.host
+    for name in ("drain", "undrain"):
+        unit = "[Service]\nType=oneshot\nTimeoutStartSec=60s\nExecStart=/bin/true\n"
+        host.write(f"/run/systemd/system/{name}@.service", unit)
+    host.run("systemctl", "daemon-reload")
+    units = 'units = { before = "drain@%i.service", after = "undrain@%i.service" }\n'
+    text = ONE_VM.replace("[vms.web.", f"[vms.web]\n{units}[vms.web.")
+    unprivileged.configure(text)
+    give_rule(host, rule(parse(text.encode(), Path(CONFIG)), USER))
+    assert call(host, USER, "StartUnit", "ss", "drain@db.service", "replace") == DENIED
+    assert call(host, USER, "StopUnit", "ss", "drain@web.service", "replace") == DENIED
+    host.run("systemctl", "start", SEAL)
+    unprivileged.start_vm("web")
+    unprivileged.start_agent()
+    SopsNix(host).publish({"api-key": b"a value after drain"})
+    ran = {"MESSAGE_ID": UNIT_STARTED, "UNIT": "undrain@web.service", "_PID": "1"}
+    host.wait(lambda: bool(host.journal(**ran)), 30, "the unit after the restart")
+    assert host.journal(**{**ran, "UNIT": "drain@web.service"})
+    assert unprivileged.delivered("web") == {"API_KEY": b"a value after drain"}
+
+
 def test_a_push_may_be_started_where_a_vm_is_live(unprivileged: Deployment) -> None:
     """Without root, too, the agent pushes and sees root's proof; pushes to other VMs are not granted."""
     host = unprivileged.host

@@ -207,6 +207,33 @@ PROTECTIONS: Final = (
         ("tests/host/test_least_privilege.py::test_a_push_may_be_started_where_a_vm_is_live",),
     ),
     Protection(
+        "the units around restarts may be started, for their VM",
+        (
+            Edit(
+                "agent/systemd/polkit.py",
+                "granted |= {vm.unit_of(each): _STARTS for each in vm.units.templates}",
+                "granted |= {each: _STARTS for each in vm.units.templates}",
+            ),
+        ),
+        ("tests/host/test_least_privilege.py::test_units_around_restarts_may_be_started",),
+    ),
+    Protection(
+        "credferry's units, and those of microvm.nix, are not started around restarts",
+        (Edit("agent/config/checks.py", 'name.startswith(("credferry", "microvm"))', "False"),),
+        ("tests/unit/agent/test_around.py::test_what_is_no_unit_of_the_operator",),
+    ),
+    Protection(
+        "the unit of a VM is not started around restarts",
+        (
+            Edit(
+                "agent/config/loading.py",
+                "if (name := vm.unit_of(each)) in units:",
+                "if (name := each) == 0:",
+            ),
+        ),
+        ("tests/unit/agent/test_around.py::test_the_unit_of_another_vm_is_none",),
+    ),
+    Protection(
         "a health check may be started where there is one",
         (
             Edit(

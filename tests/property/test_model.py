@@ -29,6 +29,7 @@ SECRETS = st.fixed_dictionaries({"x": VALUES, "z": VALUES}, optional={"y": VALUE
 )
 """Mostly whole, at times lacking. A VM does not start with ``bad``, fails over and over with ``flap``, and
 with ``sick`` VM c is not healthy."""
+UNITS = 'before = "drain@%i.service", after = "undrain@%i.service", retry_seconds = 5'
 EFFECTS = st.integers(min_value=0, max_value=60)
 SETTINGS = st.builds(
     Settings,
@@ -38,6 +39,7 @@ SETTINGS = st.builds(
     quiet_seconds=st.sampled_from([0, 20]),
     attempts=st.sampled_from([1, 2]),
     pause_seconds=st.sampled_from([0, 0, 5]),
+    units=st.sampled_from(["", "", UNITS]),
     is_canary=st.booleans(),
     live=st.sampled_from([VMS, (), ("a", "c"), ("b",)]),
     on_live_failure=st.sampled_from(["restart", "restart", "hold"]),
@@ -58,10 +60,10 @@ class World(RuleBasedStateMachine):
         World.runs += 1
         self.host: Machine = None  # type: ignore[assignment]  # made by the first rule
 
-    @initialize(live=st.sampled_from([(), VMS]))
-    def begin(self, live: tuple[str, ...]) -> None:
+    @initialize(live=st.sampled_from([(), VMS]), units=st.sampled_from(["", UNITS]))
+    def begin(self, live: tuple[str, ...], units: str) -> None:
         """A host whose VMs run what is published; they are live, or none of them is."""
-        self.host = Machine.made(Settings(live=live))
+        self.host = Machine.made(Settings(live=live, units=units))
 
     def teardown(self) -> None:
         """However it went, once all faults cease it ends well."""
@@ -184,6 +186,11 @@ class World(RuleBasedStateMachine):
     def end_the_next_job(self, vm: str, result: str) -> None:
         """The next restart of a VM that the agent asks for ends like this."""
         self.host.systemd.vms[vm].next_result = result
+
+    @rule(vm=NAMES, result=st.sampled_from(["failed", "timeout"]))
+    def end_the_next_unit(self, vm: str, result: str) -> None:
+        """The next unit before or after a restart of a VM ends like this."""
+        self.host.systemd.vms[vm].next_unit_result = result
 
     @rule(vm=NAMES, result=st.sampled_from(PUSH_RESULTS))
     def end_the_next_push(self, vm: str, result: str) -> None:

@@ -56,6 +56,7 @@ def check_settled(host: Machine) -> None:
 
 
 def _check_vm(host: Machine, vm: ModelVm) -> None:
+    assert not (vm.is_up and vm.is_out_of_service), f"{vm.name} is left out of service"
     if vm.is_down_by_agent and not vm.is_up and (vm.is_lost or _is_way_back_closed(host, vm)):
         return
     assert not vm.is_down_by_agent or vm.is_up, (

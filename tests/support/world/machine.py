@@ -73,6 +73,8 @@ class Settings:
     """Of VM ``c``."""
     attempts: int = 2
     pause_seconds: int = 0
+    units: str = ""
+    """Around restarts of VM ``b``."""
     is_canary: bool = False
     """Whether VM ``a`` goes first."""
     live: tuple[str, ...] = ()
@@ -358,7 +360,7 @@ class Machine:
         self.settings = settings
         extra = {
             "a": f'policy = "{settings.policy}"\n',
-            "b": f"restarts_per_hour = {settings.restarts_per_hour}\n",
+            "b": f"restarts_per_hour = {settings.restarts_per_hour}\nunits = {{ {settings.units} }}\n",
             "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n',
         }
         canary = (
@@ -460,7 +462,7 @@ class Machine:
         self.full = ""
         self.systemd.is_reachable = self.journal.is_taking = True
         for vm in self.systemd.vms.values():
-            vm.next_result = vm.guest.next_result = "done"
+            vm.next_result = vm.guest.next_result = vm.next_unit_result = "done"
         self.end_switch()
         if self.key_mode != 0o400:
             self.chmod_key(0o400)
@@ -523,6 +525,9 @@ class Machine:
         sealed = self._sealed(vm.name)
         assert sealed is not None, f"{vm.name} is restarted into a start that cannot work"
         assert not self.store.is_held(vm.name), f"{vm.name} is restarted though it is held"
+        before = self.service is not None and self.service._session.config.vm(vm.name).units.before
+        is_taken_out = vm.is_out_of_service or not vm.guest.is_trusted
+        assert is_taken_out or not before, f"{vm.name} is restarted while it is in use"
         if vm.name in self.ordered | self.rolled_back | self.blind:
             return
         assert self.policy(vm.name) is Policy.RESTART, f"{vm.name} is restarted against its policy"

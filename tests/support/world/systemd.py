@@ -55,6 +55,10 @@ class ModelVm:
     last_result: str = ""
     """How its last job has ended."""
     next_result: str = "done"
+    is_out_of_service: bool = False
+    """Whether the unit before a restart ran, and not yet the unit after it."""
+    next_unit_result: str = "done"
+    """How the next unit before or after a restart ends."""
     asked: int = 0
     """How often the agent has asked for a restart while it was up."""
     guest: ModelGuest = field(default_factory=ModelGuest)
@@ -166,6 +170,8 @@ class ModelSystemd:
         self._reach()
         if name.startswith(_PUSH):
             return self._push(self._pushed(name))
+        if "drain@" in name:
+            return self._serve(name)
         vm = self.vms[name.removeprefix("credferry-health@").removesuffix(".service")]
         assert vm.name == "c", "a check of a VM that has none"
         is_healthy = vm.is_up and not vm.is_sick
@@ -173,6 +179,19 @@ class ModelSystemd:
             vm.good_before = vm.good if self.is_disturbed() else None
             vm.good, vm.is_lost = vm.values, False
         return "done" if is_healthy else "failed"
+
+    def _serve(self, name: str) -> str:
+        """A unit before or after a restart takes a VM out of service, or back. It may fail halfway."""
+        verb, _, instance = name.removesuffix(".service").partition("@")
+        vm = self.vms[instance]
+        result, vm.next_unit_result = vm.next_unit_result, "done"
+        if verb == "drain":
+            vm.is_out_of_service = True
+        elif result == "done":
+            assert vm.is_up or self.is_disturbed(), f"{vm.name} is put into service though it is down"
+            vm.is_out_of_service = False
+        self._reach()
+        return result
 
     def _push(self, vm: ModelVm) -> str:
         """PID 1 opens the current generation for the push unit, and the guest takes it, or does not."""

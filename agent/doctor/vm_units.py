@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""The operator's units around a VM's restarts: whether they can be started, and end within a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credferry.agent.doctor import probe, unit_files
+from credferry.agent.doctor.finding import Finding, hint, ok, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from credferry.agent.config.model import VmConfig
+    from credferry.agent.doctor.chain import Chain
+
+_ENDLESS = 2**64 - 1
+"""Microseconds: USEC_INFINITY."""
+
+
+def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
+    """Whether systemd can start each of the units, and none runs without a limit of its time."""
+    for template in vm.units.templates:
+        yield _checked(vm, vm.unit_of(template))
+
+
+def _checked(vm: VmConfig, name: str) -> Finding:
+    unit = probe.unit(name)
+    state = unit["LoadState"]
+    if state != "loaded":
+        return problem(
+            "vm.units",
+            f"{name}: {state}",
+            vm=vm.name,
+            why="the agent cannot start it: a restart is put off, or the VM stays out of service after it",
+            remedy="unmask it" if state == "masked" else f"install it, or correct `units` of VM {vm.name}",
+            commands=unit_files.unmask(name) if state == "masked" else (),
+        )
+    if unit.get("Type") != "oneshot":
+        return hint(
+            "vm.units",
+            f"{name} is not of Type=oneshot",
+            vm=vm.name,
+            why="the agent goes on when systemd has started it, and does not wait for its end",
+            remedy="set Type=oneshot in it",
+        )
+    if unit.get("TimeoutStartUSec") == _ENDLESS:
+        return hint(
+            "vm.units",
+            f"{name} has no TimeoutStartSec=",
+            vm=vm.name,
+            why="the agent waits for its end: one that hangs keeps the VM's rollout waiting",
+            remedy="set TimeoutStartSec= in it, such as 60s",
+        )
+    return ok("vm.units", f"{name} can be started", vm.name)
