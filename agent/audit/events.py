@@ -87,3 +87,5 @@ class Order(enum.StrEnum):
     HOLD = "hold"
     RELEASE = "release"
     RETRY = "retry"
+    APPROVE = "approve"
+    """What is sealed for a VM whose policy wants that."""

@@ -23,6 +23,7 @@ VERBS = {
     "hold": "hold",
     "release": "hold",
     "retry": "hold",
+    "approve": "approve",
     "guest-key": "guest_key",
     "polkit-rule": "polkit_rule",
     "health": "health",

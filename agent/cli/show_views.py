@@ -28,6 +28,7 @@ _UNTIL: Final = {
     State.FAILED: "nothing until a secret changes, or an operator orders: credferry retry {vm}",
     State.HALTED: "nothing until the VM that failed recovers, or an operator orders: credferry retry {vm}",
     State.HELD: "nothing until an operator acts; if one holds it: credferry release {vm}",
+    State.APPROVAL: "nothing until an operator orders what is said above",
     State.ROLLED_BACK: "nothing until a secret changes, or an operator orders: credferry retry {vm}",
     State.REFUSED: "nothing until the reason above is corrected",
     State.WAITING: "a restart, once the reason above is over",

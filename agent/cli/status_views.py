@@ -30,7 +30,7 @@ _LEAVE_OUT = ("SYSTEM", "PUBLISHED", "SINCE", "RUNNING")
 _NO_AGENT = "no agent"
 """Shown in place of a state that an agent would end by itself, where none runs."""
 _URGENCY = (
-    *(State.FAILED, State.REFUSED, State.HALTED, State.NO_UNIT, _NO_AGENT, State.WAITING),
+    *(State.FAILED, State.REFUSED, State.HALTED, State.NO_UNIT, _NO_AGENT, State.APPROVAL, State.WAITING),
     *(State.RESTART_DUE, State.PUSH_DUE, State.SEAL_DUE, State.CHANGING),
     *(State.ROLLED_BACK, State.HELD, State.IGNORED, State.STOPPED),
 )
@@ -42,6 +42,7 @@ _COLOURS = {
     State.PUSH_DUE: "yellow",
     State.CHANGING: "yellow",
     State.WAITING: "yellow",
+    State.APPROVAL: "yellow",
     State.ROLLED_BACK: "yellow",
     State.REFUSED: "red",
     State.FAILED: "red",

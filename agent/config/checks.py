@@ -58,13 +58,7 @@ def check_vm(vm: VmConfig, path: Path) -> None:
         _check_live(vm, path, key)
     for pair in vm.pairs:
         _check_pair(vm, pair, path, f"{key}.pairs")
-    for each in vm.units.templates:
-        name = vm.unit_of(each)
-        if name == vm.unit or name.startswith(("credferry", "microvm")) or len(name) > _UNIT_NAME_MAX:
-            raise ConfigurationError(
-                f"{path}: {key}.units: {name}: not a unit that the agent may start around a restart",
-                hint="name a unit of your own, which belongs neither to credferry nor to a VM",
-            )
+    _check_units(vm, path, key)
     for each in vm.allow_names:
         _check_name(each, path, f"{key}.allow_names")
     for each in vm.credentials:
@@ -95,6 +89,16 @@ def _check_directory(vm: VmConfig, path: Path, key: str) -> None:
             raise ConfigurationError(
                 f'{path}: {key}.{name}: channel = "directory" has no launcher that could do this',
                 hint=f"leave out {name}",
+            )
+
+
+def _check_units(vm: VmConfig, path: Path, key: str) -> None:
+    for each in vm.units.templates:
+        name = vm.unit_of(each)
+        if name == vm.unit or name.startswith(("credferry", "microvm")) or len(name) > _UNIT_NAME_MAX:
+            raise ConfigurationError(
+                f"{path}: {key}.units: {name}: not a unit that the agent may start around a restart",
+                hint="name a unit of your own, which belongs neither to credferry nor to a VM",
             )
 
 

@@ -31,6 +31,8 @@ class Policy(enum.StrEnum):
     RESTART = "restart"
     HOLD = "hold"
     """It is sealed for the next start, and shown as due; somebody else restarts the VM."""
+    APPROVE = "approve"
+    """It is sealed, and the VM gets it once an operator has approved just this change."""
     IGNORE = "ignore"
     """It is sealed for the next start, and that is all."""
 

@@ -96,6 +96,10 @@ class RemoteAgent:
         """Give an order for a VM."""
         self.call("Order", order.value, vm, reason)
 
+    def approve(self, vm: str, change: str, reason: str) -> None:
+        """Approve what is sealed for a VM, if it is of this run, or any if that is empty."""
+        self.call("Approve", vm, change, reason)
+
     def carry_out(
         self, order: Order, name: str, reason: str, tell: Callable[[str], None] = lambda _: None
     ) -> dict[str, Any]:

@@ -57,6 +57,7 @@ _BEHIND = {
     State.REFUSED,
     State.FAILED,
     State.HELD,
+    State.APPROVAL,
     State.ROLLED_BACK,
     State.IGNORED,
     State.HALTED,

@@ -66,6 +66,8 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
                 remedy="retry when the published values are good; the next change is tried in any case",
                 commands=[f"credferry retry --config {config} {vm.name}"],
             )
+        case State.APPROVAL:
+            yield hint("vm.state", said, vm=vm.name, remedy="approve it, or publish other values")
         case State.RESTART_DUE | State.PUSH_DUE | State.SEAL_DUE:
             yield hint(
                 "vm.state",

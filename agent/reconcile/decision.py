@@ -4,6 +4,8 @@
 The agent closes two gaps and nothing else: published ≠ sealed → seal a new generation; sealed ≠ running,
 and the unit is active → push to its guest, or restart it. An event only triggers a check. If an event is
 lost, the next check still finds the change. An event without a change does no harm.
+
+One job: the decision about one VM. All states are told apart here, so that no two places can disagree.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class State(enum.StrEnum):
     """The last rollout failed. The agent waits until the secrets change or an operator retries."""
     HELD = "held"
     """A change is sealed and waits until an operator acts: on a hold, or because of the VM's policy."""
+    APPROVAL = "waiting for approval"
+    """A change is sealed, and the VM's policy wants an operator to approve it."""
     ROLLED_BACK = "rolled back"
     """An operator ordered it. The VM keeps the earlier secrets until they change or an operator retries."""
     IGNORED = "ignored"
@@ -200,11 +204,20 @@ def _active(
     if vm.policy is Policy.HOLD or now.held:
         reason = "by its policy" if vm.policy is Policy.HOLD else "by an operator"
         return Decision(vm, State.HELD, seal=seal, assume=assume, reasons=(reason,))
+    if vm.policy is Policy.APPROVE and now.approved != wanted.digest:
+        return Decision(vm, State.APPROVAL, seal=seal, assume=assume, reasons=(_how_to_approve(now, seal),))
     if not unit.keeps_evidence:
         return Decision(vm, State.REFUSED, seal=seal, assume=assume, reasons=(_no_evidence(vm),))
     chosen = choose(now, wanted.digest, wanted.entries)
     state = State.PUSH_DUE if chosen.way is Way.PUSH else State.RESTART_DUE
     return Decision(vm, state, seal=seal, way=chosen.way, why=chosen.why, assume=assume)
+
+
+def _how_to_approve(now: Observed, seal: Desired | None) -> str:
+    """The command that approves what is sealed. What is yet to be sealed cannot be approved."""
+    if seal is not None or now.sealed is None:
+        return "its change is about to be sealed"
+    return f"approve it with: credferry approve {now.vm.name} --run {now.sealed.run}"
 
 
 def _no_evidence(vm: VmConfig) -> str:

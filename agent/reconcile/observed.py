@@ -46,6 +46,8 @@ class Observed:
     held: bool = False
     hint: Stamp | None = None
     pushed: Pushed | None = None
+    approved: str = ""
+    """The digest that an operator last approved."""
     owed: Owed | None = None
     """The operator's unit that is still to run after a restart."""
     ran: Manifest | None = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from credferry.agent.config.model import Policy
 from credferry.agent.errors import KeyFileError, describe
 from credferry.agent.reconcile.decision import Decision, decide
 from credferry.agent.reconcile.desired import Desired, Fingerprints, Identity, Refused, desired
@@ -204,6 +205,7 @@ class Observer:
             assumed=self.store.assumed(vm.name),
             attempt=self._attempt(vm),
             held=self.store.is_held(vm.name),
+            approved=self.store.approved(vm.name) if vm.policy is Policy.APPROVE else "",
             owed=self.store.owed(vm.name),
             pushed=self.starts.pushed(vm, unit) if unit is not None else None,
         )

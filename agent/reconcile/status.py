@@ -116,7 +116,9 @@ def _since(observed: Observed, decision: Decision, store: Store) -> float | None
     match decision.state:
         case State.FAILED | State.HALTED | State.ROLLED_BACK:
             return store.attempted_at(name)
-        case State.HELD | State.IGNORED | State.RESTART_DUE | State.PUSH_DUE | State.WAITING:
+        case (
+            State.HELD | State.APPROVAL | State.IGNORED | State.RESTART_DUE | State.PUSH_DUE | State.WAITING
+        ):
             sealed_at = store.sealed_at(sealed) if sealed is not None and decision.seal is None else None
             return max(filter(None, (sealed_at, store.held_at(name))), default=None)
         case State.REFUSED | State.NO_UNIT:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from credferry.agent.audit.events import Event, Order
+from credferry.agent.config.model import Policy
 from credferry.agent.errors import OrderError, UnsyncedStoreError
 from credferry.agent.rollout.operators import Operator, record
 from credferry.agent.store.locks import rollout_lock
@@ -32,6 +33,29 @@ def hold(store: Store, audit: Audit, vm: VmConfig, operator: Operator, *, held: 
         audit.record(event, f"{vm.name}: {event.label}", run=run, vm=vm.name, unit=vm.unit)
         if unsynced is not None:
             raise unsynced
+    return run
+
+
+def approve(store: Store, audit: Audit, vm: VmConfig, operator: Operator, change: str) -> str:
+    """Record an operator's approval of what is sealed for a VM, carry it out, return its run.
+
+    With ``change``, what is sealed must be of the run that begins so. Raises `OrderError`, `StoreError`.
+    """
+    if vm.policy is not Policy.APPROVE:
+        raise OrderError(
+            "NotNeeded",
+            f'{vm.name}: needs no approval, because its policy is "{vm.policy.value}"',
+            hint=f'for changes to wait for approval: policy = "approve" in [vms.{vm.name}]',
+        )
+    with store.lock():  # nothing else is sealed between the look and the record
+        manifest = store.current(vm.name)
+        if manifest is None or not manifest.run.startswith(change):
+            said = (
+                "nothing is sealed for it" if manifest is None else f"what is sealed is not of run {change}"
+            )
+            raise OrderError("NothingSealed", f"{vm.name}: {said}", hint="see: credferry status")
+        run = record(audit, Order.APPROVE, vm, operator, manifest)
+        store.approve(vm.name, manifest.digest)
     return run
 
 

@@ -15,6 +15,7 @@ from credferry.agent.reconcile.sealer import new_run
 if TYPE_CHECKING:
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
+    from credferry.launcher.handoff import Manifest
 
 REASON_MAX = 200
 
@@ -44,14 +45,17 @@ class Operator:
             return ""
 
 
-def record(audit: Audit, order: Order, vm: VmConfig, operator: Operator) -> str:
+def record(
+    audit: Audit, order: Order, vm: VmConfig, operator: Operator, manifest: Manifest | None = None
+) -> str:
     """Write an order to the audit, and return the run for all records that follow from it.
 
-    Raises `StoreError`.
+    ``manifest`` is the generation that the order is about, if it is about one. Raises `StoreError`.
     """
     run, name = new_run(), operator.name
     who = f"{name} (user {operator.uid})" if name else f"user {operator.uid}"
-    message = f"{vm.name}: {order.value} ordered by {who}"
+    about = f" of generation {manifest.generation}, run {manifest.run}," if manifest is not None else ""
+    message = f"{vm.name}: {order.value}{about} ordered by {who}"
     fields = {
         "CREDFERRY_ORDER": order.value,
         "CREDFERRY_CALLER": name,

@@ -22,7 +22,7 @@ from credferry.agent.errors import (
     describe,
 )
 from credferry.agent.rollout import preconditions
-from credferry.agent.rollout.holding import hold, is_halted, retry
+from credferry.agent.rollout.holding import approve, hold, is_halted, retry
 from credferry.agent.rollout.operators import Operator, record
 from credferry.agent.rollout.requests import LoopRequest
 
@@ -137,8 +137,10 @@ class Orders:
         with self._planning:  # one check at a time, for any number of callers
             return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
 
-    def give(self, name: str, order: Order, operator: Operator) -> str:
+    def give(self, name: str, order: Order, operator: Operator, change: str = "") -> str:
         """Record an order, carry it out or queue it, and return its run.
+
+        ``change`` is the run that an approval is of; empty for whatever is sealed.
 
         Raises `OrderError`, `ConfigurationError`, `BusError`, `StoreError`: the order is then not given.
         """
@@ -151,6 +153,8 @@ class Orders:
                 run = hold(session.store, session.audit, vm, operator, held=order is Order.HOLD)
                 if order is Order.RELEASE and is_halted(session.store, vm):
                     self._retry(session, vm, PendingOrder(order, self._monotonic(), run))
+            case Order.APPROVE:
+                run = approve(session.store, session.audit, vm, operator, change)
             case Order.RETRY:
                 run = record(session.audit, order, vm, operator)
                 self._retry(session, vm, PendingOrder(order, self._monotonic(), run))

@@ -245,7 +245,12 @@ def _is_under_way(decision: Decision, now: Observed) -> bool:
     would wait for it without an end.
     """
     is_begun = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
-    is_restarting = is_begun and decision.state not in {State.HELD, State.IGNORED, State.REFUSED}
+    is_restarting = is_begun and decision.state not in {
+        State.HELD,
+        State.APPROVAL,
+        State.IGNORED,
+        State.REFUSED,
+    }
     return decision.needs_rollout or decision.unready or is_restarting
 
 

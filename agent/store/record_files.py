@@ -10,10 +10,13 @@
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
     STATE/vms/VM/last.json         when its last restart or push began or ended
+    STATE/vms/VM/approved.json     what an operator last approved for it
     STATE/vms/VM/owed.json         the operator's unit that is still to run after its restart
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
+
+One job: one pair of methods for each record.
 """
 
 from __future__ import annotations
@@ -26,7 +29,16 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from credferry.agent.store.files import make_directory, replace_durably, store_error
-from credferry.agent.store.records import Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts
+from credferry.agent.store.records import (
+    Approved,
+    Assumed,
+    Attempt,
+    LastTurn,
+    Owed,
+    Pushed,
+    Renewed,
+    Restarts,
+)
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp
 
@@ -39,7 +51,7 @@ if TYPE_CHECKING:
 RECORD_MAX = 1 << 20
 """Limit for one record, in bytes."""
 
-_T = TypeVar("_T", Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts)
+_T = TypeVar("_T", Approved, Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,15 @@ class RecordFiles:
         """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
+    def approved(self, vm: str) -> str:
+        """The digest that an operator last approved for the VM; empty for none."""
+        noted = self._load(vm, "approved.json", Approved)
+        return self.in_present_terms(vm, noted.digest) if noted is not None else ""
+
+    def approve(self, vm: str, digest: str) -> None:
+        """Write what `approved` returns. Raises `StoreError`."""
+        self._save(vm, "approved.json", Approved(digest))
+
     def owed(self, vm: str) -> Owed | None:
         """The operator's unit that is still to run after a restart of the VM; None for none."""
         return self._load(vm, "owed.json", Owed)
@@ -200,7 +221,10 @@ class RecordFiles:
             raise store_error(path, error) from None
 
     def _save(
-        self, vm: str, name: str, record: Assumed | Attempt | LastTurn | Owed | Pushed | Renewed | Restarts
+        self,
+        vm: str,
+        name: str,
+        record: Approved | Assumed | Attempt | LastTurn | Owed | Pushed | Renewed | Restarts,
     ) -> None:
         path = self.vm_directory(vm) / name
         try:

@@ -90,6 +90,12 @@ class Renewed(msgspec.Struct, frozen=True):
     digests: dict[str, str] = {}
 
 
+class Approved(msgspec.Struct, frozen=True):
+    """What an operator last approved for a VM with the policy ``approve``."""
+
+    digest: str
+
+
 class Owed(msgspec.Struct, frozen=True):
     """A unit of the operator that is still to run after a restart of a VM."""
 

@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' approve'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -51,7 +51,7 @@ _credferry() {
         mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         return ;;
     ' status:--state')
-        mapfile -t COMPREPLY < <(compgen -W 'in-step stopped restart-due push-due seal-due changing refused failed held rolled-back ignored halted waiting no-unit' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W 'in-step stopped restart-due push-due seal-due changing refused failed held waiting-for-approval rolled-back ignored halted waiting no-unit' -- "$current")
         return ;;
     ' show:--config'|' show:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
@@ -107,6 +107,15 @@ _credferry() {
     ' retry:--reason')
         :
         return ;;
+    ' approve:--config'|' approve:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' approve:--run')
+        :
+        return ;;
+    ' approve:--reason')
+        :
+        return ;;
     ' polkit-rule:--config'|' polkit-rule:-c')
         compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return ;;
@@ -152,7 +161,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry polkit-rule health rotate restart rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry approve polkit-rule health rotate restart rollback guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
@@ -223,6 +232,12 @@ _credferry() {
     ' retry')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --all --reason --json --help -h' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' approve')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --run --all --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -5,7 +5,7 @@ function __credferry_at
     set -l path
     for word in (commandline -opc)[2..]
         switch (string join ' ' -- $path $word)
-            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'guest-key' 'guest-key create' 'guest-key rotate'
+            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'approve' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'guest-key' 'guest-key create' 'guest-key rotate'
                 set -a path $word
         end
     end
@@ -35,6 +35,7 @@ complete -c credferry -n '__credferry_at' -a 'audit' -d 'Show what happened, fro
 complete -c credferry -n '__credferry_at' -a 'hold' -d 'Do not restart these VMs when secrets rotate, until they are released, even after a reboot.'
 complete -c credferry -n '__credferry_at' -a 'release' -d 'Release VMs that are held or halted, and restart those whose secrets have changed since.'
 complete -c credferry -n '__credferry_at' -a 'retry' -d 'Retry what failed for these VMs, even if their secrets have not changed since.'
+complete -c credferry -n '__credferry_at' -a 'approve' -d 'Approve what is sealed for VMs with policy = "approve", and have them get it.'
 complete -c credferry -n '__credferry_at' -a 'polkit-rule' -d 'Print the polkit rule for an agent without root: /etc/polkit-1/rules.d/50-credferry.rules.'
 complete -c credferry -n '__credferry_at' -a 'health' -d 'Run a VM\'s health check, as credferry-health@VM.service does, and end with its status.'
 complete -c credferry -n '__credferry_at' -a 'rotate' -d 'Bring these running VMs what is sealed now, regardless of windows, limits and order. A live VM gets a push to its guest. Any other VM is restarted, and so is a VM whose push fails, unless the configuration says otherwise (on_live_failure).'
@@ -62,7 +63,7 @@ complete -c credferry -n '__credferry_at plan' -l help -s h -d 'Show the help of
 complete -c credferry -n '__credferry_at status' -a '(__credferry_vms)'
 complete -c credferry -n '__credferry_at status' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at status' -l vm -r -a '(__credferry_vms)' -d 'Only this VM, or the VMs that match a pattern. Can be repeated.'
-complete -c credferry -n '__credferry_at status' -l state -r -a 'in-step stopped restart-due push-due seal-due changing refused failed held rolled-back ignored halted waiting no-unit' -d 'Only VMs in this state, such as failed. Can be repeated.'
+complete -c credferry -n '__credferry_at status' -l state -r -a 'in-step stopped restart-due push-due seal-due changing refused failed held waiting-for-approval rolled-back ignored halted waiting no-unit' -d 'Only VMs in this state, such as failed. Can be repeated.'
 complete -c credferry -n '__credferry_at status' -l utc -d 'Show times in UTC, not in the host\'s time zone.'
 complete -c credferry -n '__credferry_at status' -l json -d 'Print JSON instead of a table.'
 complete -c credferry -n '__credferry_at status' -l watch -s w -d 'Update the table every second, until Ctrl-C.'
@@ -116,6 +117,13 @@ complete -c credferry -n '__credferry_at retry' -l all -d 'All VMs in the config
 complete -c credferry -n '__credferry_at retry' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
 complete -c credferry -n '__credferry_at retry' -l json -d 'Print JSON instead of a table.'
 complete -c credferry -n '__credferry_at retry' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
+complete -c credferry -n '__credferry_at approve' -a '(__credferry_vms)'
+complete -c credferry -n '__credferry_at approve' -l config -s c -r -F -d 'Configuration file.'
+complete -c credferry -n '__credferry_at approve' -l run -r -d 'Only the change of this run (8 digits at least); without VMs, for all that wait for it.'
+complete -c credferry -n '__credferry_at approve' -l all -d 'All VMs in the configuration.'
+complete -c credferry -n '__credferry_at approve' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
+complete -c credferry -n '__credferry_at approve' -l json -d 'Print JSON instead of a table.'
+complete -c credferry -n '__credferry_at approve' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at polkit-rule' -l config -s c -r -F -d 'Configuration file.'
 complete -c credferry -n '__credferry_at polkit-rule' -l user -r -d 'The agent\'s user.'
 complete -c credferry -n '__credferry_at polkit-rule' -l help -s h -d 'Show the help of the command or of a verb, and exit.'

@@ -51,6 +51,7 @@ STATES = {
     State.CHANGING: "its unit is starting or stopping, or its launcher has not reported yet",
     State.WAITING: "its restart or push is due, and waits for its window, its limit per hour, or its turn",
     State.HELD: "a change waits until an operator acts: one holds it, or its `policy` is `hold`",
+    State.APPROVAL: "a change is sealed, and waits for `credferry approve`: its `policy` is `approve`",
     State.ROLLED_BACK: "an operator rolled it back; it stays there until its secrets change, or a `retry`",
     State.IGNORED: "its `policy` is `ignore`: it gets what is sealed when an operator starts it",
     State.HALTED: "the agent did not restart it, because another VM failed with the same change",

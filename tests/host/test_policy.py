@@ -275,6 +275,28 @@ def test_a_pause_between_vms(pace: Pace) -> None:
     pace.wait_runs("pace-b")
 
 
+def test_a_change_that_waits_for_approval(pace: Pace) -> None:
+    """Nothing restarts until an operator approves the run that status names, and the audit has who."""
+    pace.begin('policy = "approve"\n', vms=BOTH)
+    starts = [pace.deployment.starts(vm) for vm in BOTH]
+    pace.publish()
+    said = pace.wait_state("pace-a", "waiting for approval")
+    assert said.startswith("approve it with: credferry approve pace-a --run ")
+    run = said.rpartition(" ")[2]
+    refused = pace.host.run("credferry", "approve", "--run", "0123456789abcdef", check=False)
+    assert "no VM waits for this approval" in refused.stderr
+    assert [pace.deployment.starts(vm) for vm in BOTH] == starts
+    pace.deployment.credferry("approve", "--run", run, "--reason", "looked at it")
+    for vm in BOTH:
+        pace.wait_runs(vm)
+        ordered = pace.host.journal(MESSAGE_ID=Event.ORDERED.value, CREDFERRY_VM=vm)[-1]
+        assert (
+            f"approve of generation {pace.deployment.status()[vm]['sealed']['generation']}, run {run}"
+            in (ordered["MESSAGE"])
+        )
+        assert ordered["CREDFERRY_CALLER"] == "root"
+
+
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_how_many_at_a_time(pace: Pace, concurrency: int) -> None:
     """As many VMs are on their way at a time as the configuration says."""

@@ -207,6 +207,22 @@ PROTECTIONS: Final = (
         ("tests/host/test_least_privilege.py::test_a_push_may_be_started_where_a_vm_is_live",),
     ),
     Protection(
+        "an approval is of one change",
+        (
+            Edit(
+                "agent/reconcile/decision.py",
+                "vm.policy is Policy.APPROVE and now.approved != wanted.digest",
+                "vm.policy is Policy.APPROVE and not now.approved",
+            ),
+        ),
+        ("tests/unit/agent/test_approval.py::test_an_approval_is_of_one_change",),
+    ),
+    Protection(
+        "an approval is of the change that the operator names",
+        (Edit("agent/rollout/holding.py", "not manifest.run.startswith(change)", "False"),),
+        ("tests/unit/agent/test_approval.py::test_a_change_that_came_meanwhile_is_not_approved",),
+    ),
+    Protection(
         "the units around restarts may be started, for their VM",
         (
             Edit(

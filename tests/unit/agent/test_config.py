@@ -80,7 +80,7 @@ def test_kinds() -> None:
         ('[source]\npath = "relative"', "source.path: expected an absolute path", "man"),
         ("[source]\nquiet_seconds = -1", "source.quiet_seconds", "man"),
         ("[rollout]\nattempts = 0", "rollout.attempts", "man"),
-        ('[rollout]\npolicy = "hld"', "rollout.policy: unknown value", "use one of restart, hold, ignore"),
+        ('[rollout]\npolicy = "hld"', "rollout.policy: unknown value", "restart, hold, approve, ignore"),
         ('[metrics]\ntextfile = "/x"', "metrics.textfile: expected an absolute path of", "man"),
         ("vms = 1", "vms: expected a table", "[vms.NAME]"),
         ("[vms.web]\ninitrd = true\n" + VM, "vms.web.initrd", "guest_key = true"),
