@@ -2,7 +2,9 @@
 #
 # As much of nixpkgs' `lib` as the project's modules use, so that they can be evaluated where there is no nixpkgs:
 # options with types, merged definitions with priorities and conditions, submodules with freeform settings, and
-# errors for options that do not exist. What it refuses, nixpkgs refuses; nixpkgs checks more.
+# errors for options that do not exist. What it refuses, nixpkgs refuses; nixpkgs checks more. It stands for
+# lib/modules.nix, lib/options.nix, lib/types.nix, and functions of lib/lists.nix, lib/strings.nix, lib/attrsets.nix,
+# lib/trivial.nix and lib/meta.nix.
 let
   inherit (builtins)
     all

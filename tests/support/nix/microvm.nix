@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The options of microvm.nix that the project's modules define or read: nixos-modules/microvm/options.nix in a VM,
-# nixos-modules/host/options.nix on its host.
+# The options of microvm.nix that the project's modules define or read, and what its own modules define. Each part names
+# the file of microvm.nix for which it stands.
 {
   lib,
   pkgs,
@@ -11,6 +11,7 @@ let
   inherit (lib) mkOption types;
   with' = default: type: mkOption { inherit default type; };
 
+  # nixos-modules/microvm/options.nix: shares.
   share = {
     options = {
       tag = mkOption { type = types.str; };
@@ -26,6 +27,7 @@ let
     };
   };
 
+  # nixos-modules/microvm/options.nix
   guest =
     { config, ... }:
     {
@@ -53,9 +55,9 @@ let
           extraArgs = with' [ ] (types.listOf types.str);
         };
       };
-      # As microvm.optimize does for this hypervisor.
+      # nixos-modules/microvm/optimization.nix does so for this hypervisor.
       config.boot.initrd.systemd.enable = lib.mkDefault (config.microvm.hypervisor == "cloud-hypervisor");
-      # As nixpkgs does, since pull request 405687.
+      # nixpkgs' nixos/modules/system/boot/systemd/initrd.nix, since pull request 405687.
       config.boot.initrd.systemd.mounts = [
         {
           where = "/sysroot/run";
@@ -65,6 +67,7 @@ let
       ];
     };
 
+  # nixos-modules/host/default.nix: what microvm@ requires.
   parts = [
     "macvtap-interfaces"
     "pci-devices"
@@ -73,6 +76,7 @@ let
     "virtiofsd"
   ];
 
+  # nixos-modules/host/options.nix: vms.NAME.config.
   evaluated = types.raw // {
     description = "Toplevel NixOS config";
     merge =
@@ -95,6 +99,7 @@ in
   host =
     { config, lib, ... }:
     {
+      # nixos-modules/host/options.nix
       options.microvm = {
         stateDir = with' "/var/lib/microvms" types.path;
         vms = with' { } (
@@ -110,7 +115,7 @@ in
           )
         );
       };
-      # It gives the source of each share to the VMs' user, unless the source exists.
+      # nixos-modules/host/default.nix: it gives the source of each share to the VMs' user, unless the source exists.
       config.systemd.tmpfiles.settings."10-microvm" = lib.foldl' (
         all: vm:
         lib.foldl' (
@@ -125,7 +130,8 @@ in
           }
         ) all (if vm.config == null then [ ] else vm.config.config.microvm.shares)
       ) { } (lib.attrValues config.microvm.vms);
-      # Its template, and its own drop-in for each VM, which the project's must not contradict.
+      # nixos-modules/host/default.nix: its template, and its own drop-in for each VM, which the project's must not
+      # contradict.
       config.systemd.services = {
         "microvm@" = {
           description = "MicroVM '%i'";

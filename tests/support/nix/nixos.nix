@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# The options of NixOS that the project's modules define or read, as nixos/lib/systemd-unit-options.nix and others have
-# them: an option that is not here is one that the modules may not use before it is.
+# The options of NixOS that the project's modules define or read. The modules may use no other option before it is added
+# here. Each option names the file of nixpkgs for which it stands.
 {
   config,
   lib,
@@ -19,6 +19,7 @@ let
     (types.listOf types.str)
   ];
 
+  # nixos/lib/systemd-unit-options.nix: commonUnitOptions.
   unit = {
     options = {
       description = with' "" types.str;
@@ -32,6 +33,7 @@ let
       unitConfig = with' { } (types.attrsOf value);
     };
   };
+  # nixos/lib/systemd-unit-options.nix: serviceOptions, stage2ServiceOptions.
   service = {
     options = unit.options // {
       enable = with' true types.bool;
@@ -49,6 +51,7 @@ let
       serviceConfig = with' { } (types.attrsOf value);
     };
   };
+  # nixos/modules/config/users-groups.nix
   user = {
     options = {
       description = with' "" types.str;
@@ -56,12 +59,14 @@ let
       isSystemUser = with' false types.bool;
     };
   };
+  # nixos/modules/system/etc/etc.nix
   file = {
     options = {
       source = mkOption { type = types.path; };
       text = with' null (types.nullOr types.lines);
     };
   };
+  # nixos/modules/system/boot/systemd/tmpfiles.nix
   tmpfile = {
     options = {
       user = with' "-" types.str;
@@ -69,6 +74,7 @@ let
       mode = with' "-" types.str;
     };
   };
+  # nixos/lib/systemd-unit-options.nix: mountOptions.
   mount = {
     options = {
       where = mkOption { type = types.str; };
@@ -79,22 +85,32 @@ let
 in
 {
   options = {
+    # nixos/modules/misc/assertions.nix
     assertions = with' [ ] (types.listOf types.raw);
     warnings = with' [ ] (types.listOf types.str);
+    # nixos/modules/misc/version.nix
     system.stateVersion = with' "26.05" types.str;
-    systemd.tmpfiles.rules = with' [ ] (types.listOf types.str);
     # nixos/modules/system/boot/systemd/tmpfiles.nix
+    systemd.tmpfiles.rules = with' [ ] (types.listOf types.str);
     systemd.tmpfiles.settings = with' { } (
       types.attrsOf (types.attrsOf (types.attrsOf (types.submodule tmpfile)))
     );
+    # nixos/modules/tasks/network-interfaces.nix
     networking.hostName = with' "nixos" types.str;
+    # nixos/modules/system/etc/etc.nix
     environment.etc = with' { } (types.attrsOf (types.submodule file));
+    # nixos/modules/config/system-path.nix
     environment.systemPackages = with' [ ] (types.listOf types.package);
+    # nixos/modules/services/system/dbus.nix
     services.dbus.packages = with' [ ] (types.listOf types.path);
+    # nixos/modules/security/polkit.nix
     security.polkit.enable = with' false types.bool;
+    # nixos/modules/config/users-groups.nix
     users.users = with' { } (types.attrsOf (types.submodule user));
     users.groups = with' { } (types.attrsOf (types.submodule { }));
+    # nixos/modules/system/activation/top-level.nix
     system.checks = with' [ ] (types.listOf types.package);
+    # nixos/modules/system/boot/systemd.nix
     systemd.package = with' pkgs.systemd types.package;
     systemd.packages = with' [ ] (types.listOf types.package);
     systemd.services = with' { } (types.attrsOf (types.submodule service));
@@ -117,12 +133,15 @@ in
       )
     );
     boot = {
+      # nixos/modules/system/boot/modprobe.nix
       blacklistedKernelModules = with' [ ] (types.listOf types.str);
+      # nixos/modules/system/boot/kernel.nix
       kernelModules = with' [ ] (types.listOf types.str);
       kernelParams = with' [ ] (types.listOf types.str);
       initrd = {
         availableKernelModules = with' [ ] (types.listOf types.str);
         kernelModules = with' [ ] (types.listOf types.str);
+        # nixos/modules/system/boot/systemd/initrd.nix
         systemd.enable = with' false types.bool;
         systemd.mounts = with' [ ] (types.listOf (types.submodule mount));
       };

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 #
-# As much of a package set as the project's modules and packages use. A package is a name: nothing is built.
+# As much of a package set as the project's modules and packages use. A package is a name: nothing is built. It stands for
+# nixpkgs' pkgs/top-level/all-packages.nix and what that imports: pkgs/build-support/trivial-builders/default.nix
+# (runCommand, writeShellScript, writeTextDir), pkgs/pkgs-lib/formats.nix (formats.toml) and
+# pkgs/development/interpreters/python/mk-python-derivation.nix (buildPythonApplication).
 { lib }:
 let
   package =

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 #
-# The options of sops-nix (modules/sops), agenix (modules/age.nix) and clan's vars that the project's modules read.
+# The options of producers of secrets that the project's modules read. Each names the file for which it stands.
 { lib }:
 let
   inherit (lib) mkOption types;
   with' = default: type: mkOption { inherit default type; };
 in
 {
+  # sops-nix: modules/sops/default.nix, and modules/sops/templates/default.nix for templates.
   sops =
     { config, lib, ... }:
     {
@@ -47,6 +48,7 @@ in
       };
     };
 
+  # agenix: modules/age.nix
   age =
     { config, lib, ... }:
     let
@@ -73,6 +75,7 @@ in
       };
     };
 
+  # nixpkgs: nixos/modules/security/acme/default.nix
   acme =
     { lib, ... }:
     {
@@ -88,7 +91,8 @@ in
       );
     };
 
-  # With the sops backend, after `clan vars generate`.
+  # clan-core: nixosModules/clanCore/vars/interface.nix, and vars/secret/sops/default.nix for the sops backend's paths after
+  # `clan vars generate`.
   clan =
     { config, lib, ... }:
     {
