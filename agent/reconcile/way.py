@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from credferry.agent.store.records import Outcome, Way
+from credferry.launcher.handoff import PUSH_MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from credferry.agent.reconcile.observed import Observed
-    from credferry.launcher.handoff import ManifestEntry
+    from credferry.launcher.handoff import Kind, ManifestEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,24 @@ def choose(now: Observed, digest: str, entries: Iterable[ManifestEntry]) -> Choi
         and attempt.before == now.unit.invocation_id
     ):
         return Choice(Way.RESTART, attempt.reason)
+    entries = tuple(entries)
+    if vm.guest_machine_id is not None and _is_new_key_alone(now, digest, entries):
+        return Choice(Way.RESTART, "its guest gets its new key only when it starts")
     if changed := _read_at_boot(now, digest, entries):
         return Choice(Way.RESTART, f"its guest reads {', '.join(changed)} only when it boots")
     return Choice(Way.PUSH)
+
+
+def _is_new_key_alone(now: Observed, digest: str, entries: Iterable[ManifestEntry]) -> bool:
+    """Whether the guest's key alone has changed: digests include its id, and fingerprints do not."""
+    if now.ran is None or now.ran.digest == digest:
+        return False
+    return _fingerprints(now.ran.credentials) == _fingerprints(entries)
+
+
+def _fingerprints(entries: Iterable[ManifestEntry]) -> dict[str, tuple[Kind, str]]:
+    """Kind and fingerprint of each credential, without the guest's manifest."""
+    return {each.name: (each.kind, each.fingerprint) for each in entries if each.name != PUSH_MANIFEST}
 
 
 def _read_at_boot(now: Observed, digest: str, entries: Iterable[ManifestEntry]) -> list[str]:
@@ -55,8 +71,5 @@ def _read_at_boot(now: Observed, digest: str, entries: Iterable[ManifestEntry]) 
         return []
     if now.ran is None:
         return names
-    ran, wanted = (
-        {each.name: (each.kind, each.fingerprint) for each in part}
-        for part in (now.ran.credentials, entries)
-    )
+    ran, wanted = _fingerprints(now.ran.credentials), _fingerprints(entries)
     return [name for name in names if ran.get(name) != wanted.get(name)]

@@ -39,6 +39,19 @@ def test_only_a_vm_that_is_up_gets_a_push(host: Host) -> None:
         assert choose(other, manifest.digest, ()) == Choice(Way.RESTART)
 
 
+def test_a_guest_gets_a_new_key_only_when_it_starts(host: Host) -> None:
+    """Where only the key that the host gives it has changed, it could not open what is pushed."""
+    now, ran = host.look("a").observed[0], host.current()
+    keyed = msgspec.structs.replace(now.vm, guest_key=True, guest_machine_id="1" * 32)
+    now, rotated = replace(now, ran=ran), "0" * 64
+    found = choose(replace(now, vm=keyed), rotated, ran.credentials)
+    assert found == Choice(Way.RESTART, "its guest gets its new key only when it starts")
+    changed = [each.but(fingerprint="f" * 16) for each in ran.credentials]
+    assert choose(replace(now, vm=keyed), rotated, changed).way is Way.PUSH
+    assert choose(replace(now, vm=keyed), ran.digest, ran.credentials).way is Way.PUSH
+    assert choose(now, rotated, ran.credentials).way is Way.PUSH, "the key of a guest that has its own"
+
+
 def test_all_that_is_read_at_boot_is_named(tmp_path: Path) -> None:
     """Each credential with `live = false` that has changed."""
     more = BOTH.replace("[vms.b]\n", 'ALSO = { secret = "also", live = false, required = false }\n[vms.b]\n')
