@@ -34,7 +34,9 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             f"{path} restarts {vm.unit}",
             vm=vm.name,
             why=_WHY,
-            remedy="let only credferry restart the VM",
+            remedy=f"remove systemd.paths.{path.removesuffix('.path')} from the host's modules; then switch"
+            if probe.is_nixos()
+            else "let only credferry restart the VM",
             commands=() if probe.is_nixos() else [f"systemctl disable --now {path}"],
         )
     secrets = sorted(_sops_restarts().get(vm.unit, ()))

@@ -190,6 +190,8 @@ def _enabled(name: str, unit: Mapping[str, Any], check: str, why: str) -> Findin
         check,
         f"{name} is not enabled",
         why=why,
-        remedy="enable it",
+        remedy="set services.credferry.enable = true, which enables it; then switch"
+        if probe.is_nixos()
+        else "enable it",
         commands=() if probe.is_nixos() else [f"systemctl enable {name}"],
     )
