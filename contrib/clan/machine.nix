@@ -21,7 +21,7 @@ let
     else
       config.clan.core.vars.generators.${generator name}.files.value.path;
 
-  # VALUE is all that follows the first "=", whatever it holds.
+  # VALUE is everything after the first "=".
   credential = builtins.match "io[.]systemd[.]credential:([^=]+)=(.*)";
   texts = lib.filter (string: credential string != null) settings.staticOEMStrings;
   others = lib.filter (string: credential string == null) settings.staticOEMStrings;
@@ -51,7 +51,7 @@ in
     value = {
       files.value = { };
       runtimeInputs = [ pkgs.openssl ];
-      # Without the newline that would become part of the value.
+      # A newline would become part of the value.
       script = ''
         openssl rand -hex 32 | tr -d '\n' >"$out"/value
       '';

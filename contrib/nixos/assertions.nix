@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 #
-# What is wrong with a host's configuration and can be known when it is built. Each message names the option, the
-# reason and the way out.
+# Refuses mistakes of a host's configuration that can be seen when it is built. Each message names the option, the
+# reason and the remedy.
 {
   config,
   lib,
@@ -56,7 +56,7 @@ let
         attrValues config.age.secrets
       )
     );
-  # What is published for other sources than these is not known.
+  # Only for these sources is it known what they publish.
   isKnown =
     source:
     source == null
@@ -68,9 +68,9 @@ let
     && sources.path source != null;
   below = path: map (lib.removePrefix "${path}/") (filter (lib.hasPrefix "${path}/") published);
 
-  # --- Who else restarts a VM ------------------------------------------------------------------------------
+  # --- What else restarts a VM ------------------------------------------------------------------------------
 
-  # A unit that microvm@NAME requires takes it along when it is restarted.
+  # A restart of a unit that microvm@NAME requires also restarts microvm@NAME.
   restarters =
     vm:
     let
@@ -127,7 +127,7 @@ let
     || any (
       file: lib.hasPrefix "${builtins.storeDir}/" trigger && lib.hasSuffix "-${baseNameOf file}" trigger
     ) encrypted;
-  # microvm.nix puts the guest's system into the triggers: where that does not evaluate, its own error is to be seen.
+  # microvm.nix puts the guest's system into the triggers. If that does not evaluate, Nix must show its error.
   byTrigger =
     vm:
     any (

@@ -23,7 +23,7 @@ let
   inherit (config.boot) initrd;
 
   inInitrd = elem "dmi_sysfs" (initrd.availableKernelModules ++ initrd.kernelModules);
-  # nixpkgs mounts /run into the new root before systemd would; not recursively, and the mounts below /run are lost.
+  # nixpkgs mounts /run into the new root before systemd does. If the mount is not recursive, mounts below /run are lost.
   runMounts = lib.filter (mount: (mount.where or "") == "/sysroot/run") (initrd.systemd.mounts or [ ]);
   key = pkgs.callPackage ./guest-key.nix { };
   receiver = pkgs.callPackage ./receiver.nix { };
@@ -104,18 +104,18 @@ in
   };
 
   config = mkIf cfg.enable {
-    # Weaker than a definition of the user's, who is then told by an assertion what to set instead.
+    # The user's own definition has priority over this one. An assertion then says what to set instead.
     microvm.cloud-hypervisor.package = lib.mkOverride 900 (vmHostPackages.callPackage ./wrap.nix {
       launcher = vmHostPackages.callPackage ./launcher.nix { };
     } cfg.hypervisor);
 
-    # In NixOS's kernels dmi_sysfs is a module, which systemd does not mean to support (systemd issue 37391): PID 1
-    # loads it by itself (src/core/kmod-setup.c) and imports at once, silently nothing where it finds no such module.
-    # Named here, a kernel without it is a failed systemd-modules-load.service and not a riddle.
+    # In NixOS's kernels dmi_sysfs is a module. systemd does not mean to support that (systemd issue 37391), but PID 1
+    # loads the module itself (src/core/kmod-setup.c) and then imports. Without the module it imports nothing and says
+    # nothing. With the module named here, systemd-modules-load.service fails and shows that it is missing.
     boot.kernelModules = [ "dmi_sysfs" ];
 
-    # By default not in the initrd: with it, an initrd's systemd imports, and on nixpkgs without the recursive mount
-    # of /run the credentials do not survive the switch to the new root (nixpkgs issue 421388).
+    # By default the module is not in the initrd. There, the initrd's systemd would import the credentials. If nixpkgs
+    # does not mount /run recursively, they are lost at the switch to the new root (nixpkgs issue 421388).
     boot.initrd.availableKernelModules = mkIf cfg.importInInitrd [ "dmi_sysfs" ];
 
     # Root's directory on the host. It holds the key from the start of the VM's unit until its end.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 #
-# The configurations of the VMs that microvm.nix declares on this host, wherever they are written.
+# The configurations of the VMs that microvm.nix declares on this host, in any of its three ways.
 { lib, host }:
 let
   inherit (lib) any;

@@ -202,7 +202,7 @@ let
           type = types.bool;
           internal = true;
           readOnly = true;
-          # Whoever names the unit knows that the VM is made elsewhere.
+          # A configuration that names the unit says by it that the VM is made elsewhere.
           default = options.unit.highestPrio >= (mkOptionDefault { }).priority;
         };
         unit = mkOption {
@@ -385,7 +385,7 @@ in
             files = guests.files name;
           in
           lib.optionalAttrs (files != { }) {
-            # A path elsewhere is kept whole: no secret has such a name, and the assertion says what is wrong.
+            # A path that is in no source stays as it is. No secret has such a name, and an assertion says what is wrong.
             ${name}.credentials = builtins.mapAttrs (
               _: path: builtins.mapAttrs (_: mkDefault) (sources.place path)
             ) files;
@@ -402,7 +402,7 @@ in
     systemd.tmpfiles.rules = [
       "L+ /usr/local/lib/systemd/catalog/credferry.catalog - - - - ${../catalog/credferry.catalog}"
     ]
-    # The agent looks for a VM's system there.
+    # The agent looks for a VM's NixOS system in this directory.
     ++ lib.optional (vmDirectory != null && vmDirectory != "/var/lib/microvms") "L /var/lib/microvms - - - - ${vmDirectory}"
     # Where root puts the guests' keys. Nobody else may reach them there.
     ++ lib.optional (keyed != { }) "d /run/credferry-guest-keys 0700 root root - -"
@@ -420,7 +420,7 @@ in
       };
     }) keyed;
 
-    # Its members may see on the bus where VMs stand.
+    # Members of this group can see the state of VMs on the bus.
     users.groups.credferry = { };
 
     services.dbus.packages = lib.optional (builtins.pathExists ../dbus) (
@@ -430,7 +430,7 @@ in
       ''
     );
 
-    # The unit files are those of ../systemd; what follows extends them, as does what the operator sets.
+    # The unit files are those of ../systemd. The settings below extend them, and so do the operator's own.
     systemd.packages =
       map
         (
@@ -452,14 +452,14 @@ in
           credferry = {
             wantedBy = [ "multi-user.target" ];
             after = producers;
-            # Rereading the file restarts nothing; the agent acts on differences only.
+            # A reload restarts no VM unless its secrets have changed.
             reloadTriggers = [ config.environment.etc."credferry/config.toml".source ];
             serviceConfig = lib.optionalAttrs (metrics != null) { ReadWritePaths = [ "-${metrics}" ]; };
           };
           credferry-seal = {
             wantedBy = [ "microvms.target" ];
             after = producers;
-            # The pass of this boot is done; what changes later is the agent's.
+            # The first sealing of this boot is done. The agent seals all later changes.
             restartIfChanged = false;
           };
           "credferry-seal@" = {
@@ -471,7 +471,7 @@ in
           credferry-catalog = {
             description = "Explain credferry's messages in the journal";
             wantedBy = [ "multi-user.target" ];
-            # The link is made by one of these, at boot or in a switch.
+            # One of these units makes the link: the first at boot, the second in a switch.
             after = [
               "systemd-tmpfiles-setup.service"
               "systemd-tmpfiles-resetup.service"
@@ -500,7 +500,7 @@ in
           ))
           {
             overrideStrategy = "asDropin";
-            # The unit is microvm.nix's: no PATH of ours (it says the same of its own drop-ins).
+            # The unit is microvm.nix's, so the drop-in must not set PATH. microvm.nix's own drop-ins do the same.
             path = lib.mkForce [ ];
           }
           # For a VM that is declared here, microvm.vms.NAME.restartIfChanged decides.

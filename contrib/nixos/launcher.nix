@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 #
-# credferry-launch alone: it is on every VM's boot path, so it is the standard library and nothing else.
+# credferry-launch alone. It runs at each start of a VM, so it uses Python's standard library and nothing else.
 {
   lib,
   stdenvNoCC,

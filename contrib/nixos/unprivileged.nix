@@ -22,7 +22,7 @@ let
     serviceConfig = units.simplify dropIn;
   };
 
-  # By the agent's own verb, so that it grants what the agent asks for.
+  # The agent's own verb prints the rule, so that it grants exactly what the agent asks for.
   rule = pkgs.runCommand "credferry-polkit.rules" { nativeBuildInputs = [ config.systemd.package ]; } ''
     ${lib.getExe cfg.package} polkit-rule --user ${user} --config ${config.environment.etc."credferry/config.toml".source} >$out
   '';
@@ -63,9 +63,9 @@ in
       credferry = service;
       credferry-seal = service;
       "credferry-seal@" = service;
-      # It does not see that a link to a rule leads elsewhere.
+      # polkit does not notice when the link to a rule gets another target.
       polkit.restartTriggers = [ rule ];
-      # Without root the agent cannot make the key. One that is there is left alone: systemd removes another machine's.
+      # Without root the agent cannot make the key. An existing key stays: systemd-creds would remove another machine's.
       credferry-key = {
         description = "Make the host's credential key";
         unitConfig = {
