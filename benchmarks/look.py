@@ -125,7 +125,7 @@ def place(top: Path, secrets: int, vms: int) -> Place:
 def fill(empty: Place, size: int = 32) -> None:
     """Publish secrets of so many bytes, seal them, and have each VM's evidence say that it has them."""
     empty.source.mkdir()
-    for name in empty.config.secrets:
+    for name in empty.config.secrets[""]:
         (empty.source / name).write_bytes(os.urandom(size // 2).hex().encode())
     store = Store(empty.top / "state", empty.key)
     observer = Observer(empty.config, store)

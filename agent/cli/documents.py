@@ -71,7 +71,12 @@ class StatusRow(Document, frozen=True):
         Literal["current", "older"] | None,
         msgspec.Meta(description="For a VM of microvm.nix: whether it was booted from its current system."),
     ]
-    reasons: Annotated[list[str], msgspec.Meta(description="Why it does not run what is published.")]
+    reasons: Annotated[
+        list[str],
+        msgspec.Meta(
+            description="Why it does not run what is published, and which secrets end or are overdue."
+        ),
+    ]
     agent: Annotated[
         bool, msgspec.Meta(description="Whether an agent runs. Without one, nothing that is due is done.")
     ] = True
@@ -253,9 +258,7 @@ class SecretRow(Document, frozen=True):
     ]
     changed: Annotated[
         str | None,
-        msgspec.Meta(
-            description="When the published value came, by the audit; RFC 3339 in UTC; null if unknown."
-        ),
+        msgspec.Meta(description="When the published value came, RFC 3339 in UTC; null if unknown."),
     ]
     expires: Annotated[
         str | None,
@@ -263,6 +266,9 @@ class SecretRow(Document, frozen=True):
             description="When it ends by its own words (certificate, JWT); null if it does not say."
         ),
     ]
+    max_age_days: Annotated[
+        int | None, msgspec.Meta(description="How old it should become at most; null for no limit.")
+    ] = None
 
 
 class WiringRow(Document, frozen=True):

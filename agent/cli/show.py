@@ -16,7 +16,7 @@ from credferry.agent.audit.rotations import tell
 from credferry.agent.cli import status_rows
 from credferry.agent.cli.audit_forms import rotation_row
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, look_untouched, print_json
-from credferry.agent.cli.documents import SecretRow, ShowRow, WiringRow
+from credferry.agent.cli.documents import SecretRow, ShowRow, WiringRow, rfc3339
 from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.show_views import vm_lines
 from credferry.agent.cli.tables import width
@@ -25,6 +25,7 @@ from credferry.agent.cli.times import UtcOption, zone
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.errors import CredferryError, describe
+from credferry.agent.reconcile import aging
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.expiry import expires
 from credferry.agent.reconcile.status import steps
@@ -131,6 +132,7 @@ def _secrets(
         manifest = store.generation(vm.name, observed.runs.generation)
         if manifest is not None and manifest.digest == observed.runs.digest:
             running = {each.name: each.fingerprint for each in manifest.credentials}
+    ages = aging.since(observed, store) if observed is not None and store is not None else {}
     rows = []
     for name, credential in vm.credentials.items():
         ends = expires(values[name]) if name in values else None
@@ -142,7 +144,8 @@ def _secrets(
                 origin=credential.origin,
                 published=published.get(name),
                 running=running.get(name),
-                changed=since[-1].isoformat() if since else None,
+                changed=since[-1].isoformat() if since else rfc3339(int(ages.get(name, 0))),
+                max_age_days=credential.max_age_days,
                 expires=ends.isoformat() if ends is not None else None,
             )
         )

@@ -116,7 +116,7 @@ def _secrets(
             each.kind.value,
             (each.published or "-")[:_SHORT],
             _runs(each),
-            age(datetime.fromisoformat(each.changed), now) if each.changed else "-",
+            _age(each, now),
             moment(each.changed, where) if each.changed else "-",
             _expiry(each.expires, where, now),
             each.origin,
@@ -125,6 +125,15 @@ def _secrets(
     ]
     for line in tables.layout(headings, cells, columns, ("CHANGED", "KIND", "FROM")):
         yield line.text, "bold" if line.row is None else ""
+
+
+def _age(secret: SecretRow, now: datetime) -> str:
+    """How long ago a value came, and whether that is too long."""
+    if secret.changed is None:
+        return "-"
+    since, limit = datetime.fromisoformat(secret.changed), secret.max_age_days
+    is_over = limit is not None and (now - since).total_seconds() > limit * 86_400
+    return age(since, now) + (f", over {limit} d" if is_over else "")
 
 
 def _runs(secret: SecretRow) -> str:

@@ -172,7 +172,7 @@ def _check_credential(vm: VmConfig, name: str, path: Path, key: str) -> None:
             f"{path}: {key}: expected either secret or text",
             hint='write secret = "name in the source", or text = "not secret"',
         )
-    for wrong in ("source", "field", "format", "trim"):
+    for wrong in ("source", "field", "format", "trim", "max_age_days"):
         if credential.secret is None and getattr(credential, wrong):
             raise ConfigurationError(
                 f"{path}: {key}.{wrong}: only a secret has it", hint=f"leave out {wrong}, or name a secret"

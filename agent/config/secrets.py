@@ -62,6 +62,8 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """What the file is written in, if its name does not end in .json, .yaml, .yml or .env."""
     trim: bool = False
     """Removes one newline at the end of the value."""
+    max_age_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] | None = None
+    """How old the value may become before this is told. Nothing else depends on it."""
     text: str | None = None
     required: bool = True
     seal: bool | None = None

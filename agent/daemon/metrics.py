@@ -24,6 +24,7 @@ from prometheus_client import (
 
 from credferry.agent import __version__
 from credferry.agent.audit.events import Event
+from credferry.agent.daemon.secret_metrics import SecretMetrics
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.desired import Desired
 
@@ -140,6 +141,8 @@ class Metrics:
             "credferry_audit_sequence", "The number of the agent's last audit record.", registry=None
         )
 
+        self._secrets = SecretMetrics(own)
+
     def hear(self, fact: Fact) -> None:
         """Count a fact that was just written to the audit."""
         with self._lock:
@@ -171,6 +174,7 @@ class Metrics:
     def looked(self, look: Look, store: Store, *, with_source: bool) -> None:
         """Note the state of all VMs. ``store`` says when a state began, if that was before this process."""
         pairs = list(zip(look.observed, look.decisions, strict=True))
+        self._secrets.note(look.observed, store)
         self._states = {decision.vm.name: decision.state for _, decision in pairs}
         self._since = {
             decision.vm.name: self._behind_since(observed, decision, store) for observed, decision in pairs
@@ -199,6 +203,7 @@ class Metrics:
             for each in State:
                 self._state.labels(vm, each.value).set(found is each)
         self._sources |= {each for each in lacks if each.startswith("source ")}
+        self._secrets.fill(self._wall())
         for what in (*LACKS, *sorted(self._sources)):
             self._unavailable.labels(what).set(what in lacks)
         return generate_latest(self.registry)

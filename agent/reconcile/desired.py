@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hmac
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SourceError, describe
+from credferry.agent.reconcile.expiry import ends_of
 from credferry.agent.reconcile.live import push_manifest_at_most
 from credferry.agent.reconcile.pairs import Apart, belong
 from credferry.agent.sealing.credential import sealed_size
@@ -48,6 +49,8 @@ class Desired:
     delivery: Delivery
     guest: str = ""
     """Id of the guest key that the digest includes (`guest_id`)."""
+    ends: Mapping[str, float] = field(default_factory=dict)
+    """When values end by their own words, in seconds since 1970, by credential."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Identity:
 
     digest: str
     entries: tuple[ManifestEntry, ...]
+    ends: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,9 @@ def desired(
     mark = hmac.digest(fingerprints.key.derive("mark"), b"".join(content), "sha256")
     last, identity = fingerprints.last.get(vm.name, (b"", None))
     if identity is None or last != mark:
-        identity = identity_of(vm, values, fingerprints, guest)
+        identity = replace(identity_of(vm, values, fingerprints, guest), ends=ends_of(vm, values))
         fingerprints.last[vm.name] = mark, identity
-    return Desired(identity.digest, identity.entries, values, vm.delivery, guest)
+    return Desired(identity.digest, identity.entries, values, vm.delivery, guest, identity.ends)
 
 
 def guest_id(key: CredentialKey | None) -> str:

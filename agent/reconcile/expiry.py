@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from credferry.agent.config.model import VmConfig
     from credferry.launcher.handoff import Secret
 
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
@@ -30,6 +31,13 @@ def expires(secret: Secret) -> datetime | None:
     """
     value = secret.reveal()
     return min(_of_certificates(value) if _CERTIFICATE in value else _of_token(value), default=None)
+
+
+def ends_of(vm: VmConfig, values: Mapping[str, Secret]) -> dict[str, float]:
+    """When a VM's secrets end, in seconds since 1970, by credential."""
+    secrets = {name: each for name, each in values.items() if vm.credentials[name].secret is not None}
+    found = {name: expires(value) for name, value in secrets.items()}
+    return {name: end.timestamp() for name, end in found.items() if end is not None}
 
 
 def _of_certificates(value: bytes) -> Iterator[datetime]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -143,6 +144,7 @@ class Sealer:
                 fingerprints=changed,
             )
             self._told[vm.name] = wanted.digest
+        self.store.note_ages(vm.name, self._ages(vm, before, wanted, changed))
         unsynced: UnsyncedStoreError | None = None
         try:
             self.store.write(manifest, values, keep)
@@ -164,6 +166,17 @@ class Sealer:
         self._pay()
         if unsynced is not None:
             raise unsynced
+
+    def _ages(
+        self, vm: VmConfig, before: Manifest | None, wanted: Desired, changed: Container[str]
+    ) -> dict[str, float]:
+        """Since when each value has been what it is: what has changed, since now."""
+        now, noted = time.time(), self.store.ages(vm.name)
+        former = (self.store.sealed_at(before) if before is not None else None) or now
+        return {
+            each.name: now if each.name in changed else noted.get(each.name, former)
+            for each in wanted.entries
+        }
 
     def _pay(self) -> None:
         """Write the outstanding records. Raises `StoreError`; unwritten records then remain outstanding."""

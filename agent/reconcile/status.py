@@ -8,10 +8,12 @@ and an agent that has just started all report the same.
 from __future__ import annotations
 
 import enum
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.reconcile.aging import ends, since, warnings
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.way import Choice, choose
@@ -62,12 +64,13 @@ def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
     """Status of a VM, from the result of a check."""
     unit, sealed, runs = observed.unit, observed.sealed, observed.runs
     chosen = next_way(observed)
+    warned = warnings(observed.vm, since(observed, store), ends(observed), time.time())
     return VmStatus(
         name=observed.vm.name,
         unit=observed.vm.unit,
         unit_state=f"{unit.active} ({unit.sub})" if unit is not None else "unknown",
         state=decision.state,
-        reasons=decision.reasons,
+        reasons=(*decision.reasons, *warned),
         since=int(_since(observed, decision, store) or 0),
         sealed=sealed.generation if sealed is not None else 0,
         running=runs.generation if runs is not None else 0,

@@ -12,6 +12,7 @@
     STATE/vms/VM/last.json         when its last restart or push began or ended
     STATE/vms/VM/approved.json     what an operator last approved for it
     STATE/vms/VM/owed.json         the operator's unit that is still to run after its restart
+    STATE/vms/VM/ages.json         since when its credentials have had their values
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
@@ -30,6 +31,7 @@ import msgspec
 
 from credferry.agent.store.files import make_directory, replace_durably, store_error
 from credferry.agent.store.records import (
+    Ages,
     Approved,
     Assumed,
     Attempt,
@@ -52,6 +54,7 @@ RECORD_MAX = 1 << 20
 """Limit for one record, in bytes."""
 
 _T = TypeVar("_T", Approved, Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts)
+_T = TypeVar("_T", Ages, Assumed, Attempt, Pushed, Renewed, Restarts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,21 @@ class RecordFiles:
     def record_last_turn(self, vm: str, last: LastTurn) -> None:
         """Write when a restart or push of the VM began or ended. Raises `StoreError`."""
         self._save(vm, "last.json", last)
+
+    def ages(self, vm: str) -> Mapping[str, float]:
+        """What `note_ages` wrote last; empty where there is nothing."""
+        return (self._load(vm, "ages.json", Ages) or Ages()).since
+
+    def note_ages(self, vm: str, since: Mapping[str, float]) -> None:
+        """Write since when credentials have had their values. A power failure may undo it.
+
+        Writes nothing for a VM without a generation: all its values are as old as the first one.
+        """
+        path = self.vm_directory(vm) / "ages.json"
+        made = path.with_name(".ages.json.new")
+        with suppress(OSError):
+            made.write_bytes(msgspec.json.encode(Ages(dict(since))))
+            made.rename(path)
 
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
         """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""

@@ -115,6 +115,12 @@ class LastTurn(msgspec.Struct, frozen=True):
     """Seconds since 1970."""
 
 
+class Ages(msgspec.Struct, frozen=True):
+    """Since when a VM's credentials have had the values of its current generation, in seconds since 1970."""
+
+    since: dict[str, float] = {}
+
+
 class Restarts(msgspec.Struct, frozen=True):
     """When the agent last restarted a VM, in seconds since the host's boot."""
 

@@ -97,6 +97,7 @@ let
           source = if each.text == null then each.source else null;
           inherit (each) field format;
           trim = if each.trim then true else null;
+          max_age_days = each.maxAgeDays;
           required = if each.text == null then each.required else null;
           live = if each.live then null else false;
         }
@@ -165,6 +166,11 @@ let
         );
         default = null;
         description = "What the file with the field is written in. Null means by its name: .json, .yaml, .yml, .env.";
+      };
+      maxAgeDays = mkOption {
+        type = types.nullOr types.ints.positive;
+        default = null;
+        description = "How many days old the value may become before `status`, metrics and doctor say so.";
       };
       trim = mkOption {
         type = types.bool;

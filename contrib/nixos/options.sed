@@ -4,6 +4,7 @@ s#/nix/store/[^ :]*credferry[.]toml: vms[.]#services.credferry.vms.#g
 s#/nix/store/[^ :]*credferry[.]toml: #services.credferry.settings.#g
 s#\[vms[.]([^]]*)\]#services.credferry.vms.\1#g
 s#\ballow_names\b#allowNames#g
+s#\bmax_age_days\b#maxAgeDays#g
 s#\bguest_key\b#guestKey#g
 s#\bguest_machine_id\b#guestMachineId#g
 s#\bguest_systemd\b#guestSystemd#g

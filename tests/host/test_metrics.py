@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_written(deployment: Deployment, sops: SopsNix) ->
 
 def test_the_alerts() -> None:
     """Each comes when it should and not when it should not, by promtool's reckoning."""
-    assert "SUCCESS: 12 rules found" in promtool("check", "rules", MONITORING / "credferry.rules.yml")
+    assert "SUCCESS: 14 rules found" in promtool("check", "rules", MONITORING / "credferry.rules.yml")
     assert "SUCCESS" in promtool("test", "rules", CHECKOUT / "tests/data/alerts.yml")
 
 

@@ -18,7 +18,7 @@ RUNTIME = [
 ]
 IMPORTERS = {
     "gi": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
-    "prometheus_client": {"credferry.agent.daemon.metrics"},
+    "prometheus_client": {"credferry.agent.daemon.metrics", "credferry.agent.daemon.secret_metrics"},
     "pydbus": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
     "systemd.journal": {"credferry.agent.audit.records"},
     "watchdog": {"credferry.agent.source.watch"},

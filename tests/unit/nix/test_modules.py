@@ -197,7 +197,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
             live = true;
             credentials.A = {
               secret = "db/password"; required = false; seal = false; live = false;
-              field = "a.b"; format = "yaml"; trim = true;
+              field = "a.b"; format = "yaml"; trim = true; maxAgeDays = 90;
             };
             credentials."ssh.listen".text = "x";
           };
@@ -215,6 +215,7 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     credential = vm.credentials["A"]
     assert (credential.secret, credential.required, credential.seal) == ("db/password", False, False)
     assert (credential.field, credential.format, credential.trim) == ("a.b", Format.YAML, True)
+    assert credential.max_age_days == 90
 
 
 def test_unprivileged(nix: Nix) -> None:
