@@ -9,10 +9,10 @@
     STATE/vms/VM/rollout.json      the last rollout, where it has not succeeded
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
+    STATE/vms/VM/ages.json         since when its credentials have had their values
     STATE/vms/VM/last.json         when its last restart or push began or ended
     STATE/vms/VM/approved.json     what an operator last approved for it
     STATE/vms/VM/owed.json         the operator's unit that is still to run after its restart
-    STATE/vms/VM/ages.json         since when its credentials have had their values
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
@@ -25,11 +25,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from credferry.agent.store.files import make_directory, replace_durably, store_error
+from credferry.agent.store.files import replace_durably, store_error
+from credferry.agent.store.record_access import RecordAccess
 from credferry.agent.store.records import (
     Ages,
     Approved,
@@ -41,7 +42,6 @@ from credferry.agent.store.records import (
     Renewed,
     Restarts,
 )
-from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import HandoffError, Stamp
 
 if TYPE_CHECKING:
@@ -50,29 +50,16 @@ if TYPE_CHECKING:
 
     from credferry.agent.sealing.keys import CredentialKey
 
-RECORD_MAX = 1 << 20
-"""Limit for one record, in bytes."""
-
-_T = TypeVar("_T", Approved, Assumed, Attempt, LastTurn, Owed, Pushed, Renewed, Restarts)
-_T = TypeVar("_T", Ages, Assumed, Attempt, Pushed, Renewed, Restarts)
-
 
 @dataclass(frozen=True, slots=True)
-class RecordFiles:
+class RecordFiles(RecordAccess):
     """The records of all VMs below one state directory. Its directories have mode 0700."""
 
-    state: Path
     key: CredentialKey
     _reported: dict[str, str] = field(default_factory=dict)
     """By VM: the invocation whose report is noted."""
     _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
     """By VM: see `renewed`."""
-    _made: set[Path] = field(default_factory=set)
-    """Directories that are known to survive a power failure."""
-
-    def vm_directory(self, vm: str) -> Path:
-        """The directory of one VM's generations and records."""
-        return self.state / "vms" / vm
 
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
@@ -154,6 +141,18 @@ class RecordFiles:
         """Write when the VM was restarted, in seconds since the host's boot. Raises `StoreError`."""
         self._save(vm, "restarts.json", Restarts(moments))
 
+    def ages(self, vm: str) -> Mapping[str, float]:
+        """What `note_ages` wrote last; empty where there is nothing."""
+        return (self._load(vm, "ages.json", Ages) or Ages()).since
+
+    def note_ages(self, vm: str, since: Mapping[str, float]) -> None:
+        """Write since when credentials have had their values. A power failure may undo it.
+
+        Writes nothing for a VM without a generation: all its values are as old as the first one.
+        """
+        with suppress(OSError):
+            self._note(vm, "ages.json", msgspec.json.encode(Ages(dict(since))))
+
     def approved(self, vm: str) -> str:
         """The digest that an operator last approved for the VM; empty for none."""
         noted = self._load(vm, "approved.json", Approved)
@@ -179,21 +178,6 @@ class RecordFiles:
         """Write when a restart or push of the VM began or ended. Raises `StoreError`."""
         self._save(vm, "last.json", last)
 
-    def ages(self, vm: str) -> Mapping[str, float]:
-        """What `note_ages` wrote last; empty where there is nothing."""
-        return (self._load(vm, "ages.json", Ages) or Ages()).since
-
-    def note_ages(self, vm: str, since: Mapping[str, float]) -> None:
-        """Write since when credentials have had their values. A power failure may undo it.
-
-        Writes nothing for a VM without a generation: all its values are as old as the first one.
-        """
-        path = self.vm_directory(vm) / "ages.json"
-        made = path.with_name(".ages.json.new")
-        with suppress(OSError):
-            made.write_bytes(msgspec.json.encode(Ages(dict(since))))
-            made.rename(path)
-
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
         """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""
         try:
@@ -209,58 +193,10 @@ class RecordFiles:
         """
         if self._reported.get(vm) == report.invocation_id:
             return
-        path = self.vm_directory(vm) / "reported.json"
-        made = path.with_name(".reported.json.new")
         with suppress(OSError):
             if self.reported(vm, report.invocation_id) is None:
-                made.write_bytes(report.to_bytes())
-                made.rename(path)
+                self._note(vm, "reported.json", report.to_bytes())
             self._reported[vm] = report.invocation_id
-
-    def _load(self, vm: str, name: str, kind: type[_T]) -> _T | None:
-        # Most VMs have no such file. This check is faster than one exception for each VM.
-        if not os.access(f"{self.state}/vms/{vm}/{name}", os.F_OK):
-            return None
-        try:
-            return msgspec.json.decode(self._read(self.vm_directory(vm) / name), type=kind)
-        except (OSError, ValueError, RecursionError):
-            # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
-            return None
-
-    def _write(self, vm: str, name: str, record: Attempt | Owed | Pushed | None) -> None:
-        """Write a record or, with None, remove it. Raises `StoreError`."""
-        if record is not None:
-            self._save(vm, name, record)
-            return
-        path = self.vm_directory(vm) / name
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise store_error(path, error) from None
-
-    def _save(
-        self,
-        vm: str,
-        name: str,
-        record: Approved | Assumed | Attempt | LastTurn | Owed | Pushed | Renewed | Restarts,
-    ) -> None:
-        path = self.vm_directory(vm) / name
-        try:
-            self._make(path.parent)
-            replace_durably(path, msgspec.json.encode(record))
-        except OSError as error:
-            raise store_error(path, error) from None
-
-    def _read(self, path: Path) -> bytes:
-        """Read a record. Root's verbs call this too; the agent's user can put anything there."""
-        return read_untrusted(path, limit=RECORD_MAX, below=self.state)
-
-    def _make(self, directory: Path) -> None:
-        """Make a directory, if it is missing, so that it survives a power failure. Raises OSError."""
-        # Sync the parent once only: a sync may wait for everything that other processes have written.
-        if directory not in self._made or not directory.is_dir():
-            make_directory(directory)
-            self._made.add(directory)
 
 
 def written_at(path: Path) -> float | None:

@@ -53,6 +53,7 @@ MODULES: Final = {
     "agent/store/files.py": _near(_STORE, "files"),
     "agent/store/generations.py": _near(_STORE, "generations", "errors", "locks", "retention"),
     "agent/store/locks.py": _near(_STORE, "locks"),
+    "agent/store/record_access.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),
     "agent/store/record_files.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),
     "agent/store/retention.py": _near(_STORE, "retention"),
     "agent/store/sealed_files.py": _near(

@@ -179,7 +179,7 @@ ON_HOSTS: Final = (
                 "return path.read_bytes()",
             ),
             Edit(
-                "agent/store/record_files.py",
+                "agent/store/record_access.py",
                 "return read_untrusted(path, limit=RECORD_MAX, below=self.state)",
                 "return path.read_bytes()",
             ),

@@ -252,7 +252,7 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
             store.note_report(vm, report)
         return len(read)
 
-    for module in ("sealed_files", "record_files"):
+    for module in ("sealed_files", "record_access"):
         monkeypatch.setattr(f"credferry.agent.store.{module}.read_untrusted", counted)
     assert look() == 4
     assert look() == 0
