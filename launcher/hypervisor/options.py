@@ -32,10 +32,14 @@ class Grammar(enum.Enum):
 
     UP_TO_47 = 47
     FROM_48 = 48
+    FROM_54 = 54
+    """Takes blanks around the pairs of a list like ``[0@[1], 1@[2]]`` (commit 8b6f4b089)."""
 
     @classmethod
     def of(cls, major: int) -> Grammar:
         """The grammar of a cloud-hypervisor release."""
+        if major >= cls.FROM_54.value:
+            return cls.FROM_54
         return cls.FROM_48 if major >= cls.FROM_48.value else cls.UP_TO_47
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from credferry.launcher.hypervisor.values import (
     choice,
     cpu_features,
+    exact_choice,
     integers,
     io_port,
     pairs,
@@ -116,7 +117,7 @@ OPTIONS: Final[dict[str, Keys]] = {
         "backing_files": ("backing_files", toggle),
         "sparse": ("sparse", toggle),
         "image_type": ("image_type", choice(raw="Raw", qcow2="Qcow2", vhd="FixedVhd", vhdx="Vhdx")),
-        "lock_granularity": ("lock_granularity", choice(byte_range="ByteRange", full="Full")),
+        "lock_granularity": ("lock_granularity", exact_choice(byte_range="ByteRange", full="Full")),
     },
     "net": {
         **_PCI_IOMMU,
@@ -191,6 +192,8 @@ OPTIONS: Final[dict[str, Keys]] = {
 
 MODES: Final = {"off": "Off", "pty": "Pty", "tty": "Tty", "null": "Null", "file": "File", "socket": "Socket"}
 """Modes of consoles, in the order in which the parser looks for them."""
+PATHS: Final = frozenset({"file", "socket"})
+"""Modes that are keys with a path."""
 
 FORCED: Final[dict[str, dict[str, Json]]] = {
     "cpus": {"boot_vcpus": 1},

@@ -98,10 +98,10 @@ def text(value: str, grammar: Grammar) -> Json:
     return plain(value, grammar)
 
 
-def toggle(value: str, grammar: Grammar) -> Json:
-    """``on``, ``off``, ``true`` or ``false``, in any case."""
+def toggle(value: str, _grammar: Grammar) -> Json:
+    """``on``, ``off``, ``true`` or ``false``, in any case. From v48 on, the parser refuses quotes here."""
     try:
-        return _SWITCH[plain(value, grammar).lower()]
+        return _SWITCH[value.lower()]
     except KeyError:
         raise _refused() from None
 
@@ -133,11 +133,21 @@ def strings(value: str, grammar: Grammar) -> Json:
 
 def choice(**names: str) -> Converter:
     """A converter from one of these words (``_`` stands for ``-``), in any case, to its name in JSON."""
+    exact = exact_choice(**names)
+
+    def convert(value: str, grammar: Grammar) -> Json:
+        return exact(value.lower(), grammar)
+
+    return convert
+
+
+def exact_choice(**names: str) -> Converter:
+    """As `choice`, for the types whose words cloud-hypervisor takes in small letters only."""
     table = {word.replace("_", "-"): name for word, name in names.items()}
 
     def convert(value: str, grammar: Grammar) -> Json:
         try:
-            return table[plain(value, grammar).lower()]
+            return table[plain(value, grammar)]
         except KeyError:
             raise _refused() from None
 
@@ -154,8 +164,8 @@ def pairs(first: str, second: str, *, many: bool) -> Converter:
         out: list[Json] = []
         room = _LIST_MAX
         for pair in split_commas(trimmed[1:-1], grammar):
-            # cloud-hypervisor takes blanks around a pair since 54; before, they do no harm.
-            left, at, right = pair.strip(WHITESPACE).partition("@")
+            takes_blanks = grammar is Grammar.FROM_54
+            left, at, right = (pair.strip(WHITESPACE) if takes_blanks else pair).partition("@")
             if not at:
                 raise _refused()
             numbers = _integers(right, room) if many else []
@@ -192,11 +202,15 @@ def virtio_type(value: str, grammar: Grammar) -> Json:
 
 
 def io_port(value: str, grammar: Grammar) -> Json:
-    """A port like ``0xe9``."""
+    """A port like ``0xe9``, with any number of leading zeros."""
     zero, x, digits = plain(value, grammar).partition("x")
-    if (zero, x) != ("0", "x") or not 0 < len(digits) <= _PORT_DIGITS_MAX or not _HEX.issuperset(digits):
+    digits = digits.removeprefix("+")
+    if (zero, x) != ("0", "x") or not digits or not _HEX.issuperset(digits):
         raise _refused()
-    return int(digits, 16)
+    digits = digits.lstrip("0")
+    if len(digits) > _PORT_DIGITS_MAX:
+        raise _refused()
+    return int(digits or "0", 16)
 
 
 def _number(text: str) -> int:

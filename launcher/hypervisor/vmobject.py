@@ -40,12 +40,16 @@ def build(name: str, value: str, major: int) -> Object:
             oem_strings(value, grammar)
     except OptionError as error:
         raise usage(f"--{name} cannot be read: {error}", _AS_WANTED) from None
-    modes = {key for key, _ in found if key in schema.MODES} if name in _CONSOLES else set()
+    known = _modes(name)
+    modes = {key for key, _ in found if key in known}
+    last = {
+        key: _checked(name, key, raw, major)
+        for key, raw in found
+        if key not in modes or key in schema.OPTIONS[name]
+    }
     entry: Object = {}
-    for key, raw in found:
-        if key in modes and key not in schema.OPTIONS[name]:
-            continue
-        _set(entry, name, key, raw, major)
+    for key, text in last.items():
+        _set(entry, name, key, text, major)
     for key, forced in schema.FORCED.get(name, {}).items():
         entry.setdefault(key, forced)
     if name in _CONSOLES:
@@ -76,7 +80,15 @@ def check_known(name: str, key: str, major: int) -> None:
         )
 
 
-def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> None:
+def _modes(name: str) -> set[str]:
+    """Words of a console's modes. A mode with a path is one only where the console takes that path."""
+    if name not in _CONSOLES:
+        return set()
+    return {mode for mode in schema.MODES if mode not in schema.PATHS or mode in schema.OPTIONS[name]}
+
+
+def _checked(name: str, key: str, raw: str | None, major: int) -> str:
+    """The text of a key's value, if the release takes the key. Raises `LaunchError` (USAGE)."""
     check_known(name, key, major)
     if key not in schema.OPTIONS[name]:
         # After a misplaced comma, what looks like a key of --platform may be a part of a secret.
@@ -85,8 +97,12 @@ def _set(entry: Object, name: str, key: str, raw: str | None, major: int) -> Non
         raise usage(f"--{name} has a key{shown} that is not known to the api channel", WAY_OUT)
     if raw is None:
         raise usage(f"--{name}: {key} has no value", "give it one")
+    return raw
+
+
+def _set(entry: Object, name: str, key: str, raw: str, major: int) -> None:
+    """Convert a key's last value. The parser never reads the values that a later one replaces."""
     json_name, convert = schema.OPTIONS[name][key]
-    entry.pop(json_name, None)
     if not raw or json_name == schema.IGNORED:
         return
     try:
@@ -99,9 +115,9 @@ def _console(name: str, entry: Object, modes: set[str]) -> None:
     mode = next((mode for mode in schema.MODES if mode in modes), None)
     if mode is None:
         raise usage(f"--{name} has no mode", "write off, pty, tty, null, file=… or socket=…")
-    for path in {"file", "socket"} - {mode}:
+    for path in schema.PATHS - {mode}:
         entry.pop(path, None)
-    if mode in {"file", "socket"} and mode not in entry:
+    if mode in schema.PATHS and mode not in entry:
         raise usage(f"--{name}: {mode} has no value", "give it a path")
     entry["mode"] = schema.MODES[mode]
 

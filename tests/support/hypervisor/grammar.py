@@ -171,11 +171,21 @@ def numbers(_reader: Reader, raw: str) -> list[int]:
 
 def choice(*names: tuple[str, str]) -> Converter:
     """One word of several, in any case: pairs of the word and what it stands for."""
+    one = exact(*names)
+
+    def convert(reader: Reader, raw: str) -> str:
+        return one(reader, raw.lower())
+
+    return convert
+
+
+def exact(*names: tuple[str, str]) -> Callable[[Reader, str], str]:
+    """One word of several, in small letters."""
     table = dict(names)
 
     def convert(reader: Reader, raw: str) -> str:
         try:
-            return table[reader.plain(raw).lower()]
+            return table[reader.plain(raw)]
         except KeyError:
             raise ValueError(raw) from None
 

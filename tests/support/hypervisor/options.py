@@ -7,6 +7,7 @@ Keys and defaults are those of v53's vmm/src/config.rs. What the command line le
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .clap import VM_OPTIONS, Takes
@@ -15,6 +16,7 @@ from .grammar import (
     OptionError,
     Reader,
     choice,
+    exact,
     number,
     numbers,
     size,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     Keys = Mapping[str, tuple[str, Converter]]
 
 _DEFAULT_MEMORY = 512 << 20
+_PORT_MAX = 0xFFFF
 _FIRST_WITH_IMAGE_TYPE = 51
 _FIRST_WITH_KEPT_QUOTES = 48
 
@@ -63,6 +66,17 @@ def _features(reader: Reader, raw: str) -> Json:
         if name != "amx":
             raise OptionError(f"invalid cpu features: {name}")
     return {"amx": "amx" in names}
+
+
+def _io_port(reader: Reader, raw: str) -> int:
+    zero, x, digits = reader.plain(raw).partition("x")
+    if (
+        (zero, x) != ("0", "x")
+        or not re.fullmatch(r"\+?[0-9a-fA-F]+", digits)
+        or int(digits, 16) > _PORT_MAX
+    ):
+        raise OptionError(f"The IO port was not properly provided in hex or a `0x` prefix is missing: {raw}")
+    return int(digits, 16)
 
 
 _MEMORY_SIZES = _same(size, "size hugepage_size hotplug_size hotplugged_size")
@@ -116,7 +130,7 @@ _KEYS: dict[str, Keys] = {
         "_disable_aio": ("disable_aio", toggle),
         "queue_affinity": ("queue_affinity", tuples("queue_index", "host_cpus", many=True)),
         "image_type": ("image_type", choice(*_IMAGE_TYPES)),
-        "lock_granularity": ("lock_granularity", choice(("byte-range", "ByteRange"), ("full", "Full"))),
+        "lock_granularity": ("lock_granularity", exact(("byte-range", "ByteRange"), ("full", "Full"))),
     },
     "net": {
         **_PCI,
@@ -143,7 +157,7 @@ _KEYS: dict[str, Keys] = {
     "pmem": {**_PCI, **_same(text, "file"), **_same(size, "size"), **_same(toggle, "discard_writes")},
     "serial": _same(text, "file socket"),
     "console": {**_PCI, **_same(text, "file socket")},
-    "debug-console": {**_same(text, "file"), "iobase": ("iobase", lambda _reader, raw: int(raw, 16))},
+    "debug-console": {**_same(text, "file"), "iobase": ("iobase", _io_port)},
     "device": {
         **_PCI,
         **_same(text, "path"),

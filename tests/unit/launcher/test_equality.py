@@ -119,6 +119,9 @@ BOOTS: list[str] = [
     "--serial tty --console off",
     "--debug-console off,iobase=0xe9",
     "--debug-console null,iobase=0xe8",
+    "--debug-console null,iobase=0x00402",
+    "--memory size=many,size=128M,shared=maybe,shared=off",
+    "--cpus 'boot=\"2\",affinity=[0@ [0-1] ,1@[1]]'",
     "--debug-console file={out}",
     "--vsock cid=3,socket=notify.vsock",
     "--vsock cid=4294967294,socket=v.sock,iommu=on,id=v,pci_device_id=3",
@@ -178,6 +181,16 @@ CREATED: list[str] = [
     "--memory size=0 --memory-zone id=a,size=64M,hugepages=on,hugepage_size=2M",
 ]
 """Those that need huge pages, which are taken before cloud-hypervisor says what it builds."""
+
+UNREADABLE: list[str] = [
+    "--memory 'size=128M,shared=\"on\"'",
+    "--disk path={disk},lock_granularity=Full",
+    "--debug-console socket=debug.sock",
+    "--debug-console null,iobase=0x10000",
+    "--debug-console null,iobase=402",
+    "--cpus boot=2,max",
+]
+"""Those that the command line's own parser refuses since 48."""
 
 NOT_HERE = {
     ("numa", "sgx_epc_sections"),  # up to v47
@@ -389,6 +402,33 @@ def test_the_vm_is_built_the_same(line: str, files: Files) -> None:
         check_refused(files, argv)
         return
     direct, launched = both(files, argv, pattern=CREATES if line in CREATED else BUILDS)
+    assert launched.built == direct.built is not None
+
+
+def is_refused_by_the_launcher(argv: Sequence[str]) -> bool:
+    """Whether the launcher refuses a command line for this release."""
+    try:
+        vmconfig.convert(cmdline.parse(argv), version.ask(BINARY)[1])
+    except LaunchError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("line", UNREADABLE)
+def test_what_cannot_be_read_is_refused_by_both(line: str, files: Files) -> None:
+    """The launcher starts no VM that cloud-hypervisor's own command line would not start."""
+    argv = files.fill(line)
+    assert is_refused_by_the_launcher(argv)
+    check_refused(files, argv)
+
+
+def test_blanks_around_pairs_are_read_as_this_release_reads_them(files: Files) -> None:
+    """Releases up to 53 refuse them."""
+    argv = files.fill("--cpus 'boot=2,affinity=[0@[0-1], 1@[1]]'")
+    if is_refused_by_the_launcher(argv):
+        check_refused(files, argv)
+        return
+    direct, launched = both(files, argv, runs=True)
     assert launched.built == direct.built is not None
 
 

@@ -78,7 +78,7 @@ def test_repeated_oem_strings_are_refused() -> None:
         (("--memory", "size=1G,file=/ignored"), {"memory": {"size": 1 << 30}}),
         (("--cpus", "boot=1,profile=Host"), {"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "profile": "Host"}}),
         (
-            ("--cpus", "affinity=[0@[1-2], 1@[0]]"),
+            ("--cpus", "affinity=[0@[1-2],1@ [0] ]"),
             {
                 "cpus": {
                     "boot_vcpus": 1,
@@ -118,6 +118,18 @@ def test_repeated_oem_strings_are_refused() -> None:
         (("--serial", "file=/log"), {"serial": {"mode": "File", "file": "/log"}}),
         (("--console", "tty,iommu=on"), {"console": {"mode": "Tty", "iommu": True}}),
         (("--debug-console", "tty,iobase=0xe9"), {"debug_console": {"mode": "Tty", "iobase": 0xE9}}),
+        (
+            ("--debug-console", "tty,iobase=0x00402"),
+            {"debug_console": {"mode": "Tty", "iobase": 0x402}},
+        ),
+        (("--debug-console", "off,iobase=0x+0"), {"debug_console": {"mode": "Off", "iobase": 0}}),
+        (("--memory", "size=many,size=1G"), {"memory": {"size": 1 << 30}}),
+        (("--memory", "shared=on,shared="), {"memory": {"size": 512 << 20}}),
+        (("--cpus", 'boot="2"'), {"cpus": {"boot_vcpus": 2, "max_vcpus": 2}}),
+        (
+            ("--disk", "path=/d,lock_granularity=Full,lock_granularity=full"),
+            {"disks": [{"path": "/d", "lock_granularity": "Full"}]},
+        ),
         (
             ("--disk", "vhost_user=on,socket=/s,image_type=raw"),
             {"disks": [{"vhost_user": True, "vhost_socket": "/s"}]},
@@ -164,6 +176,17 @@ def test_defaults_that_differ_between_the_two_ways_in(
     document = convert(*KERNEL, *argv).document
     del document["payload"]
     assert document == expected
+
+
+def test_blanks_around_pairs_are_taken_since_54() -> None:
+    """cloud-hypervisor 53 and older refuse them."""
+    document = convert(*KERNEL, "--cpus", "affinity=[0@[1-2], 1@[0]]", major=54).document
+    assert [pair["vcpu"] for pair in document["cpus"]["affinity"]] == [0, 1]
+
+
+def test_quotes_around_a_switch_are_dropped_up_to_47() -> None:
+    """Since 48, a switch keeps them, and the parser refuses it."""
+    assert convert(*KERNEL, "--memory", 'shared="on"', major=47).document["memory"]["shared"] is True
 
 
 def test_older_releases_keep_their_own_names() -> None:
@@ -245,6 +268,15 @@ def test_a_release_that_is_too_old_is_named_with_the_first_that_will_do(option: 
         ((*KERNEL, "--rate-limit-group", "id=canary"), "--rate-limit-group limits nothing"),
         ((*KERNEL, "--numa", "guest_numa_id=0,cpus=[0-99999999]"), "--numa: the value of cpus"),
         ((*KERNEL, "--cpus", "features=canary"), "--cpus: the value of features"),
+        ((*KERNEL, "--memory", 'shared="on"'), "--memory: the value of shared"),
+        ((*KERNEL, "--memory", "size,size=1G"), "--memory: size has no value"),
+        ((*KERNEL, "--disk", "path=canary,lock_granularity=Full"), "--disk: the value of lock_granularity"),
+        ((*KERNEL, "--debug-console", "socket=/canary"), "--debug-console has a key socket"),
+        ((*KERNEL, "--debug-console", "tty,socket=/canary"), "--debug-console has a key socket"),
+        ((*KERNEL, "--debug-console", "off,iobase=0x10000"), "--debug-console: the value of iobase"),
+        ((*KERNEL, "--debug-console", "off,iobase=0x"), "--debug-console: the value of iobase"),
+        ((*KERNEL, "--debug-console", "off,iobase=402"), "--debug-console: the value of iobase"),
+        ((*KERNEL, "--cpus", "affinity=[0@[1-2], 1@[0]]"), "--cpus: the value of affinity"),
     ],
 )
 def test_refusals_name_the_option_and_never_its_value(argv: tuple[str, ...], named: str) -> None:
