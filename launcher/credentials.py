@@ -55,11 +55,6 @@ class Delivered(FrozenRecord):
     manifest: Manifest
     credentials: tuple[Credential, ...]
 
-    @property
-    def has_plaintext(self) -> bool:
-        """Whether any credential is a secret that is not sealed for the guest."""
-        return any(credential.kind is Kind.PLAIN for credential in self.credentials)
-
 
 def read(directory: str | os.PathLike[str]) -> Delivered:
     """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS or LATER)."""

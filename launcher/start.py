@@ -14,7 +14,7 @@ import signal
 
 from credferry.launcher import hardening, journal
 from credferry.launcher.errors import Exit, failed, usage
-from credferry.launcher.handoff import STAMP_FILE, Channel
+from credferry.launcher.handoff import STAMP_FILE, Kind
 from credferry.launcher.task import FAILED_SIGNAL, Boot, Socket, Task, stamp_of
 
 TYPE_CHECKING = False
@@ -63,14 +63,15 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     vmm = os.pidfd_open(os.getpid())
     boot = None
     if plan.start.body is not None:
-        quotable = not delivered.has_plaintext
+        values = tuple(c.value for c in delivered.credentials if c.kind is not Kind.TEXT)
         confines = bool((plan.start.document or {}).get("landlock_enable"))
-        boot = Boot(plan.start.body, plan.start.add_net, quotable, confines)
+        boot = Boot(plan.start.body, plan.start.add_net, values, confines)
     task = Task(
         manifest=delivered.manifest,
         stamp=stamp,
         runtime=runtime,
         vmm=vmm,
+        pid=os.getpid(),
         events=reading,
         sink=sink,
         socket=Socket.of(plan.start.api),
@@ -80,17 +81,12 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
     )
     if os.fork() == 0:
         _be_child(task)
-    if plan.channel is Channel.COMMAND:
-        task.leave_stamp()
-        journal.record_launch(delivered.manifest)
     # Python ignores these two signals, and cloud-hypervisor would inherit that through the exec.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execv(real, [plan.argv0, *plan.start.words, "--event-monitor", f"fd={given}"])  # noqa: S606 (no shell is wanted)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(runtime, STAMP_FILE))
         raise failed(
             f"cannot start cloud-hypervisor: {real}",
             error,

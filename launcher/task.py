@@ -52,24 +52,28 @@ class Socket(FrozenRecord):
 
 
 class Boot(FrozenRecord):
-    """The api channel's work. ``quotable``: an answer's text cannot hold a secret.
+    """The api channel's work. An answer that may hold part of ``values`` is not shown.
 
     ``confines``: ``vm.create`` opens the VM's files to confine the VM to them, and fails if one is missing.
     """
 
     body: Secret
     add_net: tuple[AddNet, ...]
-    quotable: bool
+    values: tuple[Secret, ...]
     confines: bool = False
 
 
 class Task(FrozenRecord):
-    """All that the child needs. The child writes ``notes`` to the journal once the VM runs."""
+    """All that the child needs. The child writes ``notes`` to the journal once the VM runs.
+
+    ``vmm`` is a pidfd of the VMM, and ``pid`` its PID.
+    """
 
     manifest: Manifest
     stamp: Stamp
     runtime: str
     vmm: int
+    pid: int
     events: int
     sink: int | None
     socket: Socket | None

@@ -71,20 +71,28 @@ def put(
 
     ``deadline`` is a time of `time.monotonic`.
     """
-    head = (
-        f"PUT /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode()
     try:
         with connection:
             connection.settimeout(_left(deadline))
-            _send(connection, head, fds)
+            _send(connection, _head(endpoint, len(body)), fds)
             _send_all(connection, body, deadline)
             return _receive(connection, deadline)
     except TimeoutError:
         raise ApiError(f"{endpoint}: no answer in time") from None
     except OSError as error:
         raise ApiError(f"{endpoint}: {error.strerror or 'the connection broke'}") from None
+
+
+def ask(connection: socket.socket, endpoint: str) -> None:
+    """Send one PUT without a body, and do not wait for the answer. Raises `OSError`."""
+    _send(connection, _head(endpoint, 0), ())
+
+
+def _head(endpoint: str, length: int) -> bytes:
+    return (
+        f"PUT /api/v1/{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
 
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:

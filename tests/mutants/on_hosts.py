@@ -350,8 +350,8 @@ ON_HOSTS: Final = (
         (
             Edit(
                 "launcher/supervise.py",
-                "has_rebooted = _REBOOTING in parser.feed(data)",
-                "parser.feed(data)",
+                "has_rebooted = _REBOOTING in events",
+                "has_rebooted = False",
             ),
         ),
         ("tests/guest/test_main_job.py::test_a_guest_that_reboots_gets_the_newest_values",),

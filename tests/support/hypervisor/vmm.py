@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING
 
 from . import machine
@@ -82,13 +83,17 @@ class Vmm:
         self._events.emit("vm", "shutdown")
 
     def reboot(self) -> None:
-        """Start the VM anew, in this process and with the configuration that it has: the old strings."""
+        """Start the VM anew, in this process and with the configuration that it has: the old strings.
+
+        Until it has started, the VMM does nothing else: no request is answered, and no signal ends it.
+        """
         self._events.emit("vm", "rebooting")
         failed = "The VM could not reboot"
         if self.machine is None:
             raise VmmError(failed, _NOT_CREATED)
         self.machine.stop()
         self.machine = None
+        _work(float(os.environ.get("CREDFERRY_STANDIN_RECREATES", "0.2")))
         self.machine = self._start(failed)
         self._events.emit("vm", "rebooted")
 
@@ -163,6 +168,13 @@ class Vmm:
             return machine.start(config, light=self._light)
         except BootError as error:
             raise VmmError(failed, *error.args) from None
+
+
+def _work(seconds: float) -> None:
+    """Use the CPU, as the real one does to map and fill the memory of a VM that it creates again."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
 
 
 def _descriptors(config: Json) -> list[int]:

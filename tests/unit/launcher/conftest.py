@@ -183,12 +183,18 @@ class Vm:
             connection.sendall(f"{method} /api/v1/{endpoint} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             data = b""
             while b"\r\n\r\n" not in data:
-                data += connection.recv(65536)
+                more = connection.recv(65536)
+                if not more:
+                    raise ConnectionResetError(self.said())
+                data += more
             head, _, body = data.partition(b"\r\n\r\n")
             lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             length = int(lengths[0].split(b":")[1]) if lengths else 0
             while len(body) < length:
-                body += connection.recv(65536)
+                more = connection.recv(65536)
+                if not more:
+                    raise ConnectionResetError(self.said())
+                body += more
         return int(head.split()[1]), json.loads(body) if body else None
 
     def end(self) -> None:

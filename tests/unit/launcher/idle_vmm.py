@@ -13,11 +13,20 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 CREATED: dict[str, Any] = {}
+RECREATES = 0.05
+"""Seconds of work that a VM needs to be re-created."""
 NETS: list[dict[str, Any]] = []
+QUOTED = "/quoted"
+"""A kernel of this path is refused with the whole configuration in the answer."""
+BOOTS = {"/invalid": 400, "/conflict": 409}
+"""The statuses that releases after 53 have for configurations that they refuse (`api_error_status_code`)."""
+FAILED = ("Error from API", "The VM could not boot", "Cannot open kernel file")
+ABSENT = "No such file or directory (os error 2)"
 
 
 def value(option: str) -> str | None:
@@ -35,9 +44,14 @@ def emit(name: str) -> None:
 
 
 def reboot(*_: object) -> None:
-    """A guest that reboots: the configuration stays."""
+    """A guest that reboots: the configuration stays, and nothing else is done until the VM is re-created."""
     emit("rebooting")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    recreated = time.process_time() + RECREATES
+    while time.process_time() < recreated:
+        pass
     emit("rebooted")
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end(*_: object) -> None:
@@ -59,8 +73,9 @@ def act(endpoint: str, body: bytes, fds: list[int]) -> tuple[int, object]:
         case "vm.add-net":
             NETS.append({**json.loads(body), "seen": [os.fstat(fd).st_ino for fd in fds]})
         case "vm.boot":
-            if not Path(CREATED["payload"]["kernel"]).is_file():
-                return 500, ["Failed to boot", f"cannot load the kernel of {json.dumps(CREATED)}"]
+            kernel = CREATED["payload"]["kernel"]
+            if not Path(kernel).is_file():
+                return BOOTS.get(kernel, 500), [*FAILED, json.dumps(CREATED) if kernel == QUOTED else ABSENT]
             emit("booted")
         case "vm.reboot":
             reboot()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from credferry.launcher.credentials import Credential, Delivered, read
+from credferry.launcher.credentials import Credential, read
 from credferry.launcher.errors import Exit, LaunchError
-from credferry.launcher.handoff import Channel, Delivery, Kind, Manifest, Secret, unit_credential
+from credferry.launcher.handoff import Channel, Delivery, Kind, Secret, unit_credential
 
-from .conftest import CANARY, VM, credentials, sealed
+from .conftest import CANARY, credentials, sealed
 
 SIZE_MAX = 1 << 20
 VALUES = {
@@ -21,32 +21,6 @@ VALUES = {
     "A": (Kind.SEALED, sealed()),
     "M": (Kind.TEXT, b"text"),
 }
-
-
-def of(*kinds: Kind) -> Delivered:
-    """A generation with one credential of each kind."""
-    manifest = Manifest(VM, 1, "a" * 64, "b" * 32, Delivery(), ())
-    return Delivered(
-        manifest, tuple(Credential(f"C{at}", kind, Secret(b"x")) for at, kind in enumerate(kinds))
-    )
-
-
-@pytest.mark.parametrize(
-    ("kinds", "has_plaintext"),
-    [
-        ((), False),
-        ((Kind.SEALED,), False),
-        ((Kind.TEXT,), False),
-        ((Kind.SEALED, Kind.TEXT), False),
-        ((Kind.PLAIN,), True),
-        ((Kind.SEALED, Kind.TEXT, Kind.PLAIN), True),
-        ((Kind.PLAIN, Kind.SEALED), True),
-    ],
-    ids=str,
-)
-def test_readable_secrets_are_known_as_such(kinds: tuple[Kind, ...], has_plaintext: bool) -> None:
-    """What is sealed for the guest, and what is no secret, does not count as readable; one that is does."""
-    assert of(*kinds).has_plaintext is has_plaintext
 
 
 def test_a_generation_is_read_as_its_manifest_says(tmp_path: Path) -> None:

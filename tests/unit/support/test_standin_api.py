@@ -149,6 +149,40 @@ def test_sigterm_ends_it_in_order_and_sigusr2_kills_it(program: Path, tmp_path: 
         assert killed.events[-1] == "vm/booted"
 
 
+def test_nothing_ends_it_while_it_creates_the_vm_again(program: Path, tmp_path: Path) -> None:
+    """As the real one: SIGTERM and vmm.shutdown, each sent after ``rebooting``, act after ``rebooted``."""
+    with ExitStack() as stack:
+        asked, told = (
+            stack.enter_context(
+                Hypervisor(
+                    program,
+                    ["--kernel", "/kernel"],
+                    tmp_path,
+                    environment={"CREDFERRY_STANDIN_BOOT": "0", "CREDFERRY_STANDIN_RECREATES": "0.5"},
+                    label=label,
+                )
+            )
+            for label in ("asked", "told")
+        )
+        for running in (asked, told):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            running.wait_for_event("vm/booted")
+            client.connect(str(running.socket))
+            client.sendall(b"PUT /api/v1/vm.reboot HTTP/1.1\r\n\r\n")
+            running.wait_for_event("vm/rebooting")
+        told.process.send_signal(signal.SIGTERM)
+        assert asked.request("PUT", "vmm.shutdown").status == 200
+        for running in (asked, told):
+            assert running.wait_for_end() == 0
+            assert running.events[-5:] == [
+                "vm/rebooting",
+                "vm/rebooted",
+                "vm/shutdown",
+                "vm/deleted",
+                "vmm/shutdown",
+            ]
+
+
 def test_the_wrapped_program_is_the_process_itself(light: Hypervisor) -> None:
     """The process that was started is the one that answers, so a unit's main process is the VMM; and its
     socket is its user's alone.
