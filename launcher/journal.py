@@ -8,7 +8,6 @@ uses only `SOCKET` and `serialized`.
 from __future__ import annotations
 
 import contextlib
-import socket
 
 from credferry.launcher.handoff import MESSAGE_ID_LAUNCH_WARNING, MESSAGE_ID_LAUNCHED, PUSH_MANIFEST
 
@@ -81,6 +80,8 @@ def send(
             *extra,
         ]
     )
+    import socket  # noqa: PLC0415 (takes 2 ms, and before the hypervisor's exec there is seldom a record)
+
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as peer:
         peer.setblocking(False)

@@ -247,7 +247,7 @@ def _imports(modules: Path, code: str, words: list[str], environment: Mapping[st
 def module_bounds(channel: Channel) -> dict[str, int]:
     """How many modules may be imported for a VM's start: before the hypervisor's exec, and by the child."""
     # Two of the launcher's are packages that hold no code: `credferry` and `credferry.launcher.hypervisor`.
-    return {"launcher": 25 if channel is Channel.API else 20, "others": 44, "child": 8}
+    return {"launcher": 25 if channel is Channel.API else 20, "others": 38, "child": 15}
 
 
 def count_modules(top: Path, modules: Path, channel: Channel) -> dict[str, int]:
