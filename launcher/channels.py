@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 
 from credferry.launcher import oem
 from credferry.launcher.errors import LaunchError, usage
-from credferry.launcher.handoff import Secret
+from credferry.launcher.handoff import Channel, Secret, oem_size
 from credferry.launcher.hypervisor.options import (
     Grammar,
     OptionError,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from credferry.launcher.hypervisor.vmconfig import AddNet, ConvertedCommandLine
 
 _API_SOCKET: Final = "api.sock"
+_NEW_LIST: Final = len('"platform":{"oem_strings":[]},')
+"""The most bytes that the first string takes besides itself."""
 _DESCRIPTOR_MAX: Final = (1 << 31) - 1
 
 
@@ -44,6 +47,8 @@ class Endpoint(FrozenRecord):
 class Start(FrozenRecord):
     """How one channel starts the VM. ``words`` follow argv[0]; ``shown`` are the same words, redacted.
 
+    ``room`` are the bytes that this start has for credferry's strings (`Stamp.room`).
+
     They do not contain ``--event-monitor`` yet: its descriptor is known only at the start.
     """
 
@@ -54,6 +59,7 @@ class Start(FrozenRecord):
     body: Secret | None = None
     add_net: tuple[AddNet, ...] = ()
     private_api: bool = False
+    room: int = 0
 
 
 def by_command(options: Sequence[Option], credentials: Sequence[Credential], grammar: Grammar) -> Start:
@@ -65,6 +71,7 @@ def by_command(options: Sequence[Option], credentials: Sequence[Credential], gra
         words=words,
         shown=_merged(options, [credential.redacted for credential in credentials], grammar),
         api=_api_socket(options, grammar),
+        room=_room(Channel.COMMAND, oem.ARGUMENT_MAX, max(_sizes(words)), strings),
     )
 
 
@@ -100,7 +107,19 @@ def by_api(
         body=body,
         add_net=config.add_net,
         private_api=private,
+        room=_room(Channel.API, oem.body_max(major), len(body.reveal()), strings),
     )
+
+
+def _sizes(words: Sequence[str]) -> list[int]:
+    """Bytes of each ``--platform`` value with its NUL; 1 if there is none."""
+    return [1, *(len(os.fsencode(value)) + 1 for name, value in pairwise(words) if name == "--platform")]
+
+
+def _room(channel: Channel, limit: int, used: int, strings: Sequence[str]) -> int:
+    """Bytes that credferry's strings may take, if a start that has ``strings`` uses so many bytes."""
+    taken = channel.room_taken(oem_size(string.encode() for string in strings), len(strings))
+    return max(1, limit - used + taken - (0 if strings else _NEW_LIST))
 
 
 def _document(config: ConvertedCommandLine, strings: Sequence[str]) -> dict[str, Any]:

@@ -148,6 +148,11 @@ class Channel(enum.StrEnum):
     DIRECTORY = "directory"
     """They do not: the unit's own program reads them there, and no launcher is involved."""
 
+    def room_taken(self, total: int, count: int) -> int:
+        """Bytes that so many OEM strings, with ``total`` bytes as `oem_size` counts, take on their way."""
+        # In JSON, a string takes two quotes and a comma. In an argument, it takes a comma.
+        return total + 2 * count if self is Channel.API else total
+
 
 LAUNCHED = (Channel.API, Channel.COMMAND)
 """The channels in which the launcher passes credentials on."""
@@ -239,8 +244,10 @@ class Stamp(FrozenRecord):
 
     The VM's user writes the stamp, so the agent treats it only as a hint. It says that the launcher has
     launched this invocation. ``other_oem_bytes`` are the bytes of the VM's OEM strings that are not
-    credferry's: with them, the agent checks beforehand whether a new generation fits. Only root's evidence
-    shows which generation the VM was started with.
+    credferry's: with them, the agent checks beforehand whether a new generation fits. ``room`` are the bytes
+    that the channel had for credferry's strings beside the VM's own configuration, counted as
+    `Channel.room_taken` counts them; 0 if that is not known. Only root's evidence shows which generation the
+    VM was started with.
     """
 
     vm: str
@@ -250,6 +257,7 @@ class Stamp(FrozenRecord):
     invocation_id: str
     channel: Channel
     other_oem_bytes: int
+    room: int = 0
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON, keys sorted."""
@@ -419,6 +427,7 @@ def _stamp(fields: dict[str, Any]) -> Stamp:
         invocation_id=_hex(fields.pop("invocation_id"), 32),
         channel=Channel(fields.pop("channel")),
         other_oem_bytes=_number(fields.pop("other_oem_bytes"), OEM_TOTAL_MAX),
+        room=_number(fields.pop("room", 0)),  # stamps of VMs that an earlier release started have none
     )
     if fields:
         raise HandoffError("stamp: unknown field")

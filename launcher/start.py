@@ -52,7 +52,7 @@ def start(plan: Plan, delivered: Delivered, real: str, runtime: str) -> NoReturn
         _note_vsock(plan.vsock, delivered, runtime)
     bridge = _open_bridge(plan.notify)
     sink = _open_sink(plan.events)
-    stamp = stamp_of(delivered.manifest, plan.channel, plan.other_oem_bytes)
+    stamp = stamp_of(delivered.manifest, plan.channel, plan.other_oem_bytes, plan.start.room)
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(runtime, STAMP_FILE))  # an earlier run's, if the unit preserves the directory
     if plan.start.private_api and plan.start.api is not None and plan.start.api.path is not None:

@@ -110,7 +110,7 @@ class Task(FrozenRecord):
                 os.write(self.sink, events)
 
 
-def stamp_of(manifest: Manifest, channel: Channel, other_oem_bytes: int) -> Stamp:
+def stamp_of(manifest: Manifest, channel: Channel, other_oem_bytes: int, room: int) -> Stamp:
     """The stamp for the unit's present invocation."""
     invocation = os.environ.get("INVOCATION_ID", "")
     if len(invocation) != _INVOCATION_DIGITS or set(invocation) - set("0123456789abcdef"):
@@ -123,4 +123,5 @@ def stamp_of(manifest: Manifest, channel: Channel, other_oem_bytes: int) -> Stam
         invocation_id=invocation,
         channel=channel,
         other_oem_bytes=other_oem_bytes,
+        room=room,
     )

@@ -6,16 +6,18 @@ from __future__ import annotations
 import re
 import shlex
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.launcher import wiring
-from credferry.agent.reconcile.desired import Desired, Excess, over_limit
+from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.limits import over_limit
 from credferry.agent.sealing.keys import KEY_MODE
 from credferry.agent.store.opening import guest_key_path
-from credferry.launcher.handoff import GUEST_KEY_FILE, GUEST_KEYS_PARENT, OEM_COUNT_MAX, Kind
+from credferry.launcher.handoff import GUEST_KEY_FILE, GUEST_KEYS_PARENT, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,16 +36,16 @@ def check_budget(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     wanted = observed.desired
     if not isinstance(wanted, Desired):
         return  # `vm.state` reports why
-    other = observed.hint.other_oem_bytes if observed.hint is not None else 0
+    room = observed.room
     most = wanted.delivery.oem_total_max
     why = "credentials that do not fit are refused, and the VM keeps its previous ones"
-    limit = over_limit(vm, wanted, other)
+    limit = over_limit(vm, wanted, room)
     strings = sum(wanted.delivery.is_oem(vm.kind(name)) for name in wanted.values)
-    if strings > OEM_COUNT_MAX:
-        limit = Excess(f"{strings} OEM strings, but SMBIOS takes at most {OEM_COUNT_MAX}", "pass fewer")
     if limit is not None:
         yield problem("vm.budget", limit.message, vm=vm.name, why=why, remedy=limit.hint)
-    elif over_limit(vm, wanted, other + most // 10) is not None:
+    elif (
+        over_limit(vm, wanted, replace(room, other_oem_bytes=room.other_oem_bytes + most // 10)) is not None
+    ):
         yield hint(
             "vm.budget",
             f"the OEM strings use over nine tenths of the {most} bytes that the guest reads",

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from credferry.agent.config.model import OnLiveFailure, Policy
-from credferry.agent.reconcile.desired import Desired, Refused, Unpaired, over_limit
+from credferry.agent.reconcile.desired import Desired, Refused, Unpaired
+from credferry.agent.reconcile.limits import over_limit
 from credferry.agent.reconcile.observed import (
     is_accepted,
     is_delivered_as,
@@ -132,7 +133,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
             pass
     limit = None
     if not is_accepted(now, wanted):
-        limit = over_limit(vm, wanted, now.hint.other_oem_bytes if now.hint is not None else 0)
+        limit = over_limit(vm, wanted, now.room)
     if limit is not None:
         reasons = (f"{limit.message}: {limit.hint}",)
         return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=reasons)

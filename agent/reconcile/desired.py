@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a VM should get, from the published secrets and the configuration; with digests and limits; pure."""
+"""What a VM should get, from the published secrets and the configuration; with digests; pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SourceError, describe
 from credferry.agent.reconcile.expiry import ends_of
-from credferry.agent.reconcile.live import push_manifest_at_most
 from credferry.agent.reconcile.pairs import Apart, belong
-from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import KEY_DIGITS
 from credferry.agent.source.reading import Problem
 from credferry.launcher.handoff import (
-    INITRD_TOTAL_MAX,
-    PUSH_MANIFEST,
-    SYSTEMD_READS_ALL_OEM_STRINGS,
-    Channel,
     Delivery,
     Kind,
     ManifestEntry,
     Secret,
-    oem_string,
 )
 
 if TYPE_CHECKING:
@@ -33,10 +26,6 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import VmConfig
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.source.published import Publication
-
-API_STRINGS_MAX = 48 << 10
-"""Most bytes of OEM strings over the API. cloud-hypervisor up to v53 takes a document of 51,200 bytes, and
-the rest of the VM's description needs some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,62 +178,3 @@ def of_key(digest: str, key: CredentialKey) -> str:
 def are_of_one_key(one: str, other: str) -> bool:
     """Whether two digests can be compared. Digests made with different host keys always differ."""
     return one[-KEY_DIGITS:] == other[-KEY_DIGITS:]
-
-
-_FEWER = "pass fewer or smaller ones"
-UNIT_TOTAL_MAX = (1 << 20) - (64 << 10)
-"""Bytes of values that PID 1 can load for one unit: systemd's CREDENTIALS_TOTAL_SIZE_MAX
-(src/core/exec-credential.c), without what the manifest and the prefixes of the names may take."""
-_TOO_MANY_FOR_A_UNIT = (
-    f"the credentials exceed {UNIT_TOTAL_MAX} bytes, the most that systemd loads for one unit"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Excess:
-    """A limit that a VM's credentials exceed, and the remedy."""
-
-    message: str
-    hint: str = _FEWER
-
-
-def over_limit(vm: VmConfig, what: Desired, other_oem_bytes: int) -> Excess | None:
-    """Which delivery limit a generation would exceed; None if it exceeds none."""
-    kinds = {name: vm.kind(name) for name in what.values}
-    delivered = {name: _as_delivered(name, kinds[name], value) for name, value in what.values.items()}
-    if vm.live:
-        is_sealed = bool(what.guest)
-        kind, delivered[PUSH_MANIFEST] = push_manifest_at_most(vm.name, kinds, is_sealed=is_sealed)
-        kinds[PUSH_MANIFEST] = kind
-    sizes = {
-        name: len(oem_string(name, kinds[name], value).reveal()) + 1
-        for name, value in delivered.items()
-        if what.delivery.is_oem(kinds[name])
-    }
-    if vm.channel is Channel.DIRECTORY:
-        total = sum(len(name) + len(value.reveal()) for name, value in delivered.items())
-        return Excess(_TOO_MANY_FOR_A_UNIT) if total > UNIT_TOTAL_MAX else None
-    in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
-    if in_initrd > INITRD_TOTAL_MAX:
-        return Excess(
-            f"the sealed credentials exceed {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
-            "its initrd"
-        )
-    largest = max(sizes, key=lambda name: sizes[name], default="")
-    if sum(sizes.values()) + other_oem_bytes > what.delivery.oem_total_max:
-        is_old = vm.guest_systemd < SYSTEMD_READS_ALL_OEM_STRINGS
-        return Excess(
-            f"{largest}: with this credential the VM's OEM strings exceed {what.delivery.oem_total_max} "
-            "bytes, the most that its guest's systemd reads",
-            _FEWER + (", or set guest_systemd = 257 if it is that new" if is_old else ""),
-        )
-    if what.delivery.channel is Channel.API and sum(sizes.values()) > API_STRINGS_MAX:
-        return Excess(
-            f"{largest}: with this credential the VM's OEM strings exceed {API_STRINGS_MAX} bytes, the most "
-            "that cloud-hypervisor's API takes"
-        )
-    return None
-
-
-def _as_delivered(name: str, kind: Kind, value: Secret) -> Secret:
-    return Secret(b"=" * sealed_size(name, value.reveal())) if kind is Kind.SEALED else value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.config.units import AfterFails
 from credferry.agent.reconcile.desired import Desired, Refused, are_of_one_key
+from credferry.agent.reconcile.limits import Room, room_of
 from credferry.agent.store.records import Outcome, Way
 from credferry.launcher.handoff import Channel
 
@@ -33,7 +34,7 @@ class Observed:
 
     ``evidence`` is root's record of what the unit's present invocation was started with. ``hint`` is the
     launcher's report of that start; another process could have forged it. ``pushed`` is what the agent has
-    noted of pushes to this invocation.
+    noted of pushes to this invocation. ``reported`` is the last start's report, if there is no ``hint``.
     """
 
     vm: VmConfig
@@ -45,6 +46,7 @@ class Observed:
     attempt: Attempt | None
     held: bool = False
     hint: Stamp | None = None
+    reported: Stamp | None = None
     pushed: Pushed | None = None
     approved: str = ""
     """The digest that an operator last approved."""
@@ -52,6 +54,12 @@ class Observed:
     """The operator's unit that is still to run after a restart."""
     ran: Manifest | None = None
     """The generation that it runs, where a push depends on what has changed since; else None."""
+
+    @property
+    def room(self) -> Room:
+        """The room that the VM's strings have at its next start, as far as is known."""
+        may_run = self.unit is None or not self.unit.is_stopped
+        return room_of(self.hint or self.reported, self.vm.delivery.channel, may_run=may_run)
 
     @property
     def is_in_doubt(self) -> bool:

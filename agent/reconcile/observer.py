@@ -209,6 +209,8 @@ class Observer:
             owed=self.store.owed(vm.name),
             pushed=self.starts.pushed(vm, unit) if unit is not None else None,
         )
+        if now.hint is None:
+            now = replace(now, reported=self.store.last_report(vm.name))
         return replace(now, ran=self.starts.ran(now)) if vm.live else now
 
     def _attempt(self, vm: VmConfig) -> Attempt | None:

@@ -180,11 +180,15 @@ class RecordFiles(RecordAccess):
 
     def reported(self, vm: str, invocation_id: str) -> Stamp | None:
         """The launcher's report of an invocation, as `note_report` wrote it; None where there is none."""
+        noted = self.last_report(vm)
+        return noted if noted is not None and noted.invocation_id == invocation_id else None
+
+    def last_report(self, vm: str) -> Stamp | None:
+        """The launcher's report of the last invocation that was noted; None where there is none."""
         try:
-            noted = Stamp.from_bytes(self._read(self.vm_directory(vm) / "reported.json"))
+            return Stamp.from_bytes(self._read(self.vm_directory(vm) / "reported.json"))
         except (OSError, HandoffError):
             return None
-        return noted if noted.invocation_id == invocation_id else None
 
     def note_report(self, vm: str, report: Stamp) -> None:
         """Write the first report of an invocation. A later report does not replace it, whoever makes it.

@@ -76,6 +76,8 @@ def _handed_over(load: Callable[[bytes], Manifest | Stamp], data: bytes) -> None
     read = json.loads(data)
     if isinstance(found, Manifest):
         read["delivery"].setdefault("initrd", False)  # manifests sealed before there was one have none
+    else:
+        read.setdefault("room", 0)  # likewise
     # As text, since True == 1 == 1.0.
     assert json.dumps(read, sort_keys=True) == json.dumps(json.loads(again), sort_keys=True), (
         "it was taken, though nobody would write it so"
@@ -311,7 +313,7 @@ _MANIFEST_WORDS: Final = tuple(
             "command",
         ),
         *("guest_systemd", "plaintext_in_argv", "allowed_names", "initrd", "name", "kind", "fingerprint"),
-        *("plain", "sealed", "text", "invocation_id", "other_oem_bytes"),
+        *("plain", "sealed", "text", "invocation_id", "other_oem_bytes", "room"),
     )
 )
 _SPEC_WORDS: Final = (

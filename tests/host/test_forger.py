@@ -127,6 +127,7 @@ def site(host: Host) -> Iterator[Site]:
         {"other_oem_bytes": OEM_TOTAL_MAX},
         {"other_oem_bytes": 2**70},
         {"other_oem_bytes": -1},
+        {"room": 1},
         {"invocation_id": "0" * 32},
         {"vm": "web"},
     ],

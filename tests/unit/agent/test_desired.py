@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from credferry.agent.config.model import VmConfig
 from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.reconcile.desired import (
-    API_STRINGS_MAX,
-    UNIT_TOTAL_MAX,
     Desired,
     Fingerprints,
     Refused,
     desired,
     guest_id,
-    over_limit,
 )
+from credferry.agent.reconcile.limits import API_STRINGS_MAX, UNIT_TOTAL_MAX, Room, over_limit, room_of
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source.published import Publication
 from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
-from credferry.launcher.handoff import INITRD_TOTAL_MAX, Channel, Kind, Secret
+from credferry.launcher.credentials import Credential, Delivered
+from credferry.launcher.errors import LaunchError
+from credferry.launcher.handoff import INITRD_TOTAL_MAX, LAUNCHED, Channel, Kind, Manifest, Secret, Stamp
+from credferry.launcher.plan import Plan, Request, make
 from tests.support.dictionary import LIKELY, guesses, matches
 
 KEY, OTHER_KEY = CredentialKey(bytes(4096)), CredentialKey(b"\1" * 4096)
@@ -200,8 +201,8 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
 @pytest.mark.parametrize("other", [0, 91])
 def test_the_limit_of_an_old_guest_is_exact(other: int) -> None:
     """4,091 bytes with all strings and their NULs pass; one more is refused, with both remedies."""
-    assert over_limit(*plain_of(4091 - other), other) is None
-    said = over_limit(*plain_of(4092 - other), other)
+    assert over_limit(*plain_of(4091 - other), Room(other)) is None
+    said = over_limit(*plain_of(4092 - other), Room(other))
     assert said is not None
     assert "exceed 4091 bytes" in said.message
     assert "guest_systemd = 257" in said.hint
@@ -211,8 +212,8 @@ def test_the_limit_without_a_launcher_is_that_of_a_unit() -> None:
     """No limit of OEM strings holds; systemd's limit of all credentials of a unit does."""
     config = vm(credentials={"a": CredentialConfig(secret="a")}, channel=Channel.DIRECTORY)
     most = UNIT_TOTAL_MAX - len("a")
-    assert over_limit(config, wanted(config, {"a": Secret(b"v" * most)}), 0) is None
-    said = over_limit(config, wanted(config, {"a": Secret(b"v" * (most + 1))}), 0)
+    assert over_limit(config, wanted(config, {"a": Secret(b"v" * most)}), Room()) is None
+    said = over_limit(config, wanted(config, {"a": Secret(b"v" * (most + 1))}), Room())
     assert said is not None
     assert "the most that systemd loads for one unit" in said.message
 
@@ -220,26 +221,95 @@ def test_the_limit_without_a_launcher_is_that_of_a_unit() -> None:
 def test_a_new_guest_is_not_told_to_be_new() -> None:
     """Where the configuration says 257, the larger limit holds, and that remedy is not offered."""
     command = {"guest_systemd": 257, "channel": Channel.COMMAND, "plaintext_in_argv": True}
-    assert over_limit(*plain_of(65_398, **command), 0) is None
-    said = over_limit(*plain_of(65_399, **command), 0)
+    assert over_limit(*plain_of(65_398, **command), Room()) is None
+    said = over_limit(*plain_of(65_399, **command), Room())
     assert said is not None
     assert "exceed 65398 bytes" in said.message
     assert "guest_systemd" not in said.hint
 
 
+UNREPORTED = room_of(None, Channel.API, may_run=True)
+REPORT = Stamp("web", 1, "a" * 64, "b" * 32, "c" * 32, Channel.API, 60, 20_000)
+
+
 def test_the_limit_of_the_api_is_exact() -> None:
     """48 KiB of strings pass over the API, one byte more does not; the largest credential is named."""
-    assert over_limit(*plain_of(API_STRINGS_MAX, guest_systemd=257), 0) is None
-    said = over_limit(*plain_of(API_STRINGS_MAX + 1, guest_systemd=257), 0)
+    assert over_limit(*plain_of(API_STRINGS_MAX, guest_systemd=257), UNREPORTED) is None
+    said = over_limit(*plain_of(API_STRINGS_MAX + 1, guest_systemd=257), UNREPORTED)
     assert said is not None
     assert f"exceed {API_STRINGS_MAX} bytes" in said.message
     assert said.message.startswith("Ax:")
+    assert "later than 53" in said.hint
+
+
+@pytest.mark.parametrize(
+    ("report", "channel", "may_run", "room"),
+    [
+        (REPORT, Channel.API, True, Room(60, 20_000, 2)),
+        (REPORT, Channel.API, False, Room(60, 20_000, 2)),
+        (REPORT.but(channel=Channel.COMMAND), Channel.COMMAND, True, Room(60, 20_000)),
+        (REPORT.but(channel=Channel.COMMAND), Channel.API, True, Room(60, API_STRINGS_MAX)),
+        (REPORT, Channel.COMMAND, True, Room(60)),
+        (REPORT.but(room=0), Channel.API, False, Room(60, API_STRINGS_MAX)),
+        (None, Channel.API, True, Room(0, API_STRINGS_MAX)),
+        (None, Channel.API, False, Room()),
+        (None, Channel.COMMAND, True, Room()),
+        (None, Channel.DIRECTORY, True, Room()),
+    ],
+)
+def test_the_room_is_what_the_launcher_has_reported(
+    report: Stamp | None, channel: Channel, may_run: bool, room: Room
+) -> None:
+    """Of the same channel; else what fits in any case, unless the VM has never run."""
+    assert room_of(report, channel, may_run=may_run) == room
+
+
+@pytest.mark.parametrize("major", [53, 54])
+@pytest.mark.parametrize("channel", LAUNCHED)
+@pytest.mark.parametrize("cmdline", [0, 9_000, 51_000])
+@pytest.mark.parametrize("platform", ["", "--platform uuid=u", "--platform oem_strings=[x]"])
+def test_agent_and_launcher_agree_on_what_fits(
+    major: int, channel: Channel, cmdline: int, platform: str
+) -> None:
+    """After a start with one value, or with none, the agent accepts just what the launcher would start."""
+    argv = ("--kernel", "/k", "--cmdline", "c" * cmdline, *platform.split())
+
+    def start(what: Desired) -> Plan:
+        credentials = tuple(Credential(e.name, e.kind, what.values[e.name]) for e in what.entries)
+        manifest = Manifest("web", 3, "a" * 64, "b" * 32, what.delivery, what.entries)
+        return make(Request("/bin/ch", argv, major, "x86_64"), Delivered(manifest, credentials))
+
+    settings: dict[str, Any] = {"guest_systemd": 257, "channel": channel, "plaintext_in_argv": True}
+    try:
+        before = start(plain_of(64, **settings)[1])
+    except LaunchError:
+        assert (major, channel, cmdline) == (53, Channel.API, 51_000)
+        return
+    report = REPORT.but(channel=channel, other_oem_bytes=before.other_oem_bytes, room=before.start.room)
+    room = room_of(report, channel, may_run=True)
+    most = min(65_398 - before.other_oem_bytes, before.start.room - room.per_string)
+    for size in (64, most - 1, most, most + 1, 51_000, 60_000):
+        config, what = plain_of(size, **settings)
+        try:
+            start(what)
+        except LaunchError:
+            assert over_limit(config, what, room) is not None
+        else:
+            assert over_limit(config, what, room) is None
+
+
+def test_more_strings_than_a_guest_can_count_are_refused() -> None:
+    """255 pass, as in the launcher."""
+    config = vm(credentials={f"T{at}": CredentialConfig(text="t") for at in range(256)}, guest_systemd=257)
+    said = over_limit(config, wanted(config, {}), Room())
+    assert said is not None
+    assert "at most 255" in said.message
 
 
 def test_the_largest_credential_is_named() -> None:
     """It is the one to make smaller, whatever its name."""
     config = vm()
-    said = over_limit(config, wanted(config, {"a": Secret(b"v" * 4000), "b": Secret(b"v")}), 0)
+    said = over_limit(config, wanted(config, {"a": Secret(b"v" * 4000), "b": Secret(b"v")}), Room())
     assert said is not None
     assert said.message.startswith("A:")
 
@@ -248,7 +318,7 @@ def test_the_largest_credential_is_named() -> None:
 def test_the_size_in_an_initrd_is_exact(value: bytes) -> None:
     """Sealed values in the initrd count by what they take there, and not as OEM strings."""
     config = vm(credentials={"A": CredentialConfig(secret="a")}, guest_key=True, initrd=True)
-    assert over_limit(config, wanted(config, {"a": Secret(value)}, guest=GUEST), 4091) is None
+    assert over_limit(config, wanted(config, {"a": Secret(value)}, guest=GUEST), Room(4091)) is None
 
 
 def test_the_limit_of_an_initrd_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +327,8 @@ def test_the_limit_of_an_initrd_is_exact(monkeypatch: pytest.MonkeyPatch) -> Non
     what = wanted(config, {"a": Secret(b"v")}, guest=GUEST)
     passing = []
     for size in range(300):
-        monkeypatch.setattr("credferry.agent.reconcile.desired.INITRD_TOTAL_MAX", size)
-        passing += [size] if over_limit(config, what, 0) is None else []
+        monkeypatch.setattr("credferry.agent.reconcile.limits.INITRD_TOTAL_MAX", size)
+        passing += [size] if over_limit(config, what, Room()) is None else []
     assert passing == list(range(sealed_size("A", b"v"), 300))
 
 
@@ -272,9 +342,9 @@ def test_the_limit_of_an_initrd() -> None:
     assert config.kind("A") is Kind.SEALED
     half = b"v" * (INITRD_TOTAL_MAX * 3 // 8 - 200)
     what = wanted(config, {"a": Secret(half), "b": Secret(half)}, guest=GUEST)
-    assert over_limit(config, what, 0) is None
+    assert over_limit(config, what, Room()) is None
     what = wanted(config, {"a": Secret(half + b"v" * 600), "b": Secret(half)}, guest=GUEST)
-    said = over_limit(config, what, 0)
+    said = over_limit(config, what, Room())
     assert said is not None
     assert f"exceed {INITRD_TOTAL_MAX} bytes" in said.message
 

@@ -44,7 +44,7 @@ MANIFEST = Manifest(
     ENTRIES,
     "e" * 64,
 )
-STAMP = Stamp("web", 7, "c" * 64, "d" * 32, "f" * 32, Channel.API, 12)
+STAMP = Stamp("web", 7, "c" * 64, "d" * 32, "f" * 32, Channel.API, 12, 34)
 MANIFEST_BYTES = (
     b'{"credentials":[{"digest":"%b","fingerprint":"0123456789abcdef","kind":"plain","name":"API_KEY"},'
     b'{"digest":"%b","fingerprint":"fedcba9876543210","kind":"sealed","name":"TOKEN"}],'
@@ -52,8 +52,8 @@ MANIFEST_BYTES = (
     b'"plaintext_in_argv":true},"digest":"%b","generation":7,"key":"%b","run":"%b","version":2,"vm":"web"}'
 ) % (b"a" * 64, b"b" * 64, b"c" * 64, b"e" * 64, b"d" * 32)
 STAMP_BYTES = (
-    b'{"channel":"api","digest":"%b","generation":7,"invocation_id":"%b","other_oem_bytes":12,"run":"%b",'
-    b'"version":1,"vm":"web"}'
+    b'{"channel":"api","digest":"%b","generation":7,"invocation_id":"%b","other_oem_bytes":12,"room":34,'
+    b'"run":"%b","version":1,"vm":"web"}'
 ) % (b"c" * 64, b"f" * 32, b"d" * 32)
 
 
@@ -153,6 +153,7 @@ WRONG_STAMPS = {
     "a generation too large": changed(STAMP_BYTES, generation=GENERATION_MAX + 1),
     "an invocation that is none": changed(STAMP_BYTES, invocation_id="f" * 31),
     "another version": changed(STAMP_BYTES, version=2),
+    "room below 0": changed(STAMP_BYTES, room=-1),
 }
 
 
@@ -310,3 +311,14 @@ def test_a_stamp_that_vanishes_while_it_is_written_is_the_error_it_is(
     monkeypatch.setattr("credferry.launcher.handoff.os.rename", vanish)
     with pytest.raises(OSError, match="Input/output error"):
         handoff.write_stamp(tmp_path, STAMP)
+
+
+def test_a_stamp_of_an_earlier_release_has_no_room() -> None:
+    """A VM that was started before an upgrade is still known to be launched."""
+    assert Stamp.from_bytes(changed(STAMP_BYTES, room=None)) == STAMP.but(room=0)
+
+
+def test_what_strings_take_on_their_way() -> None:
+    """Over the API two bytes more for each than in the guest."""
+    assert Channel.API.room_taken(100, 3) == 106
+    assert Channel.COMMAND.room_taken(100, 3) == 100
