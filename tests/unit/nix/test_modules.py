@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from credferry.agent.config.loading import parse
+from credferry.agent.config.model import Policy
 from credferry.agent.config.secrets import Format
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.launcher.handoff import Channel, Kind
@@ -713,6 +714,21 @@ def test_live_guest(nix: Nix) -> None:
     assert "credferry-receive@.service" in script
     other = nix.evaluate(sops())["guests"]["test-vm"]
     assert (other["sockets"], other["packages"]) == ({}, [])
+
+
+def test_policy_of_restarts(nix: Nix) -> None:
+    """Approval, pauses, and the operator's units around a restart are keys of `settings`, as in the file."""
+    config = config_of(
+        nix.evaluate(
+            sops(
+                "{ services.credferry.settings.rollout.pause_seconds = 5;"
+                f' {VM}.settings = {{ policy = "approve"; units.before = "drain@%i.service"; }}; }}'
+            )
+        )
+    )
+    vm = config.vm("test-vm")
+    assert config.rollout.pause_seconds == 5
+    assert (vm.policy, vm.units.before) == (Policy.APPROVE, "drain@%i.service")
 
 
 def test_a_guest_that_gets_its_key_from_the_host(nix: Nix) -> None:
