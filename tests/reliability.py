@@ -75,7 +75,7 @@ SOURCES: Final = {
         "States of that world that were checked, in all its histories together.",
     ),
     Number.CRASH_POINTS: Source(
-        *(_CRASH, "make test"),
+        *(_CRASH, "make nightly"),
         "Effects of one rotation (writes, renames, messages on the bus, journal records). The agent was "
         "killed right before each. After its next start it finished the rotation, with one restart.",
     ),

@@ -87,7 +87,8 @@ def check_settings(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         for line in (setting.line.format(vm=vm.name, store=chain.state),)
         if not setting.holds(unit, line)
     ]
-    if {"vm.credentials", "vm.evidence"} <= {setting.check for setting, _ in missing} and not any(
+    second = "vm.evidence" if vm.channel is Channel.DIRECTORY else "vm.runtime-directory"
+    if {"vm.credentials", second} <= {setting.check for setting, _ in missing} and not any(
         name == CREDENTIAL_PREFIX for name, _ in unit["LoadCredentialEncrypted"]
     ):
         yield _no_drop_in(chain.state, vm)

@@ -51,7 +51,7 @@ def seal_for(deployment: Deployment, vm: str, variant: Variant) -> bytes:
     return deployment.host.path(f"/var/lib/credferry/guest-keys/{vm}.secret").read_bytes()
 
 
-@pytest.mark.parametrize("channel", ["api", "command"])
+@pytest.mark.parametrize("channel", variants("api", "command"))
 def test_guests_get_what_is_published(deployment: Deployment, sops: SopsNix, channel: str) -> None:
     """Guests with systemd 252 and 257 get sealed values, texts and, over the API, plain values as well.
 

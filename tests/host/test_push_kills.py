@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 _PUSHES: Final = int(os.environ.get("CREDFERRY_PUSHES", "4"))
-_STRIDE: Final = 1 if "CREDFERRY_PUSHES" in os.environ else 20
+_STRIDE: Final = 1 if "CREDFERRY_PUSHES" in os.environ else 40
 _SEED: Final = int(os.environ.get("CREDFERRY_PUSHES_SEED", "1"))
 _VM: Final = 'live = true\n[vms.web.credentials]\nAPI_KEY = { secret = "api-key" }\n'
 

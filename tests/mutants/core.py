@@ -35,20 +35,35 @@ def _near(where: str, *names: str) -> tuple[str, ...]:
 
 
 MODULES: Final = {
-    "agent/reconcile/desired.py": _near(_AGENT, "desired", "reconcile"),
+    "agent/reconcile/desired.py": _near(_AGENT, "desired", "reconcile", "aging", "pairs", "sources"),
+    "agent/reconcile/limits.py": _near(_AGENT, "desired", "reconcile"),
+    "agent/rollout/pause.py": _near(_AGENT, "pause", "pace"),
+    "agent/rollout/around.py": _near(_AGENT, "around"),
     "agent/store/evidence.py": _near(_AGENT, "evidence"),
     "agent/sealing/keys.py": _near(_AGENT, "keys", "sealing"),
-    "agent/rollout/pacing.py": _near(_AGENT, "pace", "pushes", "push_attempts"),
-    "agent/reconcile/decision.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
-    "agent/reconcile/observed.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
+    "agent/rollout/pacing.py": _near(
+        _AGENT, "pace", "pushes", "push_attempts", "pause", "approval", "around"
+    ),
+    "agent/reconcile/decision.py": _near(
+        _AGENT, "reconcile", "pushes", "push_decisions", "approval", "around", "directory"
+    ),
+    "agent/reconcile/observed.py": _near(
+        _AGENT, "reconcile", "pushes", "push_decisions", "approval", "around", "directory"
+    ),
     "agent/reconcile/way.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
-    "agent/rollout/jobs.py": _near(_AGENT, "rollout", "verdict", "push_attempts"),
+    "agent/rollout/jobs.py": _near(_AGENT, "rollout", "verdict", "push_attempts", "directory"),
     "agent/rollout/push_jobs.py": _near(_AGENT, "pushes", "push_jobs", "push_attempts"),
     "agent/rollout/pusher.py": _near(_AGENT, "pushes", "push_attempts"),
-    "agent/rollout/restarter.py": _near(_AGENT, "rollout", "pushes", "push_attempts", "push_decisions"),
-    "agent/rollout/rollback.py": _near(_AGENT, "rollout", "pushes", "push_attempts", "push_decisions"),
-    "agent/rollout/rollout.py": _near(_AGENT, "rollout", "pushes", "push_attempts", "push_decisions"),
-    "agent/reconcile/sealer.py": _near(_AGENT, "sealer"),
+    "agent/rollout/restarter.py": _near(
+        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
+    ),
+    "agent/rollout/rollback.py": _near(
+        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
+    ),
+    "agent/rollout/rollout.py": _near(
+        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
+    ),
+    "agent/reconcile/sealer.py": _near(_AGENT, "sealer", "aging", "pairs"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
     "agent/store/files.py": _near(_STORE, "files"),
     "agent/store/generations.py": _near(_STORE, "generations", "errors", "locks", "retention"),

@@ -14,6 +14,7 @@ import pytest
 
 from credferry.agent.sealing.credential import seal
 from credferry.agent.sealing.keys import CredentialKey, create_key, read_key, read_machine_id
+from tests.support.nightly import variants
 from tests.support.receiver import (
     MANIFEST,
     RECEIPT,
@@ -38,7 +39,7 @@ DONE = f"done {RECEIPT}"
 BAD = 'grep -q bad "$SYSTEM/K" && echo failed >state\n'
 
 
-@pytest.fixture(params=SHELLS, ids=lambda shell: shell.rpartition("/")[2].rpartition(" ")[2])
+@pytest.fixture(params=variants(*SHELLS), ids=lambda shell: shell.rpartition("/")[2].rpartition(" ")[2])
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Guest:
     """A guest that was booted with generation 5, and two units that each load one of its credentials."""
     made = Guest(tmp_path / "guest", request.param)

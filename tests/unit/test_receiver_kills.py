@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.support.nightly import variants
 from tests.support.receiver import RECEIPT, SHELLS, Block, Guest, plain_push
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ def test_a_newer_push_after_a_kill_restarts_only_for_what_is_new(tmp_path: Path)
     assert [_loads(guest, name) for name in "KLM"] == [["new"], ["new"], ["newer"]]
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell.rpartition("/")[2].rpartition(" ")[2])
+@pytest.mark.parametrize(
+    "shell", variants(*SHELLS), ids=lambda shell: shell.rpartition("/")[2].rpartition(" ")[2]
+)
 def test_pushes_with_random_kills_lose_and_double_nothing(tmp_path: Path, shell: str) -> None:
     """Each push is killed at a random step, broken off, or left alone, and repeated until it is done.
 
