@@ -88,8 +88,8 @@ def test_a_rotated_value_reaches_the_unit_in_the_running_guest(
     """The unit that loads the value restarts with it; another unit, the guest and the VM go on as they are.
 
     A second push of the same generation touches nothing. If the guest reboots or powers off during a push
-    (shown at night), it boots with the newest value, once. The value is sealed for the guest all the way, and is nowhere on
-    the host but in its source.
+    (shown at night), it boots with the newest value, once. The value is sealed for the guest all the way,
+    and is nowhere on the host but in its source.
     """
     host, variant = deployment.host, Variant.BOOKWORM
     old, new = secrets.token_hex(24).encode(), secrets.token_hex(24).encode()
