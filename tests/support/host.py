@@ -45,14 +45,20 @@ def patience() -> float:
 def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> None:
     """Look every few milliseconds whether the predicate holds.
 
-    Raises `HostError` after so many seconds, on a machine that is not overloaded.
+    A predicate that runs a program takes a processor, which the awaited work needs. So each pause is twice
+    as long as the look before it. Raises `HostError` after so many seconds, on a machine that is not
+    overloaded.
     """
     seconds = deadline * patience()
     end = time.monotonic() + seconds
-    while not predicate():
-        if time.monotonic() > end:
+    while True:
+        began = time.monotonic()
+        if predicate():
+            return
+        now = time.monotonic()
+        if now > end:
             raise HostError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(1.0, max(POLL_SECONDS, 2 * (now - began))))
 
 
 class Host:
