@@ -63,7 +63,7 @@ class CredentialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     trim: bool = False
     """Removes one newline at the end of the value."""
     max_age_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] | None = None
-    """How old the value may become before this is told. Nothing else depends on it."""
+    """At this age of the value, the agent warns. It does nothing else."""
     text: str | None = None
     required: bool = True
     seal: bool | None = None

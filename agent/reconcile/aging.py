@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How old a VM's secrets are, and what an operator must know of their age and end. No text has a value."""
+"""How old a VM's secrets are, and warnings for the operator. No text holds a value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DAY: Final = 86_400
 SOON_SECONDS: Final = 3 * DAY
-"""How long before a secret's end it is told."""
+"""The agent warns this long before a secret ends."""
 
 
 def since(observed: Observed, store: Store) -> dict[str, float]:

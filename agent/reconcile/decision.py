@@ -5,7 +5,7 @@ The agent closes two gaps and nothing else: published ≠ sealed → seal a new 
 and the unit is active → push to its guest, or restart it. An event only triggers a check. If an event is
 lost, the next check still finds the change. An event without a change does no harm.
 
-One job: the decision about one VM. All states are told apart here, so that no two places can disagree.
+One job: the decision about one VM. One place distinguishes all states, so no two places can disagree.
 """
 
 from __future__ import annotations

@@ -75,6 +75,9 @@ def over_limit(vm: VmConfig, what: Desired, room: Room) -> Excess | None:
     """Which delivery limit a generation would exceed; None if it exceeds none."""
     kinds = {name: vm.kind(name) for name in what.values}
     delivered = {name: _as_delivered(name, kinds[name], value) for name, value in what.values.items()}
+    if vm.channel is Channel.DIRECTORY:
+        total = sum(len(name) + len(value.reveal()) for name, value in delivered.items())
+        return Excess(_TOO_MANY_FOR_A_UNIT) if total > UNIT_TOTAL_MAX else None
     if vm.live:
         is_sealed = bool(what.guest)
         kind, delivered[PUSH_MANIFEST] = push_manifest_at_most(vm.name, kinds, is_sealed=is_sealed)
@@ -84,9 +87,6 @@ def over_limit(vm: VmConfig, what: Desired, room: Room) -> Excess | None:
         for name, value in delivered.items()
         if what.delivery.is_oem(kinds[name])
     }
-    if vm.channel is Channel.DIRECTORY:
-        total = sum(len(name) + len(value.reveal()) for name, value in delivered.items())
-        return Excess(_TOO_MANY_FOR_A_UNIT) if total > UNIT_TOTAL_MAX else None
     in_initrd = sum(len(value.reveal()) for name, value in delivered.items() if name not in sizes)
     if in_initrd > INITRD_TOTAL_MAX:
         return Excess(

@@ -65,7 +65,7 @@ class Pause:
 
     @contextmanager
     def turn(self, vm: str) -> Iterator[None]:
-        """Record when the work on a VM begins and ends, whatever it waited for.
+        """Record when the work on a VM begins and when it ends. This claims nothing.
 
         A full disk does not stop the work: a VM that is down must come up. Others then fail to `claim`.
         """

@@ -183,7 +183,7 @@ def _require_same_machine(directory: Path, content: bytes, opened: int) -> None:
 
 @contextmanager
 def _own_directory(path: Path) -> Iterator[int]:
-    """A descriptor of a directory in which no other user can change anything, nor on its last two parts."""
+    """A descriptor of a directory. No other user can change it, or the last two parts of its path."""
     above = os.open(path.parent, _DIRECTORY)
     try:
         _require_own(above, path.parent)

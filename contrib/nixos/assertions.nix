@@ -234,7 +234,7 @@ in
           assertion = each.secret == null || !(lib.hasPrefix "/" each.secret);
           message = ''
             ${at name}.credentials.${credential}: ${toString each.secret} is not below services.credferry.settings.source.path, ${source}.
-            No other source has it either: not settings.sources, nor a directory of sops-nix, agenix or security.acme.
+            It is in no other source: settings.sources, sops-nix, agenix, security.acme.
             Name a file that is published there, or add settings.sources.NAME.path. (A clan var has no path before `clan vars generate`.)
           '';
         }

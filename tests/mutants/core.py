@@ -34,6 +34,8 @@ def _near(where: str, *names: str) -> tuple[str, ...]:
     return tuple(where.format(name) for name in names)
 
 
+_ROLLOUT: Final = _near(_AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause")
+_DECISION: Final = _near(_AGENT, "reconcile", "pushes", "push_decisions", "approval", "around", "directory")
 MODULES: Final = {
     "agent/reconcile/desired.py": _near(_AGENT, "desired", "reconcile", "aging", "pairs", "sources"),
     "agent/reconcile/limits.py": _near(_AGENT, "desired", "reconcile"),
@@ -44,25 +46,15 @@ MODULES: Final = {
     "agent/rollout/pacing.py": _near(
         _AGENT, "pace", "pushes", "push_attempts", "pause", "approval", "around"
     ),
-    "agent/reconcile/decision.py": _near(
-        _AGENT, "reconcile", "pushes", "push_decisions", "approval", "around", "directory"
-    ),
-    "agent/reconcile/observed.py": _near(
-        _AGENT, "reconcile", "pushes", "push_decisions", "approval", "around", "directory"
-    ),
+    "agent/reconcile/decision.py": _DECISION,
+    "agent/reconcile/observed.py": _DECISION,
     "agent/reconcile/way.py": _near(_AGENT, "reconcile", "pushes", "push_decisions"),
     "agent/rollout/jobs.py": _near(_AGENT, "rollout", "verdict", "push_attempts", "directory"),
     "agent/rollout/push_jobs.py": _near(_AGENT, "pushes", "push_jobs", "push_attempts"),
     "agent/rollout/pusher.py": _near(_AGENT, "pushes", "push_attempts"),
-    "agent/rollout/restarter.py": _near(
-        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
-    ),
-    "agent/rollout/rollback.py": _near(
-        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
-    ),
-    "agent/rollout/rollout.py": _near(
-        _AGENT, "rollout", "pushes", "push_attempts", "push_decisions", "around", "pause"
-    ),
+    "agent/rollout/restarter.py": _ROLLOUT,
+    "agent/rollout/rollback.py": _ROLLOUT,
+    "agent/rollout/rollout.py": _ROLLOUT,
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer", "aging", "pairs"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
     "agent/store/files.py": _near(_STORE, "files"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How old secrets are, when they end, and what is told of that."""
+"""How old secrets are, when they end, and the warnings about both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 
 
 def told(loop: Loop, days: float = 0.0) -> tuple[str, ...]:
-    """What is told of the VM's secrets so many days from now."""
+    """The warnings about the VM's secrets so many days from now."""
     session = loop.service._session
     (observed,) = session.observer.look(session.config.vms.values(), None).observed
     now = time.time() + days * DAY

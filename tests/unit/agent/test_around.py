@@ -96,7 +96,7 @@ def test_the_order(site: Site) -> None:
 
 
 def test_a_failure_before_puts_the_restart_off(site: Site) -> None:
-    """The VM keeps what it runs and is put back into service. It waits, which is told once."""
+    """The VM keeps what it runs and returns to service. It waits, and one record says so."""
     site.results["drain"] = "failed"
     site.loop.publish(k="2")
     with site.loop.running():
@@ -151,7 +151,7 @@ def test_a_failure_after_rolls_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("result", ["failed", "timeout"])
 def test_a_restart_that_fails(site: Site, result: str) -> None:
-    """The unit for failures runs, the VM is rolled back, and is put back into service on what it ran."""
+    """The unit for failures runs. The agent rolls the VM back, and the VM returns to service."""
     job = site.loop.units.job
 
     def fail_once(name: str) -> str:

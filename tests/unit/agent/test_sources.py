@@ -90,7 +90,7 @@ def test_a_lost_source_concerns_its_own_vms(loop: Loop) -> None:
     (lost,) = [message for event, message in loop.told() if event is Event.SOURCE_LOST]
     assert "source acme; the VMs that use it (a) keep the previous secrets" in lost
     assert "sources.acme.path" in lost
-    assert Event.REFUSED not in loop.events(), "it is told once, of the source"
+    assert Event.REFUSED not in loop.events(), "one record is about the source, and none about its VMs"
     (loop.top / "gone").rename(loop.top / "acme")
     loop.turn(lambda: len(loop.units.restarts) == 2)
     (back,) = [message for event, message in loop.told() if event is Event.SOURCE_BACK]
