@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor import probe, unit_files
 from credferry.agent.doctor.finding import hint, ok, problem
+from credferry.agent.doctor.startable import not_loaded
 from credferry.agent.reconcile.status import next_way
 from credferry.agent.store.records import Way
 from credferry.agent.systemd.units import PUSH_UNIT
@@ -27,18 +28,10 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         return
     name = PUSH_UNIT.format(vm=vm.name)
     unit, own = probe.unit(name), chain.unit(vm)
-    state = unit["LoadState"]
-    if state != "loaded":
-        yield problem(
-            "vm.push",
-            f"{name}: {state}",
-            vm=vm.name,
-            why=_WHY,
-            remedy="unmask it"
-            if state == "masked"
-            else "install credferry-push@.service, from contrib/systemd",
-            commands=unit_files.unmask(name) if state == "masked" else (),
-        )
+    install = "install credferry-push@.service, from contrib/systemd"
+    missing = not_loaded("vm.push", vm, name, unit, why=_WHY, install=install)
+    if missing is not None:
+        yield missing
         return
     if own["LoadState"] == "loaded" and unit["User"] != own.get("User", ""):
         yield problem(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from credferry.agent.doctor import drop_in, probe, unit_files
 from credferry.agent.doctor.finding import Finding, hint, ok, problem
+from credferry.agent.doctor.startable import not_loaded
 from credferry.agent.systemd.units import HEALTH_UNIT
 from credferry.launcher.handoff import CREDENTIAL_PREFIX, Channel
 
@@ -112,20 +113,15 @@ def check_health(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
     if not vm.health:
         return
     name = HEALTH_UNIT.format(vm=vm.name)
-    state = probe.unit(name)["LoadState"]
-    if state == "loaded":
-        yield ok("vm.health", f"{name} can be started", vm.name)
-        return
-    yield problem(
+    missing = not_loaded(
         "vm.health",
-        f"{name}: {state}",
-        vm=vm.name,
+        vm,
+        name,
+        probe.unit(name),
         why="the agent cannot run the health check, so it rolls back every restart of this VM",
-        remedy="unmask it"
-        if state == "masked"
-        else "install credferry-health@.service, from contrib/systemd",
-        commands=unit_files.unmask(name) if state == "masked" else (),
+        install="install credferry-health@.service, from contrib/systemd",
     )
+    yield missing or ok("vm.health", f"{name} can be started", vm.name)
 
 
 def _no_drop_in(store: Path, vm: VmConfig) -> Finding:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from credferry.agent.doctor import probe, unit_files
-from credferry.agent.doctor.finding import Finding, hint, ok, problem
+from credferry.agent.doctor import probe
+from credferry.agent.doctor.finding import Finding, hint, ok
+from credferry.agent.doctor.startable import not_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +27,16 @@ def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
 
 def _checked(vm: VmConfig, name: str) -> Finding:
     unit = probe.unit(name)
-    state = unit["LoadState"]
-    if state != "loaded":
-        return problem(
-            "vm.units",
-            f"{name}: {state}",
-            vm=vm.name,
-            why="the agent cannot start it: a restart is put off, or the VM stays out of service after it",
-            remedy="unmask it" if state == "masked" else f"install it, or correct `units` of VM {vm.name}",
-            commands=unit_files.unmask(name) if state == "masked" else (),
-        )
+    missing = not_loaded(
+        "vm.units",
+        vm,
+        name,
+        unit,
+        why="the agent cannot start it: a restart is put off, or the VM stays out of service after it",
+        install=f"install it, or correct `units` of VM {vm.name}",
+    )
+    if missing is not None:
+        return missing
     if unit.get("Type") != "oneshot":
         return hint(
             "vm.units",
