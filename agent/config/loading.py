@@ -12,6 +12,7 @@ import msgspec
 
 from credferry.agent.config.calendar import check_windows
 from credferry.agent.config.checks import check_order, check_sources, check_vm
+from credferry.agent.config.fleet import FleetConfig, check_fleet
 from credferry.agent.config.model import (
     INHERITED,
     MANUAL,
@@ -76,6 +77,7 @@ def parse(content: bytes, path: Path) -> Config:
     sources = _sources(table.pop("sources", {}), path)
     rollout = _convert(table.pop("rollout", {}), RolloutConfig, path, "rollout")
     metrics = _convert(table.pop("metrics", {}), MetricsConfig, path, "metrics")
+    fleet = _convert(table.pop("fleet"), FleetConfig, path, "fleet") if "fleet" in table else None
     config = _convert(table, Config, path, "")
     if not isinstance(vms, dict):
         raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
@@ -98,8 +100,16 @@ def parse(content: bytes, path: Path) -> Config:
                     hint="name a unit of your own, which belongs neither to credferry nor to a VM",
                 )
     check_order(checked, rollout.canaries, path)
+    check_fleet(fleet, checked.values(), path)
     return msgspec.structs.replace(
-        config, file=path, source=source, sources=sources, rollout=rollout, metrics=metrics, vms=checked
+        config,
+        file=path,
+        source=source,
+        sources=sources,
+        rollout=rollout,
+        fleet=fleet,
+        metrics=metrics,
+        vms=checked,
     )
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from credferry.agent.config.fleet import FleetConfig
 from credferry.agent.config.secrets import CredentialConfig, SourceConfig
 from credferry.agent.config.units import Units
-from credferry.agent.config.values import AbsolutePath, MachineId, PromPath, Seconds
+from credferry.agent.config.values import AbsolutePath, GroupName, MachineId, PromPath, Seconds
 from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
     Channel,
@@ -136,6 +137,8 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
     unit: str = ""
     after: tuple[str, ...] = ()
     """VMs that are to be restarted before this one, where they are as well."""
+    fleet_group: GroupName | None = None
+    """The group of the fleet that it belongs to; None for that of ``[fleet]``."""
     channel: Channel = Channel.API
     guest_systemd: Annotated[int, msgspec.Meta(ge=250, le=9999)] = 252
     guest_key: bool = False
@@ -192,6 +195,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sources: dict[str, SourceConfig] = {}
     """Further sources, by name."""
     rollout: RolloutConfig = RolloutConfig()
+    fleet: FleetConfig | None = None
     metrics: MetricsConfig = MetricsConfig()
     state_directory: AbsolutePath = "/var/lib/credferry"
     runtime_directory: AbsolutePath = "/run"

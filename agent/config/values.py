@@ -12,10 +12,16 @@ _MACHINE_ID = (
     r"^(?=.*[1-9a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{4}\1[0-9a-fA-F]{12}\Z"
 )
 _SERVICE = r"^[A-Za-z0-9:_.\\-]+(@([A-Za-z0-9:_.\\@-]|%i)+)?\.service\Z|^\Z"
+_CREDENTIAL_FILE = r"^/[^\0]*\Z|^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}\Z"
+_GROUP = r"^[A-Za-z0-9.-]{1,64}\Z"
+_HOST = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}\Z|^\Z"
 PATTERNS = {
     _SERVICE: "expected the name of a service, such as drain@%i.service",
     _PATH: "expected an absolute path",
     _PROM: "expected an absolute path of a file that ends in .prom",
+    _CREDENTIAL_FILE: "expected an absolute path, or the name of a credential of the agent's unit",
+    _GROUP: "expected a name of 1 to 64 characters of A-Z a-z 0-9 . -",
+    _HOST: "expected a name of 1 to 253 characters of A-Z a-z 0-9 _ . -",
     _MACHINE_ID: "expected 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
 }
 """What the patterns mean, for messages."""
@@ -25,3 +31,7 @@ PromPath = Annotated[str, msgspec.Meta(pattern=_PROM)]
 MachineId = Annotated[str, msgspec.Meta(pattern=_MACHINE_ID)]
 UnitTemplate = Annotated[str, msgspec.Meta(pattern=_SERVICE, max_length=255)]
 """The name of a service, in which ``%i`` is the VM's name; empty for none."""
+CredentialFile = Annotated[str, msgspec.Meta(pattern=_CREDENTIAL_FILE)]
+"""An absolute path, or a name in the directory of the agent's own credentials."""
+GroupName = Annotated[str, msgspec.Meta(pattern=_GROUP)]
+HostName = Annotated[str, msgspec.Meta(pattern=_HOST)]

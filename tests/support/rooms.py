@@ -89,6 +89,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
         "launcher.handoff",
         "launcher.errors",
     ),
+    "agent.fleet": ("agent.config", "agent.printable", "agent.errors"),
     "agent.reconcile": (
         "agent.systemd",
         "agent.audit",

@@ -17,6 +17,7 @@ ALLOWED = {
     "agent/doctor/key.py": "the host's key, in a directory of root's",
     "agent/doctor/probe.py": "never blocks, and reads nothing for a VM's user that it could not read",
     "agent/doctor/source.py": "a directory of the source (O_PATH)",
+    "agent/fleet/gateway.py": "etcd's password, in a file that root names: never blocks, regular files",
     "agent/store/files.py": "writes new files (O_EXCL), and opens directories to sync them",
     "agent/store/form.py": "makes a file in a directory that it has just made (O_NOFOLLOW, O_NONBLOCK)",
     "agent/audit/writer.py": "writes in place (O_NOFOLLOW, O_NONBLOCK)",

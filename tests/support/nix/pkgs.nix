@@ -62,15 +62,20 @@ let
     python3 = package "python3" "3.13.7" { interpreter = "/nix/store/python3/bin/python3"; };
     python3Packages = {
       buildPythonApplication = attributes: package attributes.pname attributes.version attributes;
+      buildPythonPackage = attributes: package attributes.pname attributes.version attributes;
+      fetchPypi = attributes: package attributes.pname attributes.version { };
     }
     // lib.genAttrs [
       "cryptography"
+      "futurist"
       "msgspec"
+      "pbr"
       "prometheus-client"
       "pydbus"
       "pygobject3"
       "python-dotenv"
       "pyyaml"
+      "requests"
       "rich"
       "setuptools"
       "structlog"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""A real etcd of one member on loopback, for tests of the fleet's engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from credferry.agent.fleet.etcd import Etcd
+from credferry.agent.fleet.gateway import Login, Member
+from credferry.agent.fleet.transport import Tls
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_START_SECONDS: Final = 60.0
+_SECONDS: Final = 20.0
+"""How long a test's engine waits for an answer: no test depends on a fast machine."""
+NO_TLS: Final = Tls()
+
+
+def binary() -> str:
+    """The path of etcd. Where there is none, the test is skipped, and fails in CI."""
+    found = shutil.which("etcd")
+    if found is None:
+        lacking = "no etcd (run tests/support/bootstrap unit)"
+        if os.environ.get("CI", "").lower() in {"1", "true", "yes"}:
+            pytest.fail(lacking, pytrace=False)
+        pytest.skip(lacking)
+    return found
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+class RealEtcd:
+    """One etcd process. Its data survive `kill` and `start`."""
+
+    def __init__(self, directory: Path, *options: str, scheme: str = "http") -> None:
+        self._directory, self._options, self.scheme = directory, options, scheme
+        self._ports = free_port(), free_port()
+        self._metrics = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The URL for clients."""
+        return f"{self.scheme}://127.0.0.1:{self._ports[0]}"
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        peer = f"http://127.0.0.1:{self._ports[1]}"
+        command = [binary(), "--name", "one", "--data-dir", str(self._directory / "data")]
+        command += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
+        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        command += ["--initial-cluster", f"one={peer}", "--logger", "zap", "--log-level", "error"]
+        command += ["--listen-metrics-urls", f"http://127.0.0.1:{self._metrics}"]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_healthy():
+            assert self._process.poll() is None, (self._directory / "log").read_text()
+            assert time.monotonic() < deadline, (self._directory / "log").read_text()
+            time.sleep(0.05)
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/health", timeout=5) as answer:
+                return b'"true"' in answer.read()
+        except OSError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, such as SIGSTOP: it then accepts connections and does not answer."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def member(
+        self, url: str = "", tls: Tls = NO_TLS, login: Login | None = None, seconds: float = _SECONDS
+    ) -> Member:
+        """The agent's client for it, or for a proxy before it."""
+        return Member(url or self.url, tls, login, seconds)
+
+    def engine(self, *urls: str) -> Etcd:
+        """An engine that asks it, or proxies before it."""
+        return Etcd([self.member(url) for url in urls or (self.url,)])
+
+    def put(self, key: str, value: bytes | str) -> None:
+        """Write a key, as somebody with etcdctl would."""
+        self.member()._client.put(key, value)
+
+    def delete(self, key: str) -> None:
+        """Remove a key."""
+        self.member()._client.delete(key)
+
+    def history(self, prefix: str) -> list[dict[bytes, bytes]]:
+        """What was below a prefix at each revision, from the first to the last."""
+        client = self.member()._client
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        answer: dict[str, Any] = client.post(client.get_url("/kv/range"), json={"key": "AA=="})
+        return [
+            {pair["key"]: value for value, pair in self._at(client, prefix, end, revision)}
+            for revision in range(1, int(answer["header"]["revision"]) + 1)
+        ]
+
+    @staticmethod
+    def _at(client: Any, prefix: str, end: str, revision: int) -> Sequence[tuple[bytes, Any]]:  # noqa: ANN401
+        found: Sequence[tuple[bytes, Any]] = client.get(
+            prefix, metadata=True, range_end=end, revision=revision
+        )
+        return found
