@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import VmConfig
 
+SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
+"""The certificates that the host trusts, on Debian and on NixOS."""
 _Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
 
@@ -32,7 +34,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     group: GroupName = "default"
     host: HostName = ""
     """The name of this host in the fleet; empty for its host name."""
-    ca: AbsolutePath | None = None
+    ca: AbsolutePath = SYSTEM_CA
     certificate: CredentialFile | None = None
     key: CredentialFile | None = None
     user: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None

@@ -26,7 +26,7 @@ def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
     from credferry.agent.fleet.transport import Tls, session  # noqa: PLC0415
 
     tls = Tls(
-        fleet.ca or "",
+        fleet.ca,
         *(str(_file(fleet, each, credentials) or "") for each in ("certificate", "key")),
     )
     if fleet.fleetlock is not None:

@@ -40,8 +40,7 @@ class EngineFault(Exception):  # noqa: N818 (a value that is carried by raising 
 class Tls:
     """Files for TLS: who signed the server's certificate, and the client's certificate with its key."""
 
-    ca: str = ""
-    """Empty for the certificates that the system trusts."""
+    ca: str
     certificate: str = ""
     key: str = ""
 
@@ -50,7 +49,7 @@ def session(tls: Tls, seconds: float) -> requests.Session:
     """A session that keeps its connections. A call ends after about ``seconds``, or raises `EngineFault`."""
     made = requests.Session()
     made.trust_env = False  # no proxy, no .netrc, no certificates from the environment
-    made.verify = tls.ca or True
+    made.verify = tls.ca  # without it, requests uses the certificates of certifi, not those of the host
     made.cert = (tls.certificate, tls.key) if tls.certificate else None
     made.headers.update({"Accept-Encoding": "identity", "User-Agent": "credferry"})
     for scheme in ("http://", "https://"):

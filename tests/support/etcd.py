@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _START_SECONDS: Final = 60.0
 _SECONDS: Final = 20.0
 """How long a test's engine waits for an answer: no test depends on a fast machine."""
-NO_TLS: Final = Tls()
+NO_TLS: Final = Tls("/nonexistent")
 
 
 def binary() -> str:

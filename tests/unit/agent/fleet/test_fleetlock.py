@@ -25,6 +25,7 @@ from credferry.agent.fleet.model import (
 )
 from credferry.agent.fleet.transport import Tls, session
 from tests.support.certificates import Authority
+from tests.support.etcd import NO_TLS
 from tests.support.rude_http import Request, Script, reply, serve
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Server:
             reply(handler, 200)
 
 
-def engine(script: Script, seconds: float = 20.0, tls: Tls = Tls()) -> FleetLock:  # noqa: B008 (frozen)
+def engine(script: Script, seconds: float = 20.0, tls: Tls = NO_TLS) -> FleetLock:
     """An engine that asks this server."""
     return FleetLock(script.url, session(tls, seconds))
 

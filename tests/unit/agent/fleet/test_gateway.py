@@ -131,6 +131,40 @@ def test_files_that_are_missing(guarded: Guarded, tmp_path: Path) -> None:
         assert str(tmp_path / name) in reason(found)
 
 
+def as_root(guarded: Guarded, path: str, **body: object) -> dict[str, Any]:
+    """Call etcd as an operator."""
+    member = guarded.engine("root", "root").members[0]
+    member.transaction({})  # which logs in
+    answer: dict[str, Any] = member._client.post(member._client.get_url(path), json=body)
+    return answer
+
+
+def test_an_etcd_without_space(guarded: Guarded) -> None:
+    """An etcd that takes no writes gives no slot, and the reason says why. It does take a slot back."""
+    engine = guarded.engine()
+    assert engine.acquire("full", ME, "r") == Granted(0)
+    alarm = {"memberID": as_root(guarded, "/maintenance/status")["header"]["member_id"], "alarm": "NOSPACE"}
+    as_root(guarded, "/maintenance/alarm", action="ACTIVATE", **alarm)
+    try:
+        assert engine.acquire("full", ME, "r") == Granted(0, again=True)
+        assert engine.release("full", ME) == Applied(1)
+        for found in (engine.acquire("full", ME, "r"), engine.halt("full", ME, "r", "x")):
+            assert "out of space" in reason(found)
+    finally:
+        as_root(guarded, "/maintenance/alarm", action="DEACTIVATE", **alarm)
+    assert isinstance(engine.acquire("full", ME, "r"), Granted)
+
+
+def test_a_compacted_etcd(guarded: Guarded) -> None:
+    """Nothing depends on old revisions: slots are kept and given back after a compaction."""
+    engine = guarded.engine()
+    assert engine.acquire("old", ME, "r") == Granted(0)
+    revision = as_root(guarded, "/kv/range", key="AA==")["header"]["revision"]
+    as_root(guarded, "/kv/compaction", revision=revision, physical=True)
+    assert engine.acquire("old", ME, "r") == Granted(0, again=True)
+    assert engine.release("old", ME) == Applied(1)
+
+
 def test_a_token_that_has_ended(guarded: Guarded) -> None:
     """After etcd's restart, which ends tokens, and after a change of users, the engine logs in again."""
     engine = guarded.engine()
@@ -138,9 +172,7 @@ def test_a_token_that_has_ended(guarded: Guarded) -> None:
     guarded.etcd.kill()
     guarded.etcd.start()
     assert engine.acquire("web", ME, "r") == Granted(0, again=True)
-    root = guarded.engine("root", "root").members[0]
-    root.transaction({})
-    root._client.post(root._client.get_url("/auth/user/add"), json={"name": "new", "password": "p"})
+    as_root(guarded, "/auth/user/add", name="new", password="p")
     assert engine.release("web", ME) == Applied(1)
 
 
