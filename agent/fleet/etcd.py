@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from credferry.agent.fleet import forms, keys, transactions
 from credferry.agent.fleet.deciding import Take, decide
 from credferry.agent.fleet.model import (
+    GROUPS_MAX,
     Applied,
     Full,
     Granted,
@@ -105,6 +106,10 @@ class Etcd:
         txn = transactions.set_limit(group, number)
         return self._ask(lambda member: Applied(int(self._transact(member, txn).succeeded)))
 
+    def groups(self) -> tuple[str, ...] | Unavailable:
+        """See `Engine`."""
+        return self._ask(self._groups)
+
     def state(self, group: str) -> Group | Unavailable:
         """See `Engine`."""
         keys.check_group(group)
@@ -144,6 +149,18 @@ class Etcd:
                 txn = transactions.remove_unreadable(name, pair.key, pair.mod_revision)
                 changed += self._transact(member, txn).succeeded
         return Applied(changed)
+
+    def _groups(self, member: Member) -> tuple[str, ...]:
+        """One request for each group: a group may have any number of keys."""
+        found: list[str] = []
+        start = keys.TOP.encode()
+        for _ in range(2 * GROUPS_MAX):  # keys of others are passed over, too
+            key = transactions.key_of(self._transact(member, transactions.first_key(start)), start)
+            if key is None or len(found) == GROUPS_MAX:
+                break
+            found += filter(None, [keys.group_of(key)])
+            start = keys.after(key)
+        return tuple(found)
 
     def _read(self, member: Member, name: str) -> Group:
         return transactions.group(name, self._transact(member, transactions.read(name)))

@@ -71,6 +71,12 @@ class FleetLock:
         """FleetLock's server has the limit in its own configuration."""
         return self._unsupported("set the limit", group)
 
+    def groups(self) -> Unsupported:
+        """FleetLock has no call for this."""
+        return Unsupported(
+            f"{self.url}: FleetLock cannot list groups", "do this with the server's own tools"
+        )
+
     def state(self, group: str) -> Unsupported:
         """FleetLock has no call for this."""
         return self._unsupported("show", group)

@@ -53,6 +53,19 @@ def slot_number(group: str, key: bytes) -> int | None:
     return int(rest)
 
 
+def group_of(key: bytes) -> str | None:
+    """The group to which a key belongs. None for a key that no group has."""
+    name, slash, _ = key.removeprefix(TOP.encode()).partition(b"/")
+    text = name.decode("ascii", "replace")
+    return text if key.startswith(TOP.encode()) and slash and GROUP.fullmatch(text) else None
+
+
+def after(key: bytes) -> bytes:
+    """Where the keys of the next group may begin."""
+    group = group_of(key)
+    return key + b"\0" if group is None else end(f"{TOP}{group}/").encode()
+
+
 def end(prefix: str) -> str:
     """The end of the range of all keys that begin with ``prefix``, which ends in an ASCII character."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -10,6 +10,8 @@ from typing import Final, Protocol, TypeAlias
 
 LIMIT_MAX: Final = 1000
 """The highest limit of a group, and the highest number of slots that are read."""
+GROUPS_MAX: Final = 256
+"""How many groups are listed."""
 _PURPOSE: Final = b"credferry fleet holder"
 
 
@@ -212,6 +214,10 @@ class Engine(Protocol):
 
     def limit(self, group: str, number: int) -> Changed:
         """Set how many VMs of the group may be down at a time: 1 to `LIMIT_MAX`."""
+        ...
+
+    def groups(self) -> tuple[str, ...] | Unavailable | Unsupported:
+        """The names of all groups of which anything is kept, in order; at most `GROUPS_MAX`."""
         ...
 
     def state(self, group: str) -> Group | Unavailable | Unsupported:

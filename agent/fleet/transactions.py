@@ -72,6 +72,12 @@ def read(group: str) -> Txn:
     return {"compare": [], "success": _reads(group), "failure": []}
 
 
+def first_key(start: bytes) -> Txn:
+    """Read the first of credferry's keys that does not come before ``start``."""
+    found = {"key": _b64(start), "range_end": _b64(keys.end(keys.TOP)), "limit": 1, "keys_only": True}
+    return {"compare": [], "success": [{"request_range": found}], "failure": []}
+
+
 def take(group: Group, number: int, content: bytes) -> Txn:
     """Take a slot if the group is as it was read; else read it again.
 
@@ -122,6 +128,14 @@ def remove_unreadable(group: str, key: bytes, revision: int) -> Txn:
     if not key.startswith(keys.slots(group).encode()):
         raise ValueError("not a key of a slot")
     return {"compare": [_is_at(key, revision)], "success": [_delete(key)], "failure": []}
+
+
+def key_of(found: TxnAnswer, start: bytes) -> bytes | None:
+    """The key in the answer to `first_key`; None if there is none. Raises `AnswerError`."""
+    pairs = [pair for part in found.responses if part.response_range for pair in part.response_range.kvs]
+    if len(found.responses) != 1 or len(pairs) > 1 or any(pair.key < start for pair in pairs):
+        raise AnswerError("an answer with other keys")
+    return pairs[0].key if pairs else None
 
 
 def slot_pairs(found: TxnAnswer) -> tuple[Pair, ...]:

@@ -46,7 +46,10 @@ class Tls:
 
 
 def session(tls: Tls, seconds: float) -> requests.Session:
-    """A session that keeps its connections. A call ends after about ``seconds``, or raises `EngineFault`."""
+    """A session that keeps its connections. A call that fails raises `EngineFault`.
+
+    ``seconds`` limits the connecting, each wait for a part of the answer's headers, and the whole body.
+    """
     made = requests.Session()
     made.trust_env = False  # no proxy, no .netrc, no certificates from the environment
     made.verify = tls.ca  # without it, requests uses the certificates of certifi, not those of the host

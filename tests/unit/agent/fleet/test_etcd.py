@@ -292,6 +292,41 @@ def test_many_hosts_at_once(etcd: RealEtcd, group: str) -> None:
     assert taken == 12 * rounds
 
 
+def test_a_bad_value_stops_after_the_limit(etcd: RealEtcd, group: str) -> None:
+    """Of twenty hosts that get a value which breaks a VM, only as many try it as the limit allows."""
+    assert etcd.engine().limit(group, 2) == Applied()
+    tried = []
+    for _ in range(3):  # each host asks again and again
+        for number in range(20):
+            engine = etcd.engine()
+            found = engine.acquire(group, host(number), "bad")
+            if isinstance(found, Granted) and not found.again:
+                tried.append(number)
+            if len(tried) == 2:  # both are down before the first says so
+                for failed in tried:
+                    engine.halt(group, host(failed), "bad", "no health")
+    assert tried == [0, 1]
+    assert max(held(etcd, group)) == 2
+
+
+def test_groups_are_listed(etcd: RealEtcd, group: str) -> None:
+    """Each group of which anything is kept is listed once, and keys of others are not."""
+    engine = etcd.engine()
+    others = f"{group}-a", f"{group}.b", f"{group}0"
+    for name in (group, *others):
+        assert isinstance(engine.acquire(name, host(1), "r"), Granted)
+        assert isinstance(engine.halt(name, host(1), "r", "x"), Applied)
+    etcd.put(keys.TOP + "stray", "x")
+    etcd.put(keys.TOP + "a_b/limit", "x")
+    etcd.put("/credferry/2/later/limit", "x")
+    found = engine.groups()
+    assert not isinstance(found, Unavailable)
+    assert len(found) == len(set(found))
+    assert {each for each in found if each.startswith(group)} == {group, *others}
+    assert "later" not in found
+    assert "stray" not in found
+
+
 def test_another_cluster_does_not_count(etcd: RealEtcd, group: str) -> None:
     """A member of another cluster knows nothing of the slots that are held: its answer is refused."""
     engine = etcd.engine()

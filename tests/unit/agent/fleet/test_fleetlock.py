@@ -209,6 +209,7 @@ def test_what_the_protocol_does_not_have() -> None:
             asked.halt("web", ME, "r", "x"),
             asked.resume("web"),
             asked.limit("web", 2),
+            asked.groups(),
             asked.state("web"),
             asked.free("web", OfHost("h1")),
             asked.free("web", Unreadable()),

@@ -60,6 +60,23 @@ def test_no_other_key_is_a_slots(rest: str) -> None:
     assert keys.slot_number("web", f"/credferry/1/web/slot/{rest}".encode()) is None
 
 
+@given(GROUPS, st.sampled_from(["limit", "halt", "slot/0", "slot/x", "host/h1"]))
+def test_the_group_is_read_from_a_key(group: str, rest: str) -> None:
+    """Each key of a group has its name, and the next group's keys come after all of them."""
+    key = f"{keys.TOP}{group}/{rest}".encode()
+    assert keys.group_of(key) == group
+    assert key < keys.after(key) < f"{keys.TOP}{group}z/".encode()
+
+
+@pytest.mark.parametrize(
+    "key", [b"", b"/credferry/1/", b"/credferry/1/web", b"/credferry/1/a_b/x", b"/x/web/a"]
+)
+def test_no_other_key_has_a_group(key: bytes) -> None:
+    """A key that credferry does not write has no group, and is passed over alone."""
+    assert keys.group_of(key) is None
+    assert keys.after(key) == key + b"\0"
+
+
 def test_known_slot() -> None:
     """A slot is written as this JSON, and read from it."""
     content = (
