@@ -3,7 +3,7 @@
 
 With authentication on, the gateway needs a token for a user and a password. It then refuses client
 certificates that have a CommonName, so that nobody takes the name for a user. A token ends when it was not
-used for five minutes, and when the member restarts.
+used for five minutes, and when the user's password changes.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def test_a_compacted_etcd(guarded: Guarded) -> None:
     assert engine.release("old", ME) == Applied(1)
 
 
-def test_a_token_that_has_ended(guarded: Guarded) -> None:
-    """After etcd's restart, which ends tokens, and after a change of users, the engine logs in again."""
+def test_etcd_that_restarts_and_other_users_that_change(guarded: Guarded) -> None:
+    """After etcd's restart, and after a change of its users, an engine that has logged in goes on."""
     engine = guarded.engine()
     assert engine.acquire("web", ME, "r") == Granted(0)
     guarded.etcd.kill()
@@ -177,13 +177,20 @@ def test_a_token_that_has_ended(guarded: Guarded) -> None:
 
 
 def test_a_password_that_rotates(guarded: Guarded, tmp_path: Path) -> None:
-    """The password's file is read at each login, so a new password needs no restart of the agent."""
+    """A new password ends the token. The engine then logs in again with what the file has."""
     file = tmp_path / "password"
-    file.write_text("wrong")
-    engine = Etcd([guarded.etcd.member(tls=guarded.tls, login=Login("agent", file))])
-    assert isinstance(engine.state("web"), Unavailable)
-    file.write_text(PASSWORD)
-    assert not isinstance(engine.state("web"), Unavailable)
+    file.write_text("first")
+    as_root(guarded, "/auth/user/add", name="rotating", password="first")
+    as_root(guarded, "/auth/user/grant", user="rotating", role="credferry")
+    engine = Etcd([guarded.etcd.member(tls=guarded.tls, login=Login("rotating", file))])
+    assert engine.acquire("web", ME, "r") == Granted(0)
+    as_root(guarded, "/auth/user/changepw", name="rotating", password="second")
+    assert "refuses the user or the password" in reason(engine.acquire("web", ME, "r"))
+    file.write_text("second\n")
+    assert engine.acquire("web", ME, "r") == Granted(0, again=True)
+    as_root(guarded, "/auth/user/changepw", name="rotating", password="third")
+    file.write_text("third")
+    assert engine.release("web", ME) == Applied(1)
 
 
 def ask(script: Script, login: Login | None = None, seconds: float = 20.0) -> object:
