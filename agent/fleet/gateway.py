@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One member of etcd, asked through its HTTP gateway by etcd3gw.
+"""One member of etcd, asked through its HTTP gateway.
 
 With authentication on, the gateway needs a token for a user and a password. It then refuses client
 certificates that have a CommonName, so that nobody takes the name for a user. A token ends when it was not
@@ -8,15 +8,13 @@ used for five minutes, and when the user's password changes.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from etcd3gw.client import Etcd3Client
-from etcd3gw.exceptions import Etcd3Exception
+import msgspec
 
 from credferry.agent.fleet import transactions
 from credferry.agent.fleet.transport import EngineFault, Tls, session
@@ -24,8 +22,13 @@ from credferry.agent.fleet.transport import EngineFault, Tls, session
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import requests
+
     from credferry.agent.fleet.transactions import Txn, TxnAnswer
 
+_PORT: Final = 2379
+_OK: Final = 200
+_NOT_JSON: Final = "not JSON"
 _TOKEN_MAX: Final = 4096
 _PASSWORD_MAX: Final = 4096
 _STALE: Final = ("invalid auth token", "revision of auth store is old", "user name is empty")
@@ -80,19 +83,11 @@ class Member:
     tls: Tls
     login: Login | None
     seconds: float
-    _client: Etcd3Client = field(init=False, repr=False)
+    _session: requests.Session = field(init=False, repr=False)
     _has_token: bool = False
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        self._client = Etcd3Client(
-            host=parts.hostname or "",
-            port=parts.port or 2379,
-            protocol=parts.scheme,
-            timeout=self.seconds,
-            api_path="/v3/",
-            session=session(self.tls, self.seconds),
-        )
+        self._session = session(self.tls, self.seconds)
 
     def transaction(self, txn: Txn) -> TxnAnswer:
         """Carry out a transaction. Raises `EngineFault`; the transaction may have had its effect then."""
@@ -115,11 +110,11 @@ class Member:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.session.close()
+        self._session.close()
 
     def _authenticate(self, login: Login) -> None:
         self._has_token = False
-        self._client.session.headers.pop("Authorization", None)
+        self._session.headers.pop("Authorization", None)
         body = {"name": login.user, "password": _password(login.password_file)}
         document, refusal = self._post("/auth/authenticate", body)
         if refusal:
@@ -127,29 +122,29 @@ class Member:
         token = document.get("token") if isinstance(document, dict) else None
         if not isinstance(token, str) or not 0 < len(token) <= _TOKEN_MAX or not _is_plain(token):
             raise EngineFault("it gives no token", "check that the URL is etcd's, and its version")
-        self._client.session.headers["Authorization"] = token
+        self._session.headers["Authorization"] = token
         self._has_token = True
 
     def _post(self, path: str, body: Txn) -> tuple[Any, str]:
         """The answer, and the text of a refusal: one of them is empty. Raises `EngineFault`."""
-        refusal = ""
+        response = self._session.post(f"{_base(self.url)}/v3{path}", json=body)
         try:
-            return self._client.post(self._client.get_url(path), json=body), ""
-        except Etcd3Exception as error:
-            refusal = _message(error)
-        except (ValueError, RecursionError):
-            refusal = "not JSON"
-        return None, refusal
+            document = msgspec.json.decode(response.content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # This one refusal is plain text.
+            is_known = response.status_code != _OK and _COMMON_NAME.encode() in response.content
+            return None, _COMMON_NAME if is_known else _NOT_JSON
+        return (document, "") if response.status_code == _OK else (None, _message(document))
 
 
-def _message(error: Etcd3Exception) -> str:
-    """What an error answer says: 3.4 has ``error``, and both have ``message``. One answer is plain text."""
-    if _COMMON_NAME in (error.detail_text or ""):
-        return _COMMON_NAME
-    try:
-        document = json.loads(error.detail_text or "")
-    except (ValueError, RecursionError):
-        return "not JSON"
+def _base(url: str) -> str:
+    """The URL with etcd's port, where it names none."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" + ("" if parts.port else f":{_PORT}")
+
+
+def _message(document: object) -> str:
+    """What an error answer says: 3.4 has ``error``, and both have ``message``."""
     found = document.get("message") or document.get("error") if isinstance(document, dict) else None
     return found if isinstance(found, str) and found else "no reason"
 
@@ -158,7 +153,7 @@ def _refused(message: str) -> EngineFault:
     for part, meaning in _KNOWN.items():
         if part in message:
             return EngineFault(*meaning)
-    if message == "not JSON":
+    if message == _NOT_JSON:
         return EngineFault(
             "it does not answer as etcd does", "check that the URL is etcd's, version 3.4 or later"
         )

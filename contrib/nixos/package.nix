@@ -9,27 +9,6 @@
   wrapGAppsNoGuiHook,
   launcher,
 }:
-let
-  # nixpkgs does not have it. The hash is that of the file on PyPI.
-  etcd3gw = python3Packages.buildPythonPackage rec {
-    pname = "etcd3gw";
-    version = "2.7.0";
-    format = "wheel";
-    src = python3Packages.fetchPypi {
-      inherit pname version format;
-      dist = "py3";
-      python = "py3";
-      hash = "sha256-tSnMt5tJUX0z4187i6EDUBhv0l8zxCFp7oKX9HMbd6c=";
-    };
-    dependencies = with python3Packages; [
-      futurist
-      pbr
-      requests
-    ];
-    pythonImportsCheck = [ "etcd3gw.client" ];
-    meta.license = lib.licenses.asl20;
-  };
-in
 python3Packages.buildPythonApplication {
   pname = "credferry";
   version = builtins.head (
@@ -61,17 +40,18 @@ python3Packages.buildPythonApplication {
 
   dependencies = with python3Packages; [
     cryptography
-    etcd3gw
     msgspec
     prometheus-client
     pydbus
     pygobject3
     python-dotenv
     pyyaml
+    requests
     rich
     structlog
     systemd-python
     typer
+    urllib3
     watchdog
   ];
 

@@ -17,12 +17,16 @@ RUNTIME = [
     each for name, path in MODULES.items() for each in rooms.imports(name, path, MODULES, types=False)
 ]
 IMPORTERS = {
-    "etcd3gw": {"credferry.agent.fleet.gateway"},
     "gi": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
     "prometheus_client": {"credferry.agent.daemon.metrics", "credferry.agent.daemon.secret_metrics"},
     "pydbus": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
-    "requests": {"credferry.agent.fleet.fleetlock", "credferry.agent.fleet.transport"},
+    "requests": {
+        "credferry.agent.fleet.fleetlock",
+        "credferry.agent.fleet.gateway",
+        "credferry.agent.fleet.transport",
+    },
     "systemd.journal": {"credferry.agent.audit.records"},
+    "urllib3": {"credferry.agent.fleet.transport"},
     "watchdog": {"credferry.agent.source.watch"},
 }
 """A foreign module, and the modules that import it: one, or those of one room."""

@@ -62,14 +62,10 @@ let
     python3 = package "python3" "3.13.7" { interpreter = "/nix/store/python3/bin/python3"; };
     python3Packages = {
       buildPythonApplication = attributes: package attributes.pname attributes.version attributes;
-      buildPythonPackage = attributes: package attributes.pname attributes.version attributes;
-      fetchPypi = attributes: package attributes.pname attributes.version { };
     }
     // lib.genAttrs [
       "cryptography"
-      "futurist"
       "msgspec"
-      "pbr"
       "prometheus-client"
       "pydbus"
       "pygobject3"
@@ -81,6 +77,7 @@ let
       "structlog"
       "systemd-python"
       "typer"
+      "urllib3"
       "watchdog"
     ] plain;
     cloud-hypervisor = package "cloud-hypervisor" "53.0" { };

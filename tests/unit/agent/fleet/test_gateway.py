@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import ssl
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from credferry.agent.fleet.gateway import Login, Member
 from credferry.agent.fleet.model import Applied, Granted, Holder, Unavailable
 from credferry.agent.fleet.transport import ANSWER_MAX, Tls
 from tests.support.certificates import Authority
-from tests.support.etcd import NO_TLS, RealEtcd
+from tests.support.etcd import NO_TLS, RealEtcd, call
 from tests.support.rude_http import Request, Script, reply, serve
 
 if TYPE_CHECKING:
@@ -56,20 +57,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     options += ["--client-cert-auth", "--trusted-ca-file", authority.ca]
     etcd = RealEtcd(directory, *options, scheme="https")
     tls = Tls(authority.ca, *authority.issue("client"))
-    client = etcd.member(tls=tls)._client
-
-    def call(path: str, **body: object) -> None:
-        client.post(client.get_url(path), json=body)
-
+    member = etcd.member(tls=tls)
     range_ = {"key": "L2NyZWRmZXJyeS8xLw==", "range_end": "L2NyZWRmZXJyeS8xMA=="}  # /credferry/1/
-    call("/auth/role/add", name="root")
-    call("/auth/role/add", name="credferry")
-    call("/auth/role/grant", name="credferry", perm={"permType": "READWRITE", **range_})
+    call(member, "/auth/role/add", name="root")
+    call(member, "/auth/role/add", name="credferry")
+    call(member, "/auth/role/grant", name="credferry", perm={"permType": "READWRITE", **range_})
     for user, password, role in (("root", "root", "root"), ("agent", PASSWORD, "credferry")):
-        call("/auth/user/add", name=user, password=password)
-        call("/auth/user/grant", user=user, role=role)
-    call("/auth/user/add", name="stranger", password=PASSWORD)
-    call("/auth/enable")
+        call(member, "/auth/user/add", name=user, password=password)
+        call(member, "/auth/user/grant", user=user, role=role)
+    call(member, "/auth/user/add", name="stranger", password=PASSWORD)
+    call(member, "/auth/enable")
     yield Guarded(etcd, authority, tls, directory)
     etcd.kill()
 
@@ -135,8 +132,7 @@ def as_root(guarded: Guarded, path: str, **body: object) -> dict[str, Any]:
     """Call etcd as an operator."""
     member = guarded.engine("root", "root").members[0]
     member.transaction({})  # which logs in
-    answer: dict[str, Any] = member._client.post(member._client.get_url(path), json=body)
-    return answer
+    return call(member, path, **body)
 
 
 def test_an_etcd_without_space(guarded: Guarded) -> None:
@@ -272,13 +268,52 @@ def drip(handler: BaseHTTPRequestHandler, script: Script) -> None:
         handler.wfile.write(b" ")
 
 
-@pytest.mark.parametrize(("what", "said"), [(hang, "no answer within 0.3 s"), (drip, "does not end")])
+def drip_headers(handler: BaseHTTPRequestHandler, script: Script) -> None:
+    """Send a header without an end."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while not script.over.wait(0.02):
+        handler.wfile.write(b"x")
+
+
+def drip_chunks(handler: BaseHTTPRequestHandler, script: Script) -> None:
+    """Send the length of a chunk without an end."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    while not script.over.wait(0.02):
+        handler.wfile.write(b"0")
+
+
+@pytest.mark.parametrize("what", [hang, drip, drip_headers, drip_chunks])
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_answers_that_take_too_long(
-    what: Callable[[BaseHTTPRequestHandler, Script], None], said: str
+    what: Callable[[BaseHTTPRequestHandler, Script], None], scheme: str, tmp_path: Path
 ) -> None:
-    """A server that hangs, and one that answers a byte at a time, cost a call its deadline."""
+    """A server that hangs, or sends headers or a body a byte at a time, costs a call its deadline."""
     script = Script(lambda handler, _: what(handler, script))
-    assert said in reason(ask(script, seconds=0.3))
+    tls, context = NO_TLS, None
+    if scheme == "https":
+        authority = Authority.make(tmp_path / "ca")
+        tls, context = Tls(authority.ca), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*authority.issue("server"))
+    with serve(script, context):
+        found = Etcd([Member(script.url, tls, None, 0.3)]).acquire("web", ME, "r")
+    assert "no answer within 0.3 s" in reason(found)
+
+
+def test_an_answer_that_ends_with_its_connection() -> None:
+    """An answer without a length that is cut off at the deadline is none, though it would be a whole one."""
+
+    def stay(handler: BaseHTTPRequestHandler, _: Request) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(json.dumps({"header": HEADER, "succeeded": True}).encode())
+        handler.wfile.flush()
+        script.over.wait()
+        handler.close_connection = True
+
+    script = Script(stay)
+    assert "no answer within 0.3 s" in reason(ask(script, seconds=0.3))
 
 
 def test_answers_that_are_too_large() -> None:
@@ -332,7 +367,6 @@ def test_the_environment_has_no_part(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-        monkeypatch.setenv("ETCD3GW_API_PATH", "/elsewhere/")
         script = answers(200, b"{}")
         assert isinstance(ask(script), Unavailable)
         assert proxy.requests == []

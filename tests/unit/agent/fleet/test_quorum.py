@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.fleet.etcd import Etcd
 from credferry.agent.fleet.model import Granted, Holder, Unavailable
-from tests.support.etcd import RealEtcd, free_port
+from tests.support.etcd import RealEtcd, call, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +19,8 @@ def test_a_member_without_a_quorum(tmp_path: Path) -> None:
     try:
         me, other = Holder("h1", "web", "1" * 32), Holder("h2", "web", "2" * 32)
         assert etcd.engine().acquire("web", me, "r") == Granted(0)
-        client = etcd.member()._client
         absent = f"http://127.0.0.1:{free_port()}"
-        client.post(client.get_url("/cluster/member/add"), json={"peerURLs": [absent]})
+        call(etcd.member(), "/cluster/member/add", peerURLs=[absent])
         engine = Etcd([etcd.member(seconds=0.5)])
         for found in (
             engine.acquire("web", other, "r"),
