@@ -132,6 +132,12 @@ class BusError(CredferryError):
     status = ExitStatus.UNAVAILABLE
 
 
+class FleetError(CredferryError):
+    """What keeps the fleet's slots does not answer as it should, or has no such call."""
+
+    status = ExitStatus.UNAVAILABLE
+
+
 def place(error: BaseException) -> str:
     """The type and place of an unexpected error. Its text is left out: it may quote a secret."""
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The operator's command: one file a verb, and the documents that --json prints.
 
-May import: `agent.doctor`, `agent.daemon`, `agent.control`, `agent.rollout`, `agent.reconcile`,
-`agent.systemd`, `agent.audit`, `agent.store`, `agent.config`, `agent.sealing`,
+May import: `agent.doctor`, `agent.daemon`, `agent.control`, `agent.rollout`, `agent.fleet`,
+`agent.reconcile`, `agent.systemd`, `agent.audit`, `agent.store`, `agent.config`, `agent.sealing`,
 `agent.untrusted`, `agent.printable`, `agent.hardening`, `agent.errors`, `agent`, `launcher.handoff`.
 Never: a decision. A verb asks the agent or systemd, or reads, and prints.
 """

@@ -24,6 +24,7 @@ VERBS = {
     "release": "hold",
     "retry": "hold",
     "approve": "approve",
+    "fleet": "fleet",
     "guest-key": "guest_key",
     "polkit-rule": "polkit_rule",
     "health": "health",

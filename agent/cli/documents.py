@@ -299,6 +299,59 @@ class ShowRow(Document, frozen=True):
     rotations: Annotated[list[RotationRow], msgspec.Meta(description="The last ones, the latest first.")]
 
 
+class FleetSlotRow(Document, frozen=True):
+    """A slot that a VM holds, on any host."""
+
+    slot: Annotated[int | None, msgspec.Meta(description="Its number; null for a key that is no slot's.")]
+    host: Annotated[
+        str | None, msgspec.Meta(description="The host's name in the fleet; null if unreadable.")
+    ]
+    vm: Annotated[str | None, msgspec.Meta(description="The VM's name there; null if unreadable.")]
+    change: Annotated[str, msgspec.Meta(description="The run of the change on that host.")]
+    since: Annotated[
+        str | None, msgspec.Meta(description="RFC 3339 in UTC, by the clock of that host; null if unknown.")
+    ]
+
+
+class FleetHaltRow(Document, frozen=True):
+    """Why nothing in a group is restarted."""
+
+    host: Annotated[str | None, msgspec.Meta(description="The host that halted it; null if unreadable.")]
+    vm: Annotated[str | None, msgspec.Meta(description="The VM that failed; null for an operator's halt.")]
+    why: str
+    change: Annotated[str, msgspec.Meta(description="The run of the change on that host.")]
+    since: Annotated[
+        str | None, msgspec.Meta(description="RFC 3339 in UTC, by the clock of that host; null if unknown.")
+    ]
+
+
+class FleetHostRow(Document, frozen=True):
+    """A host whose agent has reported lately. It is for display: no decision depends on it."""
+
+    host: Annotated[str, msgspec.Meta(description="The host's name in the fleet.")]
+    version: Annotated[str, msgspec.Meta(description="The release of its agent.")]
+    vms: Annotated[dict[str, int], msgspec.Meta(description="How many VMs of the group are in which state.")]
+    since: Annotated[
+        str | None,
+        msgspec.Meta(description="When this last changed, RFC 3339 in UTC, by the clock of that host."),
+    ]
+
+
+class FleetGroupRow(Document, frozen=True):
+    """A group of the fleet."""
+
+    group: str
+    limit: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="How many VMs of it may be down for a change at a time; null if it cannot be read."
+        ),
+    ]
+    held: list[FleetSlotRow]
+    halt: Annotated[FleetHaltRow | None, msgspec.Meta(description="Null unless the group is halted.")]
+    hosts: list[FleetHostRow]
+
+
 DOCUMENTS: dict[str, type[Document]] = {
     "status": StatusRow,
     "show": ShowRow,
@@ -309,6 +362,7 @@ DOCUMENTS: dict[str, type[Document]] = {
     "audit": RotationRow,
     "audit --records": RecordRow,
     "audit --periods": PeriodRow,
+    "fleet status": FleetGroupRow,
 }
 """What verbs print a list of; ``release`` and ``retry`` print what ``sync`` does, ``rollback`` what
 ``restart`` does."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from credferry.agent import hardening
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption
+from credferry.agent.cli.owner import as_owner_of
 from credferry.agent.cli.terminal import say
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
@@ -53,7 +51,7 @@ def register(app: typer.Typer) -> None:
                 f"{output}: exists already", hint="remove it first: credferry does not overwrite a key"
             )
         try:
-            with _as_owner_of(Path(loaded.state_directory)):
+            with as_owner_of(Path(loaded.state_directory)):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 create_key(path, machine_id=machine_id)
         except FileExistsError:
@@ -84,7 +82,7 @@ def register(app: typer.Typer) -> None:
         store = open_store_untouched(loaded)
         manifest = store.current(table.name)
         sealed = None if manifest is None else (manifest, store.values(table.name))
-        with _as_owner_of(Path(loaded.state_directory)):
+        with as_owner_of(Path(loaded.state_directory)):
             guest_keys.rotate(loaded, table, machine_id, sealed)
         say(f"{guest_key_path(loaded, table.name)}: replaced by a new key")
         from credferry.agent.cli.sync import sync_now  # noqa: PLC0415 (not needed when a VM starts)
@@ -104,7 +102,7 @@ def register(app: typer.Typer) -> None:
         table = loaded.vm(vm)
         machine_id = _machine_id(table)
         manifest, values = guest_keys.starting(Path(directory))
-        with _as_owner_of(Path(loaded.state_directory)):
+        with as_owner_of(Path(loaded.state_directory)):
             key = guest_keys.key_that_opens(loaded, table, manifest, values)
         guest_keys.give(loaded, table, key, machine_id)
 
@@ -116,33 +114,6 @@ def _machine_id(vm: VmConfig) -> str:
             hint=f"set guest_machine_id in [vms.{vm.name}]; or move the key away, and make a new one",
         )
     return vm.guest_machine_id
-
-
-@contextmanager
-def _as_owner_of(directory: Path) -> Iterator[None]:
-    """Within this context, root makes files as the owner of a directory, and can do no more than that owner.
-
-    The agent without root could not read a key of root's. A chown afterwards would be unsafe: the agent's
-    user can put links there. Without root, or without the directory, nothing changes.
-    """
-    try:
-        status = directory.stat()
-    except OSError:
-        yield  # the agent's unit gives the directory to the agent's user
-        return
-    user, group = os.geteuid(), os.getegid()
-    if user != 0 or status.st_uid == 0:
-        yield
-        return
-    try:
-        os.setegid(status.st_gid)
-        os.seteuid(status.st_uid)
-        hardening.hide()  # with fs.suid_dumpable set, the change undid it (kernel/cred.c, commit_creds)
-        yield
-    finally:
-        os.seteuid(user)
-        os.setegid(group)
-        hardening.hide()
 
 
 def _copy(path: Path, output: Path) -> None:

@@ -20,6 +20,7 @@ from credferry.agent.fleet import transactions
 from credferry.agent.fleet.transport import EngineFault, Tls, session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import requests
@@ -91,15 +92,7 @@ class Member:
 
     def transaction(self, txn: Txn) -> TxnAnswer:
         """Carry out a transaction. Raises `EngineFault`; the transaction may have had its effect then."""
-        if self.login is not None and not self._has_token:
-            self._authenticate(self.login)
-        document, refusal = self._post("/kv/txn", txn)
-        if self.login is not None and any(each in refusal for each in _STALE):
-            # etcd has refused it before any effect.
-            self._authenticate(self.login)
-            document, refusal = self._post("/kv/txn", txn)
-        if refusal:
-            raise _refused(refusal)
+        document = self.call("/kv/txn", txn)
         try:
             return transactions.answer(document)
         except transactions.AnswerError:
@@ -107,6 +100,19 @@ class Member:
         raise EngineFault(
             "it does not answer as etcd does", "check that the URL is etcd's, version 3.4 or later"
         )
+
+    def call(self, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 (whatever JSON is)
+        """Call the gateway, logged in if there is a login. Raises `EngineFault` as `transaction` does."""
+        if self.login is not None and not self._has_token:
+            self._authenticate(self.login)
+        document, refusal = self._post(path, body)
+        if self.login is not None and any(each in refusal for each in _STALE):
+            # etcd has refused it before any effect.
+            self._authenticate(self.login)
+            document, refusal = self._post(path, body)
+        if refusal:
+            raise _refused(refusal)
+        return document
 
     def close(self) -> None:
         """Close the connections."""
@@ -125,7 +131,7 @@ class Member:
         self._session.headers["Authorization"] = token
         self._has_token = True
 
-    def _post(self, path: str, body: Txn) -> tuple[Any, str]:
+    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[Any, str]:
         """The answer, and the text of a refusal: one of them is empty. Raises `EngineFault`."""
         response = self._session.post(f"{_base(self.url)}/v3{path}", json=body)
         try:

@@ -37,6 +37,18 @@ def slots(group: str) -> str:
     return f"{TOP}{check_group(group)}/slot/"
 
 
+def hosts(group: str) -> str:
+    """What the keys of all hosts of a group begin with."""
+    return f"{TOP}{check_group(group)}/host/"
+
+
+def host_key(group: str, host: str) -> str:
+    """The key of a host. Raises ValueError for a name that no host has."""
+    if not HOST.fullmatch(host):
+        raise ValueError("not the name of a host")
+    return f"{hosts(group)}{host}"
+
+
 def slot_key(group: str, number: int) -> str:
     """The key of a slot. Raises ValueError for a number that no slot has."""
     if not 0 <= number < LIMIT_MAX:

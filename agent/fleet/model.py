@@ -6,7 +6,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LIMIT_MAX: Final = 1000
 """The highest limit of a group, and the highest number of slots that are read."""
@@ -118,6 +121,18 @@ class Group:
     def slots(self) -> tuple[Slot, ...]:
         """The slots that can be read."""
         return tuple(each for each in self.held if isinstance(each, Slot))
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A host whose agent has reported lately. It is for display: no decision depends on it."""
+
+    host: str
+    version: str
+    vms: Mapping[str, int]
+    """How many of its VMs in the group are in which state."""
+    since: float
+    """When it reported a change last, in seconds since 1970 by its own clock."""
 
 
 @dataclass(frozen=True, slots=True)

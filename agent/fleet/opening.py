@@ -13,7 +13,9 @@ from credferry.agent.fleet.model import Holder, machine_of
 
 if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.gateway import Member
     from credferry.agent.fleet.model import Engine
+    from credferry.agent.fleet.transport import Tls
 
 
 def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
@@ -22,23 +24,38 @@ def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
     ``credentials`` is the directory of the agent's own credentials, if its unit has any. Raises
     `ConfigurationError` where a file is named that would be in it.
     """
-    # These load requests: 16 MiB that other hosts save.
-    from credferry.agent.fleet.transport import Tls, session  # noqa: PLC0415
+    if fleet.fleetlock is not None:
+        # These load requests: 16 MiB that other hosts save.
+        from credferry.agent.fleet.fleetlock import FleetLock  # noqa: PLC0415
+        from credferry.agent.fleet.transport import session  # noqa: PLC0415
 
-    tls = Tls(
+        return FleetLock(fleet.fleetlock, session(tls_of(fleet, credentials), fleet.timeout_seconds))
+    from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415
+
+    return Etcd(open_members(fleet, credentials))
+
+
+def open_members(fleet: FleetConfig, credentials: Path | None) -> list[Member]:
+    """The members of etcd, each with connections of its own; none for a FleetLock server.
+
+    Raises as `open_engine` does.
+    """
+    from credferry.agent.fleet.gateway import Login, Member  # noqa: PLC0415 (see above)
+
+    tls = tls_of(fleet, credentials)
+    password = _file(fleet, "password_file", credentials)
+    login = Login(fleet.user, password) if fleet.user is not None and password is not None else None
+    return [Member(url, tls, login, fleet.timeout_seconds) for url in fleet.endpoints]
+
+
+def tls_of(fleet: FleetConfig, credentials: Path | None) -> Tls:
+    """The files for TLS. Raises as `open_engine` does."""
+    from credferry.agent.fleet.transport import Tls  # noqa: PLC0415 (see above)
+
+    return Tls(
         fleet.ca,
         *(str(_file(fleet, each, credentials) or "") for each in ("certificate", "key")),
     )
-    if fleet.fleetlock is not None:
-        from credferry.agent.fleet.fleetlock import FleetLock  # noqa: PLC0415
-
-        return FleetLock(fleet.fleetlock, session(tls, fleet.timeout_seconds))
-    from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415
-    from credferry.agent.fleet.gateway import Login, Member  # noqa: PLC0415
-
-    password = _file(fleet, "password_file", credentials)
-    login = Login(fleet.user, password) if fleet.user is not None and password is not None else None
-    return Etcd([Member(url, tls, login, fleet.timeout_seconds) for url in fleet.endpoints])
 
 
 def holder(fleet: FleetConfig, vm: str, machine_id: str) -> Holder:

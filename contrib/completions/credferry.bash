@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' approve'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' approve'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' fleet'|' fleet status'|' fleet limit'|' fleet halt'|' fleet resume'|' fleet release'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -143,6 +143,39 @@ _credferry() {
     ' rollback:--reason')
         :
         return ;;
+    ' fleet status:--config'|' fleet status:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet limit:--config'|' fleet limit:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet limit:--reason')
+        :
+        return ;;
+    ' fleet halt:--config'|' fleet halt:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet halt:--reason')
+        :
+        return ;;
+    ' fleet resume:--config'|' fleet resume:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet resume:--reason')
+        :
+        return ;;
+    ' fleet release:--config'|' fleet release:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet release:--group')
+        :
+        return ;;
+    ' fleet release:--vm')
+        mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        return ;;
+    ' fleet release:--reason')
+        :
+        return ;;
     ' guest-key create:--machine-id')
         :
         return ;;
@@ -161,7 +194,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--version --help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry approve polkit-rule health rotate restart rollback guest-key' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'agent reload sync plan status show check doctor audit hold release retry approve polkit-rule health rotate restart rollback fleet guest-key' -- "$current")
         fi ;;
     ' agent')
         if [[ $current == -* ]]; then
@@ -270,6 +303,42 @@ _credferry() {
             mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
+        fi ;;
+    ' fleet')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--help -h' -- "$current")
+        else
+            mapfile -t COMPREPLY < <(compgen -W 'status limit halt resume release' -- "$current")
+        fi ;;
+    ' fleet status')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --utc --json --watch -w --help -h' -- "$current")
+        else
+            :
+        fi ;;
+    ' fleet limit')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --new --reason --help -h' -- "$current")
+        else
+            :
+        fi ;;
+    ' fleet halt')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --new --reason --help -h' -- "$current")
+        else
+            :
+        fi ;;
+    ' fleet resume')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --help -h' -- "$current")
+        else
+            :
+        fi ;;
+    ' fleet release')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --group --vm --unreadable --force --reason --help -h' -- "$current")
+        else
+            :
         fi ;;
     ' guest-key')
         if [[ $current == -* ]]; then

@@ -35,6 +35,7 @@ FIELDS = {
     "CREDFERRY_CALLER_UID": ("agent", "the user who gave the order, as the bus or the kernel reports it"),
     "CREDFERRY_CALLER": ("agent", "that user's name on this host"),
     "CREDFERRY_REASON": ("agent", "the reason that the user gave"),
+    "CREDFERRY_FLEET_GROUP": ("agent", "the group of the fleet that an order is about"),
     "OBJECT_SYSTEMD_UNIT": (
         "agent",
         "the VM's unit, so that `journalctl -u` shows the record",

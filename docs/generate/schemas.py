@@ -11,6 +11,7 @@ from credferry.agent.cli.documents import DOCUMENTS, schema
 def schemas() -> dict[str, str]:
     """The content of each schema's file, by its path below the project's directory."""
     return {
-        f"docs/schema/{verb.replace(' --', '-')}.json": json.dumps(schema(verb), indent=2) + "\n"
+        f"docs/schema/{verb.replace(' --', '-').replace(' ', '-')}.json": json.dumps(schema(verb), indent=2)
+        + "\n"
         for verb in DOCUMENTS
     }

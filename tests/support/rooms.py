@@ -25,6 +25,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
         "agent.daemon",
         "agent.control",
         "agent.rollout",
+        "agent.fleet",
         "agent.reconcile",
         "agent.systemd",
         "agent.audit",

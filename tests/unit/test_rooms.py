@@ -37,7 +37,7 @@ def test_the_way_of_one_secret_names_functions_that_are_there() -> None:
 def test_the_picture_leaves_out_only_arrows_that_a_longer_way_replaces() -> None:
     """What a room reaches in the picture is what it reaches in the table, and each drawn arrow is needed."""
     drawn = main_arrows()
-    assert len(drawn) < 30
+    assert len(drawn) <= 30
 
     def reached(name: str, arrows: list[tuple[str, str]]) -> set[str]:
         found: set[str] = set()
