@@ -39,6 +39,8 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key: CredentialFile | None = None
     user: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     password_file: CredentialFile | None = None
+    stale_seconds: Annotated[float, msgspec.Meta(ge=0, le=2_592_000)] = 0.0
+    """After how long a VM that waits takes away a slot that nobody has given back; 0 for never."""
     timeout_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 5.0
     """How long one request may take."""
 

@@ -119,7 +119,7 @@ class AgentObject:
         """What a look would do now: for each VM its state, the steps, and reasons why there are no more."""
         return _served(
             lambda: [
-                (each.vm.name, each.state.value, steps(each), list(each.reasons))
+                (each.vm.name, each.state.value, steps(each), list(each.shown))
                 for each in self._orders.plan().decisions
             ]
         )

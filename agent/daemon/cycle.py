@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from systemd import daemon
 
 from credferry.agent.audit.events import Event
+from credferry.agent.daemon.fleet import report
 from credferry.agent.daemon.reporter import Reporter
 from credferry.agent.errors import CredferryError, describe
 from credferry.agent.reconcile.decision import State
@@ -102,10 +103,11 @@ class Cycle:
             # A VM that the agent's own restart left down is rolled back even without a source.
             look = session.observer.look_at(published, vms, manager)
             self._restarts.ask(look)
+            owed = self._settle_with_fleet(look)
             self._metrics.looked(look, session.store, with_source=False)
             self._show(look)
             failure = next(iter(lost.values()))
-            return replace(before, delay=self._resync(), failure=failure, is_settled=True)
+            return replace(before, delay=min(self._resync(), owed), failure=failure, is_settled=True)
         unsettled = self._settling.left(published, now)
         changed = [vm for vm in self._changes.since_last(vms, published) if not seconds_left(vm, unsettled)]
         if changed and manager is not None and not before.owes_look:
@@ -114,6 +116,7 @@ class Cycle:
         look = session.observer.look_at(published, vms, manager)
         self._tell_back(published, now)
         look, sealed = self._act_on(look, unsettled)
+        owed = self._settle_with_fleet(look)
         self._metrics.looked(look, session.store, with_source=True)
         self._show(look)
         self._reporter.report(each for each in look.decisions if not each.vm.secrets.keys() & lost.keys())
@@ -122,10 +125,17 @@ class Cycle:
         daemon.notify(f"STATUS={_summary(look)}")
         is_settled = not any(_SETTLES in decision.reasons for decision in look.decisions)
         is_unsteady = any(decision.look_again for decision in look.decisions)
-        waits = [decision.wait_seconds for decision in look.decisions if decision.wait_seconds]
+        waits = [decision.wait_seconds for decision in look.decisions if decision.wait_seconds] + [owed]
         if is_unsteady or self._connection.present is None:
             return Turn(min([LOOK_AGAIN_SECONDS, *waits]), is_settled=is_settled, is_unsteady=is_unsteady)
         return Turn(min([self._resync(), *waits]), is_settled=is_settled)
+
+    def _settle_with_fleet(self, look: Look) -> float:
+        """Give back what no VM needs. Returns the seconds until the next call. Raises `StoreError`."""
+        slots = self._session.pacer.slots
+        owed = slots.settle(look)
+        report(slots.view(), self._conditions, self._monotonic())
+        return owed
 
     def _tell_lost(self, published: Publication, now: float) -> None:
         """Record each source that cannot be read, once. Raises `StoreError`."""

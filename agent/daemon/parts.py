@@ -3,22 +3,35 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.journald import Sender
 from credferry.agent.rollout.clock import Clock
+from credferry.agent.rollout.engine_thread import EngineThread
 from credferry.agent.rollout.workers import Dispatcher
 from credferry.agent.source.watch import Watch
 from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.model import Engine
+    from credferry.agent.rollout.fleet import Submits
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd. Its argument is called when a unit's job ends or when the connection is lost."""
+
+
+def _engine(fleet: FleetConfig) -> Engine:
+    """The engine that the configuration names. Loads its library. Raises `ConfigurationError`."""
+    from credferry.agent.fleet.opening import open_engine  # noqa: PLC0415 (a host without a fleet saves it)
+
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return open_engine(fleet, Path(directory) if directory else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +45,5 @@ class Parts:
     stop: Callable[[], threading.Event] = threading.Event
     """Makes the event that ends waiting early once it is set."""
     clock: Clock = field(default_factory=Clock)
+    engine: Callable[[FleetConfig], Engine] = _engine
+    engine_thread: Callable[[], Submits] = EngineThread

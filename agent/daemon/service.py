@@ -3,6 +3,8 @@
 
 The loop never waits for a VM. A turn looks at all VMs. After a change in the source, one turn first acts on
 the change, and the next turn looks at all VMs. Each turn ends with a message to systemd's watchdog.
+
+One job: the turns of the loop, and what they work with.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.audit.writer import KEY_CHANGE, Audit
 from credferry.agent.config import loading as configuration
 from credferry.agent.daemon.cycle import JITTER, Cycle, Turn
+from credferry.agent.daemon.fleet import Fleet
 from credferry.agent.daemon.hints import Hints
 from credferry.agent.daemon.host_key import HostKey
 from credferry.agent.daemon.parts import Connect, Parts
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from credferry.agent.config.model import Config
+    from credferry.agent.daemon.fleet import Opened
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.store.generations import Store
 
@@ -78,6 +82,7 @@ class Service:
         self._sender = self._parts.sender()
         self._audit_keys: dict[str, CredentialKey] = {}
         self._host_key = HostKey()
+        self._fleet = Fleet(self._parts, self._hints.put)
         config = configuration.load(path)
         ended = partial(self._hints.put, "rollout")
         self._restarts = RestartPool(
@@ -85,7 +90,7 @@ class Service:
         )
         identity = rekey.identity(Path(config.host_key))  # before the key is read or made
         store = open_store(config)
-        self._use(config, store, self._audit_of(config, store))
+        self._use(config, store, self._audit_of(config, store), self._fleet.open(config))
         self._host_key.use(identity)
 
     def run(self) -> None:
@@ -128,8 +133,9 @@ class Service:
         # One sender for the whole run: a reload must not lose the records that it could not send yet.
         return Audit(store, self._sender, listeners, partial(present_key, config), self._audit_keys)
 
-    def _use(self, config: Config, store: Store, audit: Audit) -> None:
-        pacer = RestartPolicyGate(config, store, self._parts.clock)
+    def _use(self, config: Config, store: Store, audit: Audit, opened: Opened | None) -> None:
+        slots = self._fleet.slots(config, store, opened)
+        pacer = RestartPolicyGate(config, store, self._parts.clock, slots)
         session = Session.of(config, store, audit, pacer, stop=self._stop, monotonic=self._monotonic)
         self._session = session
         self._restarts.use(config, store, session.rollout)
@@ -154,7 +160,7 @@ class Service:
         `KeyFileError` and `StoreError`; in that case nothing has changed.
         """
         identity = rekey.identity(Path(config.host_key))  # before the key is read: a later key differs
-        store = open_store(config)
+        store, opened = open_store(config), self._fleet.open(config)
         audit = self._audit_of(config, store)
         # Also VMs that only one of the two configurations has: they may come back.
         is_other_key = self._host_key.renew([config, self._session.config], self._session.store, store)
@@ -164,7 +170,7 @@ class Service:
             audit.record(Event.CONFIGURATION, news)
         if news or is_other_key:
             self._watch.stop()
-            self._use(config, store, audit)
+            self._use(config, store, audit, opened)
             self._watch.start()
         self._host_key.use(identity)
 

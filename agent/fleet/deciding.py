@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from credferry.agent.fleet.model import LIMIT_MAX, BadLimit, Full, Granted, Halted, Unavailable
+from credferry.agent.fleet.model import LIMIT_MAX, BadLimit, Full, Halted, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from credferry.agent.fleet.model import Acquired, Group, Holder
+    from credferry.agent.fleet.model import Group, Holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,17 @@ class Take:
     number: int
 
 
-def decide(group: Group, holder: Holder, pick: Callable[[Sequence[int]], int]) -> Acquired | Take:
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The VM has this slot: write it anew, if the group is still the same."""
+
+    number: int
+    revision: int
+
+
+def decide(
+    group: Group, holder: Holder, pick: Callable[[Sequence[int]], int]
+) -> Full | Halted | Unavailable | Take | Keep:
     """What a VM that asks for a slot gets. ``pick`` chooses one of the free slots.
 
     A VM that has a slot keeps it, unless another VM has halted the group since. A VM that has halted the
@@ -38,7 +48,7 @@ def decide(group: Group, holder: Holder, pick: Callable[[Sequence[int]], int]) -
     if group.halt is not None and (mine is None or group.halt.holder != holder):
         return Halted(group.halt)
     if mine is not None:
-        return Granted(mine.number, again=True)
+        return Keep(mine.number, mine.revision)
     if isinstance(group.limit, BadLimit):
         return Unavailable(
             f"the limit of group {group.name} is not a number from 1 to {LIMIT_MAX}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from credferry.agent.fleet import forms, keys, transactions
-from credferry.agent.fleet.deciding import Take, decide
+from credferry.agent.fleet.deciding import Keep, Take, decide
 from credferry.agent.fleet.model import (
     GROUPS_MAX,
     Applied,
@@ -101,6 +101,11 @@ class Etcd:
             )
         return self._ask(lambda member: self._remove_unreadable(member, group))
 
+    def expire(self, group: str, slot: Slot) -> Applied | Unavailable:
+        """See `Engine`."""
+        txn = transactions.give_back(group, slot.number, slot.revision)
+        return self._ask(lambda member: Applied(int(self._transact(member, txn).succeeded)))
+
     def limit(self, group: str, number: int) -> Applied | Unavailable:
         """See `Engine`."""
         txn = transactions.set_limit(group, number)
@@ -124,11 +129,16 @@ class Etcd:
         group = self._read(member, name)
         for _ in range(_TRIES):
             decision = decide(group, holder, self.pick)
-            if not isinstance(decision, Take):
-                return decision
-            found = self._transact(member, transactions.take(group, decision.number, content))
+            match decision:
+                case Take(number):
+                    txn = transactions.take(group, number, content)
+                case Keep(number, revision):
+                    txn = transactions.keep(group, number, revision, content)
+                case refused:
+                    return refused
+            found = self._transact(member, txn)
             if found.succeeded:
-                return Granted(decision.number)
+                return Granted(number, again=isinstance(decision, Keep))
             group = transactions.group(name, found)
         return Full(group.held, getattr(group.limit, "number", None), "many hosts ask at the same time")
 

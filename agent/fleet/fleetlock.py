@@ -21,7 +21,7 @@ from credferry.agent.printable import printable
 if TYPE_CHECKING:
     import requests
 
-    from credferry.agent.fleet.model import Acquired, Holder, Unreadable
+    from credferry.agent.fleet.model import Acquired, Holder, Slot, Unreadable
 
 _TAKE: Final = "/v1/pre-reboot"
 _GIVE_BACK: Final = "/v1/steady-state"
@@ -66,6 +66,10 @@ class FleetLock:
         if isinstance(what, OfHost) and what.vm:
             return self._release(group, what.host, what.vm)
         return self._unsupported("free all slots of a host", group)
+
+    def expire(self, group: str, slot: Slot) -> Unsupported:  # noqa: ARG002 (as the protocol says)
+        """FleetLock does not say who holds slots."""
+        return self._unsupported("free a slot by its number", group)
 
     def limit(self, group: str, number: int) -> Unsupported:  # noqa: ARG002
         """FleetLock's server has the limit in its own configuration."""

@@ -227,6 +227,10 @@ class Engine(Protocol):
         """Take slots away from others, as an operator orders for a host that is dead."""
         ...
 
+    def expire(self, group: str, slot: Slot) -> Changed:
+        """Take away this slot of another host, if it was not taken again or written anew since."""
+        ...
+
     def limit(self, group: str, number: int) -> Changed:
         """Set how many VMs of the group may be down at a time: 1 to `LIMIT_MAX`."""
         ...

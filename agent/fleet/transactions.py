@@ -96,6 +96,20 @@ def take(group: Group, number: int, content: bytes) -> Txn:
     return {"compare": compare, "success": [_put(slot, content)], "failure": _reads(group.name)}
 
 
+def keep(group: Group, number: int, revision: int, content: bytes) -> Txn:
+    """Write a slot anew that the VM has, if slot and halt are as they were read; else read the group again.
+
+    The slot then has another revision: a release of it that was sent earlier, and arrives late, fails.
+    """
+    halt = keys.halt_key(group.name)
+    compare = [
+        _is_at(keys.slot_key(group.name, number), revision),
+        _is_absent(halt) if group.halt is None else _is_at(halt, group.halt.revision),
+    ]
+    put = _put(keys.slot_key(group.name, number), content)
+    return {"compare": compare, "success": [put], "failure": _reads(group.name)}
+
+
 def give_back(group: str, number: int, revision: int) -> Txn:
     """Remove a slot if it is still the one that was taken in this revision."""
     key = keys.slot_key(group, number)

@@ -90,6 +90,10 @@ class Decision:
     look_again: bool = False
     wait_seconds: float = 0.0
     """Seconds after which the agent checks again whether a waiting restart or push may begin."""
+    awaits_slot: bool = False
+    """Whether its restart or push waits for nothing but a slot of its fleet. Only the pacing sets this."""
+    detail: str = ""
+    """More about ``reasons`` that may change while the VM waits: it is shown, and not recorded."""
     unready: bool = False
     """Whether the agent withholds a restart, push or rollback because PID 1 would open nothing for it."""
 
@@ -102,6 +106,11 @@ class Decision:
     def push(self) -> bool:
         """Whether the agent pushes to the VM's guest now."""
         return self.way is Way.PUSH
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The reasons and the detail, for people."""
+        return (*self.reasons, self.detail) if self.detail else self.reasons
 
     @property
     def needs_work(self) -> bool:

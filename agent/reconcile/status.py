@@ -70,7 +70,7 @@ def standing(observed: Observed, decision: Decision, store: Store) -> VmStatus:
         unit=observed.vm.unit,
         unit_state=f"{unit.active} ({unit.sub})" if unit is not None else "unknown",
         state=decision.state,
-        reasons=(*decision.reasons, *warned),
+        reasons=(*decision.shown, *warned),
         since=int(_since(observed, decision, store) or 0),
         sealed=sealed.generation if sealed is not None else 0,
         running=runs.generation if runs is not None else 0,

@@ -46,15 +46,23 @@ class Operator:
 
 
 def record(
-    audit: Audit, order: Order, vm: VmConfig, operator: Operator, manifest: Manifest | None = None
+    audit: Audit,
+    order: Order,
+    vm: VmConfig,
+    operator: Operator,
+    manifest: Manifest | None = None,
+    *,
+    with_slot: bool = True,
 ) -> str:
     """Write an order to the audit, and return the run for all records that follow from it.
 
-    ``manifest`` is the generation that the order is about, if it is about one. Raises `StoreError`.
+    ``manifest`` is the generation that the order is about, if it is about one. ``with_slot`` is False for an
+    order that does not ask the fleet. Raises `StoreError`.
     """
     run, name = new_run(), operator.name
     who = f"{name} (user {operator.uid})" if name else f"user {operator.uid}"
     about = f" of generation {manifest.generation}, run {manifest.run}," if manifest is not None else ""
+    about += "" if with_slot else " without a slot of the fleet"
     message = f"{vm.name}: {order.value}{about} ordered by {who}"
     fields = {
         "CREDFERRY_ORDER": order.value,
@@ -62,6 +70,8 @@ def record(
         "CREDFERRY_CALLER_UID": str(operator.uid),
         "CREDFERRY_REASON": operator.reason,
     }
+    if not with_slot:
+        fields["CREDFERRY_WITHOUT_SLOT"] = "1"
     audit.record(
         Event.ORDERED,
         f"{message}: {operator.reason}" if operator.reason else message,

@@ -54,6 +54,8 @@ class PendingOrder:
     order: Order
     moment: float
     run: str
+    with_slot: bool = True
+    """Whether it needs a slot of the VM's fleet, where there is a fleet."""
 
 
 def _no_manager() -> None:
@@ -137,10 +139,13 @@ class Orders:
         with self._planning:  # one check at a time, for any number of callers
             return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
 
-    def give(self, name: str, order: Order, operator: Operator, change: str = "") -> str:
+    def give(
+        self, name: str, order: Order, operator: Operator, change: str = "", *, with_slot: bool = True
+    ) -> str:
         """Record an order, carry it out or queue it, and return its run.
 
-        ``change`` is the run that an approval is of; empty for whatever is sealed.
+        ``change`` is the run that an approval is of; empty for whatever is sealed. Without ``with_slot``, a
+        restart, push or rollback does not ask the fleet.
 
         Raises `OrderError`, `ConfigurationError`, `BusError`, `StoreError`: the order is then not given.
         """
@@ -148,7 +153,7 @@ class Orders:
         vm = session.config.vm(name)
         match order:
             case Order.ROTATE | Order.RESTART | Order.ROLL_BACK:
-                run = self._restart_soon(session, vm, order, operator)
+                run = self._restart_soon(session, vm, order, operator, with_slot=with_slot)
             case Order.HOLD | Order.RELEASE:
                 run = hold(session.store, session.audit, vm, operator, held=order is Order.HOLD)
                 if order is Order.RELEASE and is_halted(session.store, vm):
@@ -161,7 +166,9 @@ class Orders:
         self._hint("order")
         return run
 
-    def _restart_soon(self, session: Session, vm: VmConfig, order: Order, operator: Operator) -> str:
+    def _restart_soon(
+        self, session: Session, vm: VmConfig, order: Order, operator: Operator, *, with_slot: bool
+    ) -> str:
         manager = self._manager()
         if manager is not None:
             observed = session.observer.look_or_refuse([vm], manager).observed[0]
@@ -173,8 +180,8 @@ class Orders:
                     f"{vm.name}: an earlier order is still being carried out",
                     hint="try again when that is done",
                 )
-            run = record(session.audit, order, vm, operator)
-            given = PendingOrder(order, self._monotonic(), run)
+            run = record(session.audit, order, vm, operator, with_slot=with_slot)
+            given = PendingOrder(order, self._monotonic(), run, with_slot)
             with self._changed:
                 is_gone = vm.name not in self.config.vms  # a reload has just removed it
                 if not is_gone:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a due restart or push may begin: order, canaries, windows, rates, pauses, NixOS switches.
+"""When a due restart or push may begin: order, canaries, windows, rates, pauses, switches, fleet slots.
 
 Each check computes this anew. So a clock jump, a configuration change or a restart of the agent costs at
 most one more wait. Windows use the wall clock, rates the time since boot, all else the monotonic clock.
@@ -26,6 +26,7 @@ from credferry.agent.rollout import nixos
 from credferry.agent.rollout.around import Around
 from credferry.agent.rollout.clock import Clock
 from credferry.agent.rollout.pause import Pause
+from credferry.agent.rollout.slots import NoSlots
 from credferry.agent.store.records import Outcome, Way
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look
+    from credferry.agent.rollout.slots import Slots
     from credferry.agent.store.generations import Store
 
 
@@ -80,6 +82,7 @@ class RestartPolicyGate:
     config: Config
     store: Store
     clock: Clock = field(default_factory=Clock)
+    slots: Slots = field(default_factory=NoSlots)
     is_single_look: bool = False
     """Whether earlier publications are unknown. The gate then ignores quiet periods."""
     _quiet: dict[str, _Quiet] = field(default_factory=dict)
@@ -109,8 +112,19 @@ class RestartPolicyGate:
                 )
             if paced.way is not None and is_up and put_off is not None:
                 wait = Wait(*put_off)
+            if paced.way is not None and is_up and wait is None:  # last: a host holds no slot while it waits
+                paced = self._slot(paced)
             decisions.append(paced if wait is None else _waiting(paced, wait))
         return replace(look, decisions=tuple(decisions))
+
+    def _slot(self, mine: Decision) -> Decision:
+        """The same, or a wait for a slot of the fleet."""
+        found = self.slots.left(mine.vm)
+        if found is None:
+            return mine
+        state = mine.state if found.is_turn else State.WAITING
+        waiting = _waiting(mine, Wait(found.reason, found.seconds, state))
+        return replace(waiting, awaits_slot=True, detail=found.detail)
 
     def _falls_quiet(self, decision: Decision, observed: Observed) -> Wait | None:
         vm, now = decision.vm, self.clock.monotonic()

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from credferry.launcher.handoff import Manifest
 
 
+def failure(attempt: Attempt) -> str:
+    """What other hosts are told of a failure: never what a unit said."""
+    return f"its {attempt.way.value} for run {attempt.run[:12]} failed"
+
+
 def record(  # noqa: PLR0917 (all that one record holds)
     audit: Audit,
     event: Event,

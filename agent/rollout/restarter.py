@@ -19,7 +19,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
 from credferry.agent.rollout.jobs import run_job
-from credferry.agent.rollout.recording import record
+from credferry.agent.rollout.recording import failure, record
 from credferry.agent.store.records import Assumed, Attempt, Outcome, Way
 from credferry.agent.systemd.units import CANCELED, DONE, HEALTH_UNIT
 from credferry.launcher.handoff import Channel
@@ -221,6 +221,8 @@ class Restarter:
         is_left_down: bool = False,
     ) -> State:
         """Record that a generation failed, and roll the VM back."""
+        # Before the record of the failure: a crash between the two leaves a claim that halts the group.
+        self.pacer.slots.failed(vm, attempt.run, failure(attempt))
         attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
         self.store.record_attempt(vm.name, attempt)
         self.around.failed(vm, manager)

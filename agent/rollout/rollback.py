@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,7 +11,8 @@ import msgspec
 from credferry.agent.audit.events import Event
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.endings import Failed
-from credferry.agent.rollout.recording import record
+from credferry.agent.rollout.recording import failure, record
+from credferry.agent.rollout.slots import NoSlots
 from credferry.agent.store.records import Outcome, Way
 from credferry.agent.systemd.units import as_left
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Observer
     from credferry.agent.rollout.jobs import RestartJobs
+    from credferry.agent.rollout.slots import Slots
     from credferry.agent.store.generations import Store
     from credferry.agent.store.records import Attempt
     from credferry.agent.systemd.units import SystemManager
@@ -35,6 +37,7 @@ class Rollback:
     observer: Observer
     audit: Audit
     jobs: RestartJobs
+    slots: Slots = field(default_factory=NoSlots)
 
     def roll_back(
         self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool = False
@@ -43,6 +46,7 @@ class Rollback:
         if attempt.outcome is not Outcome.FAILED:
             # Record the failure first: from then on no check seals the failed secrets again.
             reason = attempt.reason or "it was down when its restart was interrupted"
+            self.slots.failed(vm, attempt.run, failure(attempt))
             attempt = msgspec.structs.replace(attempt, outcome=Outcome.FAILED, reason=reason)
             self.store.record_attempt(vm.name, attempt)
         if not self.observer.has_usable_key():  # PID 1 could open nothing; a later check continues

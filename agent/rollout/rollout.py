@@ -4,12 +4,15 @@
 Right before each step the agent decides again, under the VM's lock. So two agents on one store never
 restart a VM twice. The agent records a restart or a push before it asks systemd, so a crash of the agent
 loses nothing.
+
+One job: the next step of one VM.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,12 +25,13 @@ from credferry.agent.reconcile.way import choose
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.recording import record
 from credferry.agent.rollout.rollback import generation_before
+from credferry.agent.rollout.slots import Asking, Denied, Free
 from credferry.agent.store.evidence import Evidence
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Attempt, Outcome, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from credferry.agent.audit.writer import Audit
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from credferry.agent.rollout.pusher import Pusher
     from credferry.agent.rollout.restarter import Restarter
     from credferry.agent.rollout.rollback import Rollback
+    from credferry.agent.rollout.slots import Slots
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager
     from credferry.launcher.handoff import Manifest
@@ -68,7 +73,7 @@ class Rollout:
         halted. Raises `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
-        with self._lock(name):
+        with self._at_work(name):
             look = self.pacer.hold_back(self.observer.look_or_refuse([vm], manager))
             decision, observed = look.decisions[0], look.observed[0]
             attempt, manifest = observed.attempt, self.store.current(name)
@@ -94,8 +99,9 @@ class Rollout:
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if self.observer.obstacle(vm, manager, decision.way):
                 return State.REFUSED  # the next check reports why
-            if is_up and not self.pacer.pause.claim(name):
-                return State.WAITING  # another thread has just begun with another VM
+            if is_up and not (self.slots.claim(vm, manifest.run) and self.pacer.pause.claim(name)):
+                # The fleet was asked, and a later check finds its answer; or a thread began with another VM.
+                return State.WAITING
             with self.pacer.pause.turn(name):
                 if decision.way is Way.PUSH:
                     # If a restart must follow, the next check decides when.
@@ -112,16 +118,18 @@ class Rollout:
         stands: Callable[[], bool] = lambda: True,
         *,
         way: Way = Way.PUSH,
+        with_slot: bool = True,
     ) -> State | None:
         """Bring a running VM its sealed generation, on an operator's order. ``way``: a push, if it is live.
 
         Windows, rates and turns do not apply. ``since`` is the monotonic time of the order: a restart after
         it also fulfils the order. ``order`` is the run id for the audit records. ``stands`` says whether the
-        order is still valid. Returns None if the agent must seal newer secrets first. Raises `OrderError`,
-        `BusError`, `StoreError`.
+        order is still valid. Without ``with_slot``, the VM needs no slot of its fleet. Returns None if the
+        agent must seal newer secrets first, or has just asked for a slot. Raises `OrderError`, `BusError`,
+        `StoreError`.
         """
         vm = self.config.vm(name)
-        with self._lock(name):
+        with self._at_work(name):
             if not stands():
                 return State.CHANGING
             look = self.observer.look_or_refuse([vm], manager)
@@ -134,6 +142,8 @@ class Rollout:
             is_on_it = observed.runs is not None and observed.runs.digest == manifest.digest
             if self.monotonic() - up_for > since and is_on_it and not observed.is_in_doubt:
                 return State.IN_STEP
+            if with_slot and not self._has_slot(vm, order):
+                return None
             with self.pacer.pause.turn(name):
                 is_live = choose(observed, manifest.digest, manifest.credentials).way is Way.PUSH
                 if way is Way.PUSH and is_live:
@@ -146,16 +156,23 @@ class Rollout:
                 return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
 
     def roll_back(
-        self, name: str, manager: SystemManager, order: str, stands: Callable[[], bool] = lambda: True
+        self,
+        name: str,
+        manager: SystemManager,
+        order: str,
+        stands: Callable[[], bool] = lambda: True,
+        *,
+        with_slot: bool = True,
     ) -> State | None:
         """Roll a VM back to the generation before its current one, on an operator's order.
 
         The VM stays there until its secrets change or an operator retries. ``order`` is the run id for the
-        audit records. ``stands`` says whether the order is still valid. Returns None if the agent must seal
-        newer secrets first. Raises `OrderError`, `BusError`, `StoreError`.
+        audit records. ``stands`` says whether the order is still valid. Without ``with_slot``, the VM needs
+        no slot of its fleet. Returns None if the agent must first seal newer secrets, or has just asked for
+        a slot. Raises `OrderError`, `BusError`, `StoreError`.
         """
         vm = self.config.vm(name)
-        with self._lock(name):
+        with self._at_work(name):
             if not stands():
                 return State.CHANGING
             look = self.observer.look_or_refuse([vm], manager)
@@ -165,6 +182,8 @@ class Rollout:
                 return None
             if readiness.is_up(observed.unit):
                 self._require_ready(vm, manager)
+                if with_slot and not self._has_slot(vm, order):
+                    return None
                 self.restarter.around.require(vm, observed.unit, manager)
             wanted = observed.desired.digest if isinstance(observed.desired, Desired) else manifest.digest
             attempt = Attempt(
@@ -180,6 +199,35 @@ class Rollout:
             self.store.record_attempt(name, attempt)
             with self.pacer.pause.turn(name):
                 return self.rollback.roll_back(vm, attempt, manager)
+
+    @property
+    def slots(self) -> Slots:
+        """Slots of the fleet."""
+        return self.pacer.slots
+
+    @contextmanager
+    def _at_work(self, name: str) -> Iterator[None]:
+        """Hold a VM's lock. After it, a slot of the fleet that the VM has may be given back."""
+        with self._lock(name):
+            try:
+                yield
+            finally:
+                self.slots.ended(name)
+
+    def _has_slot(self, vm: VmConfig, order: str) -> bool:
+        """Whether an order may go on; False while the engine is being asked. Raises `OrderError`."""
+        match self.slots.ask_once(vm, order):
+            case Denied(reason, detail):
+                more = f"; {detail}" if detail else ""
+                raise OrderError(
+                    "NoSlot",
+                    f"{vm.name}: its order would have to wait {reason}{more}",
+                    hint="give it again later, or give it with --without-slot",
+                )
+            case Asking():
+                return False
+            case Free():
+                return True
 
     def _require_ready(self, vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> None:
         """Raises `OrderError` if the running VM would not start again, or a push to it would fail."""

@@ -60,7 +60,7 @@ class Session:
         sealer = Sealer(store, observer, audit)
         jobs = RestartJobs(config, observer, stop, monotonic)
         around = Around(store, pacer.clock)
-        rollback = Rollback(store, observer, audit, jobs)
+        rollback = Rollback(store, observer, audit, jobs, pacer.slots)
         restarter = Restarter(config, store, observer, audit, pacer, jobs, rollback, around, monotonic)
         pusher = Pusher(store, audit, PushJobs(observer), restarter)
         rollout = Rollout(

@@ -6,11 +6,12 @@ This module loads nothing of `agent.fleet`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.observer import Look
 
@@ -80,7 +81,7 @@ class Denied:
     """Who holds the slots, or what to do. May be empty."""
 
 
-Answer: TypeAlias = Free | Asking | Denied
+SlotAnswer: TypeAlias = Free | Asking | Denied
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Slots(Protocol):
         """
         ...
 
-    def ask_once(self, vm: VmConfig, change: str) -> Answer:
+    def ask_once(self, vm: VmConfig, change: str) -> SlotAnswer:
         """As `claim`, for an operator's order, which does not wait: it is carried out or refused.
 
         Raises `StoreError`.
@@ -159,7 +160,7 @@ class NoSlots:
         """See `Slots`."""
         return True
 
-    def ask_once(self, vm: VmConfig, change: str) -> Answer:  # noqa: ARG002
+    def ask_once(self, vm: VmConfig, change: str) -> SlotAnswer:  # noqa: ARG002
         """See `Slots`."""
         return Free()
 

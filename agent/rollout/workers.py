@@ -188,7 +188,8 @@ class RestartPool:
         """Queue the VMs that need a rollout or have an order. Does nothing without a systemd connection."""
         if self._connection.present is not None:
             due = {decision.vm.name for decision in look.decisions if decision.needs_work}
-            due |= self._orders.pending()
+            slots = self._rollout.slots
+            due |= {name for name in self._orders.pending() if not slots.is_asking(name)}
             self._dispatcher.submit(name for name in self._order if name in due)
 
     def relieve(self) -> float:
@@ -217,7 +218,7 @@ class RestartPool:
             self._ended()
 
     def _carry_out(self, name: str, given: PendingOrder, rollout: Rollout, manager: SystemManager) -> State:
-        """Carry out an operator's order. If newer secrets must be sealed first, a later check retries."""
+        """Carry out an operator's order. A later check goes on if it must first seal, or ask the fleet."""
 
         def stands() -> bool:
             return self._orders.given(name) is given
@@ -225,9 +226,11 @@ class RestartPool:
         try:
             if given.order in {Order.ROTATE, Order.RESTART}:
                 way = Way.RESTART if given.order is Order.RESTART else Way.PUSH
-                state = rollout.rotate(name, manager, given.moment, given.run, stands, way=way)
+                state = rollout.rotate(
+                    name, manager, given.moment, given.run, stands, way=way, with_slot=given.with_slot
+                )
             else:
-                state = rollout.roll_back(name, manager, given.run, stands)
+                state = rollout.roll_back(name, manager, given.run, stands, with_slot=given.with_slot)
         except OrderError as error:
             self._orders.drop(name, given, describe(error))
             return State.CHANGING

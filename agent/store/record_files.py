@@ -13,6 +13,7 @@
     STATE/vms/VM/last.json         when its last restart or push began or ended
     STATE/vms/VM/approved.json     what an operator last approved for it
     STATE/vms/VM/owed.json         the operator's unit that is still to run after its restart
+    STATE/vms/VM/slot.json         the slot of its fleet that it has, or may have
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
 A record that cannot be read counts as missing: the agent then finds out anew what it can.
@@ -36,6 +37,7 @@ from credferry.agent.store.records import (
     Approved,
     Assumed,
     Attempt,
+    Claim,
     LastTurn,
     Owed,
     Pushed,
@@ -169,6 +171,21 @@ class RecordFiles(RecordAccess):
     def record_owed(self, vm: str, owed: Owed | None) -> None:
         """Write what `owed` returns or, with None, remove it. Raises `StoreError`."""
         self._write(vm, "owed.json", owed)
+
+    def claim(self, vm: str) -> Claim | None:
+        """The slot of a fleet that the VM has, or may have; None for none."""
+        return self._load(vm, "slot.json", Claim)
+
+    def record_claim(self, vm: str, claim: Claim | None) -> None:
+        """Write what `claim` returns or, with None, remove it. Raises `StoreError`."""
+        self._write(vm, "slot.json", claim)
+
+    def claimed(self) -> list[str]:
+        """Names of all VMs with a `claim`, also of those that no configuration names any more."""
+        try:
+            return sorted(path.parent.name for path in (self.state / "vms").glob("*/slot.json"))
+        except OSError:
+            return []
 
     def last_turn(self, vm: str) -> LastTurn | None:
         """What `record_last_turn` wrote last; None where nothing is noted."""

@@ -7,6 +7,8 @@ import enum
 
 import msgspec
 
+from credferry.agent.config.values import GroupName, HostName
+
 
 class Assumed(msgspec.Struct, frozen=True):
     """What an invocation without evidence is assumed to run: what was current when the agent saw it."""
@@ -104,6 +106,22 @@ class Owed(msgspec.Struct, frozen=True):
     """When it last failed, in seconds since the host's boot; 0 if it was not tried yet."""
     reason: str = ""
     """Why it failed."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A slot of a fleet that a VM has, or may have. Written before the fleet is asked for it."""
+
+    group: GroupName
+    host: HostName
+    """The name of this host in the fleet when the slot was asked for."""
+    change: str = ""
+    """The run for which it was asked for."""
+    since: float = 0.0
+    """When this was written, in seconds since 1970. For display only."""
+    halt: str = ""
+    """Why the group is halted, or is to be halted, because of this VM; empty if nothing failed."""
+    is_told: bool = False
+    """Whether the fleet knows of that halt."""
 
 
 class LastTurn(msgspec.Struct, frozen=True):

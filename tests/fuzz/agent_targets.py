@@ -187,10 +187,10 @@ def state_files(data: bytes) -> None:
     """What the agent remembers of a VM: a file that a crash or a full disk has spoiled counts as none."""
     store = Store(directory(), KEY)
     store.vm_directory("web").mkdir(parents=True, exist_ok=True)
-    for name in ("assumed.json", "rollout.json", "restarts.json", "last.json"):
+    for name in ("assumed.json", "rollout.json", "restarts.json", "last.json", "slot.json"):
         store.vm_directory("web").joinpath(name).write_bytes(data)
     assert all(math.isfinite(moment) for moment in store.restarts("web"))
-    for held in (store.assumed("web"), store.attempt("web"), store.last_turn("web")):
+    for held in (store.assumed("web"), store.attempt("web"), store.last_turn("web"), store.claim("web")):
         if held is None:
             continue
         again = msgspec.json.decode(msgspec.json.encode(held), type=type(held))

@@ -18,6 +18,7 @@ from credferry.agent.audit import writer as journal
 from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import load
 from credferry.agent.daemon.cycle import Turn
+from credferry.agent.daemon.parts import Parts
 from credferry.agent.daemon.service import Service
 from credferry.agent.journald import Sender
 from credferry.agent.sealing.keys import create_key
@@ -109,6 +110,7 @@ class Loop:
         self.sent: list[list[str]] = []
         """The audit's records, as they are sent."""
         self.units = ModelUnits(self.start_vm, self._restart, push=self.push)
+        self.parts = Parts()
         self._number = 0
         self.key.parent.mkdir()
         (top / "machine-id").write_text(MACHINE_ID)
@@ -128,7 +130,7 @@ class Loop:
     def made(self) -> Iterator[Service]:
         """The service, of which nothing runs yet."""
         with patch.object(Sender, "send", self._take):
-            self.service = Service(self.file, lambda _on_job: self.units)
+            self.service = Service(self.file, lambda _on_job: self.units, parts=self.parts)
             self.turned = Turn()
             yield self.service
 

@@ -56,6 +56,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
     "agent.daemon": (
         "agent.control",
         "agent.rollout",
+        "agent.fleet",
         "agent.reconcile",
         "agent.systemd",
         "agent.audit",
@@ -80,6 +81,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
         "agent",
     ),
     "agent.rollout": (
+        "agent.fleet",
         "agent.reconcile",
         "agent.systemd",
         "agent.audit",

@@ -208,7 +208,7 @@ def test_a_lost_answer_to_acquire(etcd: RealEtcd, group: str) -> None:
         found = engine.acquire(group, host(1), "r")
         assert isinstance(found, Unavailable)
         assert server.url in found.reason
-        assert engine.acquire(group, host(1), "r") == Granted(0, again=True)
+    assert etcd.engine().acquire(group, host(1), "r") == Granted(0, again=True)
     assert isinstance(etcd.engine().acquire(group, host(2), "r"), Full)
     assert max(held(etcd, group)) == 1
 
@@ -256,6 +256,19 @@ def test_requests_that_arrive_twice_and_late(etcd: RealEtcd, group: str) -> None
     assert not isinstance(state, Unavailable)
     assert [each.holder for each in state.slots] == [host(2)]
     assert max(held(etcd, group)) == 1
+
+
+def test_a_release_that_arrives_after_the_slot_was_found_again(etcd: RealEtcd, group: str) -> None:
+    """A release without an answer, sent again by the network much later, leaves the VM its slot."""
+    proxy = Lossy(etcd, deliveries=0)
+    engine = etcd.engine()
+    assert engine.acquire(group, host(1), "r") == Granted(0)
+    with serve(Script(proxy.answer)) as server:
+        assert isinstance(etcd.engine(server.url).release(group, host(1)), Unavailable)
+    assert engine.acquire(group, host(1), "r") == Granted(0, again=True)
+    for request in proxy.kept:
+        forward(request, etcd.url)
+    assert held(etcd, group)[-1] == 1
 
 
 def test_many_hosts_at_once(etcd: RealEtcd, group: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from credferry.agent.fleet import forms, keys, transactions
-from credferry.agent.fleet.deciding import Take, decide
+from credferry.agent.fleet.deciding import Keep, Take, decide
 from credferry.agent.fleet.model import (
     BadLimit,
     Full,
-    Granted,
     Group,
     Halted,
     Holder,
@@ -26,6 +24,7 @@ from credferry.agent.fleet.model import (
     UnreadableHalt,
     UnreadableSlot,
 )
+from tests.support.world.etcd import ModelEtcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,83 +33,23 @@ GROUP = "web"
 HOLDERS = [Holder(f"h{number}", "web", f"{number:032x}") for number in range(3)]
 
 
-@dataclass
-class Model:
-    """An etcd within the test: it knows the agent's transactions, and answers as the gateway does."""
-
-    pairs: dict[bytes, tuple[bytes, int, int]] = field(default_factory=dict)
-    """Content, create revision and mod revision, by key."""
-    revision: int = 1
-
-    def execute(self, txn: transactions.Txn) -> transactions.TxnAnswer:
-        """Carry out a transaction. Zero and false are left out, and integers are strings, as in etcd."""
-        succeeded = all(map(self._holds, txn["compare"]))
-        parts = [self._carry_out(each) for each in txn["success" if succeeded else "failure"]]
-        document: dict[str, Any] = {"header": {"cluster_id": "7", "revision": str(self.revision)}}
-        if succeeded:
-            document["succeeded"] = True
-        if parts:
-            document["responses"] = parts
-        return transactions.answer(document)
-
-    def _holds(self, compare: dict[str, Any]) -> bool:
-        found = [self.pairs[key] for key in self._keys(compare)] or [(b"", 0, 0)]
-        if compare["target"] == "CREATE":
-            assert compare["result"] == "EQUAL"
-            return all(each[1] == compare["create_revision"] for each in found)
-        assert compare["target"] == "MOD"
-        if compare["result"] == "LESS":
-            return all(each[2] < compare["mod_revision"] for each in found)
-        return all(each[2] == compare["mod_revision"] for each in found)
-
-    def _carry_out(self, part: dict[str, Any]) -> dict[str, Any]:
-        ((kind, request),) = part.items()
-        if kind == "request_range":
-            found = [
-                {"key": b64encode(key).decode(), "value": b64encode(self.pairs[key][0]).decode()}
-                | {"mod_revision": str(self.pairs[key][2])}
-                for key in sorted(self._keys(request))
-            ]
-            return {"response_range": {"kvs": found, "count": str(len(found))} if found else {}}
-        if kind == "request_put":
-            self.put(b64decode(request["key"]), b64decode(request["value"]))
-            return {"response_put": {}}
-        for key in self._keys(request):
-            self.delete(key)
-        return {"response_delete_range": {}}
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Write a key."""
-        self.revision += 1
-        created = self.pairs[key][1] if key in self.pairs else self.revision
-        self.pairs[key] = value, created, self.revision
-
-    def delete(self, key: bytes) -> None:
-        """Remove a key, if it exists."""
-        if key in self.pairs:
-            self.revision += 1
-            del self.pairs[key]
-
-    def _keys(self, request: dict[str, Any]) -> list[bytes]:
-        key = b64decode(request["key"])
-        if "range_end" not in request:
-            return [key] if key in self.pairs else []
-        return [each for each in self.pairs if key <= each < b64decode(request["range_end"])]
+class Model(ModelEtcd):
+    """An etcd with one group."""
 
     @property
-    def group(self) -> Group:
+    def web(self) -> Group:
         """The group as it is now."""
-        return transactions.group(GROUP, self.execute(transactions.read(GROUP)))
+        return self.group(GROUP)
 
     @property
-    def held(self) -> int:
+    def taken(self) -> int:
         """How many slots are held."""
-        return sum(key.startswith(keys.slots(GROUP).encode()) for key in self.pairs)
+        return self.held(GROUP)
 
 
 def test_a_group_without_keys_has_the_limit_one() -> None:
     """Nothing written means: one at a time, no halt."""
-    assert Model().group == Group(GROUP, Limit(1, 0), (), None, 1)
+    assert Model().web == Group(GROUP, Limit(1, 0), (), None, 1)
 
 
 def test_everything_of_a_group_is_read() -> None:
@@ -125,7 +64,7 @@ def test_everything_of_a_group_is_read() -> None:
         "host/h1": b"{}",
     }.items():
         model.put(f"/credferry/1/web/{name}".encode(), value)
-    assert model.group == Group(
+    assert model.web == Group(
         GROUP,
         BadLimit(2),
         (UnreadableSlot(None, 6), Slot(1, HOLDERS[0], "r", 1.0, 4), UnreadableSlot(2, 5)),
@@ -184,11 +123,11 @@ def test_what_a_vm_gets() -> None:
     one, two = Limit(1, 0), Limit(2, 4)
     assert decide(group(one), me, first) == Take(0)
     assert decide(group(two, slot(0, other)), me, first) == Take(1)
-    assert decide(group(one, slot(0, me)), me, first) == Granted(0, again=True)
+    assert decide(group(one, slot(0, me)), me, first) == Keep(0, 5)
     assert decide(group(one, slot(0, other)), me, first) == Full((slot(0, other),), 1)
     assert decide(group(one, UnreadableSlot(None, 3)), me, first) == Full((UnreadableSlot(None, 3),), 1)
     assert isinstance(decide(group(BadLimit(4)), me, first), Unavailable)
-    assert decide(group(BadLimit(4), slot(7, me)), me, first) == Granted(7, again=True)
+    assert decide(group(BadLimit(4), slot(7, me)), me, first) == Keep(7, 5)
 
 
 def test_slots_above_a_lowered_limit_count() -> None:
@@ -203,7 +142,7 @@ def test_a_halt_stops_all_but_the_one_that_failed() -> None:
     me, other = HOLDERS[:2]
     halt = forms.read_halt(forms.write_halt(me, "r", 1.0, "x"), 3)
     two = Limit(2, 4)
-    assert decide(group(two, slot(0, me), halt=halt), me, first) == Granted(0, again=True)
+    assert decide(group(two, slot(0, me), halt=halt), me, first) == Keep(0, 5)
     assert decide(group(two, halt=halt), me, first) == Halted(halt)
     assert decide(group(two, slot(0, me), halt=halt), other, first) == Halted(halt)
     assert decide(group(two, slot(0, me), slot(1, other), halt=halt), other, first) == Halted(halt)
@@ -229,7 +168,7 @@ class Hosts:
 
     def read(self, who: int, _: int) -> None:
         """A host reads the group."""
-        self.seen[who] = self.model.group
+        self.seen[who] = self.model.web
 
     def ask(self, who: int, number: int) -> None:
         """A host sends a request for a slot, on what it has read."""
@@ -250,20 +189,20 @@ class Hosts:
         """A request arrives: whoever sent it, and whether or not it did so before."""
         if not self.sent:
             return
-        before, is_halted = self.model.held, self.model.group.halt is not None
+        before, is_halted = self.model.taken, self.model.web.halt is not None
         if self.model.execute(self.sent[-(1 + who * number) % len(self.sent)]).succeeded:
-            limit = self.model.group.limit
+            limit = self.model.web.limit
             assert isinstance(limit, Limit)
-            assert self.model.held == before + 1 <= limit.number
+            assert self.model.taken == before + 1 <= limit.number
             assert not is_halted
 
     def give_back(self, who: int, _: int) -> None:
         """A host gives back the slots that it read as its own. It removes no other slot."""
         for each in self.seen[who].slots if who in self.seen else ():
-            others = [other for other in self.model.group.slots if other != each]
+            others = [other for other in self.model.web.slots if other != each]
             if each.holder == HOLDERS[who]:
                 self.model.execute(transactions.give_back(GROUP, each.number, each.revision))
-                assert list(self.model.group.slots) == others
+                assert list(self.model.web.slots) == others
 
     def limit(self, _: int, number: int) -> None:
         """An operator sets the limit."""
@@ -279,7 +218,7 @@ class Hosts:
 
     def resume(self, *_: int) -> None:
         """An operator ends the halt."""
-        if (halted := self.model.group.halt) is not None:
+        if (halted := self.model.web.halt) is not None:
             self.model.execute(transactions.resume(GROUP, halted.revision))
 
     def plant(self, _: int, number: int) -> None:
@@ -327,13 +266,13 @@ def test_a_slot_that_is_taken_a_group_that_is_halted_and_another_limit() -> None
     for change in (
         transactions.halt(GROUP, forms.write_halt(HOLDERS[1], "r", 1.0, "x")),
         transactions.set_limit(GROUP, 2),
-        transactions.take(Model().group, 0, forms.write_slot(HOLDERS[1], "r", 1.0)),
+        transactions.take(Model().web, 0, forms.write_slot(HOLDERS[1], "r", 1.0)),
     ):
         for limit in (None, 3):
             model = Model()
             if limit is not None:
                 model.execute(transactions.set_limit(GROUP, limit))
-            before = model.group
+            before = model.web
             model.execute({**change, "compare": []})
             assert not take(model, before, 0)
             assert model.execute(transactions.take(before, 0, b"")).responses, "the group is read again"
@@ -342,14 +281,42 @@ def test_a_slot_that_is_taken_a_group_that_is_halted_and_another_limit() -> None
 def test_a_late_release_does_not_remove_the_next_slot() -> None:
     """A release that arrives twice removes only the slot that it was sent for, not a later one."""
     model = Model()
-    assert take(model, model.group, 0)
-    release = transactions.give_back(GROUP, 0, model.group.slots[0].revision)
+    assert take(model, model.web, 0)
+    release = transactions.give_back(GROUP, 0, model.web.slots[0].revision)
     assert model.execute(release).succeeded
     for who in (0, 1):
-        assert take(model, model.group, who)
+        assert take(model, model.web, who)
         assert not model.execute(release).succeeded
-        assert model.held == 1
-        model.execute(transactions.give_back(GROUP, 0, model.group.slots[0].revision))
+        assert model.taken == 1
+        model.execute(transactions.give_back(GROUP, 0, model.web.slots[0].revision))
+
+
+def test_a_late_release_does_not_remove_a_slot_that_is_kept() -> None:
+    """A VM that finds its slot writes it anew: a release that it sent earlier and gave up has no effect."""
+    model = Model()
+    assert take(model, model.web, 0)
+    release = transactions.give_back(GROUP, 0, model.web.slots[0].revision)
+    before, content = model.web, forms.write_slot(HOLDERS[0], "r", 1.0)
+    assert decide(before, HOLDERS[0], first) == Keep(0, before.slots[0].revision)
+    assert model.execute(transactions.keep(before, 0, before.slots[0].revision, content)).succeeded
+    assert not model.execute(release).succeeded
+    assert model.taken == 1
+
+
+def test_a_slot_that_is_gone_and_a_halt_since_the_read_are_not_kept() -> None:
+    """What changes between the read and the request makes the VM read again."""
+    content = forms.write_slot(HOLDERS[0], "r", 1.0)
+    for change in (
+        transactions.halt(GROUP, forms.write_halt(HOLDERS[1], "r", 1.0, "x")),
+        {"compare": [], "success": [transactions._delete(keys.slot_key(GROUP, 0))]},
+    ):
+        model = Model()
+        assert take(model, model.web, 0)
+        before = model.web
+        model.execute(change)
+        found = model.execute(transactions.keep(before, 0, before.slots[0].revision, content))
+        assert not found.succeeded
+        assert found.responses, "the group is read again"
 
 
 def test_a_late_resume_does_not_remove_the_next_halt() -> None:
@@ -357,22 +324,22 @@ def test_a_late_resume_does_not_remove_the_next_halt() -> None:
     model = Model()
     content = forms.write_halt(HOLDERS[0], "r", 1.0, "x")
     model.execute(transactions.halt(GROUP, content))
-    assert model.group.halt is not None
-    resume = transactions.resume(GROUP, model.group.halt.revision)
+    assert model.web.halt is not None
+    resume = transactions.resume(GROUP, model.web.halt.revision)
     assert model.execute(resume).succeeded
     model.execute(transactions.halt(GROUP, content))
     assert not model.execute(resume).succeeded
-    assert model.group.halt is not None
+    assert model.web.halt is not None
 
 
 def test_an_absent_limit_that_was_set_and_removed_meanwhile() -> None:
     """A host that read "no limit" does not take a slot after others took some under a limit that is gone."""
     model = Model()
-    before = model.group
+    before = model.web
     model.execute(transactions.set_limit(GROUP, 3))
     for number in (1, 2):
         content = forms.write_slot(HOLDERS[number], "r", 1.0)
-        assert model.execute(transactions.take(model.group, number, content)).succeeded
+        assert model.execute(transactions.take(model.web, number, content)).succeeded
     model.delete(keys.limit_key(GROUP).encode())
     content = forms.write_slot(HOLDERS[0], "r", 1.0)
     assert not model.execute(transactions.take(before, 0, content)).succeeded

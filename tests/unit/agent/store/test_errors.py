@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.errors import StoreError, UnsyncedStoreError
-from credferry.agent.store.records import Assumed, Attempt, LastTurn, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Claim, LastTurn, Outcome
 from tests.support.generations import failing_sync, manifest, unbound
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ ACTS: dict[str, tuple[str, Callable[[Store], object]]] = {
     "assume": ("assumed.json", lambda store: store.assume("web", Assumed("a" * 32, "0" * 64))),
     "attempt": ("rollout.json", lambda store: store.record_attempt("web", Attempt("0", Outcome.FAILED))),
     "forget": ("rollout.json", lambda store: store.record_attempt("web", None)),
+    "slot": ("slot.json", lambda store: store.record_claim("web", Claim("web", "h1"))),
     "last": ("last.json", lambda store: store.record_last_turn("web", LastTurn(1.0, 2.0))),
     "restarts": ("restarts.json", lambda store: store.record_restarts("web", [1.0])),
 }

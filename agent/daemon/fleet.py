@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's part in a fleet: opens its engine, and reports once that it is away and that it is back."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+
+from credferry.agent.errors import ConfigurationError
+from credferry.agent.rollout.slots import NoSlots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from credferry.agent.config.model import Config
+    from credferry.agent.daemon.parts import Parts
+    from credferry.agent.fleet.model import Engine, Holder
+    from credferry.agent.log import Conditions
+    from credferry.agent.rollout.fleet import FleetSlots
+    from credferry.agent.rollout.slots import FleetView, Slots
+    from credferry.agent.store.generations import Store
+
+    Opened: TypeAlias = tuple[Engine, Holder]
+
+_log = structlog.get_logger()
+
+
+class Fleet:
+    """The fleet of an agent, from one configuration to the next."""
+
+    def __init__(self, parts: Parts, hint: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._hint = hint
+        self._slots: FleetSlots | None = None
+
+    def open(self, config: Config) -> Opened | None:
+        """The engine that a configuration names, and this host in it; None for a host without a fleet.
+
+        Nothing is asked yet. Raises `ConfigurationError`.
+        """
+        if config.fleet is None:
+            return None
+        from credferry.agent.fleet.opening import holder  # noqa: PLC0415 (other hosts load nothing of it)
+
+        try:
+            machine_id = Path(config.machine_id_file).read_text(encoding="ascii")
+        except (OSError, ValueError):
+            raise ConfigurationError(
+                f"{config.machine_id_file}: cannot be read, so this host has no identity in its fleet",
+                hint="see: man machine-id",
+            ) from None
+        return self._parts.engine(config.fleet), holder(config.fleet, "", machine_id)
+
+    def slots(self, config: Config, store: Store, opened: Opened | None) -> Slots:
+        """The slots for a configuration. What is remembered of VMs' turns stays."""
+        if opened is None:
+            return NoSlots()
+        from credferry.agent.rollout.fleet import FleetSlots  # noqa: PLC0415
+
+        if self._slots is None:
+            thread = self._parts.engine_thread()
+            hint = partial(self._hint, "fleet")
+            self._slots = FleetSlots(config, store, *opened, self._parts.clock, thread, hint)
+        else:
+            self._slots.use(config, store, *opened)
+        return self._slots
+
+
+def report(view: FleetView, conditions: Conditions, now: float) -> None:
+    """Log once that the engine cannot be used, and once that it can be again."""
+    if view.away is not None:
+        if conditions.begin("fleet", "", now):
+            _log.error(
+                "the fleet's engine cannot be used; the agent seals, and waits with restarts and pushes",
+                reason=view.away.reason,
+                hint=view.away.hint,
+            )
+    elif counted := conditions.end("fleet", now):
+        _log.info("the fleet's engine can be used again", unavailable_for=counted)

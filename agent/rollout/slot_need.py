@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Whether a VM still needs its slot of the fleet: a pure function of one look."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from credferry.agent.reconcile.decision import State
+from credferry.agent.store.records import Outcome, Way
+
+if TYPE_CHECKING:
+    from credferry.agent.reconcile.decision import Decision
+    from credferry.agent.reconcile.observed import Observed
+    from credferry.agent.store.records import Claim
+
+
+def needed_for(
+    decision: Decision, now: Observed, claim: Claim, canary_seconds: float, has_had: float
+) -> float:
+    """For how many seconds a VM needs its slot; infinity where something must happen first.
+
+    A VM needs it while it is down by the agent, out of service, not proved to be well, or about to be
+    restarted. ``has_had``: for how many seconds it has run what it runs.
+    """
+    unit, attempt = now.unit, now.attempt
+    if (
+        decision.needs_work
+        or decision.awaits_slot
+        or decision.look_again
+        or decision.state is State.CHANGING
+    ):
+        return math.inf
+    if unit is None or unit.has_job or has_failed(now, claim):
+        return math.inf
+    if unit.is_stopped:  # by hand: what the agent takes down is in its attempt
+        return math.inf if attempt is not None else 0.0
+    if not unit.is_active or unit.is_flapping or now.owed is not None:
+        return math.inf
+    if attempt is not None and attempt.outcome is Outcome.RESTARTING:
+        # It never began, and cannot begin: the VM is held, ignored or refused.
+        has_begun = attempt.way is Way.PUSH or not attempt.before or attempt.before != unit.invocation_id
+        return math.inf if has_begun else 0.0
+    return max(0.0, canary_seconds - has_had)
+
+
+def has_failed(now: Observed, claim: Claim) -> bool:
+    """Whether a change has failed on the VM, which nothing has made right since."""
+    attempt = now.attempt
+    if attempt is None or attempt.by_operator:
+        return False
+    return attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} or (
+        attempt.outcome is Outcome.RETRY and bool(claim.halt)
+    )

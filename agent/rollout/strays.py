@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Finds slots and halts of this host that no claim of it knows, and claims of VMs that are gone.
+
+A request that the network delivers late can leave such a slot: it costs capacity, never safety.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from credferry.agent.fleet.model import Group, Halt, Holder, Unavailable
+from credferry.agent.store.locks import rollout_lock
+from credferry.agent.store.records import Claim, Outcome
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator
+
+    from credferry.agent.config.model import Config
+    from credferry.agent.fleet.model import Changed, Engine, Slot
+    from credferry.agent.store.generations import Store
+
+_log = structlog.get_logger()
+_FAILED = {Outcome.FAILED, Outcome.ROLLED_BACK}
+_NEEDS = {Outcome.RESTARTING, *_FAILED}
+
+
+@dataclass(frozen=True, slots=True)
+class Strays:
+    """One search. It runs in the thread that also asks for slots, so none is asked for meanwhile."""
+
+    config: Config
+    store: Store
+    engine: Engine
+    me: Holder
+    wall: Callable[[], float]
+
+    def find(self, groups: Iterable[str], writing: threading.Lock) -> Iterator[Changed | Group]:
+        """Give back what is not needed, and yield each answer of the engine. Raises `StoreError`."""
+        claims = {name: claim for name in self.store.claimed() if (claim := self.store.claim(name))}
+        for name, claim in claims.items():
+            if name not in self.config.vms:
+                with self.store.lock(rollout_lock(name), wait=False) as had:
+                    if had:  # else it is being restarted, as the former configuration says
+                        yield from self._give_back(name, claim, writing)
+        for group in sorted({*groups, *(each.group for each in claims.values())}):
+            found = self.engine.state(group)
+            yield found
+            if isinstance(found, Group):
+                for slot in found.slots:
+                    if self._is_mine(slot.holder):
+                        yield from self._look_at(slot, group, writing)
+                yield from self._end_halt(found, writing)
+
+    def _is_mine(self, holder: Holder) -> bool:
+        return (holder.host, holder.machine) == (self.me.host, self.me.machine)
+
+    def _give_back(self, name: str, claim: Claim, writing: threading.Lock) -> Iterator[Changed]:
+        """Of a VM that no configuration names any more. A halt for it stays until an operator ends it."""
+        yield (found := self.engine.release(claim.group, Holder(claim.host, name, self.me.machine)))
+        if not isinstance(found, Unavailable):
+            with writing:
+                self.store.record_claim(name, None)
+            _log.warning("gave back the slot of a VM that is no longer configured", vm=name)
+
+    def _look_at(self, slot: Slot, group: str, writing: threading.Lock) -> Iterator[Changed]:
+        """A slot that is held in the name of a VM of this host."""
+        vm = slot.holder.vm
+        with writing:
+            if self.store.claim(vm) is not None:
+                return
+            attempt = self.store.attempt(vm) if vm in self.config.vms else None
+            if attempt is not None and attempt.outcome in _NEEDS:  # its claim was lost
+                self.store.record_claim(vm, Claim(group, self.me.host, attempt.run, self.wall()))
+                return
+        yield (found := self.engine.release(group, slot.holder))
+        if not isinstance(found, Unavailable):
+            _log.warning("gave back a slot that no VM of this host needs", vm=vm, group=group)
+
+    def _end_halt(self, group: Group, writing: threading.Lock) -> Iterator[Changed]:
+        """A halt in the name of a VM of this host that nothing on this host knows of."""
+        halt = group.halt
+        if not isinstance(halt, Halt) or not self._is_mine(halt.holder):
+            return
+        vm = halt.holder.vm
+        claim, attempt = self.store.claim(vm), self.store.attempt(vm)
+        if vm not in self.config.vms or (claim is not None and claim.halt):
+            return
+        if attempt is not None and attempt.outcome in _FAILED and not attempt.by_operator:
+            with writing:  # its claim was lost
+                self.store.record_claim(
+                    vm, Claim(group.name, self.me.host, attempt.run, self.wall(), halt.why, is_told=True)
+                )
+            return
+        yield (found := self.engine.resume(group.name, halt.holder))
+        if not isinstance(found, Unavailable):
+            _log.warning("ended a halt that no VM of this host needs", vm=vm, group=group.name)
