@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
     from credferry.agent.control.client import RemoteAgent
 
 
+WithoutSlotOption = Annotated[
+    bool,
+    typer.Option("--without-slot", help="Do not ask the VM's fleet for a slot: one more VM may be down."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
 
@@ -41,6 +48,8 @@ def register(app: typer.Typer) -> None:
         vms: VmArguments,
         config: ConfigOption = DEFAULT_CONFIG,
         reason: ReasonOption = "",
+        *,
+        without_slot: WithoutSlotOption = False,
         json: JsonOption = False,
     ) -> None:
         """Bring these running VMs what is sealed now, regardless of windows, limits and order.
@@ -48,34 +57,41 @@ def register(app: typer.Typer) -> None:
         A live VM gets a push to its guest. Any other VM is restarted, and so is a VM whose push fails,
         unless the configuration says otherwise (on_live_failure).
         """
-        _order(config, vms, Order.ROTATE, reason, json=json)
+        _order(config, vms, Order.ROTATE, reason, json=json, with_slot=not without_slot)
 
     @app.command("restart")
     def restart(
         vms: VmArguments,
         config: ConfigOption = DEFAULT_CONFIG,
         reason: ReasonOption = "",
+        *,
+        without_slot: WithoutSlotOption = False,
         json: JsonOption = False,
     ) -> None:
         """Restart these running VMs now with what is sealed, regardless of windows, limits and order."""
-        _order(config, vms, Order.RESTART, reason, json=json)
+        _order(config, vms, Order.RESTART, reason, json=json, with_slot=not without_slot)
 
     @app.command("rollback")
     def rollback(
         vms: VmArguments,
         config: ConfigOption = DEFAULT_CONFIG,
         reason: ReasonOption = "",
+        *,
+        without_slot: WithoutSlotOption = False,
         json: JsonOption = False,
     ) -> None:
         """Roll these VMs back to their previous secrets, until the secrets change or credferry retry."""
-        _order(config, vms, Order.ROLL_BACK, reason, json=json)
+        _order(config, vms, Order.ROLL_BACK, reason, json=json, with_slot=not without_slot)
 
 
-def _order(file: Path, names: list[str], order: Order, reason: str, *, json: bool) -> None:
+def _order(file: Path, names: list[str], order: Order, reason: str, *, json: bool, with_slot: bool) -> None:
     config = load(file)
     vms = chosen(config, names)
     with require_agent(config, order, vms) as agent, Progress() as progress:
-        rows, refusals = _each(vms, lambda vm: _by_agent(agent, vm, order, reason, progress.tell))
+        carry_out = partial(
+            _by_agent, agent, order=order, reason=reason, tell=progress.tell, with_slot=with_slot
+        )
+        rows, refusals = _each(vms, carry_out)
     if rows or not refusals:
         _print(rows, json=json)
     if refusals:
@@ -109,9 +125,15 @@ def _print(rows: list[OrderRow], *, json: bool) -> None:
 
 
 def _by_agent(
-    agent: RemoteAgent, vm: VmConfig, order: Order, reason: str, tell: Callable[[str], None]
+    agent: RemoteAgent,
+    vm: VmConfig,
+    *,
+    order: Order,
+    reason: str,
+    tell: Callable[[str], None],
+    with_slot: bool,
 ) -> OrderRow:
-    found = agent.carry_out(order, vm.name, reason, tell)
+    found = agent.carry_out(order, vm.name, reason, tell, with_slot=with_slot)
     state = State(found["State"])
     if found["OrderResult"] and state is not State.FAILED:
         raise VmError(found["OrderResult"], hint="")  # the agent's text ends with its hint

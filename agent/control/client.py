@@ -92,22 +92,28 @@ class RemoteAgent:
         objects = self._call(PATH, f"{MANAGER_INTERFACE}.GetManagedObjects")[0]
         return [interfaces[VM_INTERFACE] for interfaces in objects.values()]
 
-    def order(self, order: Order, vm: str, reason: str) -> None:
-        """Give an order for a VM."""
-        self.call("Order", order.value, vm, reason)
+    def order(self, order: Order, vm: str, reason: str, *, with_slot: bool = True) -> None:
+        """Give an order for a VM. Without ``with_slot``, its fleet is not asked for a slot."""
+        self.call("Order" if with_slot else "OrderWithoutSlot", order.value, vm, reason)
 
     def approve(self, vm: str, change: str, reason: str) -> None:
         """Approve what is sealed for a VM, if it is of this run, or any if that is empty."""
         self.call("Approve", vm, change, reason)
 
     def carry_out(
-        self, order: Order, name: str, reason: str, tell: Callable[[str], None] = lambda _: None
+        self,
+        order: Order,
+        name: str,
+        reason: str,
+        tell: Callable[[str], None] = lambda _: None,
+        *,
+        with_slot: bool = True,
     ) -> dict[str, Any]:
         """Give an order for a VM, wait until it is carried out, and return the VM's properties.
 
         ``tell`` is called with a line about the wait, again and again.
         """
-        self.order(order, name, reason)
+        self.order(order, name, reason, with_slot=with_slot)
         while self.vm(name)["Order"]:
             tell(f"{name}: {order.value} is under way")
             time.sleep(_LOOK_AGAIN_SECONDS)

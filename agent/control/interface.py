@@ -93,6 +93,7 @@ AGENT_XML = (
     + _method("Reload")
     + _method("Plan", gives="steps:a(ssasas)")
     + _method("Order", "order:s vm:s reason:s", "run:s")
+    + _method("OrderWithoutSlot", "order:s vm:s reason:s", "run:s")
     + _method("Approve", "vm:s change:s reason:s", "run:s")
     + "".join(_method(name, "vm:s") for name in ("Rotate", "Rollback", "Hold", "Release", "Retry"))
     + "".join(_signal(name, *arguments) for name, arguments in SIGNALS.items())

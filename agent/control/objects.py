@@ -132,6 +132,10 @@ class AgentObject:
         """Approve what is sealed for a VM. With ``change``, only if it is of the run that begins so."""
         return self._give(caller, Order.APPROVE, vm, reason, change)
 
+    def OrderWithoutSlot(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802
+        """As ``Order``, but a restart, push or rollback does not ask the VM's fleet for a slot."""
+        return self._give(caller, order, vm, reason, with_slot=False)
+
     def Rotate(self, caller: Caller, vm: str) -> None:  # noqa: N802
         """Order a restart of a VM onto the sealed generation, regardless of windows and rates."""
         self._give(caller, Order.ROTATE, vm)
@@ -152,13 +156,23 @@ class AgentObject:
         """Order a retry of what failed for a VM."""
         self._give(caller, Order.RETRY, vm)
 
-    def _give(self, caller: Caller, order: str, vm: str, reason: str = "", change: str = "") -> str:
+    def _give(
+        self,
+        caller: Caller,
+        order: str,
+        vm: str,
+        reason: str = "",
+        change: str = "",
+        *,
+        with_slot: bool = True,
+    ) -> str:
         def give() -> str:
             if order not in set(Order):
                 raise OrderError(
                     "UnknownOrder", f"{order!r}: there is no such order", hint=f"use {', '.join(Order)}"
                 )
-            return self._orders.give(vm, Order(order), Operator.of_user(caller.uid, reason), change)
+            operator = Operator.of_user(caller.uid, reason)
+            return self._orders.give(vm, Order(order), operator, change, with_slot=with_slot)
 
         run = _served(give)
         self._refresh()  # the caller can then wait for the order's end

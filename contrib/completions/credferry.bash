@@ -288,19 +288,19 @@ _credferry() {
         fi ;;
     ' rotate')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --without-slot --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' restart')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --without-slot --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;
     ' rollback')
         if [[ $current == -* ]]; then
-            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --json --help -h' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --without-slot --json --help -h' -- "$current")
         else
             mapfile -t COMPREPLY < <(compgen -W "$(_credferry_vms)" -- "$current")
         fi ;;

@@ -32,6 +32,7 @@ FIELDS = {
     "CREDFERRY_PREVIOUS": ("agent", "the hash of the previous record"),
     "CREDFERRY_HASH": ("agent", "the keyed hash of this record's fields"),
     "CREDFERRY_ORDER": ("agent", "what an operator ordered: the verb of the command"),
+    "CREDFERRY_WITHOUT_SLOT": ("agent", "1 for an order that does not ask the fleet for a slot"),
     "CREDFERRY_CALLER_UID": ("agent", "the user who gave the order, as the bus or the kernel reports it"),
     "CREDFERRY_CALLER": ("agent", "that user's name on this host"),
     "CREDFERRY_REASON": ("agent", "the reason that the user gave"),

@@ -423,7 +423,8 @@ def test_another_group_gives_the_old_slot_back_first(fleet: Fleet) -> None:
     fleet.loop.configure(FLEET + '[vms.a]\nfleet_group = "db"\n' + A)
     fleet.loop.service._reload()
     fleet.hurry()
-    fleet.loop.turn(lambda: fleet.loop.units.restarts and fleet.is_settled())
+    fleet.loop.turn(lambda: fleet.loop.units.restarts and fleet.claim() is None)
+    assert not fleet.held()
     assert not fleet.etcd.group("db").held
 
 
