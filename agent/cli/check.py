@@ -54,6 +54,7 @@ def register(app: typer.Typer) -> None:
         """
         loaded = load(config)
         _check_seen(loaded)
+        _warn_of_fleet(loaded)
         scripts = _scripts(loaded, runner or ())
         wanted = chosen(loaded, vms)
         rows = [
@@ -96,6 +97,23 @@ def _check_seen(config: Config) -> None:
     for _, source, found in hidden_from_units(config):
         key = source_key(source)
         raise ConfigurationError(f"{config.file}: {key}.path: {found.text}", hint=found.remedy)
+
+
+def _warn_of_fleet(config: Config) -> None:
+    """Say if the agent's unit has no network for [fleet]. Where systemd does not answer, nothing is said."""
+    if config.fleet is None:
+        return
+    from credferry.agent.doctor import fleet, probe  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.chain import AGENT  # noqa: PLC0415 (see above)
+    from credferry.agent.doctor.finding import UnseenError  # noqa: PLC0415 (see above)
+
+    try:
+        unit = probe.unit(AGENT)
+    except UnseenError:
+        return
+    lack = fleet.lacking(config.fleet, unit) if unit["LoadState"] == "loaded" else ""
+    if lack:
+        warn(f"{config.file}: {lack}: {fleet.remedy()}")
 
 
 def _scripts(config: Config, words: Iterable[str]) -> Mapping[str, Path]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.writer import Audit
@@ -32,7 +32,7 @@ from credferry.agent.fleet.model import (
     Unavailable,
     Unsupported,
 )
-from credferry.agent.fleet.opening import holder, open_engine, open_members
+from credferry.agent.fleet.opening import UNIT_CREDENTIALS, holder, open_engine, open_members
 from credferry.agent.fleet.presence import LEASE_SECONDS, Presence
 from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.rollout.operators import Operator
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from credferry.agent.fleet.model import Changed, Engine, Group, Holder, Present, Unreadable
 
 _T = TypeVar("_T")
-CREDENTIALS: Final = Path("/run/credentials/credferry.service")
-"""Where systemd keeps the credentials of the agent's unit while it runs. Root may read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ def open_fleet(file: Path) -> OpenFleet:
             f"{config.file}: this host belongs to no fleet",
             hint="add a table [fleet]; see credferry.toml(5)",
         )
-    credentials = CREDENTIALS if CREDENTIALS.is_dir() else None
+    credentials = UNIT_CREDENTIALS if UNIT_CREDENTIALS.is_dir() else None
     try:
         engine = open_engine(config.fleet, credentials)
     except ConfigurationError as error:

@@ -86,6 +86,8 @@ class Member:
     seconds: float
     _session: requests.Session = field(init=False, repr=False)
     _has_token: bool = False
+    date: str = ""
+    """The header ``Date`` of its last answer, for the doctor; empty without one."""
 
     def __post_init__(self) -> None:
         self._session = session(self.tls, self.seconds)
@@ -134,6 +136,7 @@ class Member:
     def _post(self, path: str, body: Mapping[str, Any]) -> tuple[Any, str]:
         """The answer, and the text of a refusal: one of them is empty. Raises `EngineFault`."""
         response = self._session.post(f"{_base(self.url)}/v3{path}", json=body)
+        self.date = response.headers.get("Date", "")
         try:
             document = msgspec.json.decode(response.content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

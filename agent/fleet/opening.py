@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from credferry.agent.errors import ConfigurationError
 from credferry.agent.fleet.keys import HOST
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from credferry.agent.fleet.gateway import Member
     from credferry.agent.fleet.model import Engine
     from credferry.agent.fleet.transport import Tls
+
+
+UNIT_CREDENTIALS: Final = Path("/run/credentials/credferry.service")
+"""Where systemd keeps the credentials of the agent's unit while it runs. Root may read them."""
 
 
 def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:

@@ -83,7 +83,10 @@ let
   vmTable =
     vm:
     vm.settings
-    // table { guest_machine_id = vm.guestMachineId; }
+    // table {
+      guest_machine_id = vm.guestMachineId;
+      fleet_group = vm.fleetGroup;
+    }
     // {
       inherit (vm) unit channel live pairs;
       guest_systemd = vm.guestSystemd;
@@ -265,6 +268,12 @@ let
             (`credferry.live.enable`) and a vsock (`microvm.vsock.cid`).
           '';
         };
+        fleetGroup = mkOption {
+          type = types.nullOr (types.strMatching "[A-Za-z0-9.-]{1,64}");
+          default = null;
+          defaultText = literalExpression "services.credferry.fleet.group";
+          description = "The group of the fleet to which the VM belongs.";
+        };
         plaintextInArgv = mkOption {
           type = types.bool;
           default = false;
@@ -308,6 +317,7 @@ in
 {
   imports = [
     ./assertions.nix
+    ./fleet.nix
     ./unprivileged.nix
   ];
 

@@ -531,6 +531,40 @@ def test_exposure(request: pytest.FixtureRequest, variant: str) -> None:
             note(Number.SECURITY_SCORE, float(score[1]))
 
 
+def test_a_network_for_the_fleet_alone(deployment: Deployment) -> None:
+    """With the drop-in for [fleet], the unit reaches the server, at an exposure of 1.9 at most.
+
+    Without it, the unit reaches nothing, and `check` says what to install.
+    """
+    host = deployment.host
+    place = f"/etc/systemd/system/{AGENT}.d"
+    host.run("systemd-run", "--unit=server", "python3", "-m", "http.server", "--bind", "127.0.0.1", "8379")
+    deployment.configure('[fleet]\nendpoints = ["http://127.0.0.1:8379"]\n' + ONE_VM)
+    host.write(f"{place}/99-ask.conf", "[Service]\nExecStartPost=-/usr/bin/credferry fleet status\n")
+    try:
+        host.run("systemctl", "daemon-reload")
+        for is_open, said in ((False, "the connection failed"), (True, "does not answer as etcd does")):
+            if is_open:
+                text = (CHECKOUT / "contrib/systemd/credferry-fleet.conf").read_text()
+                host.write(f"{place}/60-fleet.conf", text)
+                host.run("systemctl", "daemon-reload")
+            warned = "credferry-fleet.conf is not in force" in host.run("credferry", "check").stderr
+            assert warned is not is_open
+            host.wait(lambda: "8379" in host.run("ss", "-ltn").stdout, 20, "the server")
+            cursor = host.run("journalctl", "-n", "0", "--show-cursor").stdout.split()[-1]
+            host.run("systemctl", "restart", AGENT)
+            host.run("journalctl", "--sync")
+            printed = host.run("journalctl", "-u", AGENT, "-o", "cat", "--after-cursor", cursor).stdout
+            assert said in printed
+        analysed = host.run("systemd-analyze", "security", "--no-pager", AGENT).stdout
+        score = re.search(rf"Overall exposure level for {AGENT}: ([0-9.]+)", analysed)
+        assert score
+        assert 1.0 < float(score[1]) <= 1.9
+    finally:
+        host.run("systemctl", "stop", "server.service", AGENT)
+        host.run("rm", "-f", f"{place}/60-fleet.conf", f"{place}/99-ask.conf")
+
+
 @pytest.mark.parametrize("variant", ["deployment", "unprivileged"])
 def test_memory_is_out_of_reach(request: pytest.FixtureRequest, variant: str) -> None:
     """No process of the agent's own user reads its memory; it is locked, where the unit may."""

@@ -218,6 +218,15 @@ ON_HOSTS: Final = (
         (f"{_LEAST}::test_exposure",),
     ),
     Protection(
+        "the agent's unit has no network until the drop-in for [fleet] is there",
+        (
+            Edit(_UNIT, "PrivateNetwork=yes\n", ""),
+            Edit(_UNIT, "IPAddressDeny=any\n", ""),
+            Edit(_UNIT, "RestrictAddressFamilies=AF_UNIX\n", ""),
+        ),
+        (f"{_LEAST}::test_a_network_for_the_fleet_alone",),
+    ),
+    Protection(
         "the agent's unit has no devices",
         (Edit(_UNIT, "PrivateDevices=yes\n", ""),),
         (f"{_LEAST}::test_exposure",),
@@ -241,7 +250,7 @@ ON_HOSTS: Final = (
         "root makes a guest's key as the owner of the store",
         (
             Edit(
-                "agent/cli/guest_key.py",
+                "agent/cli/owner.py",
                 "    if user != 0 or status.st_uid == 0:",
                 "    if True:",
             ),

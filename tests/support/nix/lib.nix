@@ -163,6 +163,12 @@ let
       unsigned = mkType "unsigned integer, meaning >=0" (value: isInt value && value >= 0);
       positive = mkType "positive integer, meaning >0" (value: isInt value && value > 0);
     };
+    port = ints.between 0 65535;
+    numbers.between =
+      low: high:
+      mkType "integer or floating point number between ${toString low} and ${toString high}" (
+        value: (isInt value || builtins.isFloat value) && low <= value && value <= high
+      );
     nullOr =
       type:
       mkType "null or ${type.description}" (value: value == null || type.check value)

@@ -97,6 +97,31 @@ in
     );
     # nixos/modules/tasks/network-interfaces.nix
     networking.hostName = with' "nixos" types.str;
+    # nixos/modules/services/networking/firewall.nix
+    networking.firewall.allowedTCPPorts = with' [ ] (types.listOf types.port);
+    # nixos/modules/services/databases/etcd.nix
+    services.etcd = {
+      enable = with' false types.bool;
+      name = with' config.networking.hostName types.str;
+      clientCertAuth = with' false types.bool;
+      peerClientCertAuth = with' false types.bool;
+      extraConf = with' { } (types.attrsOf types.str);
+    }
+    // lib.genAttrs [
+      "listenClientUrls"
+      "listenPeerUrls"
+      "advertiseClientUrls"
+      "initialAdvertisePeerUrls"
+      "initialCluster"
+    ] (_: with' [ ] (types.listOf types.str))
+    // lib.genAttrs [
+      "certFile"
+      "keyFile"
+      "trustedCaFile"
+      "peerCertFile"
+      "peerKeyFile"
+      "peerTrustedCaFile"
+    ] (_: with' null (types.nullOr types.path));
     # nixos/modules/system/etc/etc.nix
     environment.etc = with' { } (types.attrsOf (types.submodule file));
     # nixos/modules/config/system-path.nix
