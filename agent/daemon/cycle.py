@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.daemon.publisher import Front
+    from credferry.agent.daemon.reports import Reports
     from credferry.agent.daemon.textfile import Textfile
     from credferry.agent.log import Conditions
     from credferry.agent.reconcile.observer import Look
@@ -71,6 +72,7 @@ class Cycle:
         watches: Watches,
         hint: Callable[[str], None],
         monotonic: Callable[[], float],
+        reports: Reports,
     ) -> None:
         self._session = session
         self._connection = connection
@@ -81,6 +83,7 @@ class Cycle:
         self._watches = watches
         self._hint = hint
         self._monotonic = monotonic
+        self._reports = reports
         self._changes = Changes()
         self._reporter = Reporter(session.audit)
         self._settling = Settling(session.config)
@@ -134,7 +137,11 @@ class Cycle:
         """Give back what no VM needs. Returns the seconds until the next call. Raises `StoreError`."""
         slots = self._session.pacer.slots
         owed = slots.settle(look)
-        report(slots.view(), self._conditions, self._monotonic())
+        view = slots.view()
+        report(view, self._conditions, self._monotonic())
+        if self._session.config.fleet is not None:
+            self._metrics.see_fleet(view)
+            self._reports.note(look)
         return owed
 
     def _tell_lost(self, published: Publication, now: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
+from credferry.agent.daemon.reports import Reports
 from credferry.agent.errors import ConfigurationError
 from credferry.agent.rollout.slots import NoSlots
 
@@ -35,6 +36,7 @@ class Fleet:
         self._parts = parts
         self._hint = hint
         self._slots: FleetSlots | None = None
+        self.reports = Reports(parts.clock.wall)
 
     def open(self, config: Config) -> Opened | None:
         """The engine that a configuration names, and this host in it; None for a host without a fleet.
@@ -56,8 +58,10 @@ class Fleet:
 
     def slots(self, config: Config, store: Store, opened: Opened | None) -> Slots:
         """The slots for a configuration. What is remembered of VMs' turns stays."""
-        if opened is None:
+        if opened is None or config.fleet is None:
+            self.reports.use(config, None, "")
             return NoSlots()
+        self.reports.use(config, self._parts.presence(config.fleet), opened[1].host)
         from credferry.agent.rollout.fleet import FleetSlots  # noqa: PLC0415
 
         if self._slots is None:

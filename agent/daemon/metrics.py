@@ -24,6 +24,7 @@ from prometheus_client import (
 
 from credferry.agent import __version__
 from credferry.agent.audit.events import Event
+from credferry.agent.daemon.fleet_metrics import FleetMetrics
 from credferry.agent.daemon.secret_metrics import SecretMetrics
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.desired import Desired
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from credferry.agent.reconcile.decision import Decision
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look
+    from credferry.agent.rollout.slots import FleetView
     from credferry.agent.store.generations import Store
 
 # Otherwise each counter has a second series, with the time of its first use. Nothing here uses that.
@@ -141,7 +143,11 @@ class Metrics:
             "credferry_audit_sequence", "The number of the agent's last audit record.", registry=None
         )
 
-        self._secrets = SecretMetrics(own)
+        self._secrets, self._fleet = SecretMetrics(own), FleetMetrics(own)
+
+    def see_fleet(self, view: FleetView) -> None:
+        """Note what is known of the fleet. A host without a fleet never calls this."""
+        self._fleet.note(view)
 
     def hear(self, fact: Fact) -> None:
         """Count a fact that was just written to the audit."""
@@ -189,7 +195,7 @@ class Metrics:
 
     def key(self, lacks: Collection[str]) -> object:
         """A value that differs if anything but the passing of time has changed what `render` returns."""
-        return self._states, frozenset(lacks), self._facts
+        return self._states, frozenset(lacks), self._facts, self._fleet.key
 
     def render(self, lacks: Collection[str]) -> bytes:
         """All metrics in Prometheus' text format. ``lacks`` has the keys of what is unavailable now."""
@@ -204,7 +210,9 @@ class Metrics:
                 self._state.labels(vm, each.value).set(found is each)
         self._sources |= {each for each in lacks if each.startswith("source ")}
         self._secrets.fill(self._wall())
-        for what in (*LACKS, *sorted(self._sources)):
+        self._fleet.fill(self._wall())
+        fleet = () if self._fleet.view is None else ("fleet",)
+        for what in (*LACKS, *fleet, *sorted(self._sources)):
             self._unavailable.labels(what).set(what in lacks)
         return generate_latest(self.registry)
 

@@ -20,6 +20,7 @@ from credferry.agent.systemd.units import SystemManager
 if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
     from credferry.agent.fleet.model import Engine
+    from credferry.agent.fleet.presence import Presence
     from credferry.agent.rollout.fleet import Submits
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
@@ -32,6 +33,17 @@ def _engine(fleet: FleetConfig) -> Engine:
 
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     return open_engine(fleet, Path(directory) if directory else None)
+
+
+def _presence(fleet: FleetConfig) -> Presence | None:
+    """Where this host reports itself; None for a FleetLock server. Raises `ConfigurationError`."""
+    if not fleet.endpoints:
+        return None
+    from credferry.agent.fleet.opening import open_members  # noqa: PLC0415 (as above)
+    from credferry.agent.fleet.presence import Presence  # noqa: PLC0415
+
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Presence(open_members(fleet, Path(directory) if directory else None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +59,4 @@ class Parts:
     clock: Clock = field(default_factory=Clock)
     engine: Callable[[FleetConfig], Engine] = _engine
     engine_thread: Callable[[], Submits] = EngineThread
+    presence: Callable[[FleetConfig], Presence | None] = _presence

@@ -151,6 +151,7 @@ class Service:
             self._watch,
             self._hints.put,
             self._monotonic,
+            self._fleet.reports,
         )
 
     def _go_over_to(self, config: Config, news: str = "") -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from credferry.agent.daemon.metrics import Metrics
     from credferry.agent.log import Conditions
     from credferry.agent.reconcile.observer import Look
+    from credferry.agent.rollout.slots import FleetView
     from credferry.agent.store.generations import Store
 
 _log = structlog.get_logger()
@@ -50,6 +51,11 @@ class Textfile:
         """Note the state of all VMs."""
         if self.metrics is not None:
             self.metrics.looked(look, store, with_source=with_source)
+
+    def see_fleet(self, view: FleetView) -> None:
+        """Note what is known of the fleet."""
+        if self.metrics is not None:
+            self.metrics.see_fleet(view)
 
     def keep(self, config: MetricsConfig, conditions: Conditions, period: float, now: float) -> None:
         """Call `write_if_due`. Logs once that the file cannot be written, and once that it can be again."""

@@ -86,6 +86,14 @@ let
         description = "A user of etcd.";
       };
       passwordFile = mkOption (file "The user's password, on one line.");
+      staleSeconds = mkOption {
+        type = types.numbers.between 0 2592000;
+        default = 0;
+        description = ''
+          After how long a VM that waits takes away a slot that nobody has given back; 0 for never. Choose much more than the
+          longest restart with its health check.
+        '';
+      };
       timeoutSeconds = mkOption {
         type = types.numbers.between 0.1 60;
         default = 5;
@@ -145,6 +153,7 @@ in
       certificate = named fleet.certificateFile "fleet.certificate";
       key = named fleet.keyFile "fleet.key";
       password_file = named fleet.passwordFile "fleet.password";
+      stale_seconds = fleet.staleSeconds;
       timeout_seconds = fleet.timeoutSeconds;
     };
 

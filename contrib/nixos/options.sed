@@ -7,6 +7,7 @@ s#\[vms[.]([^]]*)\]#services.credferry.vms.\1#g
 s#\ballow_names\b#allowNames#g
 s#\bmax_age_days\b#maxAgeDays#g
 s#\bfleet_group\b#fleetGroup#g
+s#\bstale_seconds\b#staleSeconds#g
 s#\bpassword_file\b#passwordFile#g
 s#\btimeout_seconds\b#timeoutSeconds#g
 s#\bguest_key\b#guestKey#g

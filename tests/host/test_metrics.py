@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.writer import Fact
 from credferry.agent.daemon.metrics import Metrics
+from credferry.agent.rollout.slots import FleetView
 from tests.support.deployment import Deployment
 from tests.support.installation import CHECKOUT
 
@@ -123,7 +124,7 @@ def test_a_file_that_cannot_be_written(deployment: Deployment, sops: SopsNix) ->
 
 def test_the_alerts() -> None:
     """Each comes when it should and not when it should not, by promtool's reckoning."""
-    assert "SUCCESS: 14 rules found" in promtool("check", "rules", MONITORING / "credferry.rules.yml")
+    assert "SUCCESS: 16 rules found" in promtool("check", "rules", MONITORING / "credferry.rules.yml")
     assert "SUCCESS" in promtool("test", "rules", CHECKOUT / "tests/data/alerts.yml")
 
 
@@ -160,6 +161,7 @@ def _all_names() -> set[str]:
     """Names of all metrics of an agent that has written to its audit."""
     metrics = Metrics()
     metrics.hear(Fact(Event.AGENT_STARTED, "", "", None, 1))
+    metrics.see_fleet(FleetView())
     return {
         family.name + ("_total" if family.type == "counter" else "") for family in metrics.registry.collect()
     }

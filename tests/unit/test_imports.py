@@ -18,7 +18,11 @@ RUNTIME = [
 ]
 IMPORTERS = {
     "gi": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
-    "prometheus_client": {"credferry.agent.daemon.metrics", "credferry.agent.daemon.secret_metrics"},
+    "prometheus_client": {
+        "credferry.agent.daemon.fleet_metrics",
+        "credferry.agent.daemon.metrics",
+        "credferry.agent.daemon.secret_metrics",
+    },
     "pydbus": {"credferry.agent.bus.connection", "credferry.agent.bus.published"},
     "requests": {
         "credferry.agent.fleet.fleetlock",

@@ -273,6 +273,7 @@ class Machine:
 
     def _start(self) -> None:
         parts = Parts(
+            presence=lambda _fleet: None,
             sender=lambda: ModelSender(self.journal),
             watch=ModelWatch,
             hire=ModelDispatcher,

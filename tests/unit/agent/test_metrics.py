@@ -24,6 +24,7 @@ from credferry.agent.reconcile.decision import State, decide
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.reconcile.observer import Look
+from credferry.agent.rollout.slots import AwaitedSlot, FleetView, HeldSlot
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source.published import NOTHING
 from credferry.agent.store.evidence import Evidence
@@ -302,3 +303,32 @@ def test_its_library_is_loaded_when_it_is_needed() -> None:
     code = "import sys, credferry.agent.daemon.main; sys.exit('prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == 0
+
+
+def test_a_fleet(world: World) -> None:
+    """Slots, VMs that wait, and halts are told by group, and stay at 0. A host without a fleet has none."""
+    world.look()
+    world.write()
+    assert not [name for name, *_ in world.samples() if "fleet" in name]
+    awaited = [AwaitedSlot(vm, "web", SECONDS - age, "why", "who") for vm, age in (("a", 5), ("b", 50))]
+    world.textfile.see_fleet(
+        FleetView((HeldSlot("web", "db", SECONDS),), tuple(awaited), halted={"front": "why"})
+    )
+    world.write("fleet")
+    samples = world.samples()
+    assert samples["credferry_unavailable", "fleet"] == 1
+    assert samples["credferry_fleet_slots_held", "db"] == 1
+    assert samples["credferry_fleet_vms_waiting", "web"] == 2
+    assert samples["credferry_fleet_waiting_seconds", "web"] == 50
+    assert samples["credferry_fleet_halted", "front"] == 1
+    world.textfile.see_fleet(FleetView())
+    world.write()
+    samples = world.samples()
+    assert samples["credferry_unavailable", "fleet"] == 0
+    for name, group in (
+        ("slots_held", "db"),
+        ("vms_waiting", "web"),
+        ("waiting_seconds", "web"),
+        ("halted", "front"),
+    ):
+        assert samples[f"credferry_fleet_{name}", group] == 0

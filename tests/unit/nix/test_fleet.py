@@ -63,7 +63,8 @@ def test_all_options(nix: Nix) -> None:
     report = nix.evaluate(
         host(
             'endpoints = [ "https://[2001:db8::1]:2379" "https://etcd-2" ]; addresses = [ "2001:db8::/32" ];'
-            ' host = "h9"; ca = "/ca.pem"; user = "agent"; passwordFile = "/p"; timeoutSeconds = 2;',
+            ' host = "h9"; ca = "/ca.pem"; user = "agent"; passwordFile = "/p"; timeoutSeconds = 2;'
+            " staleSeconds = 7200;",
             'services.credferry.vms.web.fleetGroup = "front";',
         )
     )
@@ -77,7 +78,7 @@ def test_all_options(nix: Nix) -> None:
         "agent",
         "fleet.password",
     )
-    assert fleet.timeout_seconds == 2
+    assert (fleet.timeout_seconds, fleet.stale_seconds) == (2, 7200)
     assert config.vm("web").fleet_group == "front"
     assert report["services"]["credferry"]["serviceConfig"]["IPAddressAllow"] == [
         "localhost",
