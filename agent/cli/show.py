@@ -17,6 +17,7 @@ from credferry.agent.cli import status_rows
 from credferry.agent.cli.audit_forms import rotation_row
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, look_untouched, print_json
 from credferry.agent.cli.documents import SecretRow, ShowRow, WiringRow, rfc3339
+from credferry.agent.cli.fleet_waits import with_waits
 from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.show_views import vm_lines
 from credferry.agent.cli.tables import width
@@ -26,6 +27,7 @@ from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
 from credferry.agent.errors import CredferryError, describe
 from credferry.agent.reconcile import aging
+from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.reconcile.expiry import expires
 from credferry.agent.reconcile.status import steps
@@ -95,7 +97,8 @@ def _rows(file: Path, names: list[str], *, json: bool) -> tuple[list[ShowRow], C
         warn(warning)
     rows = []
     for observed, decision in zip(look.observed, look.decisions, strict=True):
-        status = msgspec.structs.replace(status_rows.row_of(observed, decision, store), agent=runs)
+        row = msgspec.structs.replace(status_rows.row_of(observed, decision, store), agent=runs)
+        [status] = with_waits(config, [row])
         rows.append(_row(observed.vm, status, stories, (observed, decision), store))
     return rows, None
 
@@ -114,7 +117,7 @@ def _row(
         settings={key: value for key, value in settings.items() if key not in _NO_SETTINGS},
         credentials=_secrets(vm, rotations, seen[0] if seen else None, store),
         wiring=_wiring(vm),
-        next=steps(seen[1]) if seen else [],
+        next=steps(seen[1]) if seen and status.state is not State.WAITING else [],
         rotations=[rotation_row(each) for each in reversed(rotations[-_ROTATIONS:])],
     )
 

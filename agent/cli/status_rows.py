@@ -12,6 +12,7 @@ import msgspec
 
 from credferry.agent.cli.common import connect, find_agent, is_active, look_untouched, running_agent
 from credferry.agent.cli.documents import Generation, Published, StatusRow, rfc3339
+from credferry.agent.cli.fleet_waits import with_waits
 from credferry.agent.config.choosing import chosen, fits, is_pattern
 from credferry.agent.config.loading import load
 from credferry.agent.errors import (
@@ -75,7 +76,8 @@ def find(file: Path, names: list[str]) -> Found:
     runs, warning = agent_of(loaded)
     store = open_store_untouched(loaded)
     pairs = zip(look.observed, look.decisions, strict=True)
-    return Found([msgspec.structs.replace(row_of(*pair, store), agent=runs) for pair in pairs], warning)
+    rows = [msgspec.structs.replace(row_of(*pair, store), agent=runs) for pair in pairs]
+    return Found(with_waits(loaded, rows), warning)
 
 
 def by_agent(agent: RemoteAgent, names: list[str]) -> list[StatusRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.mutants.fleet import FLEET
 from tests.mutants.on_hosts import ON_HOSTS
 from tests.mutants.row import Edit, Protection
 
@@ -612,5 +613,6 @@ PROTECTIONS: Final = (
             "tests/host/test_control.py::test_no_guess_is_confirmed_by_what_others_read",
         ),
     ),
+    *FLEET,
     *ON_HOSTS,
 )

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -299,6 +300,29 @@ def test_answers_that_take_too_long(
     with serve(script, context):
         found = Etcd([Member(script.url, tls, None, 0.3)]).acquire("web", ME, "r")
     assert "no answer within 0.3 s" in reason(found)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_an_answer_that_comes_twice(pause: float) -> None:
+    """A second answer to one request, sent with the first one or after it, answers no later request."""
+    granted = {"header": HEADER, "succeeded": True, "responses": [{"response_range": {}}] * 3}
+    left = [json.dumps(granted).encode(), b"{}"]
+
+    def twice(handler: BaseHTTPRequestHandler, _: Request) -> None:
+        body = left.pop(0) if left else b"{}"
+        reply(handler, 200, body)
+        handler.wfile.flush()
+        script.over.wait(pause)
+        reply(handler, 200, body)
+        handler.wfile.flush()
+        sent.set()
+
+    script, sent = Script(twice), threading.Event()
+    with serve(script):
+        engine = Etcd([Member(script.url, NO_TLS, None, 20.0)])
+        assert not isinstance(engine.state("web"), Unavailable)
+        assert sent.wait(20)
+        assert "does not answer as etcd" in reason(engine.state("web"))
 
 
 def test_an_answer_that_ends_with_its_connection() -> None:

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""The protections of a fleet: how each is taken out, and the tests that must fail then."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.row import Edit, Protection
+
+_ETCD: Final = "tests/unit/agent/fleet/test_etcd.py"
+_GATEWAY: Final = "tests/unit/agent/fleet/test_gateway.py"
+_FORMS: Final = "tests/unit/agent/fleet/test_forms.py"
+
+FLEET: Final = (
+    Protection(
+        "a slot is taken only if it is free, the group runs, and the limit is the one that was read",
+        (
+            Edit(
+                "agent/fleet/transactions.py",
+                "    compare = [_is_absent(slot), _is_absent(keys.halt_key(group.name))]\n",
+                "    compare = []\n",
+            ),
+        ),
+        ("tests/unit/agent/fleet/test_transactions.py::test_a_slot_is_never_taken_beyond_the_limit",),
+    ),
+    Protection(
+        "a release removes only the slot of the revision that it names",
+        (
+            Edit(
+                "agent/fleet/transactions.py",
+                '    key = keys.slot_key(group, number)\n    return {"compare": [_is_at(key, revision)], ',
+                '    key = keys.slot_key(group, number)\n    return {"compare": [], ',
+            ),
+        ),
+        (f"{_ETCD}::test_a_release_that_arrives_after_the_slot_was_found_again",),
+    ),
+    Protection(
+        "of two machines with one name, the second gets no slot",
+        (Edit("agent/fleet/deciding.py", "if each.holder.is_twin_of(holder):", "if False:"),),
+        (f"{_ETCD}::test_two_machines_with_one_host_name",),
+    ),
+    Protection(
+        "a slot that cannot be read counts as held",
+        (
+            Edit(
+                "agent/fleet/deciding.py",
+                "if len(group.held) >= group.limit.number:",
+                "if len(group.slots) >= group.limit.number:",
+            ),
+        ),
+        (f"{_ETCD}::test_garbage_is_held_until_an_operator_frees_it",),
+    ),
+    Protection(
+        "a halt that cannot be read halts the group",
+        (
+            Edit(
+                "agent/fleet/deciding.py",
+                "if group.halt is not None and (",
+                'if getattr(group.halt, "why", "") and (',
+            ),
+        ),
+        (f"{_ETCD}::test_an_unreadable_halt_halts",),
+    ),
+    Protection(
+        "a limit that cannot be read gives no slot",
+        (
+            Edit(
+                "agent/fleet/forms.py",
+                "        return BadLimit(revision)\n",
+                "        return Limit(1, revision)\n",
+            ),
+        ),
+        (f"{_ETCD}::test_a_limit_that_is_none",),
+    ),
+    Protection(
+        "what others write into a halt is made printable",
+        (
+            Edit("agent/fleet/forms.py", "Halt(printable(found.why), ", "Halt(found.why, "),
+            Edit("agent/fleet/forms.py", "why=printable(why)[:WHY_MAX]", "why=why[:WHY_MAX]"),
+        ),
+        (f"{_FORMS}::test_each_halt_can_be_read_again",),
+    ),
+    Protection(
+        "etcd gets neither the machine's ID nor more than the contract says",
+        (
+            Edit(
+                "agent/fleet/model.py",
+                "return hmac.new(machine_id.strip(), _PURPOSE, hashlib.sha256).hexdigest()[:32]",
+                "return machine_id.decode().strip()[:32]",
+            ),
+        ),
+        (f"{_FORMS}::test_known_machine",),
+    ),
+    Protection(
+        "a slot and a halt have the fields of the contract alone",
+        (
+            Edit(
+                "agent/fleet/forms.py",
+                "    since: _Since\n",
+                '    since: _Since\n    secret: str = "value"\n',
+            ),
+        ),
+        (f"{_FORMS}::test_known_slot", f"{_FORMS}::test_known_halt"),
+    ),
+    Protection(
+        "a server of the fleet needs a certificate that `ca` has signed",
+        (Edit("agent/fleet/transport.py", "    made.verify = tls.ca  #", "    made.verify = False  #"),),
+        (f"{_GATEWAY}::test_certificates_that_do_not_fit",),
+    ),
+    Protection(
+        "a redirect of a fleet's server is not followed",
+        (
+            Edit(
+                "agent/fleet/transport.py",
+                "if fault is None and response is not None and response.is_redirect:",
+                "if False:",
+            ),
+        ),
+        (f"{_GATEWAY}::test_a_redirect_is_not_followed",),
+    ),
+    Protection(
+        "the environment names no proxy for the fleet",
+        (Edit("agent/fleet/transport.py", "    made.trust_env = False  #", "    made.trust_env = True  #"),),
+        (f"{_GATEWAY}::test_the_environment_has_no_part",),
+    ),
+    Protection(
+        "another cluster's answer is none",
+        (
+            Edit(
+                "agent/fleet/etcd.py",
+                "if self.cluster and found.header.cluster_id != self.cluster:",
+                "if False:",
+            ),
+        ),
+        (f"{_ETCD}::test_another_cluster_does_not_count",),
+    ),
+    Protection(
+        "an answer must be whole, as etcd's are",
+        (
+            Edit(
+                "agent/fleet/transactions.py",
+                "    if len(ranges) != 3:  # noqa: PLR2004 (as `_reads` has)\n",
+                "    while len(ranges) < 3:\n        ranges.append(None)\n    if False:\n",
+            ),
+            Edit(
+                "agent/fleet/transactions.py", "    header: Header\n", '    header: Header = Header("1")\n'
+            ),
+        ),
+        (f"{_GATEWAY}::test_what_is_no_etcd",),
+    ),
+    Protection(
+        "no text of a server is repeated",
+        (
+            Edit(
+                "agent/fleet/gateway.py",
+                'return EngineFault("it refuses the request", "see etcd\'s log")',
+                'return EngineFault(message, "see etcd\'s log")',
+            ),
+        ),
+        (f"{_GATEWAY}::test_nothing_of_a_login_is_repeated",),
+    ),
+    Protection(
+        "an answer of a fleet's server is bounded",
+        (Edit("agent/fleet/transport.py", "        if size > ANSWER_MAX:", "        if False:"),),
+        (f"{_GATEWAY}::test_answers_that_are_too_large",),
+    ),
+)
