@@ -210,6 +210,7 @@ _MARKS = {
     Event.GUEST_REBOOT.label: "note",
     Event.PUBLISHED.label: "note",
     Event.ORDERED.label: "note",
+    Event.FLEET_ORDERED.label: "note",
     Event.ORDER_DROPPED.label: "bad",
 }
 

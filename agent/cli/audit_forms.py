@@ -54,6 +54,7 @@ def columns(kind: type[Document], first: tuple[str, ...] = ()) -> tuple[str, ...
 RECORD_COLUMNS: Final = columns(RecordRow, ("time", "run"))
 PERIOD_COLUMNS: Final = columns(PeriodRow)
 ROTATION_COLUMNS: Final = columns(RotationRow)
+_ORDERS: Final = frozenset({Event.ORDERED, Event.FLEET_ORDERED})
 
 
 def record_row(record: Record) -> RecordRow:
@@ -71,7 +72,7 @@ def record_row(record: Record) -> RecordRow:
         channel=record.channel,
         sequence=record.sequence,
         message=record.message,
-        ordered=_ordered_row(ordered) if record.event is Event.ORDERED else None,
+        ordered=_ordered_row(ordered) if record.event in _ORDERS else None,
     )
 
 

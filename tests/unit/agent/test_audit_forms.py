@@ -13,6 +13,8 @@ from credferry.agent.audit import history
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.audit.history import History, UnitEvent, UnitRecord
 from credferry.agent.audit.records import Record
+from credferry.agent.audit.rotations import tell
+from credferry.agent.cli.audit_forms import record_row
 from credferry.agent.cli.audit_views import Views
 
 if TYPE_CHECKING:
@@ -100,3 +102,14 @@ def test_what_is_printed(
     getattr(views(form), view)()
     expected = (GOLDEN / f"{view}.{form}").read_text(encoding="utf-8")
     assert capfd.readouterr().out.replace("\r\n", "\n") == expected
+
+
+def test_an_order_of_the_fleet_says_who_gave_it() -> None:
+    """It concerns no VM, so it begins no story, and its row names the order and the user."""
+    order = {"order": "fleet halt", "caller": "root", "caller_uid": 0, "reason": "a test"}
+    record = Record(at(0), Event.FLEET_ORDERED, "fleet halt web", "", "4" * 32, None, **order)  # type: ignore[arg-type]
+    story = tell((record,), [])
+    assert (story.rotations, story.facts) == ((), (record,))
+    ordered = record_row(record).ordered
+    assert ordered is not None
+    assert (ordered.order, ordered.caller, ordered.caller_uid) == ("fleet halt", "root", 0)
