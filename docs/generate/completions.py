@@ -152,7 +152,8 @@ def _zsh_option(option: Option) -> str:
 def _zsh_argument(argument: Argument) -> str:
     number = "*" if argument.is_repeatable else ""
     between = ":" if argument.is_required or argument.is_repeatable else "::"
-    return _quoted(f"{number}{between}{argument.metavar}:{_zsh_value(argument)}")
+    # A blank action shows a message, and zsh then completes no option either.
+    return _quoted(f"{number}{between}{argument.metavar}:{_zsh_value(argument).strip() or '( )'}")
 
 
 def _zsh_value(of: Option | Argument) -> str:

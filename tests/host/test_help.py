@@ -36,6 +36,8 @@ COMPLETED = [
     ("credferry agent --on", "credferry agent --once"),
     ("credferry guest-key cr", "credferry guest-key create"),
     ("credferry guest-key create --mach", "credferry guest-key create --machine-id"),
+    ("credferry fleet st", "credferry fleet status"),
+    ("credferry fleet release --unr", "credferry fleet release --unreadable"),
     ("credferry hold we", "credferry hold web"),
     ("credferry hold web wit", "credferry hold web with.dot"),
     ("credferry status --vm we", "credferry status --vm web"),

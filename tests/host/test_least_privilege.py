@@ -468,6 +468,9 @@ def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
     host.run("sh", "-c", f"rm -rf {STORE}/vms && ln -s /etc {STORE}/vms", user=USER)
     host.run("sh", "-c", f"rm {STORE}/seal.lock && ln -s /etc/lock-of-root {STORE}/seal.lock", user=USER)
     host.run("sh", "-c", f"ln -s /etc {STORE}/guest-keys", user=USER)
+    for name in ("audit.lock", "audit.json"):
+        host.run("sh", "-c", f"rm -f {STORE}/{name} && ln -s /etc/{name}-of-root {STORE}/{name}", user=USER)
+    unprivileged.configure('[fleet]\nendpoints = ["http://127.0.0.1:9"]\n' + ONE_VM)
     before = host.run("find", "/etc", "-newer", RULE).stdout
     refused = host.run("credferry", "agent", "--once", check=False)
     assert refused.returncode == STORE_STATUS
@@ -477,6 +480,8 @@ def test_root_is_not_led_astray(unprivileged: Deployment) -> None:
         host.run("credferry", *(word.replace("db", "web") for word in MAKE_KEY), check=False).returncode
         == KEY_STATUS
     )
+    order = ("credferry", "fleet", "limit", "web", "2", "--new")
+    assert host.run(*order, check=False).returncode == STORE_STATUS
     assert host.run("find", "/etc", "-newer", RULE).stdout == before
 
 

@@ -82,6 +82,7 @@ def _is_installed(host: Host, package: Path) -> None:
         "/usr/share/fish/vendor_completions.d/credferry.fish",
         "/usr/share/dbus-1/system.d/org.credferry.Agent1.conf",
         "/usr/share/doc/credferry/examples/credferry-vm.conf",
+        "/usr/share/doc/credferry/examples/credferry-fleet.conf",
     } <= set(listed)
     modules = [path for path in listed if path.endswith(".py")]
     assert len(modules) == len([path for path in listed if path.endswith(".pyc")]) > 500

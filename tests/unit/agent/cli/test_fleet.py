@@ -10,6 +10,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -192,7 +193,9 @@ def test_status_as_json(desk: Desk) -> None:
     engine = desk.etcd.engine()
     assert isinstance(engine.acquire(desk.group, DEAD, "abc"), Granted)
     Presence([desk.etcd.member()]).tell("h-dead", "0.3", {desk.group: {"in step": 2}}, 86400.0)
-    (row,) = json.loads(desk.run("status", desk.group, "--json"))
+    printed = desk.run("status", desk.group, "--json")
+    assert msgspec.json.decode(printed, type=list[FleetGroupRow]), "as its schema says"
+    (row,) = json.loads(printed)
     assert row["limit"] == 1
     (slot,) = row["held"]
     assert (slot["host"], slot["vm"], slot["change"]) == ("h-dead", "web", "abc")
