@@ -13,7 +13,7 @@ help:
 	@echo 'make test-unit    run the tests that need no root'
 	@echo 'make guests       build the guests that tests boot, once (root)'
 	@echo 'make check        ruff, ruff format and mypy'
-	@echo 'make nightly      10,000 histories of the model world, 2,000 killed pushes, all variants of guests (root)'
+	@echo 'make nightly      20,000 histories of models, fleets of 1,000 hosts, killed pushes, all guests (root)'
 	@echo 'make mutants      take each protection out, and change core modules: tests must notice (root)'
 	@echo 'make fuzz         fuzz every parser of untrusted bytes for long'
 	@echo 'make soak         rotate 10,000 times over 50 light VMs (root)'
@@ -45,6 +45,8 @@ check:
 	@exec $(BOOTSTRAP) unit mypy
 
 nightly:
+	@CREDFERRY_FLEET_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_fleet_model.py
+	@$(BOOTSTRAP) unit python -m tests.fleet
 	@CREDFERRY_MODEL_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
 	@CREDFERRY_NIGHTLY=1 CREDFERRY_RECEIVER_PUSHES=334 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py tests/unit/test_receiver.py
 	@CREDFERRY_PUSHES=1000 $(BOOTSTRAP) full python -m pytest --timeout=0 tests/host/test_push_kills.py

@@ -60,6 +60,7 @@ class Source:
 
 
 _MODEL: Final = "tests/property/test_model.py"
+_FLEET: Final = "tests/property/test_fleet_model.py"
 _CRASH: Final = "tests/host/test_crash.py"
 _SOAK: Final = "tests/soak.py"
 _CANARY: Final = "tests/host/test_canary.py"
@@ -73,6 +74,21 @@ SOURCES: Final = {
     Number.MODEL_STATES: Source(
         *(_MODEL, "make nightly"),
         "States of that world that were checked, in all its histories together.",
+    ),
+    Number.FLEET_RUNS: Source(
+        *(_FLEET, "make nightly"),
+        "Histories of three hosts with one etcd. Agents, hosts and members die at random, requests and "
+        "answers are lost or late, hosts are cut off, limits change. An agent never works on a VM without "
+        "a slot, and never more slots are held than the limit. At the end every VM runs what is published.",
+    ),
+    Number.FLEET_MOMENTS: Source(
+        *(_FLEET, "make nightly"), "Moments at which that was checked, in all those histories together."
+    ),
+    Number.FLEET_REVISIONS: Source(
+        *("tests/fleet.py", "python -m tests.fleet"),
+        "Revisions of a real etcd of three members while one secret goes through 1,000 hosts with the "
+        "limits 1, 10 and 100, and one that does not work. One member is killed in the midst. In no "
+        "revision were more slots held than the limit. What does not work was tried on no more hosts.",
     ),
     Number.CRASH_POINTS: Source(
         *(_CRASH, "make nightly"),

@@ -9,6 +9,7 @@ One job: the order of claim, call, and use of a slot.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from credferry.agent.rollout.slots import (
 from credferry.agent.rollout.stale import Stale
 from credferry.agent.rollout.strays import Strays
 from credferry.agent.store.locks import rollout_lock
-from credferry.agent.store.records import Claim
+from credferry.agent.store.records import Claim, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,9 +112,11 @@ class FleetSlots:
     def left(self, vm: VmConfig) -> Awaiting | None:
         """See `Slots`."""
         limits = self.config.rollout
+        # A VM that may have a slot waits for no other one, which may wait for just that slot.
+        width = math.inf if self.store.claim(vm.name) is not None else limits.concurrency
         with self._lock:
             return self._memory.left(
-                vm.name, self._group(vm), self.clock.monotonic(), limits.concurrency, limits.slot_seconds
+                vm.name, self._group(vm), self.clock.monotonic(), width, limits.slot_seconds
             )
 
     def claim(self, vm: VmConfig, change: str) -> bool:
@@ -234,7 +237,11 @@ class FleetSlots:
             return max(needed, wait)
         # A worker may have begun since the look.
         with self.store.lock(rollout_lock(name), wait=False) as had:
-            if had and self.store.attempt(name) == now.attempt:
+            attempt = self.store.attempt(name)
+            is_halted = (
+                attempt is not None and attempt.outcome is Outcome.HALTED
+            )  # seen while its cause lasts
+            if had and (is_halted or attempt == now.attempt):
                 self._begin_to_return(name, claim)
         return float("inf")
 

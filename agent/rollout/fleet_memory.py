@@ -75,7 +75,7 @@ class Memory:
             if name != vm and turn.group == group and turn.stage in _IN_THE_WAY and not is_late:
                 yield name, turn
 
-    def left(self, vm: str, group: str, now: float, width: int, overdue: float) -> Awaiting | None:
+    def left(self, vm: str, group: str, now: float, width: float, overdue: float) -> Awaiting | None:
         """What a VM waits for; None if a worker may claim for it. ``width``: how many may ask at a time."""
         turn = self.turns.get(vm)
         if turn is not None and turn.group == group:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from credferry.agent.reconcile.decision import State
 from credferry.agent.store.records import Outcome, Way
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from credferry.agent.reconcile.decision import Decision
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.store.records import Claim
+
+_TAKES_DOWN: Final = {Outcome.RESTARTING, Outcome.RETRY, Outcome.FAILED, Outcome.ROLLED_BACK}
 
 
 def needed_for(
@@ -33,9 +35,11 @@ def needed_for(
         return math.inf
     if unit is None or unit.has_job or has_failed(now, claim):
         return math.inf
-    if unit.is_stopped:  # by hand: what the agent takes down is in its attempt
-        return math.inf if attempt is not None else 0.0
-    if not unit.is_active or unit.is_flapping or now.owed is not None:
+    if not unit.is_active or unit.is_flapping:
+        # Stopped by hand, or failed at a start that was not the agent's: it is not down for a change.
+        is_ours = attempt is not None and attempt.outcome in _TAKES_DOWN
+        return math.inf if is_ours else 0.0
+    if now.owed is not None:
         return math.inf
     if attempt is not None and attempt.outcome is Outcome.RESTARTING:
         # It never began, and cannot begin: the VM is held, ignored or refused.

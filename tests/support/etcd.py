@@ -17,6 +17,7 @@ import pytest
 
 from credferry.agent.fleet.etcd import Etcd
 from credferry.agent.fleet.gateway import Login, Member
+from credferry.agent.fleet.model import Unavailable
 from credferry.agent.fleet.transport import Tls
 
 if TYPE_CHECKING:
@@ -130,6 +131,66 @@ class RealEtcd:
             }
             for revision in range(1, last + 1)
         ]
+
+
+class RealCluster:
+    """Several etcd processes of one cluster on loopback."""
+
+    def __init__(self, directory: Path, members: int = 3) -> None:
+        self._directory = directory
+        self._ports = [(free_port(), free_port()) for _ in range(members)]
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * members
+        for number in range(members):
+            self._start(number)
+        deadline = time.monotonic() + _START_SECONDS
+        while isinstance(found := self.engine(seconds=1.0).state("start"), Unavailable):
+            assert time.monotonic() < deadline, found.reason
+            time.sleep(0.1)
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs for clients."""
+        return [f"http://127.0.0.1:{port}" for port, _ in self._ports]
+
+    def engine(self, seconds: float = _SECONDS) -> Etcd:
+        """An engine that asks all members."""
+        return Etcd([Member(url, NO_TLS, None, seconds) for url in self.urls])
+
+    def kill(self, number: int) -> None:
+        """End a member at once."""
+        process, self._processes[number] = self._processes[number], None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """End all members."""
+        for number in range(len(self._ports)):
+            self.kill(number)
+
+    def history(self, prefix: str) -> list[int]:
+        """How many keys there were below a prefix at each revision, by the first member that answers."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        number = next(at for at, each in enumerate(self._processes) if each is not None)
+        member = Member(self.urls[number], NO_TLS, None, _SECONDS)
+        last = int(call(member, "/kv/range", key="AA==")["header"]["revision"])
+        asked = {"key": b64(prefix), "range_end": b64(end), "count_only": True}
+        return [
+            int(call(member, "/kv/range", **asked, revision=revision).get("count", 0))
+            for revision in range(1, last + 1)
+        ]
+
+    def _start(self, number: int) -> None:
+        clients, peers = (f"http://127.0.0.1:{port}" for port in self._ports[number])
+        cluster = ",".join(f"m{at}=http://127.0.0.1:{each[1]}" for at, each in enumerate(self._ports))
+        command = [binary(), "--name", f"m{number}", "--data-dir", str(self._directory / f"data{number}")]
+        command += ["--listen-client-urls", clients, "--advertise-client-urls", clients]
+        command += ["--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
+        command += ["--initial-cluster", cluster, "--logger", "zap", "--log-level", "error"]
+        # A busy machine must not make the members vote again and again.
+        command += ["--heartbeat-interval", "500", "--election-timeout", "5000"]
+        with (self._directory / f"log{number}").open("ab") as log:
+            self._processes[number] = subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def b64(data: str | bytes) -> str:

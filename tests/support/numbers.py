@@ -23,6 +23,9 @@ class Number(enum.StrEnum):
 
     MODEL_RUNS = "histories of the model world explored"
     MODEL_STATES = "states of the model world explored"
+    FLEET_RUNS = "histories of a fleet explored"
+    FLEET_MOMENTS = "moments of a fleet checked"
+    FLEET_REVISIONS = "revisions of etcd checked, of fleets at size"
     CRASH_POINTS = "effects at which the agent was killed"
     RANDOM_KILLS = "kills at random moments"
     PUSHES_KILLED = "pushes with kills of the agent or the push unit"

@@ -123,6 +123,6 @@ class ModelMember:
         """See `Member`."""
 
 
-def model_engine(member: ModelMember, **options: Any) -> Etcd:  # noqa: ANN401 (as `Etcd` takes them)
-    """The real engine, before a modelled member."""
-    return Etcd([member], **options)  # type: ignore[list-item]  # it has the methods that are called
+def model_engine(*members: ModelMember, **options: Any) -> Etcd:  # noqa: ANN401 (as `Etcd` takes them)
+    """The real engine, before modelled members."""
+    return Etcd(members, **options)  # type: ignore[arg-type]  # it has the methods that are called

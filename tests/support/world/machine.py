@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +35,14 @@ from credferry.launcher.errors import Exit
 from credferry.launcher.handoff import OEM_TOTAL_MAX, PUSH_MANIFEST, Channel, Stamp, stamp_path
 from tests.support.world.clock import ModelClock, ModelStop
 from tests.support.world.journald import ModelJournal, ModelSender
-from tests.support.world.process import CrashError, ModelDispatcher, ModelWatch
+from tests.support.world.process import CrashError, ModelDispatcher, ModelThread, ModelWatch
 from tests.support.world.systemd import ModelSystemd, ModelVm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.model import Engine
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.launcher.handoff import Manifest
 
@@ -88,6 +90,9 @@ class Machine:
     top: Path
     clock: ModelClock = field(default_factory=ModelClock)
     settings: Settings = field(default_factory=Settings)
+    fleet: str = ""
+    """The table ``[fleet]`` of its configuration, if it has one."""
+    engine: Callable[[FleetConfig], Engine] | None = None
     service: Service | None = None
     _turned: Turn = field(default_factory=Turn)
     secrets: dict[str, str] | None = None
@@ -112,6 +117,7 @@ class Machine:
     """What a VM should have got when a job of its unit failed, whatever it was to start with."""
     systemd: ModelSystemd = field(init=False)
     journal: ModelJournal = field(init=False)
+    _thread: ModelThread = field(default_factory=ModelThread)
     _is_dead: bool = False
     _is_key_new: bool = False
     _number: int = 0
@@ -164,8 +170,7 @@ class Machine:
     @classmethod
     def made(cls, settings: Settings | None = None) -> Machine:
         """A host in a directory of its own, in memory where there is such."""
-        top = Path(tempfile.mkdtemp(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None))
-        return cls(top, settings=settings or Settings())
+        return cls(new_top(), settings=settings or Settings())
 
     def close(self) -> None:
         """Remove all."""
@@ -184,7 +189,7 @@ class Machine:
                 self._start()
             if self.service is not None:
                 self._turned = self.service._turn(self._turned)
-                while not self._is_dead and self._dispatcher.work_on_one():
+                while not self._is_dead and (self._dispatcher.work_on_one() or self._thread.work_on_one()):
                     pass
         except CrashError:
             pass
@@ -279,12 +284,19 @@ class Machine:
             hire=ModelDispatcher,
             stop=lambda: ModelStop(self.clock),
             clock=self.clock.parts(),
+            engine_thread=self._new_thread,
         )
+        if self.engine is not None:
+            parts = replace(parts, engine=self.engine)
         try:
             self.service = Service(self.top / "config.toml", self._connect, parts=parts)
             self._turned = Turn()
         except (KeyFileError, StoreError):
             assert self.full or self.key_mode != 0o400, "the agent does not start on a host that is well"
+
+    def _new_thread(self) -> ModelThread:
+        self._thread = ModelThread()
+        return self._thread
 
     def _connect(self, _on_job: Callable[[str], None]) -> ModelSystemd:
         if not self.systemd.is_reachable:
@@ -294,6 +306,7 @@ class Machine:
     def _bury(self) -> None:
         self._is_dead = False
         service, self.service = self.service, None
+        self._thread = ModelThread()
         if service is not None and service._sender.is_behind:
             self.journal.is_gappy = True
         if self._is_key_new:
@@ -373,7 +386,7 @@ class Machine:
             f'[source]\npath = "{self.top}/secrets"\n'
             f"[rollout]\nstamp_seconds = 1\nretry_seconds = 1\nattempts = {settings.attempts}\n"
             f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
-            f"pause_seconds = {settings.pause_seconds}\n"
+            f"pause_seconds = {settings.pause_seconds}\n{self.fleet}"
         )
         for vm in settings.vms:
             text += f"[vms.{vm}]\n{extra[vm]}"
@@ -605,6 +618,11 @@ class Machine:
         vm = self.systemd.vms[record["CREDFERRY_VM"]]
         if self.service is not None and not self.service._sender.is_behind:
             assert int(record["CREDFERRY_GENERATION"]) == vm.generation, "the audit names another generation"
+
+
+def new_top() -> Path:
+    """A directory for one host, in memory where there is such."""
+    return Path(tempfile.mkdtemp(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None))
 
 
 def _stamp(vm: str, invocation: str, other_oem_bytes: int = 0) -> Stamp:

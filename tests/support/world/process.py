@@ -7,9 +7,11 @@ each time, and whatever the loop could do beside a restart can be done in its mi
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError
 from credferry.agent.rollout.workers import Dispatcher
 from credferry.agent.source.watch import Watch
 
@@ -20,6 +22,28 @@ if TYPE_CHECKING:
 
 class CrashError(BaseException):
     """The agent's process is gone, at once; not an Exception, so that nothing in it can catch it."""
+
+
+class ModelThread:
+    """The thread that asks a fleet's engine: the world has it do one job after the other."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """See `EngineThread`."""
+        self._jobs.append(job)
+
+    def raise_error(self) -> None:
+        """See `EngineThread`: an error of a job has ended the test, or is the world's own."""
+
+    def work_on_one(self) -> bool:
+        """Do the job that waits first; False if there is none. After a full disk, a later look retries."""
+        if not self._jobs:
+            return False
+        with suppress(StoreError):
+            self._jobs.popleft()()
+        return True
 
 
 class ModelWatch(Watch):

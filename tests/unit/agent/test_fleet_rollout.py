@@ -474,6 +474,23 @@ def test_two_vms_of_one_host_ask_one_after_the_other(tmp_path: Path) -> None:
         assert all(len(each) == 1 for each in fleet.during)
 
 
+def test_a_vm_that_holds_the_slot_waits_for_no_neighbour(tmp_path: Path) -> None:
+    """A neighbour that is denied a slot does not stop the VM that has it, which alone can give it back."""
+    fleet = Fleet(tmp_path, A.replace('"x"', '"y"') + B)
+    fleet.loop.configure(FLEET + A + B.replace('"x"', '"y"'), "attempts = 1")
+    fleet.loop.publish(x="one", y="one")
+    with fleet.loop.running():
+        fleet.begin()
+        fleet.loop.units.job = fleet.fail
+        fleet.loop.publish(x="bad", y="one")
+        fleet.loop.turn(lambda: fleet.state() is State.FAILED and fleet.halt is not None)
+        fleet.loop.publish(x="bad", y="two")
+        fleet.loop.turn(lambda: fleet.view.awaited)
+        fleet.loop.units.job = fleet._restart
+        fleet.loop.publish(x="good", y="two")
+        fleet.loop.turn(fleet.is_settled)
+
+
 def order(fleet: Fleet, kind: Order, *, with_slot: bool = True) -> str:
     """Give an order, and wait for its end. Returns why it was not carried out."""
     fleet.loop.service._orders.give("a", kind, ROOT, with_slot=with_slot)
