@@ -117,7 +117,9 @@ def _compiled(file: Path, inside: Path) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory, "module.pyc")
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
-        py_compile.compile(os.fspath(file), os.fspath(target), str(inside), doraise=True, invalidation_mode=mode)
+        py_compile.compile(
+            os.fspath(file), os.fspath(target), str(inside), doraise=True, invalidation_mode=mode
+        )
         return target.read_bytes()
 
 
