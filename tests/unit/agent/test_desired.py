@@ -345,6 +345,14 @@ def test_the_way_that_is_too_narrow_is_named(channel: Channel, way: str, remedy:
     assert said.hint == f"pass fewer or smaller ones{remedy}"
 
 
+def test_what_each_string_takes_on_the_way_counts() -> None:
+    """Each of three strings takes two bytes more than in the guest."""
+    config = vm(credentials={f"T{at}": CredentialConfig(text="t") for at in range(3)})
+    taken = 3 * (len(oem_string("T0", Kind.PLAIN, Secret(b"t")).reveal()) + 1 + 2)
+    assert over_limit(config, wanted(config, {}), Room(strings=taken, per_string=2)) is None
+    assert over_limit(config, wanted(config, {}), Room(strings=taken - 1, per_string=2)) is not None
+
+
 def test_only_an_old_guest_is_advised_to_be_new() -> None:
     """The remedy ends there for a guest that is new already."""
     command = {"guest_systemd": 257, "channel": Channel.COMMAND, "plaintext_in_argv": True}
