@@ -577,6 +577,37 @@ PROTECTIONS: Final = (
         ),
     ),
     Protection(
+        "an error of the certificate library's own kind is a bad certificate",
+        (
+            Edit(
+                "agent/reconcile/pairs.py",
+                "    except Exception:  # noqa: BLE001 (cryptography",
+                "    except ValueError:  # noqa: BLE001 (cryptography",
+            ),
+        ),
+        ("tests/unit/agent/test_pairs.py::test_no_error_of_the_library_gets_through",),
+    ),
+    Protection(
+        "an error of the certificate library's own kind is no end of a certificate",
+        (Edit("agent/reconcile/expiry.py", "except Exception:", "except ValueError:"),),
+        ("tests/unit/agent/test_pairs.py::test_no_error_of_the_library_gets_through",),
+    ),
+    Protection(
+        "keys whose loading takes hours are not loaded",
+        (Edit("agent/reconcile/pairs.py", "if any(each in der for each in _SLOW):", "if False:"),),
+        ("tests/unit/agent/test_pairs.py::test_a_key_that_takes_hours_is_not_loaded",),
+    ),
+    Protection(
+        "blocks of PEM are found in linear time",
+        (Edit("agent/reconcile/pairs.py", "((?>[^-]+|-(?!----))*+)", "((?s:.*?))"),),
+        ("tests/unit/agent/test_pairs.py::test_blocks_without_an_end_take_no_time",),
+    ),
+    Protection(
+        "no error of a file's parser ends the agent",
+        (Edit("agent/source/fields.py", "except Exception:", "except (ValueError, RecursionError):"),),
+        ("tests/unit/agent/test_fields.py::test_a_reader_of_yaml_without_libyaml",),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(
