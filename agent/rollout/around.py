@@ -105,8 +105,9 @@ class Around:
                 reasons=reasons or decision.reasons,
                 wait_seconds=decision.wait_seconds or left,
             )
-        wanted = now.desired.digest if isinstance(now.desired, Desired) else ""
-        if attempt is None or attempt.outcome is not Outcome.PUT_OFF or attempt.digest != wanted:
+        if attempt is None or attempt.outcome is not Outcome.PUT_OFF:
+            return decision, None
+        if not isinstance(now.desired, Desired) or attempt.digest != now.desired.digest:
             return decision, None
         left = self._left(attempt.moment, retry)
         return decision, ((attempt.reason, left) if left > 0 else None)

@@ -93,8 +93,10 @@ class Pause:
 
     def _after(self, other: str) -> Pausing | None:
         last, limits = self.store.last_turn(other), self.config.rollout
-        ago = self.clock.boot() - last.moment if last is not None else -1.0
-        if last is None or ago < 0:  # a moment that has not come yet is of an earlier boot
+        if last is None:
+            return None
+        ago = self.clock.boot() - last.moment
+        if ago < 0:  # a moment that has not come yet is of an earlier boot
             return None
         attempt = self.store.attempt(other)
         is_under_way = attempt is not None and attempt.outcome is Outcome.RESTARTING

@@ -322,10 +322,10 @@ def test_a_unit_that_has_not_run_yet_is_due(tmp_path: Path) -> None:
 def test_what_is_refused_has_no_restart_to_put_off(tmp_path: Path) -> None:
     """An attempt of other secrets holds nothing back."""
     vm = parse(table(", retry_seconds = 60").encode(), tmp_path / "c").vm("web")
-    attempt = Attempt("1", Outcome.PUT_OFF, "until it succeeds", moment=1000.0)
-    now = Observed(vm, Refused(("gone",)), None, None, None, None, attempt)
     around = Around(Store(tmp_path, CredentialKey(b"k" * 4096)), Clock(boot=lambda: 1000.0))
     decision = Decision(vm, State.REFUSED)
+    attempt = Attempt("1", Outcome.PUT_OFF, "until it succeeds", moment=1000.0)
+    now = Observed(vm, Refused(("gone",)), None, None, None, None, attempt)
     assert around.hold_back(decision, now) == (decision, None)
 
 

@@ -73,6 +73,7 @@ def test_a_vm_does_not_wait_for_itself(host: Host) -> None:
     with host.pause().turn("a"):
         pass
     assert host.pause().left("a") is None
+    assert host.pause().claim("a") is not None
 
 
 def test_the_last_of_several_counts(host: Host) -> None:
@@ -132,7 +133,7 @@ def test_the_end_that_is_told_does_not_change(host: Host) -> None:
     host.pass_time(10)
     host.wall += 0.4
     assert host.pause().left("b") == Pausing("a", 50.0, until)
-    host.wall += 1000
+    host.wall = until - 50 + 2
     assert host.pause().left("b") == Pausing("a", 50.0, host.wall + 50)
 
 
