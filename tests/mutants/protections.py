@@ -211,8 +211,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "agent/reconcile/decision.py",
-                "vm.policy is Policy.APPROVE and now.approved != wanted.digest",
-                "vm.policy is Policy.APPROVE and not now.approved",
+                "now.approved != wanted.digest):",
+                "not now.approved):",
             ),
         ),
         ("tests/unit/agent/test_approval.py::test_an_approval_is_of_one_change",),
@@ -606,6 +606,24 @@ PROTECTIONS: Final = (
         "no error of a file's parser ends the agent",
         (Edit("agent/source/fields.py", "except Exception:", "except (ValueError, RecursionError):"),),
         ("tests/unit/agent/test_fields.py::test_a_reader_of_yaml_without_libyaml",),
+    ),
+    Protection(
+        "a change that needs an approval is not sealed during the VM's restart",
+        (Edit("agent/reconcile/sealer.py", "if vm.policy is not Policy.APPROVE:", "if True:"),),
+        ("tests/unit/agent/test_approval.py::test_what_is_published_during_the_restart_is_not_approved",),
+    ),
+    Protection(
+        "nothing but what is approved is restarted onto",
+        (
+            Edit(
+                "agent/reconcile/decision.py",
+                "(seal is not None or now.approved != wanted.digest)",
+                "now.approved != wanted.digest",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_approval.py::test_no_restart_onto_what_is_sealed_if_something_else_is_approved",
+        ),
     ),
     Protection(
         "no link leads out of the source",
