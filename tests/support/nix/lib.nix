@@ -129,6 +129,7 @@ let
   types = rec {
     bool = mkType "boolean" isBool;
     int = mkType "signed integer" isInt;
+    float = mkType "floating point number" builtins.isFloat;
     str = (mkType "string" isString);
     package = mkType "package" (value: isAttrs value && value.type or null == "derivation");
     path = mkType "absolute path" (
@@ -163,6 +164,11 @@ let
       unsigned = mkType "unsigned integer, meaning >=0" (value: isInt value && value >= 0);
       positive = mkType "positive integer, meaning >0" (value: isInt value && value > 0);
     };
+    numbers.between =
+      low: high:
+      mkType "integer or floating point number between ${toString low} and ${toString high} (both inclusive)" (
+        value: (isInt value || builtins.isFloat value) && low <= value && value <= high
+      );
     nullOr =
       type:
       mkType "null or ${type.description}" (value: value == null || type.check value)
