@@ -626,6 +626,27 @@ PROTECTIONS: Final = (
         ),
     ),
     Protection(
+        "a link of another user is not followed to a source",
+        (Edit("agent/source/way_in.py", "if owner not in trusted:", "if False:"),),
+        ("tests/unit/agent/test_source.py::test_a_link_of_another_user_leads_nowhere",),
+    ),
+    Protection(
+        "directories that a link has left are closed",
+        (
+            Edit(
+                "agent/source/reading.py",
+                "os.close(directories.pop())",
+                "directories.insert(1, directories.pop())",
+            ),
+        ),
+        ("tests/unit/agent/test_source.py::test_a_link_opens_few_files_at_a_time",),
+    ),
+    Protection(
+        "a link leads through few directories",
+        (Edit("agent/source/reading.py", "if len(directories) > _DEPTH_MAX:", "if False:"),),
+        ("tests/unit/agent/test_source.py::test_a_link_opens_few_files_at_a_time",),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(
