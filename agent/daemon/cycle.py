@@ -184,12 +184,14 @@ class Cycle:
 
     def _settled(self, look: Look, unsettled: Mapping[str, float]) -> Look:
         """The same look, in which VMs with new values that have not settled wait."""
-        lefts = {each.vm.name: seconds_left(each.vm, unsettled) for each in look.decisions if each.seal}
-        longest = max(lefts.values(), default=0.0)
-        if not longest:
+        due = [each.vm for each in look.decisions if each.seal]
+        lefts = {vm.name: seconds_left(vm, unsettled) for vm in due}
+        if not any(lefts.values()):
             return look
         if self._is_ordered:
-            lefts = dict.fromkeys(lefts, longest)
+            steady = self._settling.steady(unsettled)
+            longest = max(seconds_left(vm, steady) for vm in due)
+            lefts = {name: max(left, longest) for name, left in lefts.items()}
         decisions = (
             replace(each, seal=None, way=None, why="", reasons=(_SETTLES,), wait_seconds=left)
             if (left := lefts.get(each.vm.name))
