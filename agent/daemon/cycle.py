@@ -99,8 +99,9 @@ class Cycle:
         lost = published.errors
         self._tell_lost(published, now)
         if lost and all(vm.secrets.keys() & lost.keys() for vm in vms):
-            # A VM that the agent's own restart left down is rolled back even without a source.
-            look = session.observer.look_at(published, vms, manager)
+            # A VM that the agent's own restart left down is rolled back even without a source, and one that
+            # an operator's unit has taken out of service returns to it.
+            look = session.pacer.hold_back(session.observer.look_at(published, vms, manager))
             self._restarts.ask(look)
             self._metrics.looked(look, session.store, with_source=False)
             self._show(look)

@@ -84,9 +84,12 @@ class Around:
         if not template:
             return ""
         name = vm.unit_of(template)
-        result, reason = run_job(manager.start, name, manager, name)
-        if result == DONE:
-            return ""
+        if manager.unit(name).is_active:
+            reason = f"{name} is active already, so a start runs nothing: set RemainAfterExit=no in it"
+        else:
+            result, reason = run_job(manager.start, name, manager, name)
+            if result == DONE:
+                return ""
         _log.error("a unit around a restart failed", vm=vm.name, unit=name, reason=reason)
         return reason
 

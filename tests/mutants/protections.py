@@ -647,6 +647,19 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/test_source.py::test_a_link_opens_few_files_at_a_time",),
     ),
     Protection(
+        "units after restarts run without a source",
+        (
+            Edit(
+                "agent/daemon/cycle.py",
+                "session.pacer.hold_back(session.observer.look_at(published, vms, manager))",
+                "session.observer.look_at(published, vms, manager)",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_around.py::test_a_producer_that_withdraws_everything_keeps_no_vm_out_of_service",
+        ),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(

@@ -11,7 +11,7 @@ import pytest
 
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.config.loading import parse
-from credferry.agent.errors import BusError, ConfigurationError, OrderError
+from credferry.agent.errors import BusError, ConfigurationError, OrderError, SourceError
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
@@ -193,6 +193,54 @@ def test_a_crash_loses_no_unit_after(site: Site, moment: str) -> None:
         assert site.state() is State.IN_STEP
     assert site.ran[-1] == "undrain"
     assert site.ran.count("restart") == 1
+
+
+def test_a_producer_that_withdraws_everything_keeps_no_vm_out_of_service(site: Site) -> None:
+    """A unit after a restart that did not follow runs also while no source can be read."""
+
+    def withdraw(name: str) -> None:
+        if name.startswith("drain"):
+            (site.loop.top / "secrets").unlink()
+
+    site.do = withdraw
+    site.results["drain"] = "failed"
+    site.loop.publish(k="2")
+    with site.loop.running():
+        site.loop.turn(until=site.ends("undrain"))
+        assert isinstance(site.loop.turned.failure, SourceError)
+    assert site.ran == ["drain", "page", "undrain"]
+
+
+@pytest.mark.parametrize("which", ["drain", "undrain"])
+def test_a_unit_that_is_active_already_has_not_run(site: Site, which: str) -> None:
+    """To start it does nothing (RemainAfterExit=yes): that is a failure, with what to change."""
+    said = f"{which}@web.service is active already, so a start runs nothing: set RemainAfterExit=no in it"
+    site.loop.units.set(f"{which}@web.service", active="active")
+    site.loop.publish(k="2")
+    with site.loop.running():
+        if which == "drain":
+            site.loop.turn(until=site.ends("undrain"))
+            assert site.ran == ["page", "undrain"]
+            wait = [message for event, message in site.loop.told() if event is Event.WAITING]
+            assert wait == [f"web: its rotation waits until {which}@web.service succeeds: {said}"]
+        else:
+            site.loop.turn(until=lambda: Event.RESTARTED in site.loop.events())
+            assert site.ran == ["drain", "restart"]
+            owed = site.loop.service._session.store.owed("web")
+            assert owed is not None
+            assert owed.reason == said
+
+
+def test_a_vm_that_cannot_be_made_healthy_returns_to_service(tmp_path: Path) -> None:
+    """If there is nothing to roll back to, it is shown as failed, and is not kept out of service."""
+    site = Site(Loop(tmp_path, table().replace("[vms.web]", '[vms.web]\nhealth = ["true"]')))
+    site.results["credferry-health"] = "failed"
+    with site.loop.running() as service:
+        site.loop.turn()
+        service._orders.give("web", Order.RESTART, Operator(os.getuid()))
+        site.loop.turn(until=site.ends("undrain"))
+        assert site.ran == ["drain", "restart", "credferry-health", "page", "undrain"]
+        assert site.state() is State.FAILED
 
 
 def test_a_vm_that_is_stopped_meanwhile_stays_stopped(site: Site) -> None:
