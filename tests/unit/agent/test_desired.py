@@ -214,6 +214,10 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
     assert isinstance(found, Refused)
     assert "guest-key create web" in found.reasons[0]
     assert found.passing is False
+    config = vm(guest_key=True, guest_machine_id="a" * 32)
+    found = desired(config, snapshot_of(published()), remembered, None)
+    assert isinstance(found, Refused)
+    assert "the agent makes one" in found.reasons[0]
 
 
 @pytest.mark.parametrize("other", [0, 91])
