@@ -15,7 +15,7 @@ from credferry.launcher.hypervisor.options import Grammar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Final, NoReturn
 
     from credferry.launcher.arguments import Arguments
@@ -34,21 +34,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words[:1] == ["--help"]:
         sys.stdout.write(arguments.USAGE)
         sys.exit(0)
+    if words == [arguments.QUESTIONS]:
+        from credferry.launcher import questions  # noqa: PLC0415 (not for a VM's start)
+
+        questions.answer_all(sys.stdin, sys.stdout, lambda each: _status(arguments.parse, each))
+        return
+    sys.exit(_status(_asked, words))
+
+
+def _asked(words: Sequence[str]) -> Arguments:
+    """The parsed arguments. Does not return for ``--root-program`` and ``--push``. Raises `LaunchError`."""
+    if words[:1] == [arguments.ROOT_PROGRAM]:
+        from credferry.launcher import root_program  # noqa: PLC0415 (not for a VM's start itself)
+
+        root_program.become(words[1:])
+    if words[:1] == [arguments.PUSH]:
+        from credferry.launcher import pushing  # noqa: PLC0415 (not for a VM's start)
+
+        sys.exit(pushing.answer(words[1:]))
+    return arguments.parse(words)
+
+
+def _status(read: Callable[[Sequence[str]], Arguments], words: Sequence[str]) -> int:
+    """Do what the words ask, as ``read`` reads them. Reports a refusal. Returns the exit status."""
     manifests: list[Manifest] = []
     try:
-        if words[:1] == [arguments.ROOT_PROGRAM]:
-            _root_program(words[1:])
-        if words[:1] == [arguments.PUSH]:
-            from credferry.launcher import pushing  # noqa: PLC0415 (not for a VM's start)
-
-            sys.exit(pushing.answer(words[1:]))
-        _run_or_refuse(arguments.parse(words), manifests)
+        _run_or_refuse(read(words), manifests)
     except LaunchError as error:
         _report(error, manifests, quiet=arguments.is_question(words))
-        sys.exit(error.status)
+        return error.status
     except Exception as error:  # noqa: BLE001 (any exception's text may hold a value)
         sys.stderr.write(f"credferry-launch: internal error: {type(error).__name__}: please report it\n")
-        sys.exit(_INTERNAL)
+        return _INTERNAL
+    return 0
 
 
 def _run_or_refuse(asked: Arguments, manifests: list[Manifest]) -> None:
@@ -83,20 +101,6 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
         _become(asked.real or "", _without_program(asked.argv))
     else:
         _start(asked, manifests, None)
-
-
-def _root_program(words: Sequence[str]) -> NoReturn:
-    """Become a program, if only root can change its file. Raises `LaunchError`."""
-    from credferry.launcher import trust  # noqa: PLC0415 (not for a VM's start itself)
-
-    if len(words) != 1:
-        raise usage(f"{arguments.ROOT_PROGRAM} takes exactly one path", "see credferry-launch --help")
-    (path,) = words
-    try:
-        os.close(trust.open_file(path))
-        os.execv(path, [path])  # noqa: S606 (no shell is wanted)
-    except OSError as error:
-        raise usage(f"cannot run {path}: {error.strerror}", "correct the VM's files") from None
 
 
 def _on_host(verb: str, vm: Spec) -> None:
@@ -232,8 +236,7 @@ def _report(error: LaunchError, manifests: list[Manifest], *, quiet: bool) -> No
     sys.stderr.write(f"credferry-launch: {message}: {error.hint}\n")
     if quiet:
         # For programs: both texts may contain ": ".
-        answer = json.dumps({"refused": message, "hint": error.hint})
-        sys.stdout.write(f"{answer}\n")
+        sys.stdout.write(json.dumps({"refused": message, "hint": error.hint}) + "\n")
     else:
         journal.send(
             f"The VM was not started: {message}: {error.hint}",

@@ -21,6 +21,7 @@ USAGE: Final = (
     "       credferry-launch --spec FILE --tap-up | --tap-down | --virtiofsd | --shutdown\n"
     "       credferry-launch --root-program PATH\n"
     "       credferry-launch --push --vm NAME [--unit UNIT]\n"
+    "       credferry-launch --questions\n"
     "       credferry-launch --check [--real PATH | --major N] [--channel api|command] [--kinds LIST]\n"
     "                        [--initrd] [--guest-systemd N] [--plaintext-in-argv] -- ARGV…\n"
     "\n"
@@ -39,9 +40,13 @@ USAGE: Final = (
     "such as plain,sealed,text, or their names and kinds, such as API_KEY=plain,TOKEN=sealed. Its default\n"
     "is plain. --channel, --initrd, --guest-systemd and --plaintext-in-argv are what the agent's\n"
     "configuration says for the VM.\n"
+    "\n"
+    "--questions reads many --check and --explain from standard input and answers each, on a line of JSON.\n"
+    "credferry doctor uses it.\n"
 )
 ROOT_PROGRAM: Final = "--root-program"
 PUSH: Final = "--push"
+QUESTIONS: Final = "--questions"
 _HELP: Final = "see credferry-launch --help"
 _WITH_VALUE: Final = frozenset({"--real", "--spec", "--hypervisor-version", "--vm"})
 _CHECK: Final = "--check"

@@ -21,7 +21,7 @@ from credferry.agent.printable import printable
 from credferry.agent.store.records import Way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.doctor.arguments import Verdict
@@ -83,6 +83,7 @@ def register(app: typer.Typer) -> None:
             )
         if not loaded.vms:
             warn(f"{config}: configures no VM: add a table [vms.NAME] for each")
+        _ask_ahead([vm for vm in wanted if vm.name not in scripts])
         if sum([_is_refused(vm, scripts) for vm in wanted]):
             raise typer.Exit(ExitStatus.FAILED)
 
@@ -125,6 +126,13 @@ def _scripts(config: Config, words: Iterable[str]) -> Mapping[str, Path]:
             raise typer.BadParameter("expected VM=FILE", param_hint="--runner")
         scripts[config.vm(name).name] = Path(file)
     return scripts
+
+
+def _ask_ahead(vms: Sequence[VmConfig]) -> None:
+    from credferry.agent.doctor import probe  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.ahead import ask_launchers  # noqa: PLC0415 (see above)
+
+    ask_launchers(vms, lambda vm: probe.unit(vm.unit))
 
 
 def _is_refused(vm: VmConfig, scripts: Mapping[str, Path]) -> bool:

@@ -103,8 +103,9 @@ class Cycle:
         lost = published.errors
         self._tell_lost(published, now)
         if lost and all(vm.secrets.keys() & lost.keys() for vm in vms):
-            # A VM that the agent's own restart left down is rolled back even without a source.
-            look = session.observer.look_at(published, vms, manager)
+            # A VM that the agent's own restart left down is rolled back even without a source, and one that
+            # an operator's unit has taken out of service returns to it.
+            look = session.pacer.hold_back(session.observer.look_at(published, vms, manager))
             self._restarts.ask(look)
             owed = self._settle_with_fleet(look)
             self._metrics.looked(look, session.store, with_source=False)
@@ -201,12 +202,14 @@ class Cycle:
 
     def _settled(self, look: Look, unsettled: Mapping[str, float]) -> Look:
         """The same look, in which VMs with new values that have not settled wait."""
-        lefts = {each.vm.name: seconds_left(each.vm, unsettled) for each in look.decisions if each.seal}
-        longest = max(lefts.values(), default=0.0)
-        if not longest:
+        due = [each.vm for each in look.decisions if each.seal]
+        lefts = {vm.name: seconds_left(vm, unsettled) for vm in due}
+        if not any(lefts.values()):
             return look
         if self._is_ordered:
-            lefts = dict.fromkeys(lefts, longest)
+            steady = self._settling.steady(unsettled)
+            longest = max(seconds_left(vm, steady) for vm in due)
+            lefts = {name: max(left, longest) for name, left in lefts.items()}
         decisions = (
             replace(each, seal=None, way=None, why="", reasons=(_SETTLES,), wait_seconds=left)
             if (left := lefts.get(each.vm.name))

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from credferry.agent.doctor import hypervisor, launcher, probe, shell
+from credferry.agent.doctor import hypervisor, launcher, probe, questions, shell
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor.questions import Question
 from credferry.agent.doctor.refusal import refusal
 from credferry.launcher.errors import Exit
 
@@ -93,19 +94,8 @@ def judge(vm: VmConfig, unit: Mapping[str, Any]) -> Verdict | None:
 
     Raises `UnseenError` if there is no verdict; the text says why.
     """
-    found = launcher.wiring(unit)
-    if not found.wired or found.file is None:
-        return None
-    match found.file.name:
-        case "vm.toml":
-            # The launcher asks this program for its version.
-            _roots(Path(found.real or _DEFAULT_HYPERVISOR))
-            call = _Call(_launcher_of(unit), ("--spec", str(_roots(found.file))))
-        case "microvm-run":
-            call = _of_script(found.file, _roots)
-        case _:
-            call = _of_unit(unit)
-    return _ask(vm, call, str(found.file), _roots, unit.get("User") or "")
+    found = _of_vm(vm, unit)
+    return _verdict(*found) if found is not None else None
 
 
 def judge_script(vm: VmConfig, script: Path) -> Verdict:
@@ -116,7 +106,13 @@ def judge_script(vm: VmConfig, script: Path) -> Verdict:
     `UnseenError`.
     """
     trust = _roots if probe.is_root() else _target
-    return _ask(vm, _of_script(script.absolute(), trust), str(script), trust)
+    return _verdict(str(script), _question(vm, _of_script(script.absolute(), trust), trust))
+
+
+def question_of_arguments(vm: VmConfig, unit: Mapping[str, Any]) -> Question | None:
+    """What `judge` asks the launcher about a VM; None if its unit starts none. Raises `UnseenError`."""
+    found = _of_vm(vm, unit)
+    return found[1] if found is not None else None
 
 
 def assumed(vm: VmConfig) -> tuple[str, ...]:
@@ -131,7 +127,24 @@ def assumed(vm: VmConfig) -> tuple[str, ...]:
     )
 
 
-def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") -> Verdict:
+def _of_vm(vm: VmConfig, unit: Mapping[str, Any]) -> tuple[str, Question] | None:
+    """The file that has the arguments, and what to ask about them. Raises `UnseenError`."""
+    found = launcher.wiring(unit)
+    if not found.wired or found.file is None:
+        return None
+    match found.file.name:
+        case "vm.toml":
+            # The launcher asks this program for its version.
+            _roots(Path(found.real or _DEFAULT_HYPERVISOR))
+            call = _Call(_launcher_of(unit), ("--spec", str(_roots(found.file))))
+        case "microvm-run":
+            call = _of_script(found.file, _roots)
+        case _:
+            call = _of_unit(unit)
+    return str(found.file), _question(vm, call, _roots, unit.get("User") or "")
+
+
+def _question(vm: VmConfig, call: _Call, trust: _Trust, user: str = "") -> Question:
     program = call.program if call.program.startswith("/") else shutil.which(call.program)
     if program is None:
         raise UnseenError(f"{call.program} does not exist")
@@ -141,12 +154,16 @@ def _ask(vm: VmConfig, call: _Call, file: str, trust: _Trust, user: str = "") ->
     version = hypervisor.version_of(program, call.real, user) if call.real else None
     if version is not None:
         words = (f"{_VERSION}={version}", *words)
-    answer = probe.run(program, *words, user=user)
+    return Question(program, words, user)
+
+
+def _verdict(file: str, asked: Question) -> Verdict:
+    answer = questions.ask(asked)
     if answer.returncode == 0:
         return Verdict(file)
     refused = refusal(answer)
     if answer.returncode not in {Exit.USAGE, Exit.CREDENTIALS}:
-        raise UnseenError(refused.what or f"{program} does not answer")
+        raise UnseenError(refused.what or f"{asked.program} does not answer")
     return Verdict(file, refused.what or "refused", refused.remedy)
 
 

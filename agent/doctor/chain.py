@@ -56,6 +56,11 @@ class Chain:
         return open_store_untouched(self.config)
 
     @cached_property
+    def first_opened(self) -> str:
+        """The first VM whose generation can be opened; empty if there is none. Raises `KeyFileError`."""
+        return next((vm.name for vm in self.vms if self.store.current(vm.name) is not None), "")
+
+    @cached_property
     def observed(self) -> Mapping[str, tuple[Observed, Decision]] | CredferryError:
         """What the agent would see of each VM, and what it would do; or why it would see nothing.
 

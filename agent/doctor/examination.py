@@ -36,6 +36,7 @@ from credferry.agent.doctor import (
     vm_unit,
     vm_units,
 )
+from credferry.agent.doctor.ahead import ask_launchers
 from credferry.agent.doctor.chain import Chain
 from credferry.agent.doctor.finding import Finding, UnseenError, hint, unseen
 from credferry.agent.errors import CredferryError, place
@@ -116,6 +117,7 @@ def examine(file: Path, names: Sequence[str] = ()) -> Iterator[Finding]:
         yield from isolated(name, functools.partial(check, chain))
     with suppress(UnseenError):
         chain.observed  # noqa: B018 (once, before several threads need it)
+    ask_launchers(chain.vms, chain.unit)
     with ThreadPoolExecutor(_THREADS) as pool:  # they wait for short programs, such as each VM's launcher
         try:
             for found in pool.map(functools.partial(_of_vm, chain), chain.vms):

@@ -8,7 +8,6 @@ only programs that root alone can change.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import stat
@@ -17,15 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from credferry.agent.bus.names import PROPERTIES_INTERFACE, label
 from credferry.agent.doctor.finding import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from credferry.agent.doctor.unit_properties import UnitReader
+
 _SECONDS: Final = 20.0
 _FILE_MAX: Final = 1 << 20
-_SYSTEMD: Final = "org.freedesktop.systemd1"
 _KEPT: Final = ("PATH", "DBUS_SYSTEM_BUS_ADDRESS")
 
 
@@ -84,11 +83,12 @@ def changeable(path: Path) -> tuple[Path, str] | None:
 
 
 def run(
-    *argv: str, user: str = "", directory: Path = Path("/"), seconds: float = _SECONDS
+    *argv: str, user: str = "", directory: Path = Path("/"), seconds: float = _SECONDS, said: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a program that changes nothing. If this process is root, ``user`` names the user to run it as.
 
-    Raises `UnseenError` if the program cannot be run, or does not end in time.
+    ``said`` is its standard input. Raises `UnseenError` if the program cannot be run, or does not end in
+    time.
     """
     identity: dict[str, Any] = {}
     if user and is_root():
@@ -101,7 +101,7 @@ def run(
     try:
         return subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL,
+            input=said,
             capture_output=True,
             check=False,
             timeout=seconds,
@@ -130,16 +130,17 @@ def unit(name: str) -> Mapping[str, Any]:
     A unit that does not exist has a ``LoadState`` of ``not-found``. The answer is cached for each name.
     Raises `UnseenError`.
     """
-    # systemctl of version 252 shows LoadCredentialEncrypted= as [unprintable].
-    path = f"/org/freedesktop/systemd1/unit/{label(name)}"
-    call = ("call", _SYSTEMD, path, PROPERTIES_INTERFACE, "GetAll", "s", "")
-    asked = run("busctl", "--json=short", "--timeout=15", *call)
-    if asked.returncode != 0:
-        raise UnseenError(f"{name}: {_line(asked.stderr) or 'systemd does not answer'}")
-    try:
-        return {key: value["data"] for key, value in json.loads(asked.stdout)["data"][0].items()}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UnseenError(f"{name}: systemd's answer is not understood") from None
+    return units().properties(name)
+
+
+@cache
+def units() -> UnitReader:
+    """The connection through which this process asks about units."""
+    from credferry.agent.doctor.unit_properties import (  # noqa: PLC0415 (GObject's introspection takes long to load)
+        UnitReader,
+    )
+
+    return UnitReader()
 
 
 def command_lines(properties: Mapping[str, Any], name: str = "ExecStart") -> list[list[str]]:
@@ -158,7 +159,3 @@ def _user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,9 +58,15 @@ def check(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
         yield ok("vm.restarters", f"doctor found nothing else that restarts {vm.unit}{switch}", vm.name)
 
 
+_once = threading.Lock()
+"""Held while `_path_units` runs, so that the threads of several VMs do not all run it."""
+
+
 def _paths_to(name: str) -> set[str]:
     """Path units in use that trigger a service whose command restarts the unit ``name``."""
-    return {path for path, commands in _path_units().items() if any(name in each for each in commands)}
+    with _once:
+        paths = _path_units()
+    return {path for path, commands in paths.items() if any(name in each for each in commands)}
 
 
 @cache

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credferry.agent.doctor import probe
-from credferry.agent.doctor.finding import Finding, hint, ok
+from credferry.agent.doctor.finding import Finding, hint, ok, problem
 from credferry.agent.doctor.startable import not_loaded
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ENDLESS = 2**64 - 1
 
 
 def check(_chain: Chain, vm: VmConfig) -> Iterator[Finding]:
-    """Whether systemd can start each of the units, and none runs without a limit of its time."""
+    """Whether systemd can start each of the units each time, and none runs without a limit of its time."""
     for template in vm.units.templates:
         yield _checked(vm, vm.unit_of(template))
 
@@ -44,6 +44,14 @@ def _checked(vm: VmConfig, name: str) -> Finding:
             vm=vm.name,
             why="the agent goes on when systemd has started it, and does not wait for its end",
             remedy="set Type=oneshot in it",
+        )
+    if unit.get("RemainAfterExit"):
+        return problem(
+            "vm.units",
+            f"{name} has RemainAfterExit=yes",
+            vm=vm.name,
+            why="it stays active after it has run, so its next start runs nothing, and counts as a failure",
+            remedy="set RemainAfterExit=no in it",
         )
     if unit.get("TimeoutStartUSec") == _ENDLESS:
         return hint(

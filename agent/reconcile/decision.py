@@ -214,7 +214,8 @@ def _active(
     if vm.policy is Policy.HOLD or now.held:
         reason = "by its policy" if vm.policy is Policy.HOLD else "by an operator"
         return Decision(vm, State.HELD, seal=seal, assume=assume, reasons=(reason,))
-    if vm.policy is Policy.APPROVE and now.approved != wanted.digest:
+    # While something else is sealed than what was approved, a restart would be onto that.
+    if vm.policy is Policy.APPROVE and (seal is not None or now.approved != wanted.digest):
         return Decision(vm, State.APPROVAL, seal=seal, assume=assume, reasons=(_how_to_approve(now, seal),))
     if not unit.keeps_evidence:
         return Decision(vm, State.REFUSED, seal=seal, assume=assume, reasons=(_no_evidence(vm),))

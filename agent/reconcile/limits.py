@@ -93,7 +93,9 @@ def over_limit(vm: VmConfig, what: Desired, room: Room) -> Excess | None:
             f"the sealed credentials exceed {INITRD_TOTAL_MAX} bytes, the most that a guest takes from "
             "its initrd"
         )
-    largest = max(sizes, key=lambda name: sizes[name], default="")
+    if not sizes:
+        return None  # other strings of the VM are not the agent's to judge
+    largest = max(sizes, key=lambda name: sizes[name])
     if len(sizes) > OEM_COUNT_MAX:
         return Excess(f"{len(sizes)} OEM strings, but SMBIOS takes at most {OEM_COUNT_MAX}", "pass fewer")
     if sum(sizes.values()) + room.other_oem_bytes > what.delivery.oem_total_max:

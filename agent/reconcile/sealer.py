@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from credferry.agent.audit.events import Event
+from credferry.agent.config.model import Policy
 from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, describe
 from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.sealing.credential import one_line, seal
 from credferry.agent.store.guest_keys import make_missing
+from credferry.agent.store.locks import rollout_lock
 from credferry.launcher.handoff import (
     GENERATION_MAX,
     PUSH_MANIFEST,
@@ -28,6 +31,7 @@ from credferry.launcher.handoff import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
+    from contextlib import AbstractContextManager
 
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
@@ -79,7 +83,8 @@ class Sealer:
         """Seal each new generation that a check found due; return the names of the VMs sealed.
 
         Without ``run``, this makes a new correlation id. If a VM's values cannot be sealed now, the VM keeps
-        its current generation, and the next check reports what is missing. Raises `StoreError`.
+        its current generation, and the next check reports what is missing. A change that needs an approval
+        is not sealed during the VM's restart, which would then be onto that change. Raises `StoreError`.
         """
         run = run or new_run()
         sealed = []
@@ -92,16 +97,26 @@ class Sealer:
                     self.store.note_report(decision.vm.name, observed.hint)
                 if decision.seal is None:
                     continue
-                if self._is_sealed_since(observed, decision.seal):
-                    sealed.append(decision.vm.name)
-                else:
-                    try:
-                        self._seal(decision.vm, decision.seal, run, _to_keep(self.store, observed))
-                    except (SealError, KeyFileError) as error:
-                        _log.error("cannot seal for a VM", vm=decision.vm.name, reason=describe(error))
-                    else:
+                with self._not_during_its_restart(decision.vm) as may_seal:
+                    if may_seal and self._is_sealed(decision.vm, decision.seal, observed, run):
                         sealed.append(decision.vm.name)
         return sealed
+
+    def _not_during_its_restart(self, vm: VmConfig) -> AbstractContextManager[bool]:
+        """Whether a generation of the VM may become current now. A later check seals what may not."""
+        if vm.policy is not Policy.APPROVE:
+            return nullcontext(enter_result=True)  # a restart takes the newest values along
+        return self.store.lock(rollout_lock(vm.name), wait=False)
+
+    def _is_sealed(self, vm: VmConfig, wanted: Desired, observed: Observed, run: str) -> bool:
+        """Seal a VM's values, unless they are sealed. Logs why, and returns False, if that fails."""
+        if not self._is_sealed_since(observed, wanted):
+            try:
+                self._seal(vm, wanted, run, _to_keep(self.store, observed))
+            except (SealError, KeyFileError) as error:
+                _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
+                return False
+        return True
 
     def _is_sealed_since(self, observed: Observed, wanted: Desired) -> bool:
         """Whether another process sealed the same after this one looked, and before it had the lock."""

@@ -84,9 +84,12 @@ class Around:
         if not template:
             return ""
         name = vm.unit_of(template)
-        result, reason = run_job(manager.start, name, manager, name)
-        if result == DONE:
-            return ""
+        if manager.unit(name).is_active:
+            reason = f"{name} is active already, so a start runs nothing: set RemainAfterExit=no in it"
+        else:
+            result, reason = run_job(manager.start, name, manager, name)
+            if result == DONE:
+                return ""
         _log.error("a unit around a restart failed", vm=vm.name, unit=name, reason=reason)
         return reason
 
@@ -105,8 +108,9 @@ class Around:
                 reasons=reasons or decision.reasons,
                 wait_seconds=decision.wait_seconds or left,
             )
-        wanted = now.desired.digest if isinstance(now.desired, Desired) else ""
-        if attempt is None or attempt.outcome is not Outcome.PUT_OFF or attempt.digest != wanted:
+        if attempt is None or attempt.outcome is not Outcome.PUT_OFF:
+            return decision, None
+        if not isinstance(now.desired, Desired) or attempt.digest != now.desired.digest:
             return decision, None
         left = self._left(attempt.moment, retry)
         return decision, ((attempt.reason, left) if left > 0 else None)

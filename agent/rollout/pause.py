@@ -8,7 +8,7 @@ on, no other VM begins one; after ``slot_seconds`` it no longer holds up the oth
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from credferry.agent.store.records import LastTurn, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from credferry.agent.config.model import Config
     from credferry.agent.rollout.clock import Clock
@@ -53,15 +54,18 @@ class Pause:
         found = [each for name in self.config.vms if name != vm and (each := self._after(name))]
         return max(found, key=lambda each: each.seconds, default=None)
 
-    def claim(self, vm: str) -> bool:
-        """Record that a VM begins. Returns False if it has to wait for another one. Raises `StoreError`."""
+    def claim(self, vm: str) -> AbstractContextManager[None] | None:
+        """Record that a VM begins, and return its turn. None if it has to wait for another VM.
+
+        Raises `StoreError`. The turn records only when the work ends: its beginning is recorded by then.
+        """
         if not self.config.rollout.pause_seconds:
-            return True
+            return nullcontext()
         with self.store.lock(_LOCK):  # two threads must not both find that nothing is left
             if self.left(vm) is not None:
-                return False
+                return None
             self.note(vm)
-        return True
+        return self._begun(vm)
 
     @contextmanager
     def turn(self, vm: str) -> Iterator[None]:
@@ -71,6 +75,11 @@ class Pause:
         """
         with suppress(StoreError):
             self.note(vm)
+        with self._begun(vm):
+            yield
+
+    @contextmanager
+    def _begun(self, vm: str) -> Iterator[None]:
         try:
             yield
         finally:
@@ -84,8 +93,10 @@ class Pause:
 
     def _after(self, other: str) -> Pausing | None:
         last, limits = self.store.last_turn(other), self.config.rollout
-        ago = self.clock.boot() - last.moment if last is not None else -1.0
-        if last is None or ago < 0:  # a moment that has not come yet is of an earlier boot
+        if last is None:
+            return None
+        ago = self.clock.boot() - last.moment
+        if ago < 0:  # a moment that has not come yet is of an earlier boot
             return None
         attempt = self.store.attempt(other)
         is_under_way = attempt is not None and attempt.outcome is Outcome.RESTARTING

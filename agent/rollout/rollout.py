@@ -2,8 +2,7 @@
 """Decides for one VM at a time what to do next: push, restart, check health, roll back, halt, or nothing.
 
 Right before each step the agent decides again, under the VM's lock. So two agents on one store never
-restart a VM twice. The agent records a restart or a push before it asks systemd, so a crash of the agent
-loses nothing.
+restart a VM twice. It records a restart or a push before it asks systemd, so a crash loses nothing.
 
 One job: the next step of one VM.
 """
@@ -99,10 +98,12 @@ class Rollout:
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if self.observer.obstacle(vm, manager, decision.way):
                 return State.REFUSED  # the next check reports why
-            if is_up and not (self.slots.claim(vm, manifest.run) and self.pacer.pause.claim(name)):
-                # The fleet was asked, and a later check finds its answer; or a thread began with another VM.
-                return State.WAITING
-            with self.pacer.pause.turn(name):
+            if is_up and not self.slots.claim(vm, manifest.run):
+                return State.WAITING  # the fleet was asked, and a later check finds its answer
+            turn = self.pacer.pause.claim(name) if is_up else self.pacer.pause.turn(name)
+            if turn is None:
+                return State.WAITING  # another thread has just begun with another VM
+            with turn:
                 if decision.way is Way.PUSH:
                     # If a restart must follow, the next check decides when.
                     return self.pusher.push(vm, manifest, observed, manager, order=order) or State.CHANGING

@@ -18,7 +18,7 @@ from credferry.agent.source.reading import Problem
 from credferry.launcher.handoff import Secret
 
 DOCUMENT_MAX: Final = 64 << 10
-"""Limit for a file of fields, in bytes. YAML of this size is read within milliseconds."""
+"""Limit for a file of fields, in bytes. YAML of this size is read within a second."""
 _DEPTH_MAX: Final = 64
 _TAGS: Final = {
     f"tag:yaml.org,2002:{each}" for each in ("str", "int", "float", "bool", "timestamp", "value")
@@ -66,7 +66,7 @@ def parse(value: Secret, form: Format) -> ParsedFile | Problem:
                 return ParsedFile(form, _yaml(text))
             case Format.DOTENV:
                 return ParsedFile(form, _dotenv(text))
-    except (ValueError, RecursionError):
+    except Exception:  # noqa: BLE001 (parsers raise many kinds, and their texts quote the document)
         return Problem.MALFORMED
 
 

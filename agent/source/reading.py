@@ -8,11 +8,15 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import ExitStack
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from credferry.agent.sealing.credential import PLAINTEXT_MAX
 from credferry.agent.source.trail import LINKS_MAX
 from credferry.launcher.handoff import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Problem(enum.StrEnum):
@@ -105,6 +109,8 @@ def _read_on(descriptor: int, first: bytes) -> bytes:
 # O_NONBLOCK: opening a FIFO must not wait for its writer, and opening a device not for its carrier.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FLAGS_NO_LINK = _FLAGS | os.O_NOFOLLOW
+_DEPTH_MAX = 64
+"""Limit for directories within the source. Each is open meanwhile, and the agent has other files to open."""
 
 
 def _open_following(top: int, name: str) -> int:
@@ -121,18 +127,15 @@ def _open_beneath(top: int, name: str) -> int:
             return os.open(name, _FLAGS_NO_LINK, dir_fd=top)
         except OSError:
             pass  # a link, or missing: the loop below finds out
-    with ExitStack() as stack:
-        directories = [top]
-        parts = deque(name.split("/"))
-        links = 0
+    parts = deque(name.split("/"))
+    links = 0
+    with _below(top) as directories:
         while parts:
             part = parts.popleft()
             if part in {"", "."}:
                 continue
             if part == "..":
-                directories.pop()
-                if not directories:
-                    raise OSError(errno.EXDEV, "")
+                _go_up(directories)
                 continue
             target = _link_target(directories[-1], part)
             if target is not None:
@@ -141,12 +144,34 @@ def _open_beneath(top: int, name: str) -> int:
                     raise OSError(errno.EXDEV if links <= LINKS_MAX else errno.ELOOP, "")
                 parts.extendleft(reversed(target.split("/")))
             elif parts:
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                directories.append(os.open(part, flags, dir_fd=directories[-1]))
-                stack.callback(os.close, directories[-1])
+                _go_down(directories, part)
             else:
                 return os.open(part, _FLAGS_NO_LINK, dir_fd=directories[-1])
     raise IsADirectoryError(errno.EISDIR, "")
+
+
+@contextmanager
+def _below(top: int) -> Iterator[list[int]]:
+    """The open directories from ``top`` to where a way has got. All but ``top`` are closed at its end."""
+    directories = [top]
+    try:
+        yield directories
+    finally:
+        for each in directories[1:]:
+            os.close(each)
+
+
+def _go_up(directories: list[int]) -> None:
+    if len(directories) == 1:
+        raise OSError(errno.EXDEV, "")
+    os.close(directories.pop())
+
+
+def _go_down(directories: list[int], name: str) -> None:
+    if len(directories) > _DEPTH_MAX:
+        raise OSError(errno.ENAMETOOLONG, "")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    directories.append(os.open(name, flags, dir_fd=directories[-1]))
 
 
 def _link_target(directory: int, name: str) -> str | None:

@@ -77,6 +77,8 @@ class Settler:
     _content: object = field(default=None, init=False)
     _same_since: float = field(default=0.0, init=False)
     _waiting_since: float | None = field(default=None, init=False)
+    is_restless: bool = field(default=False, init=False)
+    """Whether the content did not stop changing the last time that it was waited for."""
 
     def wait(self, generation: SourceGeneration, content: object, now: float) -> float:
         """The seconds to wait before this content may be used; 0.0 if it is settled.
@@ -89,14 +91,12 @@ class Settler:
                 self._waiting_since = now
             self._generation, self._content, self._same_since = generation, content, now
         if swapped or self._waiting_since is None:
-            self._waiting_since = None
+            self._waiting_since, self.is_restless = None, self.is_restless and not swapped
             return 0.0
-        left = min(
-            self._same_since + self.quiet_seconds - now,
-            self._waiting_since + self.quiet_max_seconds - now,
-        )
+        until_quiet = self._same_since + self.quiet_seconds - now
+        left = min(until_quiet, self._waiting_since + self.quiet_max_seconds - now)
         if left <= 0:
-            self._waiting_since = None
+            self._waiting_since, self.is_restless = None, until_quiet > 0
             return 0.0
         return left
 
@@ -119,6 +119,14 @@ class Settling:
             if left := settler.wait(snapshot.generation, content, now):
                 found[source] = left
         return found
+
+    def steady(self, unsettled: Mapping[str, float]) -> dict[str, float]:
+        """Those of them that settle. Only they may hold up VMs of other sources.
+
+        Two sources that never stop changing would hold up all VMs without an end: when one of them may be
+        used, the other may not.
+        """
+        return {source: left for source, left in unsettled.items() if not self._settlers[source].is_restless}
 
 
 def seconds_left(vm: VmConfig, unsettled: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ from credferry.agent.errors import HiddenSourceError, SourceError
 from credferry.agent.source import sandbox
 from credferry.agent.source.reading import read_secret
 from credferry.agent.source.trail import Symlink, Trail
+from credferry.agent.source.way_in import ForeignLinkError, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,7 +96,13 @@ def _take_once(path: Path, names: list[str], follow_links: bool, source: str) ->
     with ExitStack() as stack:
         target = _target(path)
         try:
-            top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = open_directory(os.path.abspath(path))  # noqa: PTH100 (see above)
+        except ForeignLinkError as error:
+            raise SourceError(
+                f"{_called(path, source)}: {error}",
+                hint=f"write where it leads to as {source_key(source)}.path; or, if that user may lead the "
+                "agent there, make it a link of root's: chown -h root",
+            ) from None
         except OSError as error:
             # The link was swapped, and its old target removed, while the kernel followed the path.
             if _target(path) != target or trail.has_moved():

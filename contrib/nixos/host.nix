@@ -29,6 +29,7 @@ let
   };
 
   sources = import ./sources.nix { inherit lib config options; };
+  rollout = import ./rollout.nix { inherit lib toml; };
 
   # Units that publish secrets where no activation script does: agenix, and clan's backends with userborn or sysusers.
   # That of sops-nix is in the unit files. One that does not exist orders nothing.
@@ -76,6 +77,11 @@ let
 
   # A table of the agent's configuration file; there is no null in TOML.
   table = lib.filterAttrs (_: value: value != null);
+  withoutNull =
+    settings:
+    builtins.mapAttrs (_: value: if builtins.isAttrs value && !(value ? outPath) then withoutNull value else value) (
+      table settings
+    );
 
   # Whether its unit is that of a VM of microvm.nix.
   isVm = name: vm: vm.unit == "microvm@${name}.service";
@@ -87,6 +93,7 @@ let
       guest_machine_id = vm.guestMachineId;
       fleet_group = vm.fleetGroup;
     }
+    // rollout.keys vm
     // {
       inherit (vm) unit channel live pairs;
       guest_systemd = vm.guestSystemd;
@@ -107,7 +114,7 @@ let
       ) vm.credentials;
     };
 
-  unchecked = toml.generate "credferry.toml" cfg.settings;
+  unchecked = toml.generate "credferry.toml" (withoutNull cfg.settings);
 
   # The agent's own judgement, at build time; systemd-analyze reads its windows. What it refuses is said with the names
   # of options. Its hints are for the command line and name keys of the file.
@@ -118,7 +125,7 @@ let
     fi
   '';
   tools.nativeBuildInputs = [ config.systemd.package ];
-  checked = pkgs.runCommand "credferry-checked.toml" tools ''
+  checked = pkgs.runCommand "credferry-checked.toml" (tools // { passthru = { inherit unchecked; }; }) ''
     set --
     ${check}
     cp ${unchecked} $out
@@ -310,7 +317,8 @@ let
           default = { };
           description = "More keys of the VM's table: see docs/configuration.md.";
         };
-      };
+      }
+      // rollout.one;
     }
   );
 in
@@ -351,35 +359,41 @@ in
     settings = mkOption {
       type = types.submodule {
         freeformType = toml.type;
-        options.source.path = mkOption {
-          type = types.strMatching "/.*[^/]";
-          default =
-            if (config.age.secrets or { }) != { } && (config.sops.secrets or { }) == { } then
-              toString config.age.secretsDir
-            else
-              "/run/secrets";
-          defaultText = literalExpression ''"/run/secrets", or age.secretsDir where only agenix has secrets'';
-          description = "Where secrets are published.";
+        options.source = mkOption {
+          type = types.submodule (
+            rollout.source {
+              default =
+                if (config.age.secrets or { }) != { } && (config.sops.secrets or { }) == { } then
+                  toString config.age.secretsDir
+                else
+                  "/run/secrets";
+              defaultText = literalExpression ''"/run/secrets", or age.secretsDir where only agenix has secrets'';
+              description = "Where secrets are published.";
+            }
+          );
+          default = { };
+          description = "The default source.";
         };
         options.sources = mkOption {
           type = types.attrsOf (
-            types.submodule {
-              freeformType = toml.type;
-              options.path = mkOption {
-                type = types.strMatching "/.*[^/]";
-                description = "Where the secrets of this source are published.";
-              };
-            }
+            types.submodule (rollout.source { description = "Where the secrets of this source are published."; })
           );
           default = { };
           example = literalExpression ''{ acme.path = "/var/lib/acme/example.org"; }'';
           description = "Further sources, by name. A path of `oemSecretsFiles` below one of them is a secret of it.";
         };
+        options.rollout = mkOption {
+          type = types.submodule rollout.all;
+          default = { };
+          example = {
+            attempts = 3;
+            pause_seconds = 30;
+            units.on_failure = "page@%i.service";
+          };
+          description = "How restarts are carried out: `[rollout]` of docs/configuration.md.";
+        };
       };
       default = { };
-      example = {
-        rollout.attempts = 3;
-      };
       description = "`/etc/credferry/config.toml`: see docs/configuration.md. The VMs are in `vms`.";
     };
 

@@ -14,3 +14,7 @@ s#\bguest_key\b#guestKey#g
 s#\bguest_machine_id\b#guestMachineId#g
 s#\bguest_systemd\b#guestSystemd#g
 s#\bplaintext_in_argv\b#plaintextInArgv#g
+s#(services[.]credferry[.]vms[.][^ ]*units[.])on_failure\b#\1onFailure#g
+s#(services[.]credferry[.]vms[.][^ ]*units[.])before_fails\b#\1beforeFails#g
+s#(services[.]credferry[.]vms[.][^ ]*units[.])after_fails\b#\1afterFails#g
+s#(services[.]credferry[.]vms[.][^ ]*units[.])retry_seconds\b#\1retrySeconds#g

@@ -186,7 +186,7 @@ def test_killed_at_every_step(site: Site) -> None:
         "rollout.json",
     ):
         assert [what for what in kinds if part in what], f"{part}: {sorted(kinds)}"
-    for step in steps[:: times(3, 1)]:
+    for step in steps[:: times(5, 1)]:
         assert strike(site, step), f"never struck: {step}"
     site.restart_agent()
     site.publish()

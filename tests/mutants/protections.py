@@ -212,8 +212,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "agent/reconcile/decision.py",
-                "vm.policy is Policy.APPROVE and now.approved != wanted.digest",
-                "vm.policy is Policy.APPROVE and not now.approved",
+                "now.approved != wanted.digest):",
+                "not now.approved):",
             ),
         ),
         ("tests/unit/agent/test_approval.py::test_an_approval_is_of_one_change",),
@@ -575,6 +575,89 @@ PROTECTIONS: Final = (
         (
             "tests/unit/launcher/test_main.py::test_explain_redacts_every_value",
             "tests/unit/launcher/test_oem.py::test_nothing_shows_a_credential",
+        ),
+    ),
+    Protection(
+        "an error of the certificate library's own kind is a bad certificate",
+        (
+            Edit(
+                "agent/reconcile/pairs.py",
+                "    except Exception:  # noqa: BLE001 (cryptography",
+                "    except ValueError:  # noqa: BLE001 (cryptography",
+            ),
+        ),
+        ("tests/unit/agent/test_pairs.py::test_no_error_of_the_library_gets_through",),
+    ),
+    Protection(
+        "an error of the certificate library's own kind is no end of a certificate",
+        (Edit("agent/reconcile/expiry.py", "except Exception:", "except ValueError:"),),
+        ("tests/unit/agent/test_pairs.py::test_no_error_of_the_library_gets_through",),
+    ),
+    Protection(
+        "keys whose loading takes hours are not loaded",
+        (Edit("agent/reconcile/pairs.py", "if any(each in der for each in _SLOW):", "if False:"),),
+        ("tests/unit/agent/test_pairs.py::test_a_key_that_takes_hours_is_not_loaded",),
+    ),
+    Protection(
+        "blocks of PEM are found in linear time",
+        (Edit("agent/reconcile/pairs.py", "((?>[^-]+|-(?!----))*+)", "((?s:.*?))"),),
+        ("tests/unit/agent/test_pairs.py::test_blocks_without_an_end_take_no_time",),
+    ),
+    Protection(
+        "no error of a file's parser ends the agent",
+        (Edit("agent/source/fields.py", "except Exception:", "except (ValueError, RecursionError):"),),
+        ("tests/unit/agent/test_fields.py::test_a_reader_of_yaml_without_libyaml",),
+    ),
+    Protection(
+        "a change that needs an approval is not sealed during the VM's restart",
+        (Edit("agent/reconcile/sealer.py", "if vm.policy is not Policy.APPROVE:", "if True:"),),
+        ("tests/unit/agent/test_approval.py::test_what_is_published_during_the_restart_is_not_approved",),
+    ),
+    Protection(
+        "nothing but what is approved is restarted onto",
+        (
+            Edit(
+                "agent/reconcile/decision.py",
+                "(seal is not None or now.approved != wanted.digest)",
+                "now.approved != wanted.digest",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_approval.py::test_no_restart_onto_what_is_sealed_if_something_else_is_approved",
+        ),
+    ),
+    Protection(
+        "a link of another user is not followed to a source",
+        (Edit("agent/source/way_in.py", "if owner not in trusted:", "if False:"),),
+        ("tests/unit/agent/test_source.py::test_a_link_of_another_user_leads_nowhere",),
+    ),
+    Protection(
+        "directories that a link has left are closed",
+        (
+            Edit(
+                "agent/source/reading.py",
+                "os.close(directories.pop())",
+                "directories.insert(1, directories.pop())",
+            ),
+        ),
+        ("tests/unit/agent/test_source.py::test_a_link_opens_few_files_at_a_time",),
+    ),
+    Protection(
+        "a link leads through few directories",
+        (Edit("agent/source/reading.py", "if len(directories) > _DEPTH_MAX:", "if False:"),),
+        ("tests/unit/agent/test_source.py::test_a_link_opens_few_files_at_a_time",),
+    ),
+    Protection(
+        "units after restarts run without a source",
+        (
+            Edit(
+                "agent/daemon/cycle.py",
+                "session.pacer.hold_back(session.observer.look_at(published, vms, manager))",
+                "session.observer.look_at(published, vms, manager)",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_around.py::test_a_producer_that_withdraws_everything_keeps_no_vm_out_of_service",
         ),
     ),
     Protection(

@@ -65,7 +65,7 @@
         assert boot_of("two") == first
 
     with subtest("a restart of the VM keeps it"):
-        machine.succeed("credferry rotate --restart test-vm")
-        machine.wait_until_succeeds("credferry status --vm test-vm | grep -q 'in step'")
+        machine.succeed("credferry restart test-vm")
+        machine.wait_until_succeeds("credferry status test-vm | grep -q 'in step'")
   '';
 }

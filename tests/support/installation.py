@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +101,26 @@ def serve(host: Host, vm: str) -> None:
 def _copy(host: Host, source: Path, target: str) -> None:
     for file in _files(source):
         mode = 0o755 if os.access(file, os.X_OK) else 0o644
-        host.write(f"{target}/{file.relative_to(source)}", file.read_bytes(), mode)
+        inside = Path(target, file.relative_to(source))
+        host.write(str(inside), file.read_bytes(), mode)
+        if file.suffix == ".py":
+            bytecode = f"{inside.stem}.{sys.implementation.cache_tag}.pyc"
+            host.write(f"{inside.parent}/__pycache__/{bytecode}", _compiled(file, inside))
+
+
+@cache
+def _compiled(file: Path, inside: Path) -> bytes:
+    """Bytecode of a module: as in the package, nobody in the host compiles a module at each start.
+
+    Python compares it with its source by hash, so that a test may change an installed module.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        target = Path(directory, "module.pyc")
+        mode = py_compile.PycInvalidationMode.CHECKED_HASH
+        py_compile.compile(
+            os.fspath(file), os.fspath(target), str(inside), doraise=True, invalidation_mode=mode
+        )
+        return target.read_bytes()
 
 
 def _files(directory: Path) -> Iterator[Path]:

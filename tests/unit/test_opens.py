@@ -27,7 +27,7 @@ ALLOWED = {
     "agent/rollout/nixos.py": "the kernel's list of locks",
     "agent/source/sandbox.py": "the kernel's account of this process",
     "agent/source/reading.py": "secrets: no link out of the source, never blocks, regular files",
-    "agent/source/snapshot.py": "the source's directory",
+    "agent/source/way_in.py": "the way to the source, step by step; checks whose links it follows",
     "agent/store/guest_keys.py": "root's directory, checked by its descriptor; writes new files (O_EXCL)",
     "agent/store/locks.py": "locks (O_NOFOLLOW, O_NONBLOCK)",
 }

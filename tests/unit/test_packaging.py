@@ -35,7 +35,7 @@ def test_every_verb_is_in_them() -> None:
 def test_the_launcher_s_options() -> None:
     """Its manual page has each of its options, and no other."""
     known = {*arguments._WITH_VALUE, *arguments._CHECK_WITH_VALUE, *arguments._SWITCHES}
-    known |= {arguments.ROOT_PROGRAM, arguments.PUSH, "--unit", "--help"}
+    known |= {arguments.ROOT_PROGRAM, arguments.PUSH, arguments.QUESTIONS, "--unit", "--help"}
     text = (ROOT / "docs/man/credferry-launch.8.md").read_text()
     assert set(re.findall(r"(?m)^- `(--[a-z-]+)`", text)) == known
 

@@ -29,7 +29,12 @@ let
       inherit (config) warnings;
       tmpfiles = config.systemd.tmpfiles.rules;
       directories = config.systemd.tmpfiles.settings;
-      settings = config.services.credferry.settings;
+      # What is in the file, whether it is checked or not.
+      settings =
+        let
+          file = config.environment.etc."credferry/config.toml".source or null;
+        in
+        if file == null then config.services.credferry.settings else (file.unchecked or file).value;
       users = config.users.users;
       checks = map (package: package.script) config.system.checks;
       polkit = config.security.polkit.enable;

@@ -129,6 +129,7 @@ let
   types = rec {
     bool = mkType "boolean" isBool;
     int = mkType "signed integer" isInt;
+    float = mkType "floating point number" builtins.isFloat;
     str = (mkType "string" isString);
     package = mkType "package" (value: isAttrs value && value.type or null == "derivation");
     path = mkType "absolute path" (
@@ -166,7 +167,7 @@ let
     port = ints.between 0 65535;
     numbers.between =
       low: high:
-      mkType "integer or floating point number between ${toString low} and ${toString high}" (
+      mkType "integer or floating point number between ${toString low} and ${toString high} (both inclusive)" (
         value: (isInt value || builtins.isFloat value) && low <= value && value <= high
       );
     nullOr =

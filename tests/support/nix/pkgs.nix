@@ -22,7 +22,7 @@ let
     oneOf [
       bool
       int
-
+      float
       str
       path
       (listOf tomlValue)

@@ -95,6 +95,55 @@ def test_a_change_that_came_meanwhile_is_not_approved(loop: Loop) -> None:
     loop.turn(until=lambda: loop.units.restarts)
 
 
+def test_what_is_published_during_the_restart_is_not_approved(tmp_path: Path) -> None:
+    """A unit before the restart can take minutes. What comes meanwhile is sealed after the restart."""
+    units = '{ before = "drain@%i.service" }'
+    loop = Loop(tmp_path, VM.replace("[vms.web]", f"[vms.web]\nunits = {units}", 1))
+    loop.publish(k="1")
+    with loop.made():
+        loop.turn()
+    loop.start_vm("web")
+    loop.publish(k="2")
+    with loop.made() as service:
+        loop.turn(until=lambda: is_sealed(loop))
+        service._orders.give("web", Order.APPROVE, ME)
+        approved = run(loop)
+
+        def drain(_unit: str) -> str:
+            loop.publish(k="3")
+            session = service._session
+            vm = session.config.vm("web")
+            assert session.sealer.seal_due(session.observer.look([vm], loop.units)) == []
+            return "done"
+
+        loop.units.health = drain
+        assert service._session.rollout.restart("web", loop.units) is State.IN_STEP
+        evidence = service._session.observer.look_or_refuse([service._session.config.vm("web")], loop.units)
+        assert (evidence.observed[0].runs.run, len(loop.units.restarts)) == (approved, 1)  # type: ignore[union-attr]  # it runs
+        loop.turn(until=lambda: loop.decision("web").state is State.APPROVAL and is_sealed(loop))
+        assert run(loop) != approved
+    assert len(loop.units.restarts) == 1
+
+
+def test_no_restart_onto_what_is_sealed_if_something_else_is_approved(tmp_path: Path) -> None:
+    """A producer that goes to and fro has nothing else restarted onto, however often the agent looks."""
+    loop = Loop(tmp_path, VM)
+    loop.publish(k="1")
+    with loop.made():
+        loop.turn()
+    loop.start_vm("web")
+    with loop.made() as service:
+        for value in ("2", "3"):
+            loop.publish(k=value)
+            loop.turn(until=lambda: is_sealed(loop))
+            if value == "2":
+                service._orders.give("web", Order.APPROVE, ME)
+        loop.publish(k="2")  # what is approved is published, and something else is sealed
+        for _ in range(9):
+            service._session.rollout.restart("web", loop.units)
+    assert loop.units.restarts == []
+
+
 def test_the_audit_has_who_approved_what(loop: Loop) -> None:
     """The record names the user, the generation and its run."""
     loop.service._orders.give("web", Order.APPROVE, ME)

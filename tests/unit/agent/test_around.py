@@ -11,9 +11,9 @@ import pytest
 
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.config.loading import parse
-from credferry.agent.errors import ConfigurationError
+from credferry.agent.errors import BusError, ConfigurationError, OrderError, SourceError
 from credferry.agent.reconcile.decision import Decision, State
-from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
 from credferry.agent.rollout.around import Around
 from credferry.agent.rollout.clock import Clock
@@ -195,6 +195,54 @@ def test_a_crash_loses_no_unit_after(site: Site, moment: str) -> None:
     assert site.ran.count("restart") == 1
 
 
+def test_a_producer_that_withdraws_everything_keeps_no_vm_out_of_service(site: Site) -> None:
+    """A unit after a restart that did not follow runs also while no source can be read."""
+
+    def withdraw(name: str) -> None:
+        if name.startswith("drain"):
+            (site.loop.top / "secrets").unlink()
+
+    site.do = withdraw
+    site.results["drain"] = "failed"
+    site.loop.publish(k="2")
+    with site.loop.running():
+        site.loop.turn(until=site.ends("undrain"))
+        assert isinstance(site.loop.turned.failure, SourceError)
+    assert site.ran == ["drain", "page", "undrain"]
+
+
+@pytest.mark.parametrize("which", ["drain", "undrain"])
+def test_a_unit_that_is_active_already_has_not_run(site: Site, which: str) -> None:
+    """To start it does nothing (RemainAfterExit=yes): that is a failure, with what to change."""
+    said = f"{which}@web.service is active already, so a start runs nothing: set RemainAfterExit=no in it"
+    site.loop.units.set(f"{which}@web.service", active="active")
+    site.loop.publish(k="2")
+    with site.loop.running():
+        if which == "drain":
+            site.loop.turn(until=site.ends("undrain"))
+            assert site.ran == ["page", "undrain"]
+            wait = [message for event, message in site.loop.told() if event is Event.WAITING]
+            assert wait == [f"web: its rotation waits until {which}@web.service succeeds: {said}"]
+        else:
+            site.loop.turn(until=lambda: Event.RESTARTED in site.loop.events())
+            assert site.ran == ["drain", "restart"]
+            owed = site.loop.service._session.store.owed("web")
+            assert owed is not None
+            assert owed.reason == said
+
+
+def test_a_vm_that_cannot_be_made_healthy_returns_to_service(tmp_path: Path) -> None:
+    """If there is nothing to roll back to, it is shown as failed, and is not kept out of service."""
+    site = Site(Loop(tmp_path, table().replace("[vms.web]", '[vms.web]\nhealth = ["true"]')))
+    site.results["credferry-health"] = "failed"
+    with site.loop.running() as service:
+        site.loop.turn()
+        service._orders.give("web", Order.RESTART, Operator(os.getuid()))
+        site.loop.turn(until=site.ends("undrain"))
+        assert site.ran == ["drain", "restart", "credferry-health", "page", "undrain"]
+        assert site.state() is State.FAILED
+
+
 def test_a_vm_that_is_stopped_meanwhile_stays_stopped(site: Site) -> None:
     """Before may take minutes: the agent looks again, and starts no VM that somebody has stopped."""
 
@@ -237,6 +285,58 @@ def test_an_order_that_a_failure_puts_off(site: Site) -> None:
         assert site.loop.units.restarts == []
 
 
+def test_a_rollback_by_an_operator(site: Site) -> None:
+    """The units run around it as around a restart."""
+    site.loop.publish(k="2")
+    with site.loop.running():
+        site.loop.turn(until=site.ends("undrain"))
+        site.ran.clear()
+        site.loop.service._session.rollout.roll_back("web", site.loop.units, "r" * 32)
+        site.loop.turn(until=site.ends("undrain"))
+    assert site.ran == ["drain", "restart", "undrain"]
+
+
+def test_a_failure_before_refuses_a_rollback(site: Site) -> None:
+    """The operator gets the reason and the journal to look into. The VM stays up and the unit after runs."""
+    site.loop.publish(k="2")
+    with site.loop.running():
+        site.loop.turn(until=site.ends("undrain"))
+        site.ran.clear()
+        site.results["drain"] = "failed"
+        with pytest.raises(OrderError) as refusal:
+            site.loop.service._session.rollout.roll_back("web", site.loop.units, "r" * 32)
+        assert site.ran == ["drain", "page"]
+        site.loop.turn(until=site.ends("undrain"))
+    assert str(refusal.value) == "web: not rolled back: drain@web.service ended with 'failed'"
+    assert refusal.value.hint == "see: journalctl -u drain@web.service"
+
+
+def test_without_units_there_is_nothing_to_say(tmp_path: Path) -> None:
+    """Neither before nor after a restart."""
+    loop = Loop(tmp_path, table(units=""))
+    vm = parse(table(units="").encode(), tmp_path / "c").vm("web")
+    around = Around(Store(tmp_path / "elsewhere", CredentialKey(b"k" * 4096)), Clock())
+    unit = UnitState(vm.unit, "loaded", "active", "running", "1" * 32)
+    assert (around.before(vm, unit, loop.units), around.after(vm, loop.units)) == ("", "")
+
+
+def test_a_unit_that_systemd_refuses(site: Site) -> None:
+    """The reason is systemd's, and systemd was asked whether it still answers."""
+
+    def refuse(name: str) -> None:
+        if name.startswith("drain"):
+            raise BusError(f"Unit {name} is masked.", hint="none")
+
+    site.do = refuse
+    site.loop.publish(k="2")
+    with site.loop.running():
+        site.loop.turn(until=site.ends("undrain"))
+        said = [message for event, message in site.loop.told() if event is Event.WAITING]
+        assert said == [
+            "web: its rotation waits until drain@web.service succeeds: Unit drain@web.service is masked."
+        ]
+
+
 @pytest.mark.parametrize(
     ("ago", "left"), [(0.0, 60.0), (59.0, 1.0), (60.0, None), (-1.0, None)], ids=["0", "59", "60", "boot"]
 )
@@ -253,6 +353,28 @@ def test_when_a_unit_is_tried_again(tmp_path: Path, ago: float, left: float | No
     assert put_off == (None if left is None else ("until it succeeds", left))
     assert (decision.run_after, decision.wait_seconds) == (left is None, left or 0.0)
     assert decision.reasons == ("after its restart: it failed",)
+
+
+def test_a_unit_that_has_not_run_yet_is_due(tmp_path: Path) -> None:
+    """It runs at once, and there is no reason to name."""
+    vm = parse(table(", retry_seconds = 60").encode(), tmp_path / "c").vm("web")
+    unit = UnitState(vm.unit, "loaded", "active", "running", "1" * 32)
+    owed = Owed("undrain@web.service", 999.0)
+    now = replace(Observed(vm, Refused(("gone",)), None, unit, None, None, None), owed=owed)
+    around = Around(Store(tmp_path, CredentialKey(b"k" * 4096)), Clock(boot=lambda: 1000.0))
+    decision, put_off = around.hold_back(Decision(vm, State.IN_STEP, reasons=("as published",)), now)
+    assert (decision.run_after, decision.wait_seconds, decision.reasons) == (True, 0.0, ("as published",))
+    assert put_off is None
+
+
+def test_what_is_refused_has_no_restart_to_put_off(tmp_path: Path) -> None:
+    """An attempt of other secrets holds nothing back."""
+    vm = parse(table(", retry_seconds = 60").encode(), tmp_path / "c").vm("web")
+    around = Around(Store(tmp_path, CredentialKey(b"k" * 4096)), Clock(boot=lambda: 1000.0))
+    decision = Decision(vm, State.REFUSED)
+    attempt = Attempt("1", Outcome.PUT_OFF, "until it succeeds", moment=1000.0)
+    now = Observed(vm, Refused(("gone",)), None, None, None, None, attempt)
+    assert around.hold_back(decision, now) == (decision, None)
 
 
 @pytest.mark.parametrize(

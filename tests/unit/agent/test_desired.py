@@ -19,7 +19,15 @@ from credferry.agent.reconcile.desired import (
     desired,
     guest_id,
 )
-from credferry.agent.reconcile.limits import API_STRINGS_MAX, UNIT_TOTAL_MAX, Room, over_limit, room_of
+from credferry.agent.reconcile.limits import (
+    API_STRINGS_MAX,
+    UNIT_TOTAL_MAX,
+    Excess,
+    Room,
+    over_limit,
+    room_of,
+)
+from credferry.agent.reconcile.live import push_manifest_at_most
 from credferry.agent.sealing.credential import sealed_size
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.source.published import Publication
@@ -27,7 +35,17 @@ from credferry.agent.source.reading import Problem
 from credferry.agent.source.snapshot import Snapshot, SourceGeneration
 from credferry.launcher.credentials import Credential, Delivered
 from credferry.launcher.errors import LaunchError
-from credferry.launcher.handoff import INITRD_TOTAL_MAX, LAUNCHED, Channel, Kind, Manifest, Secret, Stamp
+from credferry.launcher.handoff import (
+    INITRD_TOTAL_MAX,
+    LAUNCHED,
+    PUSH_MANIFEST,
+    Channel,
+    Kind,
+    Manifest,
+    Secret,
+    Stamp,
+    oem_string,
+)
 from credferry.launcher.plan import Plan, Request, make
 from tests.support.dictionary import LIKELY, guesses, matches
 
@@ -196,6 +214,10 @@ def test_the_guest_key_is_named_that_a_digest_is_of() -> None:
     assert isinstance(found, Refused)
     assert "guest-key create web" in found.reasons[0]
     assert found.passing is False
+    config = vm(guest_key=True, guest_machine_id="a" * 32)
+    found = desired(config, snapshot_of(published()), remembered, None)
+    assert isinstance(found, Refused)
+    assert "the agent makes one" in found.reasons[0]
 
 
 @pytest.mark.parametrize("other", [0, 91])
@@ -300,10 +322,67 @@ def test_agent_and_launcher_agree_on_what_fits(
 
 def test_more_strings_than_a_guest_can_count_are_refused() -> None:
     """255 pass, as in the launcher."""
-    config = vm(credentials={f"T{at}": CredentialConfig(text="t") for at in range(256)}, guest_systemd=257)
-    said = over_limit(config, wanted(config, {}), Room())
+    passing = []
+    for count in (254, 255, 256):
+        texts = {f"T{at}": CredentialConfig(text="t") for at in range(count)}
+        config = vm(credentials=texts, guest_systemd=257)
+        said = over_limit(config, wanted(config, {}), Room())
+        passing += [count] if said is None else []
+    assert passing == [254, 255]
+    assert said == Excess("256 OEM strings, but SMBIOS takes at most 255", "pass fewer")
+
+
+@pytest.mark.parametrize(
+    ("channel", "way", "remedy"),
+    [
+        (Channel.API, "cloud-hypervisor's API", ", or use a cloud-hypervisor later than 53"),
+        (Channel.COMMAND, "an argument", ""),
+    ],
+)
+def test_the_way_that_is_too_narrow_is_named(channel: Channel, way: str, remedy: str) -> None:
+    """A newer hypervisor helps where the API is the limit, and only there."""
+    config, what = plain_of(64, channel=channel, plaintext_in_argv=True)
+    assert over_limit(config, what, Room(strings=64)) is None
+    said = over_limit(config, what, Room(strings=63))
     assert said is not None
-    assert "at most 255" in said.message
+    assert f"exceed 63 bytes, the most that {way} takes" in said.message
+    assert said.hint == f"pass fewer or smaller ones{remedy}"
+
+
+def test_what_each_string_takes_on_the_way_counts() -> None:
+    """Each of three strings takes two bytes more than in the guest."""
+    config = vm(credentials={f"T{at}": CredentialConfig(text="t") for at in range(3)})
+    taken = 3 * (len(oem_string("T0", Kind.PLAIN, Secret(b"t")).reveal()) + 1 + 2)
+    assert over_limit(config, wanted(config, {}), Room(strings=taken, per_string=2)) is None
+    assert over_limit(config, wanted(config, {}), Room(strings=taken - 1, per_string=2)) is not None
+
+
+def test_only_an_old_guest_is_advised_to_be_new() -> None:
+    """The remedy ends there for a guest that is new already."""
+    command = {"guest_systemd": 257, "channel": Channel.COMMAND, "plaintext_in_argv": True}
+    said = over_limit(*plain_of(65_399, **command), Room())
+    assert said is not None
+    assert said.hint == "pass fewer or smaller ones"
+
+
+def test_a_vm_without_strings_is_over_no_limit_of_them() -> None:
+    """Its other strings are not the agent's to judge."""
+    config = vm(credentials={"A": CredentialConfig(secret="a")}, guest_key=True, initrd=True)
+    assert over_limit(config, wanted(config, published(), guest=GUEST), Room(5000, 1, 1)) is None
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_the_manifest_of_a_push_takes_room(is_sealed: bool) -> None:
+    """A VM that takes pushes gets one more credential at each start. It counts at its largest size."""
+    config = vm(credentials={"A": CredentialConfig(secret="a")}, live=True, guest_key=is_sealed)
+    what = wanted(config, {"a": Secret(b"v")}, guest=GUEST if is_sealed else None)
+    kinds = {"A": config.kind("A")}
+    kind, manifest = push_manifest_at_most("web", kinds, is_sealed=is_sealed)
+    value = Secret(b"=" * sealed_size("A", b"v")) if is_sealed else Secret(b"v")
+    own = [oem_string("A", kinds["A"], value), oem_string(PUSH_MANIFEST, kind, manifest)]
+    most = 4091 - sum(len(each.reveal()) + 1 for each in own)
+    assert over_limit(config, what, Room(most)) is None
+    assert over_limit(config, what, Room(most + 1)) is not None
 
 
 def test_the_largest_credential_is_named() -> None:

@@ -93,6 +93,7 @@ def test_nothing_here_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
     probe.unit.cache_clear()
+    probe.units.cache_clear()
     findings = list(examine(tmp_path / "config.toml"))
     assert {"configuration", "bus"} <= {each.check for each in findings if each.severity is Severity.PROBLEM}
     assert [each.what for each in findings if each.remedy == "please report it"] == []

@@ -31,6 +31,7 @@ GOOD = {"LoadState": "loaded", "Type": "oneshot", "TimeoutStartUSec": 60_000_000
         ({"LoadState": "not-found"}, Severity.PROBLEM, "not-found"),
         ({"LoadState": "masked"}, Severity.PROBLEM, "masked"),
         ({"Type": "simple"}, Severity.HINT, "Type=oneshot"),
+        ({"RemainAfterExit": True}, Severity.PROBLEM, "RemainAfterExit=yes"),
         ({"TimeoutStartUSec": 2**64 - 1}, Severity.HINT, "TimeoutStartSec="),
     ],
 )

@@ -190,6 +190,13 @@ def test_hostile_documents_end(form: Format, text: str) -> None:
     assert time.process_time() - began < 30
 
 
+def test_a_reader_of_yaml_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some builds of PyYAML have only a loader in Python, with other errors: none of them ends the agent."""
+    monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    assert taken(YAML, Format.YAML, "db.password") == b"hunter2"
+    assert taken(r'a: "\UFFFFFFFF"', Format.YAML, "a") is Problem.MALFORMED
+
+
 def published(content: bytes) -> Publication:
     """A source of one file."""
     return Publication({"": Snapshot(SourceGeneration(1, 1, committed=True), {"f": Secret(content)})})

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import load
 from credferry.agent.daemon.once import seal_once
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.expiry import expires
 from credferry.agent.reconcile.pairs import Apart, Bond, Together, Uncheckable, belong
 from credferry.launcher.handoff import Secret
 from tests.support.loop import Loop
@@ -146,6 +149,88 @@ def test_nothing_raises(one: bytes, other: bytes) -> None:
     answer = found(one, other)
     assert isinstance(answer, Apart | Uncheckable)
     assert "CERT" in answer.reason or "KEY" in answer.reason
+
+
+def as_pem(kind: bytes, body: bytes) -> bytes:
+    """A block of PEM."""
+    return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (kind, base64.encodebytes(body), kind)
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    """A value in DER, of at least 128 bytes."""
+    content = b"".join(parts)
+    size = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(size)]) + size + content
+
+
+def number(bits: int) -> bytes:
+    """An odd number of so many bits, in DER."""
+    return der(2, ((1 << bits) | 1).to_bytes(bits // 8 + 1, "big"))
+
+
+def private_key(algorithm: str, *parameters: bytes, bits: int) -> bytes:
+    """A private key in PKCS#8, as long as somebody wants it to be."""
+    kind = bytes.fromhex(algorithm)
+    return der(0x30, b"\2\1\0", der(0x30, kind, der(0x30, *parameters)), der(4, number(bits)))
+
+
+BITS = 9_992  # the file could be a hundred times as large
+HUGE = {
+    "dsa": private_key("06072a8648ce380401", *[number(BITS)] * 3, bits=BITS),
+    "dh": private_key("06092a864886f70d010301", *[number(BITS)] * 2, bits=BITS),
+    "dhx": private_key("06072a8648ce3e0201", *[number(BITS)] * 3, bits=BITS),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+@pytest.mark.parametrize("is_pem", [True, False], ids=["pem", "der"])
+def test_a_key_that_takes_hours_is_not_loaded(
+    made: dict[str, tuple[bytes, bytes]], kind: str, *, is_pem: bool
+) -> None:
+    """A producer could stop the agent with one of these, for all VMs. They count as unknown kinds."""
+    key = as_pem(b"PRIVATE KEY", HUGE[kind]) if is_pem else HUGE[kind]
+    assert found(made["ec"][0], key) == Uncheckable("the kind of KEY is not known")
+
+
+def ssh(*parts: bytes) -> bytes:
+    """Strings in the form of SSH."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def test_of_an_openssh_key_only_the_public_half_is_read(made: dict[str, tuple[bytes, bytes]]) -> None:
+    """To load the private half, cryptography would check its primes: minutes for a huge RSA key."""
+    public = ssh(b"ssh-rsa", b"\1\0\1", b"\x7f" + b"\xff" * 40_000)
+    content = b"openssh-key-v1\0" + ssh(b"none", b"none", b"") + b"\0\0\0\1" + ssh(public, b"not loaded")
+    assert found(made["ec"][0], as_pem(b"OPENSSH PRIVATE KEY", content)) == Apart(
+        "CERT is of another key than KEY"
+    )
+
+
+@pytest.mark.parametrize("kind", [b"CERTIFICATE", b"PRIVATE KEY", b"X PRIVATE KEY"])
+def test_blocks_without_an_end_take_no_time(made: dict[str, tuple[bytes, bytes]], kind: bytes) -> None:
+    """A file of beginnings is read once, and not once for each beginning."""
+    certificate, key = made["ec"]
+    begun = (b"-----BEGIN %b-----\n" % kind) * 4_000
+    began = time.process_time()
+    assert found(begun, key) == Apart("CERT is not a certificate")
+    assert found(certificate, begun) == Apart("KEY is not a private key")
+    assert found(begun + certificate, begun + key) == Together()
+    assert time.process_time() - began < 5
+
+
+def test_no_error_of_the_library_gets_through(made: dict[str, tuple[bytes, bytes]]) -> None:
+    """Cryptography has errors that are no ValueError: one would end the agent, again after each start."""
+    certificate, key = made["ec"]
+    version = b"\xa0\3\2\1\2"
+    odd = openssl("x509", "-outform", "DER", given=certificate).replace(version, version[:-1] + b"\5", 1)
+    with pytest.raises(x509.InvalidVersion):
+        x509.load_der_x509_certificate(odd)
+    for each in (odd, as_pem(b"CERTIFICATE", odd)):
+        assert found(each, key) == Apart("CERT is not a certificate")
+        assert expires(Secret(each)) is None
+    point = ssh(b"ecdsa-sha2-nistp256", b"nistp256", b"\0" * 65)
+    content = b"openssh-key-v1\0" + ssh(b"none", b"none", b"") + b"\0\0\0\1" + ssh(point, b"")
+    assert found(certificate, as_pem(b"OPENSSH PRIVATE KEY", content)) == Apart("KEY is not a private key")
 
 
 CONFIG = """

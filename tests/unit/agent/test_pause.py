@@ -73,6 +73,7 @@ def test_a_vm_does_not_wait_for_itself(host: Host) -> None:
     with host.pause().turn("a"):
         pass
     assert host.pause().left("a") is None
+    assert host.pause().claim("a") is not None
 
 
 def test_the_last_of_several_counts(host: Host) -> None:
@@ -90,7 +91,7 @@ def test_the_last_of_several_counts(host: Host) -> None:
 def test_no_vm_begins_while_another_has_its_turn(host: Host, way: Way) -> None:
     """A restart or push under way is waited for, at most as long as it would hold a slot."""
     host.limits = "pause_seconds = 1\nslot_seconds = 30\n"
-    assert host.pause().claim("a")
+    assert host.pause().claim("a") is not None
     host.store.record_attempt("a", Attempt("1", Outcome.RESTARTING, way=way))
     host.pass_time(20)
     assert host.pause().left("b") == Pausing("a", 10.0, 0.0)
@@ -102,8 +103,20 @@ def test_two_threads_do_not_begin_at_once(host: Host) -> None:
     """Once one VM has begun, the other one may not, though nothing held it back a moment ago."""
     first, second = host.pause(), host.pause()
     assert second.left("b") is None
-    assert first.claim("a")
-    assert not second.claim("b")
+    assert first.claim("a") is not None
+    assert second.claim("b") is None
+
+
+def test_a_claimed_turn_records_its_end(host: Host) -> None:
+    """The claim has recorded the beginning. The turn writes only once, at its end."""
+    began = host.now
+    turn = host.pause().claim("a")
+    assert turn is not None
+    host.pass_time(5)
+    with turn:
+        assert host.store.last_turn("a") == LastTurn(began, 1_700_000_000.0)
+        host.pass_time(5)
+    assert host.store.last_turn("a") == LastTurn(began + 10, 1_700_000_010.0)
 
 
 def test_a_moment_of_an_earlier_boot_holds_nothing_up(host: Host) -> None:
@@ -120,7 +133,7 @@ def test_the_end_that_is_told_does_not_change(host: Host) -> None:
     host.pass_time(10)
     host.wall += 0.4
     assert host.pause().left("b") == Pausing("a", 50.0, until)
-    host.wall += 1000
+    host.wall = until - 50 + 2
     assert host.pause().left("b") == Pausing("a", 50.0, host.wall + 50)
 
 
@@ -128,7 +141,10 @@ def test_without_a_pause_nothing_is_noted(host: Host) -> None:
     """By default no record is written, and no VM waits."""
     host.limits = ""
     with host.pause().turn("a"):
-        assert host.pause().claim("b")
+        turn = host.pause().claim("b")
+        assert turn is not None
+        with turn:
+            pass
     assert host.store.last_turn("a") is None
     assert host.store.last_turn("b") is None
 
@@ -180,3 +196,25 @@ def test_an_agent_pauses_between_vms(tmp_path: Path) -> None:
             loop.turn(until=lambda: loop.units.restarts)
             loop.turn(until=waits)
             assert len(loop.units.restarts) == 1
+
+
+def test_a_restart_writes_its_moment_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent writes it once before it asks systemd, and once when the restart has ended."""
+    loop = Loop(tmp_path, SECRETS)
+    loop.configure(SECRETS, "pause_seconds = 3600\n")
+    loop.publish(k="1")
+    with loop.made():
+        loop.turn()
+    loop.start_vm("a")
+    written: list[int] = []
+    record = Store.record_last_turn
+
+    def count(store: Store, vm: str, last: LastTurn) -> None:
+        written.append(len(loop.units.restarts))
+        record(store, vm, last)
+
+    monkeypatch.setattr(Store, "record_last_turn", count)
+    loop.publish(k="2")
+    with loop.running():
+        loop.turn(until=lambda: len(written) > 1 and written[-1])
+    assert written == [0, 1]

@@ -91,3 +91,16 @@ def test_endless_writing_is_read_at_the_maximum(steps: list[float]) -> None:
             began = None
         else:
             assert now - began < 5
+
+
+def test_what_does_not_stop_changing_is_known_for_it() -> None:
+    """Until it falls quiet, or is swapped, the next time that it changes."""
+    settler = Settler(1, 5)
+    for content in range(6):
+        settler.wait(DIRECTORY, content, content * 0.9)
+    assert settler.wait(DIRECTORY, "b", 5.1) == 0
+    assert settler.is_restless
+    assert settler.wait(DIRECTORY, "c", 6) == 1
+    assert settler.is_restless
+    assert settler.wait(DIRECTORY, "c", 7) == 0
+    assert not settler.is_restless

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import tempfile
 import threading
@@ -105,6 +106,52 @@ def test_a_socket_is_no_secret(generation: Path, monkeypatch: pytest.MonkeyPatch
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("x")
         assert take(generation, ["x"]).values == {"x": Problem.NOT_A_FILE}
+
+
+def test_a_link_opens_few_files_at_a_time(tmp_path: Path, generation: Path) -> None:
+    """A user who writes the source could else use up the files that the agent may have open, for all VMs."""
+    (generation / "x").symlink_to("db/../" * 600 + "api-key")
+    here = generation
+    for _ in range(100):
+        here /= "d"
+    here.mkdir(parents=True)
+    (here / "v").write_bytes(b"deep")
+    (generation / "y").symlink_to("d/" * 100 + "v")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (only their number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 90, hard))
+    try:
+        values = take(tmp_path / "secrets", ["x", "y", "api-key"]).values
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert values == {"x": Secret(b"value"), "y": Problem.UNREADABLE, "api-key": Secret(b"value")}
+    assert take(tmp_path / "secrets", ["y"]).values == {"y": Problem.UNREADABLE}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
+def test_a_link_of_another_user_leads_nowhere(tmp_path: Path, generation: Path) -> None:
+    """A producer that replaces its directory by a link gets nothing read that is another user's."""
+    foreign, own = 12345, 23456
+    os.chown(generation, own, own)
+    assert take(tmp_path / "secrets", ["api-key"]).values == {"api-key": Secret(b"value")}
+    os.lchown(tmp_path / "secrets", own, own)
+    assert take(tmp_path / "secrets", ["api-key"]).values == {"api-key": Secret(b"value")}
+    os.lchown(tmp_path / "secrets", foreign, foreign)
+    (tmp_path / "above").symlink_to("secrets/.")
+    for path in (tmp_path / "secrets", tmp_path / "above", tmp_path / "secrets" / "db"):
+        with pytest.raises(SourceError, match="secrets is a link of user 12345, who does not own") as caught:
+            take(path, ["api-key"])
+        assert "chown -h root" in caught.value.hint
+
+
+def test_links_on_the_way_have_an_end(tmp_path: Path) -> None:
+    """Links in a circle, and a file in the place of a directory, are errors with a remedy."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").write_bytes(b"")
+    for name, said in (("a", "Too many levels of symbolic links"), ("c", "Not a directory")):
+        with pytest.raises(SourceError, match=said):
+            take(tmp_path / name, ["x"])
 
 
 def test_memory_is_bounded_by_what_is_asked_for() -> None:

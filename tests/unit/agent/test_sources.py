@@ -146,6 +146,24 @@ def test_others_wait_for_a_canary_whose_source_settles(loop: Loop) -> None:
     assert loop.units.restarts == ["microvm@a.service", "microvm@b.service"]
 
 
+def test_a_source_that_never_settles_holds_up_no_other_vm(loop: Loop) -> None:
+    """Nobody who writes one source without an end can keep VMs of another from their change."""
+    quiet(loop, 3600)
+    loop.file.write_text(
+        loop.file.read_text()
+        .replace("[rollout]", '[rollout]\ncanaries = ["c"]')
+        .replace("quiet_seconds = 3600", "quiet_seconds = 3600\nquiet_max_seconds = 86400")
+    )
+    loop.service._reload()
+    loop.turn()
+    loop.service._cycle._settling._settlers["acme"].is_restless = True
+    write(loop, "half a key")
+    loop.publish(x="two")
+    loop.turn(lambda: loop.units.restarts)
+    assert loop.units.restarts == ["microvm@b.service"]
+    assert generation(loop, "a") == 1
+
+
 def test_one_name_in_two_sources_is_two_secrets(tmp_path: Path) -> None:
     """Their fingerprints differ, though the values are the same; VMs of one source have the same one."""
     loop = Loop(

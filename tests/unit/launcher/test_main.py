@@ -43,8 +43,8 @@ def explain(*argv: str, version: str = "53.0", **environment: str) -> subprocess
     )
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command, as a process."""
+def run(*words: str, said: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a process, with ``said`` on its standard input."""
     return subprocess.run(
         [sys.executable, "-m", "credferry.launcher", *words],
         env={
@@ -53,7 +53,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         },
-        stdin=subprocess.DEVNULL,
+        input=said,
         capture_output=True,
         text=True,
         check=False,

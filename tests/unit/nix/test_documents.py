@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from credferry.agent.config.loading import parse
 from tests.support.documents import snippets
-from tests.support.nix import CHECKOUT, Nix
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.nix import CHECKOUT, Nix, to_toml
 
 PAGES = sorted(
     [*(CHECKOUT / "docs").rglob("*.md"), CHECKOUT / "README.md", CHECKOUT / "contrib/clan/README.md"]
@@ -55,6 +53,23 @@ def test_the_tutorial_s_host(nix: Nix, tmp_path: Path, producer: str) -> None:
     assert report["guests"]["test-vm"]["failed"] == []
     assert report["settings"]["vms"]["test-vm"]["credentials"]["API_KEY"]["secret"] == "api-key"
     assert report["settings"]["source"]["path"] == source
+
+
+def test_the_agent_takes_what_the_page_of_nixos_sets(nix: Nix, tmp_path: Path) -> None:
+    """Each module on the page for `services.credferry` makes a file that the agent accepts."""
+    page = CHECKOUT / "docs/nixos.md"
+    found = [
+        text
+        for _, text in snippets(page, "nix")
+        if "services.credferry" in text and "inputs" not in text and "pkgs" not in text
+    ]
+    assert len(found) > 1
+    for number, text in enumerate(found):
+        module = _written(tmp_path, f"module-{number}", text)
+        freeform = "{ options.services.prometheus = t.lib.mkOption { type = t.lib.types.attrs; }; }"
+        report = nix.evaluate(f"t.report (t.sopsHost (t.example ++ [ {module} {freeform} ]))")
+        assert report["failed"] == []
+        parse(to_toml(report["settings"]).encode(), Path("/etc/credferry/config.toml"))
 
 
 def _written(directory: Path, name: str, text: str) -> Path:

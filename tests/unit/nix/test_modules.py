@@ -12,7 +12,8 @@ import pytest
 
 from credferry.agent.config.loading import parse
 from credferry.agent.config.model import Policy
-from credferry.agent.config.secrets import Format
+from credferry.agent.config.secrets import Format, SourceConfig
+from credferry.agent.config.units import AfterFails, BeforeFails, Units
 from credferry.agent.errors import ConfigurationError, describe
 from credferry.launcher.handoff import Channel, Kind
 from tests.support.installation import CHECKOUT
@@ -134,6 +135,10 @@ def test_a_build_s_errors_name_options() -> None:
             "guestKey = true in services.credferry.vms.web",
         ),
         '[rollout]\ncanaries = ["a"]\n': ("services.credferry.settings.rollout.canaries: ", ""),
+        '[vms.web.units]\non_failure = "x"\n[vms.web.credentials]\nA = { text = "x" }\n': (
+            "services.credferry.vms.web.units.onFailure: ",
+            "",
+        ),
     }
     for text, parts in cases.items():
         with pytest.raises(ConfigurationError) as caught:
@@ -621,6 +626,30 @@ MISTYPED = {
         f'{{ {GUEST}.microvm.cloud-hypervisor.oemSecretsFiles.B = "api-key"; }}',
         "oemSecretsFiles.B' is not of type",
     ),
+    "a policy": (f'{{ {VM}.policy = "aprove"; }}', f"`{VM}.policy' is not of type"),
+    "a unit before": (f'{{ {VM}.units.before = "drain"; }}', f"`{VM}.units.before' is not of type"),
+    "a key of units": (f'{{ {VM}.units.on_failure = "a.service"; }}', "units.on_failure' does not exist"),
+    "a pause": (
+        '{ services.credferry.settings.rollout.pause_seconds = "5 s"; }',
+        "settings.rollout.pause_seconds' is not of type",
+    ),
+    "a policy of all": (
+        '{ services.credferry.settings.rollout.policy = "never"; }',
+        "settings.rollout.policy' is not of type",
+    ),
+    "a key of a source": (
+        '{ services.credferry.settings.sources.a = { path = "/a"; follow_links = 1; }; }',
+        "sources.a.follow_links' is not of type",
+    ),
+    "a pair": (f'{{ {VM}.pairs = [ "A" ]; }}', f"`{VM}.pairs."),
+    "an age": (
+        f'{{ {VM}.credentials.B = {{ secret = "b"; maxAgeDays = 0; }}; }}',
+        "credentials.B.maxAgeDays' is not of type",
+    ),
+    "a format": (
+        f'{{ {VM}.credentials.B = {{ secret = "b"; format = "toml"; }}; }}',
+        "credentials.B.format' is not of type",
+    ),
     "a source": ('{ services.credferry.settings.source.path = "secrets"; }', "source.path' is not of type"),
 }
 
@@ -717,18 +746,83 @@ def test_live_guest(nix: Nix) -> None:
 
 
 def test_policy_of_restarts(nix: Nix) -> None:
-    """Approval, pauses, and the operator's units around a restart are keys of `settings`, as in the file."""
+    """Approval, pauses, and the operator's units around a restart are options, for all VMs and for one."""
     config = config_of(
         nix.evaluate(
             sops(
-                "{ services.credferry.settings.rollout.pause_seconds = 5;"
-                f' {VM}.settings = {{ policy = "approve"; units.before = "drain@%i.service"; }}; }}'
+                """{
+                services.credferry.settings.rollout = {
+                  policy = "hold";
+                  pause_seconds = 2.5;
+                  attempts = 3;
+                  units = {
+                    before = "drain@%i.service"; after = "undrain@%i.service"; on_failure = "page.service";
+                    before_fails = "restart"; after_fails = "rollback"; retry_seconds = 60;
+                  };
+                };
+                services.credferry.vms.test-vm = {
+                  policy = "approve";
+                  units = {
+                    before = "a.service"; after = "b.service"; onFailure = "c@%i.service";
+                    beforeFails = "wait"; afterFails = "warn"; retrySeconds = 1.5;
+                  };
+                };
+                services.credferry.vms.web.credentials.A.text = "a";
+                }"""
             )
         )
     )
-    vm = config.vm("test-vm")
-    assert config.rollout.pause_seconds == 5
+    web, vm = config.vm("web"), config.vm("test-vm")
+    assert (config.rollout.pause_seconds, config.rollout.attempts) == (2.5, 3)
+    assert (web.policy, vm.policy) == (Policy.HOLD, Policy.APPROVE)
+    assert web.units == Units(
+        before="drain@%i.service",
+        after="undrain@%i.service",
+        on_failure="page.service",
+        before_fails=BeforeFails.RESTART,
+        after_fails=AfterFails.ROLLBACK,
+        retry_seconds=60,
+    )
+    assert vm.units == Units(
+        before="a.service", after="b.service", on_failure="c@%i.service", retry_seconds=1.5
+    )
+
+
+def test_what_is_not_set_is_not_in_the_file(nix: Nix) -> None:
+    """The agent's own defaults apply, and a VM without units of its own has those of all VMs."""
+    report = nix.evaluate(sops('{ services.credferry.settings.rollout.units.before = "drain.service"; }'))
+    assert report["settings"]["rollout"] == {"units": {"before": "drain.service"}}
+    assert report["settings"]["source"] == {"path": "/run/secrets"}
+    assert not {"policy", "units"} & report["settings"]["vms"]["test-vm"].keys()
+    assert config_of(report).vm("test-vm").units == Units(before="drain.service")
+
+
+def test_keys_that_have_options_still_pass_through_settings(nix: Nix) -> None:
+    """A configuration that was written for an earlier release means the same."""
+    vm = config_of(
+        nix.evaluate(
+            sops(f'{{ {VM}.settings = {{ policy = "approve"; units.before = "drain@%i.service"; }}; }}')
+        )
+    ).vm("test-vm")
     assert (vm.policy, vm.units.before) == (Policy.APPROVE, "drain@%i.service")
+
+
+def test_sources_have_typed_keys(nix: Nix) -> None:
+    """Of the default source and of each further one."""
+    config = config_of(
+        nix.evaluate(
+            sops(
+                """{ services.credferry.settings = {
+                  source = { quiet_seconds = 0.5; resync_seconds = 30; };
+                  sources.acme = { path = "/a"; follow_links = true; quiet_max_seconds = 2; };
+                }; }"""
+            )
+        )
+    )
+    assert (config.source.quiet_seconds, config.source.resync_seconds) == (0.5, 30)
+    acme = config.sources["acme"]
+    assert (acme.path, acme.follow_links, acme.quiet_max_seconds) == ("/a", True, 2)
+    assert acme.quiet_seconds == SourceConfig().quiet_seconds
 
 
 def test_a_guest_that_gets_its_key_from_the_host(nix: Nix) -> None:
