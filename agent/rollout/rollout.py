@@ -98,17 +98,21 @@ class Rollout:
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
             if self.observer.obstacle(vm, manager, decision.way):
                 return State.REFUSED  # the next check reports why
-            if is_up and not self.slots.claim(vm, manifest.run):
-                return State.WAITING  # the fleet was asked, and a later check finds its answer
-            turn = self.pacer.pause.claim(name) if is_up else self.pacer.pause.turn(name)
+            turn = self._claim(vm, manifest.run) if is_up else self.pacer.pause.turn(name)
             if turn is None:
-                return State.WAITING  # another thread has just begun with another VM
+                return State.WAITING
             with turn:
                 if decision.way is Way.PUSH:
                     # If a restart must follow, the next check decides when.
                     return self.pusher.push(vm, manifest, observed, manager, order=order) or State.CHANGING
                 previous = generation_before(self.store, observed)
                 return self.restarter.restart(vm, manifest, previous, manager, observed.unit, order=order)
+
+    def _claim(self, vm: VmConfig, run: str) -> AbstractContextManager[None] | None:
+        """The turn of a VM that is up; None if it has to wait."""
+        if not self.slots.claim(vm, run):
+            return None  # the fleet was asked, and a later check finds its answer
+        return self.pacer.pause.claim(vm.name)  # None: another thread has just begun with another VM
 
     def rotate(
         self,
