@@ -50,7 +50,7 @@ nightly:
 	@CREDFERRY_MODEL_RUNS=10000 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/property/test_model.py
 	@CREDFERRY_NIGHTLY=1 CREDFERRY_RECEIVER_PUSHES=334 $(BOOTSTRAP) unit python -m pytest --timeout=0 tests/unit/test_receiver_kills.py tests/unit/test_receiver.py
 	@CREDFERRY_PUSHES=1000 $(BOOTSTRAP) full python -m pytest --timeout=0 tests/host/test_push_kills.py
-	@CREDFERRY_NIGHTLY=1 exec $(BOOTSTRAP) full python -m pytest --timeout=0 tests/guest tests/host/test_crash.py tests/host/test_rotation.py
+	@CREDFERRY_NIGHTLY=1 exec $(BOOTSTRAP) full python -m pytest --timeout=0 tests/guest tests/host/test_crash.py tests/host/test_rotation.py tests/host/test_fleet.py
 
 mutants:
 	@exec $(BOOTSTRAP) full python -m tests.mutants $(ARGUMENTS)

@@ -93,6 +93,8 @@ class FleetSlots:
     _stale: Stale = field(default_factory=Stale)
     _retry_at: dict[str, float] = field(default_factory=dict)
     """By VM: when to try again to tell the engine of a halt, or to give a slot back."""
+    _resumed_at: dict[str, float] = field(default_factory=dict)
+    """By VM that failed: when to ask again whether an operator has resumed its group."""
     _calling: set[str] = field(default_factory=set)
     """VMs of whose failure the engine is being told or asked."""
     _strays_at: float = 0.0
@@ -231,6 +233,7 @@ class FleetSlots:
             is_up = now.unit is not None and (now.unit.is_active or now.unit.is_stopped)
             if not claim.halt or not is_up or decision.needs_work:
                 return float("inf")
+            wait = max(wait, self._resumed_at.get(name, 0.0) - moment)
             return wait if wait > 0 else self._call(name, self._ask_for_resume)
         needed = needed_for(decision, now, claim, self.config.rollout.canary_seconds, self._has_had(now))
         if needed > 0 or wait > 0:
@@ -373,7 +376,7 @@ class FleetSlots:
             found = self.engine.state(claim.group)
             with self._lock:
                 self._after_call(name, claim.group, found)
-                self._retry_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
+                self._resumed_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
         self._end_call(name)
         if claim is not None and isinstance(found, Group) and found.halt is None:
             with self.store.lock(rollout_lock(name), wait=False) as had:

@@ -21,6 +21,7 @@ from credferry.agent.systemd.units import restart_unit
 from tests.host.test_push import GUEST, start_vm
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
+from tests.support.certificates import Authority
 from tests.support.deployment import CONFIG, UNIT_STARTED, Deployment, broken_by_bad
 from tests.support.gate import Gate
 from tests.support.host import Host
@@ -536,38 +537,63 @@ def test_exposure(request: pytest.FixtureRequest, variant: str) -> None:
             note(Number.SECURITY_SCORE, float(score[1]))
 
 
-def test_a_network_for_the_fleet_alone(deployment: Deployment) -> None:
-    """With the drop-in for [fleet], the unit reaches the server, at an exposure of 1.9 at most.
+def test_a_network_for_the_fleet_alone(deployment: Deployment, tmp_path: Path) -> None:
+    """With the drop-in for [fleet], the unit reaches etcd with its own credentials, at an exposure of 1.9.
 
-    Without it, the unit reaches nothing, and `check` says what to install.
+    Without it, the unit reaches nothing, and `check` says what to install. Root's verbs and the doctor find
+    the credentials while the agent runs.
     """
     host = deployment.host
-    place = f"/etc/systemd/system/{AGENT}.d"
-    host.run("systemd-run", "--unit=server", "python3", "-m", "http.server", "--bind", "127.0.0.1", "8379")
-    deployment.configure('[fleet]\nendpoints = ["http://127.0.0.1:8379"]\n' + ONE_VM)
-    host.write(f"{place}/99-ask.conf", "[Service]\nExecStartPost=-/usr/bin/credferry fleet status\n")
+    place, files = f"/etc/systemd/system/{AGENT}.d", "/etc/credferry-etcd"
+    authority = Authority.make(tmp_path / "ca")
+    for name, path in (
+        ("ca.pem", authority.ca),
+        *zip(("server.pem", "server.key"), authority.issue("server", days=90), strict=True),
+        *zip(("etcd.pem", "etcd.key"), authority.issue("client", days=90), strict=True),
+    ):
+        host.write(f"{files}/{name}", Path(path).read_bytes(), 0o600)
+    url = "https://127.0.0.1:8379"
+    options = ["--data-dir=/run/etcd", f"--listen-client-urls={url}", f"--advertise-client-urls={url}"]
+    options += [f"--cert-file={files}/server.pem", f"--key-file={files}/server.key", "--client-cert-auth"]
+    options += [f"--trusted-ca-file={files}/ca.pem", "--listen-peer-urls=http://127.0.0.1:8380"]
+    host.run("systemd-run", "--unit=server", "etcd", *options)
+    table = f'[fleet]\nendpoints = ["{url}"]\nca = "{files}/ca.pem"\ncertificate = "{{0}}etcd.pem"\n'
+    table += 'key = "{0}etcd.key"\n'
+    drop_in = (CHECKOUT / "contrib/systemd/credferry-fleet.conf").read_text()
+    for name in ("etcd.pem", "etcd.key"):
+        line = f"LoadCredential={name}:/etc/credferry/{name}"
+        assert f"#{line}" in drop_in
+        drop_in = drop_in.replace(f"#{line}", line.replace("/etc/credferry", files))
     try:
-        host.run("systemctl", "daemon-reload")
-        for is_open, said in ((False, "the connection failed"), (True, "does not answer as etcd does")):
+        host.wait(lambda: "8379" in host.run("ss", "-ltn").stdout, 20, "etcd")
+        for is_open in (False, True):
+            deployment.configure(table.format("" if is_open else f"{files}/") + ONE_VM)
             if is_open:
-                text = (CHECKOUT / "contrib/systemd/credferry-fleet.conf").read_text()
-                host.write(f"{place}/60-fleet.conf", text)
-                host.run("systemctl", "daemon-reload")
+                host.write(f"{place}/60-fleet.conf", drop_in)
+            host.run("systemctl", "daemon-reload")
             warned = "credferry-fleet.conf is not in force" in host.run("credferry", "check").stderr
             assert warned is not is_open
-            host.wait(lambda: "8379" in host.run("ss", "-ltn").stdout, 20, "the server")
-            cursor = host.run("journalctl", "-n", "0", "--show-cursor").stdout.split()[-1]
             host.run("systemctl", "restart", AGENT)
-            host.run("journalctl", "--sync")
-            printed = host.run("journalctl", "-u", AGENT, "-o", "cat", "--after-cursor", cursor).stdout
-            assert said in printed
+            if not is_open:
+                host.wait_journal(lambda entry: "engine cannot be used" in entry["MESSAGE"], 20)
+        host.wait(
+            lambda: json.loads(deployment.credferry("fleet", "status", "--json"))[0]["hosts"], 20, "it"
+        )
+        assert host.run("credferry", "fleet", "limit", "default", "2").stdout == "default: the limit is 2\n"
+        found = json.loads(host.run("credferry", "doctor", "--json", check=False).stdout)["findings"]
+        fleet = {each["check"]: each["severity"] for each in found if each["check"].startswith("fleet.")}
+        assert set(fleet) == {
+            *("fleet.network", "fleet.certificate", "fleet.member"),
+            *("fleet.member.certificate", "fleet.group.limit"),
+        }
+        assert set(fleet.values()) == {"ok"}
         analysed = host.run("systemd-analyze", "security", "--no-pager", AGENT).stdout
         score = re.search(rf"Overall exposure level for {AGENT}: ([0-9.]+)", analysed)
         assert score
         assert 1.0 < float(score[1]) <= 1.9
     finally:
         host.run("systemctl", "stop", "server.service", AGENT)
-        host.run("rm", "-f", f"{place}/60-fleet.conf", f"{place}/99-ask.conf")
+        host.run("rm", "-rf", f"{place}/60-fleet.conf", files, "/run/etcd")
 
 
 @pytest.mark.parametrize("variant", ["deployment", "unprivileged"])

@@ -155,3 +155,14 @@ def test_a_host_without_a_fleet_loads_nothing_for_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_host_without_a_fleet_loads_no_module_of_it() -> None:
+    """The daemon loads nothing of the room for a fleet, and not the part of the rollout that uses it."""
+    script = (
+        "import sys, credferry.agent.daemon.main; "
+        "print([name for name in sys.modules if name.startswith('credferry.agent.fleet')"
+        " or name == 'credferry.agent.rollout.fleet'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
