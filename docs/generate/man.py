@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 MEANINGS = {
     ExitStatus.OK: "All went well.",
-    ExitStatus.FAILED: "Some of the work was not done: a VM was refused, or its restart failed.",
+    ExitStatus.FAILED: "A VM was refused, its restart failed, or its fleet is halted; other work was done.",
     ExitStatus.USAGE: "The command line is wrong.",
     ExitStatus.CREDENTIAL: "A value cannot be sealed, or a sealed one cannot be opened.",
     ExitStatus.SOURCE: "The published secrets cannot be read.",
-    ExitStatus.UNAVAILABLE: "systemd or the agent cannot be reached, or the journal cannot be read.",
+    ExitStatus.UNAVAILABLE: "systemd, the agent, the fleet's engine or the journal cannot be asked.",
     ExitStatus.INTERNAL: "A fault of credferry's own: please report it.",
     ExitStatus.STORE: "The state directory cannot be read or written.",
     ExitStatus.KEY: "A key file is missing or unsafe, or belongs to another user or machine.",
