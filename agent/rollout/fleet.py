@@ -235,7 +235,11 @@ class FleetSlots:
                 return float("inf")
             wait = max(wait, self._resumed_at.get(name, 0.0) - moment)
             return wait if wait > 0 else self._call(name, self._ask_for_resume)
-        needed = needed_for(decision, now, claim, self.config.rollout.canary_seconds, self._has_had(now))
+        with self._lock:
+            turn = self._memory.turns.get(name)
+        is_unused = turn is not None and turn.stage in {Stage.DENIED, Stage.GRANTED}
+        canary_seconds = 0.0 if is_unused else self.config.rollout.canary_seconds
+        needed = needed_for(decision, now, claim, canary_seconds, self._has_had(now))
         if needed > 0 or wait > 0:
             return max(needed, wait)
         # A worker may have begun since the look.

@@ -112,8 +112,9 @@ class RestartPolicyGate:
                 )
             if paced.way is not None and is_up and put_off is not None:
                 wait = Wait(*put_off)
-            if paced.way is not None and is_up and wait is None:  # last: a host holds no slot while it waits
-                paced = self._slot(paced)
+            is_active = now.unit is not None and now.unit.is_active
+            if paced.way is not None and is_active and wait is None:
+                paced = self._slot(paced)  # last: a host holds no slot while it waits
             decisions.append(paced if wait is None else _waiting(paced, wait))
         return replace(look, decisions=tuple(decisions))
 

@@ -35,7 +35,7 @@ def needed_for(
         return math.inf
     if unit is None or unit.has_job or has_failed(now, claim):
         return math.inf
-    if not unit.is_active or unit.is_flapping:
+    if not unit.is_active:
         # Stopped by hand, or failed at a start that was not the agent's: it is not down for a change.
         is_ours = attempt is not None and attempt.outcome in _TAKES_DOWN
         return math.inf if is_ours else 0.0

@@ -447,6 +447,34 @@ def test_canary_seconds_keep_the_slot(tmp_path: Path) -> None:
         fleet.loop.turn(fleet.is_settled)
 
 
+def test_a_vm_that_was_denied_does_not_wait_for_canary_seconds(tmp_path: Path) -> None:
+    """A claim that was never used goes at once: it must not keep a neighbour from asking."""
+    fleet = Fleet(tmp_path)
+    fleet.loop.configure(FLEET + A, "canary_seconds = 1000")
+    with fleet.loop.running():
+        fleet.hurry()
+        fleet.loop.turn()
+        fleet.loop.start_vm("a")
+        fleet.loop.turn()
+        fleet.other.acquire("web", OTHER, "r")
+        fleet.loop.publish(x="two")
+        fleet.loop.turn(lambda: fleet.view.awaited)
+        fleet.loop.publish(x="one")
+        fleet.loop.turn(lambda: fleet.claim() is None and not fleet.view.awaited)
+
+
+def test_a_vm_whose_unit_was_restarted_often_needs_a_slot(fleet: Fleet) -> None:
+    """Systemd's count of restarts says nothing about now: a VM that is up waits for a slot."""
+    fleet.loop.units.set(UNIT, restarts=9)
+    fleet.other.acquire("web", OTHER, "r")
+    fleet.loop.publish(x="two")
+    fleet.loop.turn(lambda: fleet.view.awaited)
+    assert fleet.shown()[0] is State.WAITING
+    assert not fleet.loop.units.restarts
+    fleet.other.release("web", OTHER)
+    fleet.loop.turn(lambda: fleet.loop.units.restarts and fleet.is_settled())
+
+
 def test_a_slot_that_nobody_gives_back_is_taken_away(tmp_path: Path) -> None:
     """With ``stale_seconds``, a VM that waits frees a slot that it has seen unchanged for so long."""
     fleet = Fleet(tmp_path)
