@@ -9,9 +9,55 @@ from tests.mutants.row import Edit, Protection
 
 _ETCD: Final = "tests/unit/agent/fleet/test_etcd.py"
 _GATEWAY: Final = "tests/unit/agent/fleet/test_gateway.py"
+_ROLLOUT: Final = "tests/unit/agent/test_fleet_rollout.py"
+_TRANSACTIONS: Final = "tests/unit/agent/fleet/test_transactions.py"
 _FORMS: Final = "tests/unit/agent/fleet/test_forms.py"
 
 FLEET: Final = (
+    Protection(
+        "a VM of a fleet is restarted, or gets its push, only with a slot",
+        (
+            Edit(
+                "agent/rollout/rollout.py",
+                "        if not self.slots.claim(vm, run):\n            return None",
+                "        if self.slots.claim(vm, run) is None:\n            return None",
+            ),
+        ),
+        (f"{_ROLLOUT}::test_a_vm_waits_for_a_slot_and_says_for_whom",),
+    ),
+    Protection(
+        "a change that fails on a VM halts its group, also after a crash",
+        (
+            Edit(
+                "agent/rollout/restarter.py",
+                "        self.pacer.slots.failed(vm, attempt.run, failure(attempt))\n",
+                "        failure(attempt)\n",
+            ),
+        ),
+        (f"{_ROLLOUT}::test_a_failure_halts_the_group_and_keeps_the_slot",),
+    ),
+    Protection(
+        "a slot that is found again is written anew, so that a late release does not remove it",
+        (
+            Edit(
+                "agent/fleet/transactions.py",
+                '"success": [put], "failure": _reads(group.name)}',
+                '"success": [], "failure": _reads(group.name)}',
+            ),
+        ),
+        (f"{_TRANSACTIONS}::test_a_late_release_does_not_remove_a_slot_that_is_kept",),
+    ),
+    Protection(
+        "a claim is on disk before the fleet is asked for a slot",
+        (
+            Edit(
+                "agent/rollout/fleet.py",
+                "self.store.record_claim(name, Claim(group, self.me.host, change",
+                "str(Claim(group, self.me.host, change",
+            ),
+        ),
+        (f"{_ROLLOUT}::test_a_full_disk_takes_no_slot",),
+    ),
     Protection(
         "a slot is taken only if it is free, the group runs, and the limit is the one that was read",
         (
