@@ -30,7 +30,7 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '[ "$generation" -ge "$held_generation" ] || fail older',
+                '[ "$generation" -ge "$3" ] || fail older',
                 ":",
             ),
         ),
@@ -40,7 +40,9 @@ PROTECTIONS: Final = (
         "the guest's receiver takes nothing before the commit",
         (
             Edit(
-                "contrib/guest/credferry-receive", "    done\n    fail protocol\n", "    done\n    exit 0\n"
+                "contrib/guest/credferry-receive",
+                "IFS= read -r line || fail protocol\n        start=",
+                "IFS= read -r line || :\n        start=",
             ),
         ),
         ("tests/unit/test_receiver.py::test_a_push_cut_anywhere_changes_nothing",),
@@ -50,8 +52,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '    : >"$pending/credential/$name"\ndone\n[ -z',
-                "done\n[ -z",
+                "mark unsure\nput",
+                "put",
             ),
         ),
         ("tests/unit/test_receiver.py::test_a_receiver_that_is_killed_is_made_up_for",),
