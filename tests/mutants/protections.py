@@ -662,6 +662,22 @@ PROTECTIONS: Final = (
         ),
     ),
     Protection(
+        "an answer that may hold a value is not shown",
+        (Edit("launcher/quoting.py", " or _may_hold(answer, values):", ":"),),
+        (
+            "tests/unit/launcher/test_quoting.py::test_an_answer_with_a_value_is_not_shown",
+            "tests/unit/launcher/test_quoting.py::test_an_answer_with_part_of_a_value_is_not_shown",
+        ),
+    ),
+    Protection(
+        "an answer in another encoding is not shown",
+        (
+            Edit("launcher/quoting.py", 'if "\\0" in text or _may', "if _may"),
+            Edit("launcher/quoting.py", "json.loads(text)", "json.loads(answer)"),
+        ),
+        ("tests/unit/launcher/test_quoting.py::test_an_answer_in_another_encoding_is_not_shown",),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(
