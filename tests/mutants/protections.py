@@ -610,6 +610,64 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/test_fields.py::test_a_reader_of_yaml_without_libyaml",),
     ),
     Protection(
+        "a certificate and a key that do not belong together are not sealed",
+        (
+            Edit(
+                "agent/reconcile/pairs.py",
+                "return Together() if of_certificate == of_key else",
+                "return Together() if of_key else",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_pairs.py::test_one_restart_onto_the_whole_pair",
+            "tests/unit/agent/test_pairs.py::test_the_first_sealing_waits_for_the_pair",
+        ),
+    ),
+    Protection(
+        "a source that cannot be read concerns its own VMs",
+        (
+            Edit(
+                "agent/source/published.py",
+                "    except SourceError as error:\n        return error\n",
+                "    except ZeroDivisionError:\n        raise\n",
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_a_lost_source_concerns_its_own_vms",),
+    ),
+    Protection(
+        "a source that settles concerns its own VMs",
+        (
+            Edit(
+                "agent/source/settling.py",
+                "for source in vm.secrets if source in unsettled), default=0.0)",
+                "for source in unsettled), default=0.0)",
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_a_source_that_settles_holds_up_its_own_vms_alone",),
+    ),
+    Protection(
+        "a secret is known by its source as well as by its name",
+        (
+            Edit(
+                "agent/config/secrets.py",
+                'of = f"source/{self.source}" if self.source else "secret"',
+                'of = "secret"',
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_one_name_in_two_sources_is_two_secrets",),
+    ),
+    Protection(
+        "a parsed file of fields does not show itself",
+        (
+            Edit(
+                "agent/source/fields.py",
+                'return f"ParsedFile({self.form.value}, …)"',
+                'return f"ParsedFile({self.content})"',
+            ),
+        ),
+        ("tests/unit/agent/test_fields.py::test_no_value_shows",),
+    ),
+    Protection(
         "a change that needs an approval is not sealed during the VM's restart",
         (Edit("agent/reconcile/sealer.py", "if vm.policy is not Policy.APPROVE:", "if True:"),),
         ("tests/unit/agent/test_approval.py::test_what_is_published_during_the_restart_is_not_approved",),
