@@ -736,6 +736,11 @@ PROTECTIONS: Final = (
         ("tests/unit/launcher/test_quoting.py::test_an_answer_in_another_encoding_is_not_shown",),
     ),
     Protection(
+        "root copies a guest's key from the store alone",
+        (Edit("agent/cli/guest_key.py", "below=Path(loaded.state_directory))", "below=path.parent)"),),
+        ("tests/unit/agent/store/test_guest_keys.py::test_a_key_made_by_hand_is_not_copied_from_elsewhere",),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(
