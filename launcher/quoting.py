@@ -40,16 +40,16 @@ _BYTE: Final = 256
 
 def shown(answer: bytes, values: Sequence[Secret]) -> str | None:
     """The answer in one line, or None if it may hold part of a value."""
-    if _may_hold(answer, values):
+    # In bytes, `json.loads` would take UTF-16 and UTF-32 as well, in which no value is found.
+    text = answer.decode(errors="replace")
+    if "\0" in text or _may_hold(answer, values):
         return None
     try:
-        links = json.loads(answer)
+        links = json.loads(text)
     except (ValueError, RecursionError):
         links = None
     if isinstance(links, list) and all(isinstance(link, str) for link in links):
         text = ": ".join(links)  # cloud-hypervisor answers with the chain of its errors
-    else:
-        text = answer.decode(errors="replace")
     return "".join(char if char.isprintable() else " " for char in text[:_SHOWN_MAX]).strip()
 
 

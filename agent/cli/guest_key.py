@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +15,10 @@ from credferry.agent.cli.terminal import say
 from credferry.agent.config.loading import load
 from credferry.agent.config.model import VmConfig
 from credferry.agent.errors import KeyFileError, UsageError
-from credferry.agent.sealing.keys import KEY_MODE, create_key, hashed_machine_id, read_key
+from credferry.agent.sealing.keys import KEY_MODE, KEY_SIZE_MAX, create_key, hashed_machine_id, read_key
 from credferry.agent.store import guest_keys
 from credferry.agent.store.opening import guest_key_path, open_store_untouched
-from credferry.agent.untrusted import open_untrusted
+from credferry.agent.untrusted import read_untrusted
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +53,9 @@ def register(app: typer.Typer) -> None:
             with as_owner_of(Path(loaded.state_directory)):
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 create_key(path, machine_id=machine_id)
+                read_key(path, machine_id=machine_id)
+                # In a directory of the agent's user: it must not lead root to a file of root's.
+                content = read_untrusted(path, limit=KEY_SIZE_MAX, below=Path(loaded.state_directory))
         except FileExistsError:
             raise KeyFileError(
                 f"{path}: VM {vm!r} has a key already",
@@ -61,9 +63,8 @@ def register(app: typer.Typer) -> None:
             ) from None
         except OSError as error:
             raise KeyFileError(f"{path.parent}: {error.strerror}", hint="run as root") from None
-        read_key(path, machine_id=machine_id)
         if output is not None:
-            _copy(path, output)
+            _write(content, output)
         say(f"{path}: made for machine {machine_id}")
 
     @verbs.command("rotate")
@@ -116,14 +117,11 @@ def _machine_id(vm: VmConfig) -> str:
     return vm.guest_machine_id
 
 
-def _copy(path: Path, output: Path) -> None:
+def _write(content: bytes, output: Path) -> None:
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, KEY_MODE)
-        with (
-            os.fdopen(descriptor, "wb") as target,
-            os.fdopen(open_untrusted(path, below=path.parent), "rb") as source,
-        ):
-            shutil.copyfileobj(source, target)
+        with os.fdopen(descriptor, "wb") as target:
+            target.write(content)
             os.fchmod(descriptor, KEY_MODE)
             target.flush()
             os.fsync(descriptor)

@@ -27,6 +27,8 @@ HEADER_SIZE = 16
 """Bytes that say which machine the key is for."""
 _DATA_MAX = 4096
 """systemd 252 and 257 abort on more, although they allow a file of 16 MiB."""
+KEY_SIZE_MAX = HEADER_SIZE + _DATA_MAX
+"""Limit for a key file, in bytes."""
 KEY_MODE = 0o400
 """systemd uses a key file of no other mode."""
 KEY_DIGITS = 8
@@ -48,9 +50,9 @@ class CredentialKey:
     @classmethod
     def from_file_content(cls, content: bytes) -> CredentialKey:
         """The key in a whole ``credential.secret`` file. Raises `KeyFileError` for a wrong size."""
-        if not HEADER_SIZE < len(content) <= HEADER_SIZE + _DATA_MAX:
+        if not HEADER_SIZE < len(content) <= KEY_SIZE_MAX:
             raise KeyFileError(
-                f"a credential key file holds {HEADER_SIZE + 1} to {HEADER_SIZE + _DATA_MAX} bytes",
+                f"a credential key file holds {HEADER_SIZE + 1} to {KEY_SIZE_MAX} bytes",
                 hint="make one with: systemd-creds setup, or: credferry guest-key create",
             )
         return cls(content[HEADER_SIZE:])
@@ -139,7 +141,7 @@ def read_key(path: Path, *, machine_id: str | None, owners: Container[int] | Non
                 f"{path}: belongs to uid {status.st_uid}, which can read and replace it",
                 hint=f"find out who that is, then: chown root:root {path}",
             )
-        content = os.read(descriptor, HEADER_SIZE + _DATA_MAX + 1)
+        content = os.read(descriptor, KEY_SIZE_MAX + 1)
     except OSError as error:
         raise KeyFileError(f"{path}: cannot be read: {error.strerror}", hint="check the disk") from None
     finally:

@@ -26,6 +26,7 @@ from credferry.agent.cli.audit_forms import story_lines
 from credferry.agent.cli.documents import Generation, Published, StatusRow
 from credferry.agent.cli.status_views import lines, summary
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.status import Arrival
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -112,14 +113,23 @@ def _rows() -> list[StatusRow]:
     return [
         _row("web", State.IN_STEP, 162.604, (4, 4)),
         _row("mail", State.IN_STEP, 2.951, (12, 12)),
+        _row("api", State.IN_STEP, 170.902, (9, 9), arrived=Arrival.PUSH),
         _row("db", State.WAITING, -302_400, (8, 7), "until its window opens, Sat 2026-11-28 02:00:00 UTC"),
         _row("build", State.HELD, -92_000, (3, 2), "by an operator"),
         _row("shop", State.FAILED, 10.377, (6, 5), failed),
     ]
 
 
-def _row(vm: str, state: State, seconds: float, generations: tuple[int, int], reason: str = "") -> StatusRow:
-    """A VM that was started so many seconds after the beginning of the example."""
+def _row(
+    vm: str,
+    state: State,
+    seconds: float,
+    generations: tuple[int, int],
+    reason: str = "",
+    *,
+    arrived: Arrival = Arrival.START,
+) -> StatusRow:
+    """A VM that was started, or got a push, so many seconds after the beginning of the example."""
     sealed, running = generations
     return StatusRow(
         vm=vm,
@@ -130,6 +140,7 @@ def _row(vm: str, state: State, seconds: float, generations: tuple[int, int], re
         published=Published(digest=None, credentials={}),
         sealed=Generation(generation=sealed, digest=None),
         running=Generation(generation=running, digest=None),
+        arrived=arrived,
         held=state is State.HELD,
         last_result="",
         system="current",
@@ -138,9 +149,10 @@ def _row(vm: str, state: State, seconds: float, generations: tuple[int, int], re
 
 
 def _records() -> list[Record]:
-    """One change for two VMs, of which one fails and is rolled back; then an order of an operator."""
+    """One change for two VMs, of which one fails and is rolled back; an order of an operator; and a push."""
     change, order = "4b1f0c9e", "9d27aa51"
     mail, shop, web = ("mail", change, 12), ("shop", change, 6), ("web", order, 4)
+    api, token = ("api", "c25d8e10", 9), {"API_TOKEN": "5e90b7f3c1d2"}
     earlier = ("shop", "77e01b3d", 5)
     smtp = {"SMTP_PASSWORD": "81c2f0d4a6be"}
     return [
@@ -170,6 +182,10 @@ def _records() -> list[Record]:
         _record(161.311, Event.RESTART_ASKED, web, "web: restart asked for"),
         _record(162.604, Event.LAUNCHED, web, "VM web was started with generation 4"),
         _record(164.020, Event.RESTARTED, web, "web: runs generation 4, restarted in 2.7 s"),
+        _record(170.300, Event.PUBLISHED, api, "api: a change is published: API_TOKEN", token),
+        _record(170.304, Event.SEALED, api, "api: generation 9 is sealed", token),
+        _record(170.331, Event.PUSH_ASKED, api, "api: push asked for"),
+        _record(170.902, Event.PUSHED, api, "api: its guest took generation 9 in 0.6 s"),
     ]
 
 

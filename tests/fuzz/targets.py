@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.fuzz import agent_targets, fleet_targets, launcher_targets, oracle_targets, stream_targets
+from tests.fuzz import (
+    agent_targets,
+    fleet_targets,
+    launcher_targets,
+    oracle_targets,
+    secret_targets,
+    stream_targets,
+)
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
 
 TARGETS: Final[dict[str, Target]] = {
     target.name: target
-    for module in (agent_targets, fleet_targets, launcher_targets, oracle_targets, stream_targets)
+    for module in (
+        agent_targets,
+        fleet_targets,
+        launcher_targets,
+        oracle_targets,
+        secret_targets,
+        stream_targets,
+    )
     for target in module.TARGETS
 }

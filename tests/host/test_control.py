@@ -195,7 +195,7 @@ class Bus:
 
     def call(self, method: str, *arguments: str, user: str | None = None) -> str:
         """Call a method of the agent; its error, or nothing."""
-        signature = ("s",) if arguments else ()
+        signature = ("s" * len(arguments),) if arguments else ()
         command = ("busctl", "call", NAME, PATH, AGENT_INTERFACE, method, *signature, *arguments)
         done = self.host.run(*command, check=False, user=user)
         return done.stderr.strip() if done.returncode else ""
@@ -292,7 +292,8 @@ def test_a_group_reads_and_root_rules(bus: Bus) -> None:
     assert "State" in bus.host.run("busctl", "introspect", NAME, vm_path("web"), user=MEMBER).stdout
     for method in ("Rotate", "Rollback", "Hold", "Release", "Retry"):
         assert DENIED in bus.call(method, "web", user=MEMBER), method
-    assert DENIED in bus.call("Sync", user=MEMBER)
+    for order in (("Order", "restart", "web", ""), ("Approve", "web", "", ""), ("Sync",), ("Reload",)):
+        assert DENIED in bus.call(*order, user=MEMBER), order
     for method in ("Plan", "Sync"):
         assert DENIED in bus.call(method, user=STRANGER), method
     assert "denied" in bus.host.run("busctl", "introspect", NAME, PATH, check=False, user=STRANGER).stderr

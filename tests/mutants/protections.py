@@ -31,7 +31,7 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '[ "$generation" -ge "$held_generation" ] || fail older',
+                '[ "$generation" -ge "$3" ] || fail older',
                 ":",
             ),
         ),
@@ -41,7 +41,9 @@ PROTECTIONS: Final = (
         "the guest's receiver takes nothing before the commit",
         (
             Edit(
-                "contrib/guest/credferry-receive", "    done\n    fail protocol\n", "    done\n    exit 0\n"
+                "contrib/guest/credferry-receive",
+                "IFS= read -r line || fail protocol\n        start=",
+                "IFS= read -r line || :\n        start=",
             ),
         ),
         ("tests/unit/test_receiver.py::test_a_push_cut_anywhere_changes_nothing",),
@@ -51,8 +53,8 @@ PROTECTIONS: Final = (
         (
             Edit(
                 "contrib/guest/credferry-receive",
-                '    : >"$pending/credential/$name"\ndone\n[ -z',
-                "done\n[ -z",
+                "mark unsure\nput",
+                "put",
             ),
         ),
         ("tests/unit/test_receiver.py::test_a_receiver_that_is_killed_is_made_up_for",),
@@ -609,6 +611,64 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/test_fields.py::test_a_reader_of_yaml_without_libyaml",),
     ),
     Protection(
+        "a certificate and a key that do not belong together are not sealed",
+        (
+            Edit(
+                "agent/reconcile/pairs.py",
+                "return Together() if of_certificate == of_key else",
+                "return Together() if of_key else",
+            ),
+        ),
+        (
+            "tests/unit/agent/test_pairs.py::test_one_restart_onto_the_whole_pair",
+            "tests/unit/agent/test_pairs.py::test_the_first_sealing_waits_for_the_pair",
+        ),
+    ),
+    Protection(
+        "a source that cannot be read concerns its own VMs",
+        (
+            Edit(
+                "agent/source/published.py",
+                "    except SourceError as error:\n        return error\n",
+                "    except ZeroDivisionError:\n        raise\n",
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_a_lost_source_concerns_its_own_vms",),
+    ),
+    Protection(
+        "a source that settles concerns its own VMs",
+        (
+            Edit(
+                "agent/source/settling.py",
+                "for source in vm.secrets if source in unsettled), default=0.0)",
+                "for source in unsettled), default=0.0)",
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_a_source_that_settles_holds_up_its_own_vms_alone",),
+    ),
+    Protection(
+        "a secret is known by its source as well as by its name",
+        (
+            Edit(
+                "agent/config/secrets.py",
+                'of = f"source/{self.source}" if self.source else "secret"',
+                'of = "secret"',
+            ),
+        ),
+        ("tests/unit/agent/test_sources.py::test_one_name_in_two_sources_is_two_secrets",),
+    ),
+    Protection(
+        "a parsed file of fields does not show itself",
+        (
+            Edit(
+                "agent/source/fields.py",
+                'return f"ParsedFile({self.form.value}, …)"',
+                'return f"ParsedFile({self.content})"',
+            ),
+        ),
+        ("tests/unit/agent/test_fields.py::test_no_value_shows",),
+    ),
+    Protection(
         "a change that needs an approval is not sealed during the VM's restart",
         (Edit("agent/reconcile/sealer.py", "if vm.policy is not Policy.APPROVE:", "if True:"),),
         ("tests/unit/agent/test_approval.py::test_what_is_published_during_the_restart_is_not_approved",),
@@ -659,6 +719,27 @@ PROTECTIONS: Final = (
         (
             "tests/unit/agent/test_around.py::test_a_producer_that_withdraws_everything_keeps_no_vm_out_of_service",
         ),
+    ),
+    Protection(
+        "an answer that may hold a value is not shown",
+        (Edit("launcher/quoting.py", " or _may_hold(answer, values):", ":"),),
+        (
+            "tests/unit/launcher/test_quoting.py::test_an_answer_with_a_value_is_not_shown",
+            "tests/unit/launcher/test_quoting.py::test_an_answer_with_part_of_a_value_is_not_shown",
+        ),
+    ),
+    Protection(
+        "an answer in another encoding is not shown",
+        (
+            Edit("launcher/quoting.py", 'if "\\0" in text or _may', "if _may"),
+            Edit("launcher/quoting.py", "json.loads(text)", "json.loads(answer)"),
+        ),
+        ("tests/unit/launcher/test_quoting.py::test_an_answer_in_another_encoding_is_not_shown",),
+    ),
+    Protection(
+        "root copies a guest's key from the store alone",
+        (Edit("agent/cli/guest_key.py", "below=Path(loaded.state_directory))", "below=path.parent)"),),
+        ("tests/unit/agent/store/test_guest_keys.py::test_a_key_made_by_hand_is_not_copied_from_elsewhere",),
     ),
     Protection(
         "no link leads out of the source",

@@ -20,6 +20,7 @@ from tests.support.numbers import Number, note
 from tests.support.world.guest import PUSH_RESULTS
 from tests.support.world.invariants import check_settled, check_steady
 from tests.support.world.machine import VMS, Machine, Settings
+from tests.support.world.second_source import PAIR_NUMBERS, document, pair
 from tests.support.world.systemd import RESULTS
 
 NAMES = st.sampled_from(VMS)
@@ -44,6 +45,7 @@ SETTINGS = st.builds(
     live=st.sampled_from([VMS, (), ("a", "c"), ("b",)]),
     on_live_failure=st.sampled_from(["restart", "restart", "hold"]),
 )
+PAIR = st.sampled_from(PAIR_NUMBERS)
 FORGERIES = ("fifo", "link", "junk", "huge", "neighbour", "full", "digest", "none")
 IS_LONG = "CREDFERRY_MODEL_RUNS" in os.environ
 RUNS = int(os.environ.get("CREDFERRY_MODEL_RUNS", "300"))
@@ -104,6 +106,35 @@ class World(RuleBasedStateMachine):
     def remove_source(self) -> None:
         """The source vanishes, until something is published again."""
         self.host.remove_source()
+
+    @rule(value=VALUES, neighbour=st.integers(0, 2), certificate=PAIR, key=PAIR)
+    def publish_other(self, value: str, neighbour: int, certificate: int, key: int) -> None:
+        """A new generation of the second source: other fields, and a pair that belongs together or not."""
+        self.host.publish_other(value, neighbour, certificate, key)
+
+    @rule(number=PAIR, is_key_first=st.booleans(), effects=EFFECTS)
+    def renew_a_certificate(self, number: int, is_key_first: bool, effects: int) -> None:
+        """Certificate and key are written one after the other, and the agent works in between."""
+        files = [("cert.pem", pair(number)[0]), ("key.pem", pair(number)[1])]
+        first, second = reversed(files) if is_key_first else files
+        self.host.write_other_in_place(*first)
+        self.host.interrupted_turn(effects, lambda: self.host.write_other_in_place(*second))
+        self.host.write_other_in_place(*second)
+
+    @rule(value=VALUES, neighbour=st.integers(0, 2))
+    def write_fields(self, value: str, neighbour: int) -> None:
+        """The file with fields is written where it is, at times with the same field as before."""
+        self.host.write_other_in_place("w.json", document(value, neighbour))
+
+    @rule(name=st.sampled_from(["w.json", "cert.pem", "key.pem"]), text=st.sampled_from(["", "{", "junk"]))
+    def spoil_a_file(self, name: str, text: str) -> None:
+        """A file of the second source is cut off, or is something else."""
+        self.host.write_other_in_place(name, text)
+
+    @rule()
+    def remove_other_source(self) -> None:
+        """The second source vanishes, until something is published there again."""
+        self.host.other.remove()
 
     @rule(effects=EFFECTS)
     def crash_during_a_turn(self, effects: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
 import socket
 import subprocess
 from contextlib import suppress
@@ -31,20 +30,27 @@ _SECONDS: Final = 120.0
 
 _SYSTEMCTL: Final = """\
 #!/bin/sh
+PATH=$REAL_PATH
 verb=$1
 shift
-while :; do case $1 in --) shift; break ;; -p) shift 2 ;; *) break ;; esac; done
+while :; do case $1 in --) shift; break ;; -p) shift 2 ;; -*) shift ;; *) break ;; esac; done
 echo "$verb $*" >>"$FAKE/log"
 status=0
-[ "$verb" != list-units ] || for unit in "$FAKE"/units/*/exited; do
-    [ ! -e "$unit" ] || { unit=${unit%/exited} && echo "${unit##*/} loaded active exited"; }
+for unit in "$@"; do
+    [ "$unit" != '*.service' ] || for exited in "$FAKE"/units/*/exited; do
+        [ ! -e "$exited" ] || { exited=${exited%/exited} && set -- "$@" "${exited##*/}"; }
+    done
 done
 for unit in "$@"; do
     cd "$FAKE/units/$unit" 2>/dev/null || { status=4; continue; }
     case $verb in
-    cat) cat unit ;;
-    show) echo "InvocationID=$(cat id)"; echo "ActiveState=$(cat state)"; cat properties ;;
-    restart | start | reload) PATH=$REAL_PATH; . ./"$verb" || status=1 ;;
+    cat) cat unit unit.d/* ;;
+    show)
+        echo "Id=$unit"; echo "InvocationID=$(cat id)"; echo "ActiveState=$(cat state)"; cat properties
+        echo "FragmentPath=$PWD/unit"; echo "DropInPaths=$(echo "$PWD"/unit.d/*)"
+        echo
+        ;;
+    restart | start | reload) . ./"$verb" || status=1 ;;
     esac
 done
 exit $status
@@ -53,7 +59,7 @@ _MOUNT: Final = """\
 #!/bin/sh
 case $2 in remount,*) [ ! -e "$FAKE/unwritable" ] ;; esac
 """
-_PROGRAMS: Final = ("base64", "cp", "dd", "mkdir", "mount", "mv", "rm", "systemctl", "systemd-creds")
+_PROGRAMS: Final = ("base64", "cp", "mkdir", "mount", "mv", "rm", "systemctl", "systemd-creds")
 """What the receiver changes something with."""
 _STEP: Final = """\
 #!/bin/sh
@@ -78,12 +84,17 @@ exec "$next" "$@"
 """Stands before each of these, and kills all of the receiver's session at the last step."""
 _SPIED: Final = (
     *_PROGRAMS,
-    *("cat", "cut", "flock", "head", "ls", "sha256sum", "sort", "timeout", "wc"),
+    *("cat", "flock", "head", "sha256sum", "sleep", "timeout"),
 )
+"""All programs that the receiver starts: while it is recorded, it finds no others."""
 _SPY: Final = """\
 #!/bin/sh
-{ echo "${0##*/} $*" && /bin/cat /proc/$$/environ; } >>"$FAKE/seen"
-exec "$(PATH=${PATH#*:} && command -v "${0##*/}")" "$@"
+{ echo "${0##*/} $*" && /bin/cat /proc/$$/environ && echo; } >>"$FAKE/seen"
+own=$PATH
+PATH=${0%/*}/../bin:$REAL_PATH
+program=$(command -v "${0##*/}")
+PATH=$own
+exec "$program" "$@"
 """
 _RESTART: Final = "echo $(($(cat id) + 1)) >id; echo active >state\n"
 
@@ -229,7 +240,15 @@ class Guest:
         spies.mkdir()
         for name in _SPIED:
             self._program(spies / name, _SPY)
-        self.environment["PATH"] = f"{spies}:{self.environment['PATH']}"
+        self.environment["PATH"] = str(spies)
+
+    def started(self) -> list[str]:
+        """The programs that the receiver has started since the last call, while it was recorded."""
+        seen = self.fake / "seen"
+        lines = seen.read_bytes().split(b"\n")
+        seen.write_bytes(b"")
+        words = (line.split(b" ")[0].decode("ascii", "replace") for line in lines)
+        return [word for word in words if word in _SPIED]
 
     def told(self, verb: str) -> list[str]:
         """What the faked systemd was asked to do of this kind."""
@@ -272,12 +291,16 @@ class Guest:
 
     def clean_up(self) -> None:
         """Do what the service's ExecStopPost= does, which also runs after a kill."""
-        shutil.rmtree(self.root / "run/credferry-receive/work", ignore_errors=True)
+        for path in (self.root / "run/credferry-receive").glob("work/*"):
+            path.unlink()
 
     def left(self) -> list[str]:
-        """What the receiver has left of its own; nothing where all is finished."""
+        """What the receiver has left of its own, but for its note of the manifest in @system."""
         run = self.root / "run/credferry-receive"
-        return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+        log = run / "log"
+        begun = [line for line in log.read_text().splitlines()[1:] if line] if log.exists() else []
+        files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path != log]
+        return sorted(files) + begun
 
     @staticmethod
     def _program(path: Path, text: str) -> None:

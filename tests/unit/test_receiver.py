@@ -76,14 +76,16 @@ def test_a_repeated_push_touches_nothing(guest: Guest) -> None:
 def test_the_hello(guest: Guest) -> None:
     """It names the boot, the generation that the guest holds, and whether credentials can change."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
-    process, connection = guest.start()
-    assert answer(connection, b"commit\n")[0] == f"credferry 1 {boot} 5 system-directory"
-    process.wait(60)
     (guest.fake / "unwritable").touch()
-    (guest.system / MANIFEST).unlink()
-    process, connection = guest.start()
-    assert answer(connection, b"commit\n")[0] == f"credferry 1 {boot} 0 -"
-    process.wait(60)
+    manifest_file = guest.system / MANIFEST
+    manifest_file.rename(guest.root / "manifest")
+    for generation, capabilities in ((0, "-"), (5, "system-directory")):
+        process, connection = guest.start()
+        assert answer(connection, b"commit\n")[0] == f"credferry 1 {boot} {generation} {capabilities}"
+        process.wait(60)
+        (guest.fake / "unwritable").unlink(missing_ok=True)
+        if not manifest_file.exists():
+            (guest.root / "manifest").rename(manifest_file)
 
 
 def test_credentials_are_added_and_removed(guest: Guest) -> None:
@@ -221,6 +223,34 @@ def test_a_unit_that_stays_active_without_a_process_restarts(guest: Guest) -> No
     ]
 
 
+def test_drop_ins_are_read_as_systemd_reads_them(guest: Guest) -> None:
+    """The last assignment counts; a file may end without a newline, and have any name."""
+    for unit, main, drop_in, name in (
+        ("reset.service", "LoadCredential=K\n", "LoadCredential=", "a.conf"),
+        ("adds.service", "", "LoadCredential=K", "a.conf"),
+        ("odd.service", "", "LoadCredential=K", "a\\x20b.conf"),
+    ):
+        guest.unit(unit, f"[Service]\n{main}")
+        directory = guest.fake / "units" / unit / "unit.d"
+        directory.mkdir()
+        (directory / name).write_text(f"[Service]\n{drop_in}")
+    assert guest.receive(plain_push(6, NEW)) == [
+        "unit adds.service restarted",
+        "unit app.service restarted",
+        "unit odd.service restarted",
+        DONE,
+    ]
+    assert guest.told("cat") == ["odd.service"]
+
+
+@pytest.mark.parametrize("length", [0, 6143, 6144, 6145, 300_000])
+def test_a_value_of_any_length_arrives(guest: Guest, length: int) -> None:
+    """The shell itself reads what is short; a program reads what is long."""
+    value = os.urandom(length)
+    assert guest.receive(plain_push(6, {"K": Block.plain(value), "L": SAME}))[-1] == DONE
+    assert guest.values() == {"K": value, "L": b"same"}
+
+
 def test_a_unit_that_a_push_left_down_is_started_by_the_next(guest: Guest) -> None:
     """It has no credentials any more, so nothing but the receiver's own note leads to it."""
     guest.unit(
@@ -295,7 +325,7 @@ def _garbled(change: Callable[[bytes], bytes]) -> bytes:
         (b"generation plain 0x10\n", "failed protocol"),
         (b"generation plain 99999999999999999999\n", "failed protocol"),
         (b"generation plain 1441793\n", "failed too-much"),
-        (b"generation plain 4\n!!!!", "failed protocol credferry.manifest"),
+        (b"generation plain 4\n!!!!\n", "failed protocol credferry.manifest"),
         (b"generation plain $(id)\n", "failed protocol"),
         (b"credential K plain 4\nAAAA", "failed protocol"),
         (b"g" * 600 + b"\n", "failed protocol"),
@@ -319,11 +349,15 @@ def _garbled(change: Callable[[bytes], bytes]) -> bytes:
             "failed protocol",
         ),
         (
-            frame("generation plain", base64.b64encode(GOOD)) + frame("credential K plain", b"b2xk"),
+            frame("generation plain", base64.b64encode(GOOD))
+            + frame("credential K plain", b"b2xk")
+            + b"commit\n",
             "failed digest K",
         ),
         (
-            frame("generation plain", base64.b64encode(GOOD)) + frame("credential K plain", b"bm"),
+            frame("generation plain", base64.b64encode(GOOD))
+            + frame("credential K plain", b"bm")
+            + b"commit\n",
             "failed protocol K",
         ),
         (push(Block.plain(GOOD), {"K": NEW["K"]}), "failed manifest"),
@@ -375,7 +409,7 @@ def test_what_a_guest_compares(guest: Guest) -> None:
 def test_a_push_cut_anywhere_changes_nothing(guest: Guest) -> None:
     """Whatever of it has arrived when the connection ends."""
     whole, held = plain_push(6, NEW), (guest.system / MANIFEST).read_bytes()
-    for length in range(0, len(whole), max(1, len(whole) // 25)):
+    for length in (*range(0, len(whole), max(1, len(whole) // 25)), len(whole) - 1):
         guest.break_off(whole[:length])
     assert (guest.system / MANIFEST).read_bytes() == held
     assert (guest.values(), guest.told("restart"), guest.left()) == (OLD, [], [])
@@ -404,7 +438,7 @@ def test_an_endless_line_ends(guest: Guest) -> None:
     """So does a host that says nothing more: the receiver waits for a bounded time, and is free then."""
     receive = guest.root / "bin/receive"
     receive.write_text(
-        receive.read_text().replace("timeout 30 ", "timeout 3 ").replace("timeout 5 ", "timeout 1 ")
+        receive.read_text().replace("sleep 30 ", "sleep 3 ").replace("timeout 5 ", "timeout 1 ")
     )
     for sent in (b"x" * 100_000, b"generation plain 1000\nxxx"):
         assert guest.receive(sent) == ["failed slow"]
@@ -465,6 +499,20 @@ def test_no_program_is_given_a_value(keyed: Guest, key: CredentialKey) -> None:
     assert b"systemd-creds decrypt --name=K" in seen
     for form in (values["K"], base64.b64encode(values["K"]), blocks["K"].content[:60]):
         assert form not in seen
+
+
+def test_a_push_starts_few_programs(keyed: Guest, key: CredentialKey) -> None:
+    """Their number does not grow with the units of the guest; the first push needs some more."""
+    for number in range(20):
+        keyed.unit(f"more-{number}.service", "[Service]\nLoadCredential=L\n")
+    keyed.record()
+    counts = []
+    for generation in (6, 7):
+        text, blocks = _seal_all(generation, {"K": b"%d" % generation, "L": b"same"}, key)
+        assert keyed.receive(push(text, blocks)) == ["unit app.service restarted", DONE]
+        counts.append(len(keyed.started()))
+    assert counts[0] <= 22, counts
+    assert counts[1] <= 18, counts
 
 
 def test_a_guest_with_a_key_refuses_what_is_not_sealed_for_it(

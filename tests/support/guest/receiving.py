@@ -51,7 +51,7 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
     """
     wants = f"{_UNITS}/credferry-guest.target.wants"
     # A busy machine's emulated guest takes many seconds for what takes a guest with KVM a fraction of one.
-    script = (_CONTRIB / "credferry-receive").read_bytes().replace(b"timeout 30 ", b"timeout 120 ")
+    script = (_CONTRIB / "credferry-receive").read_bytes().replace(b"sleep 30 ", b"sleep 120 ")
     overlay: dict[str, OverlayEntry] = {
         "/usr/lib/credferry/credferry-receive": OverlayFile(script, 0o755),
         f"{_SCRIPTS}/load": OverlayFile(_LOADER.encode()),

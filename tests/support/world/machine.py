@@ -36,6 +36,7 @@ from credferry.launcher.handoff import OEM_TOTAL_MAX, PUSH_MANIFEST, Channel, St
 from tests.support.world.clock import ModelClock, ModelStop
 from tests.support.world.journald import ModelJournal, ModelSender
 from tests.support.world.process import CrashError, ModelDispatcher, ModelThread, ModelWatch
+from tests.support.world.second_source import PAIRS, TABLES, SecondSource
 from tests.support.world.systemd import ModelSystemd, ModelVm
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ USES = {
     "b": [("X", "x", True)],
     "c": [("Z", "z", True)],
 }
-"""What the tables below say, once more: credential, secret, whether it is required."""
+"""What the tables below say of the default source: credential, secret, whether it is required."""
 _TABLES = {
     "a": 'X = { secret = "x" }\nY = { secret = "y", required = false }\n',
     "b": 'X = { secret = "x" }\nT = { text = "t" }\n',
@@ -115,6 +116,7 @@ class Machine:
     """When the agent last asked for a restart or a push of a VM."""
     blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
     """What a VM should have got when a job of its unit failed, whatever it was to start with."""
+    other: SecondSource = field(init=False)
     systemd: ModelSystemd = field(init=False)
     journal: ModelJournal = field(init=False)
     _thread: ModelThread = field(default_factory=ModelThread)
@@ -145,6 +147,7 @@ class Machine:
         (self.top / "run").mkdir()
         (self.top / "key").mkdir()
         (self.top / "machine-id").write_text(MACHINE_ID)
+        self.other = SecondSource(self.top / "other")
         (self.top / "switch").touch()
         self._list_locks()
         create_key(self._key_file, machine_id=MACHINE_ID)
@@ -160,6 +163,7 @@ class Machine:
         for each in self._patches:
             each.start()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        self.other.publish("1", 0, 0, 0)
         self.publish({"x": "1", "y": "1", "z": "1"})
         self.turn()
         for vm in self.systemd.vms.values():
@@ -375,7 +379,7 @@ class Machine:
         extra = {
             "a": f'policy = "{settings.policy}"\n',
             "b": f"restarts_per_hour = {settings.restarts_per_hour}\nunits = {{ {settings.units} }}\n",
-            "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n',
+            "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n{PAIRS}',
         }
         canary = (
             'canaries = ["a"]\ncanary_seconds = 5\n' if settings.is_canary and "a" in settings.vms else ""
@@ -383,7 +387,7 @@ class Machine:
         text = (
             f'runtime_directory = "{self.top}/run"\nstate_directory = "{self.top}/state"\n'
             f'host_key = "{self._key_file}"\nmachine_id_file = "{self.top}/machine-id"\n'
-            f'[source]\npath = "{self.top}/secrets"\n'
+            f'[source]\npath = "{self.top}/secrets"\n[sources.other]\npath = "{self.top}/other"\n'
             f"[rollout]\nstamp_seconds = 1\nretry_seconds = 1\nattempts = {settings.attempts}\n"
             f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
             f"pause_seconds = {settings.pause_seconds}\n{self.fleet}"
@@ -392,7 +396,7 @@ class Machine:
             text += f"[vms.{vm}]\n{extra[vm]}"
             if vm in settings.live:
                 text += f'live = true\non_live_failure = "{settings.on_live_failure}"\n'
-            text += f"[vms.{vm}.credentials]\n{_TABLES[vm]}"
+            text += f"[vms.{vm}.credentials]\n{_TABLES[vm]}{TABLES.get(vm, '')}"
         (self.top / "config.toml").write_text(text)
 
     def publish(self, secrets: Mapping[str, str]) -> None:
@@ -423,6 +427,16 @@ class Machine:
         """The source vanishes, until something is published again."""
         (self.top / "secrets").unlink(missing_ok=True)
         self.secrets = None
+
+    def publish_other(self, value: str, neighbour: int, certificate: int, key: int) -> None:
+        """A new generation of the second source."""
+        self.other.publish(value, neighbour, certificate, key)
+        self._note_changes()
+
+    def write_other_in_place(self, name: str, text: str) -> None:
+        """A file of the second source is written where it is."""
+        self.other.write_in_place(name, text)
+        self._note_changes()
 
     def begin_switch(self) -> None:
         """A NixOS switch takes its lock."""
@@ -490,9 +504,10 @@ class Machine:
 
     def wanted(self, vm: str) -> dict[str, bytes] | None:
         """What a VM should get, by the published bytes alone; None where that cannot be made."""
-        if self.secrets is None:
+        of_other = self.other.wanted(vm)
+        if self.secrets is None or of_other is None:
             return None
-        values = {"T": b"t"} if vm == "b" else {}
+        values = {**of_other, **({"T": b"t"} if vm == "b" else {})}
         for name, secret, required in USES[vm]:
             if self.secrets.get(secret):
                 values[name] = self.secrets[secret].encode()

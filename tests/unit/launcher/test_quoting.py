@@ -121,6 +121,13 @@ def test_in_doubt_an_answer_is_not_shown() -> None:
     assert shown(b"x" * 2000, ()) == "x" * 1000
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_answer_in_another_encoding_is_not_shown(encoding: str) -> None:
+    """JSON may be written so, and cloud-hypervisor does not: the bytes of a value are not found in it."""
+    quoted = json.dumps([VALUES[0].reveal().decode()]).encode(encoding)
+    assert shown(quoted, VALUES) is None
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [

@@ -7,11 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from credferry.agent.cli import guest_key
 from credferry.agent.config.loading import parse
 from credferry.agent.errors import KeyFileError
 from credferry.agent.sealing.credential import one_line, seal
-from credferry.agent.sealing.keys import hashed_machine_id, read_key
+from credferry.agent.sealing.keys import create_key, hashed_machine_id, read_key
 from credferry.agent.store import guest_keys
 from credferry.agent.store.opening import guest_key_path
 from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry, Secret
@@ -213,3 +216,34 @@ def test_a_spec_of_another_machine_is_refused(host: Host) -> None:
     assert caught.value.hint is not None
     assert "vm.toml" in caught.value.hint
     assert "guest_machine_id" in caught.value.hint
+
+
+def test_a_key_made_by_hand_is_not_copied_from_elsewhere(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's user could put a link in the place of the keys' directory before root copies the key."""
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    create_key(roots / "web.secret", machine_id=MACHINE)
+    file, output = tmp_path / "config.toml", tmp_path / "copy"
+    file.write_text(
+        f'state_directory = "{tmp_path}/state"\n[vms.web]\nguest_key = true\n'
+        '[vms.web.credentials]\nK = { secret = "k" }\n'
+    )
+
+    def create(path: Path, *, machine_id: str) -> None:
+        create_key(path, machine_id=machine_id)
+        path.parent.rename(path.parent.with_name("away"))
+        path.parent.symlink_to(roots)
+
+    verbs = typer.Typer()
+    guest_key.register(verbs)
+    words = ["guest-key", "create", "web", "--machine-id", MACHINE, "--config", str(file), "--output"]
+    monkeypatch.setattr(guest_key, "create_key", create)
+    refused = CliRunner().invoke(verbs, [*words, str(output)])
+    assert isinstance(refused.exception, KeyFileError)
+    assert not output.exists()
+    monkeypatch.undo()
+    host.path.parent.unlink()
+    assert CliRunner().invoke(verbs, [*words, str(output)]).exception is None
+    assert output.read_bytes() == host.path.read_bytes()
