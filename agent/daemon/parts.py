@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
     from credferry.agent.fleet.model import Engine
     from credferry.agent.fleet.presence import Presence
-    from credferry.agent.rollout.fleet import Submits
+    from credferry.agent.rollout.fleet_calls import Submits
 
 Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd. Its argument is called when a unit's job ends or when the connection is lost."""

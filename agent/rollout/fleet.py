@@ -10,106 +10,42 @@ One job: the order of claim, call, and use of a slot.
 from __future__ import annotations
 
 import math
-import random
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-import structlog
 
-from credferry.agent.fleet.model import Applied, Full, Granted, Group, Halted, Holder, Slot, Unavailable
-from credferry.agent.rollout.fleet_memory import Memory, SlotTurn, Stage
+from credferry.agent.rollout.fleet_calls import FleetCalls
+from credferry.agent.rollout.fleet_memory import Stage
 from credferry.agent.rollout.slot_need import has_failed, needed_for
 from credferry.agent.rollout.slots import (
     Asking,
     AwaitedSlot,
     Awaiting,
-    Away,
     Denied,
     FleetView,
     Free,
     HeldSlot,
     SlotAnswer,
 )
-from credferry.agent.rollout.stale import Stale
-from credferry.agent.rollout.strays import Strays
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Claim, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.fleet.model import Acquired, Changed, Engine, Unsupported
+    from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.decision import Decision
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look
-    from credferry.agent.rollout.clock import Clock
-    from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
-ASK_AGAIN: Final = (5.0, 15.0)
-"""Between how many seconds a VM waits, by chance, before it asks again for a slot."""
-_AWAY: Final = (30.0, 60.0)
-"""The same where the engine does not answer, and for calls other than that for a slot."""
 _STRAYS_SECONDS: Final = 3600.0
-_HELD_MAX: Final = 5
-"""Of how many VMs a message says that they hold slots."""
-
-
-class Submits(Protocol):
-    """See `EngineThread`."""
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Carry out a job soon."""
-        ...
-
-    def raise_error(self) -> None:
-        """Raise an error that a job could not handle, if there is one."""
-        ...
 
 
 @dataclass(slots=True)
-class FleetSlots:
+class FleetSlots(FleetCalls):
     """`Slots` of a fleet, for the whole run of an agent."""
-
-    config: Config
-    store: Store
-    engine: Engine
-    me: Holder
-    """This host, for no VM."""
-    clock: Clock
-    thread: Submits
-    hint: Callable[[], None]
-    """Makes the loop look. Returns at once."""
-    uniform: Callable[[float, float], float] = random.uniform
-    _memory: Memory = field(default_factory=Memory)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    """Guards what is remembered. It is not held while a file is written."""
-    _writing: threading.Lock = field(default_factory=threading.Lock)
-    """Guards the claims on disk."""
-    _stale: Stale = field(default_factory=Stale)
-    _retry_at: dict[str, float] = field(default_factory=dict)
-    """By VM: when to try again to tell the engine of a halt, or to give a slot back."""
-    _resumed_at: dict[str, float] = field(default_factory=dict)
-    """By VM that failed: when to ask again whether an operator has resumed its group."""
-    _calling: set[str] = field(default_factory=set)
-    """VMs of whose failure the engine is being told or asked."""
-    _strays_at: float = 0.0
-    _away: Away | None = None
-    _halted: dict[str, str] = field(default_factory=dict)
-
-    def use(self, config: Config, store: Store, engine: Engine, me: Holder) -> None:
-        """Use another configuration from now on. A call that is under way ends with the former engine."""
-        with self._lock:
-            self.config, self.store, self.engine, self.me = config, store, engine, me
-            for name in self._memory.turns.keys() - config.vms.keys():
-                del self._memory.turns[name]
-            self._strays_at = 0.0
-
-    # The loop's side, and that of the workers.
 
     def left(self, vm: VmConfig) -> Awaiting | None:
         """See `Slots`."""
@@ -257,29 +193,6 @@ class FleetSlots:
             return max(0.0, self.clock.boot() - now.pushed.moment)
         return now.unit.active_seconds if now.unit is not None else 0.0
 
-    def _begin_to_return(self, name: str, claim: Claim) -> None:
-        with self._lock:
-            turn = self._memory.turns.get(name)
-            if turn is not None and turn.stage in {Stage.ASKING, Stage.WORKING, Stage.RETURNING}:
-                return
-            self._enter(name, claim.group, Stage.RETURNING)
-        self.thread.submit(partial(self._return, name, claim))
-
-    def _group(self, vm: VmConfig) -> str:
-        fleet = self.config.fleet
-        return vm.fleet_group or (fleet.group if fleet is not None else "default")
-
-    def _enter(self, vm: str, group: str, stage: Stage) -> SlotTurn:
-        """Have a VM be at a stage. How long it has waited goes on while it is denied and asks again."""
-        former = self._memory.turns.get(vm)
-        waits = {Stage.ASKING, Stage.DENIED}
-        goes_on = former is not None and former.stage in waits and stage in waits
-        since = former.since if former is not None and goes_on else self.clock.wall()
-        turn = self._memory.turns[vm] = SlotTurn(group, stage, self.clock.monotonic(), since)
-        if former is not None and goes_on:
-            turn.reason, turn.detail = former.reason, former.detail
-        return turn
-
     def _ask(self, name: str, group: str, change: str) -> None:
         """Write the claim, and have the engine asked. Raises `StoreError`."""
         try:
@@ -305,150 +218,3 @@ class FleetSlots:
                 self._calling.add(name)
                 self.thread.submit(partial(work, name))
         return float("inf")
-
-    # The thread's side.
-
-    def _holder(self, vm: str, host: str = "") -> Holder:
-        return Holder(host or self.me.host, vm, self.me.machine)
-
-    def _acquire(self, name: str, group: str, change: str) -> None:
-        found = self.engine.acquire(group, self._holder(name), change)
-        now = self.clock.monotonic()
-        stale = self._stale.found(group, found, self._stale_seconds, now)
-        for each in stale:
-            if self.engine.expire(group, each) == Applied(1):
-                _log.warning(
-                    "took away a slot that nobody has given back for fleet.stale_seconds",
-                    group=group,
-                    holder=each.holder.name,
-                )
-        with self._lock:
-            former = self._memory.turns.get(name)
-            if former is not None:  # else a reload has removed the VM
-                turn = self._enter(
-                    name, group, Stage.GRANTED if isinstance(found, Granted) else Stage.DENIED
-                )
-                turn.order, turn.is_away = former.order, isinstance(found, Unavailable)
-                turn.reason, turn.detail = _why(group, found)
-                turn.until = now + (0.0 if stale else self.uniform(*(_AWAY if turn.is_away else ASK_AGAIN)))
-            self._note(group, found)
-        self.hint()
-
-    def _return(self, name: str, claim: Claim) -> None:
-        """Resume the group first, and give the slot back then: a crash between the two leaves a claim."""
-        holder = self._holder(name, claim.host)
-        found: Changed = self.engine.resume(claim.group, holder) if claim.halt else Applied(0)
-        if not isinstance(found, Unavailable):
-            found = self.engine.release(claim.group, holder)
-        with self._lock:
-            turn = self._memory.turns.get(name)
-            if turn is not None and turn.stage is Stage.RETURNING:
-                del self._memory.turns[name]
-            self._after_call(name, claim.group, found)
-            if claim.halt and not isinstance(found, Unavailable):
-                self._halted.pop(claim.group, None)
-        try:
-            if not isinstance(found, Unavailable):
-                with self._writing:
-                    if self.store.claim(name) == claim:  # else something has failed on the VM since
-                        self.store.record_claim(name, None)
-        finally:
-            self.hint()
-
-    def _tell_halt(self, name: str) -> None:
-        claim = self.store.claim(name)
-        if claim is not None and claim.halt and not claim.is_told:
-            holder = self._holder(name, claim.host)
-            found = self.engine.halt(claim.group, holder, claim.change, claim.halt)
-            if not isinstance(found, Unavailable):
-                self._note_told(name, claim)
-            with self._lock:
-                self._after_call(name, claim.group, found)
-                if isinstance(found, Applied):
-                    self._halted[claim.group] = f"{holder.name}: {claim.halt}"
-        self._end_call(name)
-
-    def _note_told(self, name: str, claim: Claim) -> None:
-        with self._writing:
-            if self.store.claim(name) == claim:  # else a later failure is to be told
-                self.store.record_claim(name, msgspec.structs.replace(claim, is_told=True))
-
-    def _ask_for_resume(self, name: str) -> None:
-        claim = self.store.claim(name)
-        found: Group | Unavailable | Unsupported | None = None
-        if claim is not None:
-            found = self.engine.state(claim.group)
-            with self._lock:
-                self._after_call(name, claim.group, found)
-                self._resumed_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
-        self._end_call(name)
-        if claim is not None and isinstance(found, Group) and found.halt is None:
-            with self.store.lock(rollout_lock(name), wait=False) as had:
-                if had and self.store.claim(name) == claim:
-                    _log.info("an operator has resumed the group: the slot is given back", vm=name)
-                    self._begin_to_return(name, claim)
-
-    def _end_call(self, name: str) -> None:
-        with self._lock:
-            self._calling.discard(name)
-        self.hint()
-
-    def _find_strays(self) -> None:
-        with self._lock:
-            config, me = self.config, self.me
-        groups = {self._group(vm) for vm in config.vms.values()}
-        strays = Strays(config, self.store, self.engine, me, self.clock.wall)
-        for found in strays.find(groups, self._writing):
-            with self._lock:
-                self._note("", found)
-        self.hint()
-
-    @property
-    def _stale_seconds(self) -> float:
-        return self.config.fleet.stale_seconds if self.config.fleet is not None else 0.0
-
-    def _after_call(self, name: str, group: str, found: Changed | Halted | Group) -> None:
-        """Note whether a call other than that for a slot succeeded, or when to try it again."""
-        if isinstance(found, Unavailable):
-            self._retry_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
-        else:
-            self._retry_at.pop(name, None)
-        self._note(group, found)
-
-    def _note(self, group: str, found: Acquired | Changed | Group) -> None:
-        """Note what an answer says about the engine and the group."""
-        match found:
-            case Unavailable(reason, hint):
-                if self._away is None:
-                    self._away = Away(reason, hint, self.clock.wall())
-                return
-            case Halted(halt):
-                self._halted[group] = halt.text
-            case Granted() | Full():
-                self._halted.pop(group, None)
-            case Group(name=name, halt=None):
-                self._halted.pop(name, None)
-            case Group(name=name, halt=halt):
-                self._halted[name] = halt.text if halt is not None else ""
-        if not any(turn.stage is Stage.DENIED and turn.is_away for turn in self._memory.turns.values()):
-            self._away = None
-
-
-def _why(group: str, found: Acquired) -> tuple[str, str]:
-    """Why there is no slot: what stays the same while the VM waits, and what may change."""
-    match found:
-        case Full(held=held, limit=limit, said=said):
-            names = [each.holder.name if isinstance(each, Slot) else "an unreadable slot" for each in held]
-            more = f" and {len(held) - _HELD_MAX} more" if len(held) > _HELD_MAX else ""
-            holders = f"{', '.join(names[:_HELD_MAX])}{more}"
-            detail = f"{len(held)} of {limit} slots are held: {holders}" if limit is not None else said
-            return f"until group {group} of its fleet has a free slot", detail
-        case Halted(halt):
-            return (
-                f"until group {group} of its fleet is resumed; it was halted for {halt.text}",
-                f"once that is corrected: credferry fleet resume {group}",
-            )
-        case Unavailable(reason, hint):
-            return "until its fleet's engine can be used", f"{reason}: {hint}"
-        case _:
-            return "", ""
