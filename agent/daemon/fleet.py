@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 
 from credferry.agent.daemon.reports import Reports
-from credferry.agent.errors import ConfigurationError
 from credferry.agent.rollout.slots import NoSlots
+from credferry.agent.sealing.keys import read_machine_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,22 +38,16 @@ class Fleet:
         self._slots: FleetSlots | None = None
         self.reports = Reports(parts.clock.wall)
 
-    def open(self, config: Config) -> Opened | None:
+    def join(self, config: Config) -> Opened | None:
         """The engine that a configuration names, and this host in it; None for a host without a fleet.
 
-        Nothing is asked yet. Raises `ConfigurationError`.
+        Nothing is asked yet. Raises `ConfigurationError` and `KeyFileError`.
         """
         if config.fleet is None:
             return None
         from credferry.agent.fleet.opening import holder  # noqa: PLC0415 (other hosts load nothing of it)
 
-        try:
-            machine_id = Path(config.machine_id_file).read_text(encoding="ascii")
-        except (OSError, ValueError):
-            raise ConfigurationError(
-                f"{config.machine_id_file}: cannot be read, so this host has no identity in its fleet",
-                hint="see: man machine-id",
-            ) from None
+        machine_id = read_machine_id(Path(config.machine_id_file))
         return self._parts.engine(config.fleet), holder(config.fleet, "", machine_id)
 
     def slots(self, config: Config, store: Store, opened: Opened | None) -> Slots:

@@ -90,7 +90,7 @@ class Service:
         )
         identity = rekey.identity(Path(config.host_key))  # before the key is read or made
         store = open_store(config)
-        self._use(config, store, self._audit_of(config, store), self._fleet.open(config))
+        self._use(config, store, self._audit_of(config, store), self._fleet.join(config))
         self._host_key.use(identity)
 
     def run(self) -> None:
@@ -161,7 +161,7 @@ class Service:
         `KeyFileError` and `StoreError`; in that case nothing has changed.
         """
         identity = rekey.identity(Path(config.host_key))  # before the key is read: a later key differs
-        store, opened = open_store(config), self._fleet.open(config)
+        store, opened = open_store(config), self._fleet.join(config)
         audit = self._audit_of(config, store)
         # Also VMs that only one of the two configurations has: they may come back.
         is_other_key = self._host_key.renew([config, self._session.config], self._session.store, store)
