@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pydbus  # noqa: F401 (gives GDBus's connections their attribute of this name)
 from gi.repository import Gio, GLib
@@ -21,6 +21,9 @@ from credferry.agent.errors import BusError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+# PyGObject makes a class at its first use. Two threads that do so at once get two classes, and one does not
+# take a value of the other: "Expected GLib.VariantType, but got gi.repository.GLib.VariantType".
+_MADE: Final = (GLib.VariantType, GLib.VariantBuilder, GLib.MainContext, GLib.MainLoop, Gio.Cancellable)
 Error = GLib.Error
 Variant = GLib.Variant
 

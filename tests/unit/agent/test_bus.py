@@ -21,3 +21,19 @@ def test_the_connection_needs_no_other_module_of_its_room() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_classes_that_threads_use_are_made_before_the_threads() -> None:
+    """PyGObject makes a class at its first use, which two threads must not do at the same time."""
+    script = (
+        "from credferry.agent.bus.connection import GLib; "
+        "print({'VariantType', 'VariantBuilder', 'MainLoop'} - vars(GLib._introspection_module).keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
