@@ -68,7 +68,7 @@ def check_seen(chain: Chain) -> Iterator[Finding]:
             f"{found.text}; this is a setting of {unit}",
             why="the agent sees no source or an empty one, so no published value reaches a VM",
             remedy=found.remedy,
-            commands=unit_files.extend(unit, "Service", found.lines, restart=True),
+            commands=unit_files.extend(unit, "Service", found.lines, restart=True) if found.lines else (),
         )
 
 

@@ -8,6 +8,7 @@ Inside the unit, the table of mounts shows the same.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _HOMES = ("/home", "/root", "/run/user")
 _DEVICES = ("/dev/shm", "/dev/mqueue", "/dev/hugepages")  # noqa: S108 (the same)
 """What a unit with ``PrivateDevices=`` still has of /dev (systemd, src/core/namespace.c)."""
 _FIELDS = 5
+_PLAIN = re.compile(r"[A-Za-z0-9/._@+-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,18 @@ class Hidden:
 
     @property
     def text(self) -> str:
-        """The problem, as a sentence for the operator."""
-        return f"{self.path} is hidden from the agent by {self.setting} of its unit"
+        """The problem, as a sentence for the operator. A path that links lead to may have any characters."""
+        path = self.path if self.path.isprintable() else ascii(self.path)
+        return f"{path} is hidden from the agent by {self.setting} of its unit"
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Lines for a drop-in that show the path to the agent. They do not show a later replacement."""
+        """Lines for a drop-in that show the path to the agent. They do not show a later replacement.
+
+        Empty for a path that systemd would read in another way: what follows a line end would be a setting.
+        """
+        if not _PLAIN.fullmatch(self.path):
+            return ()
         show = f"BindReadOnlyPaths=-{self.path}"
         if self.setting == "ProtectHome=yes":  # systemd mounts nothing below an inaccessible path
             return ("ProtectHome=tmpfs", show)
@@ -48,6 +56,8 @@ class Hidden:
     @property
     def remedy(self) -> str:
         """What the operator can do about it."""
+        if not self.lines:
+            return "publish below /run"
         return (
             "publish below /run; or add a drop-in to both credferry.service and "
             f"credferry-seal.service with, in [Service]: {', '.join(self.lines)}"

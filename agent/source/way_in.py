@@ -24,7 +24,7 @@ class ForeignLinkError(Exception):
 
     def __init__(self, link: str, owner: int) -> None:
         super().__init__(
-            f"{link} is a link of user {owner}, who does not own the directory that it leads to"
+            f"{link!a} is a link of user {owner}, who does not own the directory that it leads to"
         )
         self.link = link
 

@@ -742,6 +742,11 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/store/test_guest_keys.py::test_a_key_made_by_hand_is_not_copied_from_elsewhere",),
     ),
     Protection(
+        "no name that a producer chose is advised as a setting",
+        (Edit("agent/source/sandbox.py", "if not _PLAIN.fullmatch(self.path):", "if False:"),),
+        ("tests/unit/agent/test_sandbox.py::test_no_name_that_a_producer_chose_is_in_a_setting",),
+    ),
+    Protection(
         "no link leads out of the source",
         (
             Edit(

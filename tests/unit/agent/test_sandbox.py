@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import configparser
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from credferry.agent.doctor import probe, source
+from credferry.agent.doctor.chain import Chain
+from credferry.agent.doctor.finding import UnseenError
 from credferry.agent.source import sandbox
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,6 +93,23 @@ def test_links_are_followed(tmp_path: Path) -> None:
     found = sandbox.hidden(hides, str(shown), ["key"])
     assert found is not None
     assert found.path == str(out / "key")
+
+
+def test_no_name_that_a_producer_chose_is_in_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link can lead to any name. Root writes none into a unit, and a journal and a bus take it."""
+    (tmp_path / "source").symlink_to(os.fsdecode(b"/tmp/\xff\nExecStartPre=+/srv/mine"))
+
+    def unseen(_name: str) -> dict[str, Any]:
+        raise UnseenError("no bus")
+
+    monkeypatch.setattr(probe, "unit", unseen)
+    file = tmp_path / "config.toml"
+    file.write_text(f'[source]\npath = "{tmp_path}/source"\n')
+    found = next(iter(source.check_seen(Chain(file, ()))))
+    assert found.what.startswith(r"'/tmp/\udcff\nExecStartPre=+' is hidden from the agent by PrivateTmp")
+    assert (found.remedy, found.commands) == ("publish below /run", ())
 
 
 def test_steps_to_what_is_shown_are_there() -> None:

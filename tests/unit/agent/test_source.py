@@ -139,9 +139,20 @@ def test_a_link_of_another_user_leads_nowhere(tmp_path: Path, generation: Path) 
     os.lchown(tmp_path / "secrets", foreign, foreign)
     (tmp_path / "above").symlink_to("secrets/.")
     for path in (tmp_path / "secrets", tmp_path / "above", tmp_path / "secrets" / "db"):
-        with pytest.raises(SourceError, match="secrets is a link of user 12345, who does not own") as caught:
+        with pytest.raises(
+            SourceError, match="'secrets' is a link of user 12345, who does not own"
+        ) as caught:
             take(path, ["api-key"])
         assert "chown -h root" in caught.value.hint
+    odd = tmp_path / os.fsdecode(b"\xff\n")
+    odd.symlink_to(generation)
+    os.lchown(odd, foreign, foreign)
+    (tmp_path / "above").unlink()
+    (tmp_path / "above").symlink_to(odd)
+    with pytest.raises(
+        SourceError, match=r"'\\udcff\\n' is a link of user"
+    ):  # and can be written to a journal
+        take(tmp_path / "above", ["api-key"])
 
 
 def test_links_on_the_way_have_an_end(tmp_path: Path) -> None:
