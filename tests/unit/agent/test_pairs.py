@@ -188,12 +188,12 @@ HUGE = {
 
 
 @pytest.mark.parametrize("kind", HUGE)
-@pytest.mark.parametrize("is_pem", [True, False], ids=["pem", "der"])
+@pytest.mark.parametrize("label", [b"PRIVATE KEY", b"RSA PRIVATE KEY", b""], ids=["pem", "named rsa", "der"])
 def test_a_key_that_takes_hours_is_not_loaded(
-    made: dict[str, tuple[bytes, bytes]], kind: str, *, is_pem: bool
+    made: dict[str, tuple[bytes, bytes]], kind: str, label: bytes
 ) -> None:
     """A producer could stop the agent with one of these, for all VMs. They count as unknown kinds."""
-    key = as_pem(b"PRIVATE KEY", HUGE[kind]) if is_pem else HUGE[kind]
+    key = as_pem(label, HUGE[kind]) if label else HUGE[kind]
     assert found(made["ec"][0], key) == Uncheckable("the kind of KEY is not known")
 
 
