@@ -111,6 +111,7 @@ def _of_key(value: bytes) -> bytes:
         raise _EncryptedError
     if block[1] == b"OPENSSH PRIVATE KEY":
         return _of_open_ssh(_body(block))
+    _quick(base64.b64decode(block[2]))  # older releases of cryptography may take a key under another's name
     return _public(form.load_pem_private_key(block[0], None, unsafe_skip_rsa_key_validation=True))
 
 

@@ -290,8 +290,8 @@ class Rollout:
         return ""
 
     def _halt(self, vm: VmConfig, manifest: Manifest, failed: str, previous: int) -> State:
-        reason = f"halted, because the restart of {failed} for the same change failed"
-        record(self.audit, Event.HALTED, f"{vm.name}: {reason}", vm, manifest)
+        reason = f"because the restart of {failed} for the same change failed"
+        record(self.audit, Event.HALTED, f"{vm.name}: halted, {reason}", vm, manifest)
         attempt = Attempt(
             manifest.digest, Outcome.HALTED, reason, previous=previous, run=manifest.run, halted_for=failed
         )

@@ -32,7 +32,8 @@ def verdict(  # noqa: PLR0917 (all that there is to judge by)
     after it: systemd does not always reset it. The job result ``done`` alone says only that the job ended.
     """
     if hint is None and unit.restarts - restarts >= FLAPS:
-        return f"its unit fails again and again, with result {unit.result!r}"
+        result = "" if unit.result == "success" else f", with result {unit.result!r}"
+        return f"its unit fails again and again{result}"
     if unit.is_changing:  # another job, or systemd's own next try
         return None
     if unit.active in {"failed", "inactive"}:

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +24,11 @@ from credferry.agent.reconcile.expiry import expires
 from credferry.agent.reconcile.pairs import Apart, Bond, Together, Uncheckable, belong
 from credferry.launcher.handoff import Secret
 from tests.support.loop import Loop
+from tests.support.world.machine import Machine
+from tests.support.world.second_source import pair
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NAMES = ("CERT", "KEY")
@@ -183,12 +188,12 @@ HUGE = {
 
 
 @pytest.mark.parametrize("kind", HUGE)
-@pytest.mark.parametrize("is_pem", [True, False], ids=["pem", "der"])
+@pytest.mark.parametrize("label", [b"PRIVATE KEY", b"RSA PRIVATE KEY", b""], ids=["pem", "named rsa", "der"])
 def test_a_key_that_takes_hours_is_not_loaded(
-    made: dict[str, tuple[bytes, bytes]], kind: str, *, is_pem: bool
+    made: dict[str, tuple[bytes, bytes]], kind: str, label: bytes
 ) -> None:
     """A producer could stop the agent with one of these, for all VMs. They count as unknown kinds."""
-    key = as_pem(b"PRIVATE KEY", HUGE[kind]) if is_pem else HUGE[kind]
+    key = as_pem(label, HUGE[kind]) if label else HUGE[kind]
     assert found(made["ec"][0], key) == Uncheckable("the kind of KEY is not known")
 
 
@@ -298,3 +303,114 @@ def test_the_first_sealing_waits_for_the_pair(made: dict[str, tuple[bytes, bytes
     lay(loop, "key.pem", made["rsa"][1])
     ((_, state, reason),) = seal_once(load(loop.file))
     assert (state, reason) == (State.WAITING, "for its pair: CERT is of another key than KEY")
+
+
+STEP_KEYS: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "EC": (lambda: ec.generate_private_key(ec.SECP256R1()), "EC PRIVATE KEY", "TraditionalOpenSSL"),
+    "RSA": (lambda: rsa.generate_private_key(65537, 2048), "RSA PRIVATE KEY", "TraditionalOpenSSL"),
+    "OKP": (ed25519.Ed25519PrivateKey.generate, "PRIVATE KEY", "PKCS8"),
+}
+"""By ``--kty`` of step: the key, and its form (smallstep/crypto, pemutil/pem.go, `Serialize`): SEC1, PKCS#1,
+and PKCS#8 for Ed25519 alone. A password encrypts it within the same form."""
+
+
+@pytest.mark.parametrize("kty", STEP_KEYS)
+@pytest.mark.parametrize("password", [None, b"x"], ids=["plain", "with a password"])
+def test_files_of_step(kty: str, password: bytes | None) -> None:
+    """A leaf with its intermediate, as ``step certificate create --bundle`` writes it, and its key."""
+    generate, block, form = STEP_KEYS[kty]
+    key, other = generate(), generate()
+    encryption = (
+        serialization.NoEncryption() if password is None else serialization.BestAvailableEncryption(password)
+    )
+    text = key.private_bytes(
+        serialization.Encoding.PEM, getattr(serialization.PrivateFormat, form), encryption
+    )
+    chain = signed(key, "leaf") + signed(other, "intermediate")
+    if password is None:
+        assert text.startswith(f"-----BEGIN {block}-----\n".encode())
+        assert found(chain, text) == Together()
+        assert found(signed(other, "intermediate") + signed(key, "leaf"), text) == Apart(
+            "CERT is of another key than KEY"
+        )
+    else:
+        assert found(chain, text) == Uncheckable("KEY is encrypted")
+
+
+def signed(key: Any, name: str) -> bytes:  # noqa: ANN401 (any of the kinds of private keys)
+    """A certificate of a key, in PEM as Go writes it: lines of 64 characters."""
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    built = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).serial_number(1)
+    built = built.public_key(key.public_key()).not_valid_before(begin)
+    made = built.not_valid_after(begin + dt.timedelta(days=9))
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return made.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+
+
+LEGO = """
+[vms.a]
+guest_systemd = 257
+pairs = [["CERT", "KEY"]]
+[vms.a.credentials]
+CERT = { secret = "example.org.crt" }
+KEY = { secret = "example.org.key" }
+"""
+
+
+def test_files_of_lego(made: dict[str, tuple[bytes, bytes]], tmp_path: Path) -> None:
+    """Each file is cut off and written anew, in lego's order: one restart, and none for the other files.
+
+    go-acme/lego, cmd/certs_storage.go, `SaveResource`: .crt, .issuer.crt, .key, .json, by `WriteFile`.
+    """
+    loop = Loop(tmp_path, LEGO)
+    for kind in ("rsa", "ec"):
+        files = {
+            ".crt": made[kind][0] + made["ec384"][0],
+            ".issuer.crt": made["ec384"][0],
+            ".key": made[kind][1],
+            ".json": b'{"domain": "example.org", "certUrl": "' + kind.encode() + b'"}',
+        }
+        if kind == "rsa":
+            for ending, content in files.items():
+                lay(loop, f"example.org{ending}", content)
+            seal_once(load(loop.file))
+            loop.start_vm("a")
+            continue
+        with loop.running() as service:
+            loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+            for ending, content in files.items():
+                assert not loop.units.restarts or ending == ".json"
+                for part in (b"", content):  # cut off, then written
+                    lay(loop, f"example.org{ending}", part)
+                    loop.turn()
+            loop.turn(lambda: loop.units.restarts)
+            loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+            values = service._session.store.values("a")
+    assert loop.units.restarts == ["microvm@a.service"]
+    assert values["KEY"].reveal() == made["ec"][1]
+
+
+@pytest.mark.parametrize("is_key_first", [False, True], ids=["certificate first", "key first"])
+def test_ten_seconds_apart(is_key_first: bool) -> None:
+    """Certificate and key are written 10 s apart: the VM waits meanwhile, and is restarted once."""
+    host = Machine.made()
+    try:
+        vm = host.systemd.vms["c"]
+        before = vm.asked
+        files = [("cert.pem", pair(1)[0]), ("key.pem", pair(1)[1])]
+        first, second = reversed(files) if is_key_first else files
+        host.write_other_in_place(*first)
+        for _ in range(5):
+            host.turn()
+            host.clock.pass_time(2)
+        assert vm.asked == before
+        assert vm.values["CERT"].decode() == pair(0)[0]
+        host.write_other_in_place(*second)
+        for _ in range(3):
+            host.turn()
+            host.clock.pass_time(2)
+        assert vm.asked == before + 1
+        assert [vm.values[name].decode() for name in ("CERT", "KEY")] == [*pair(1)]
+    finally:
+        host.close()

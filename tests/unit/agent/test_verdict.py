@@ -100,6 +100,12 @@ def test_a_unit_that_fails_again_and_again_has_failed(
         assert verdict(unit, ON_IT, hint, MANIFEST, BEFORE) == said
 
 
+def test_between_two_starts_there_is_no_result_to_tell() -> None:
+    """Systemd has the result "success" again while it starts the unit anew, which says nothing."""
+    unit = replace(UNIT, restarts=2, result="success")
+    assert verdict(unit, ON_IT, None, MANIFEST, BEFORE) == "its unit fails again and again"
+
+
 @pytest.mark.parametrize(
     ("generation", "digest", "said"),
     [
