@@ -133,8 +133,8 @@ def look_bounds(secrets: int, vms: int) -> dict[str, int]:
     """How often a look may ask the kernel for what, where one VM is due for a restart.
 
     A secret is asked about before and after it is read, or a file that is being written goes unnoticed. Each
-    file of the due VM's generation is asked about once, to see whether a start can open it. Fifty calls, ten of
-    them opens, are for the steps and links of the way to the source.
+    file of the due VM's generation is asked about once, to see whether a start can open it. Fifty calls are
+    for the steps and links of the way to the source; ten of them are opens.
     """
     files = secrets // vms + 1
     return {
