@@ -25,10 +25,12 @@ from tests.support.guest import (
     SHELL_PORT,
     OverlayFile,
     Variant,
+    connect_inside,
     guest,
     receiver,
     sealing_identity,
     shell,
+    vsock_client,
     vsock_device,
 )
 from tests.support.host import patience
@@ -37,15 +39,23 @@ from tests.support.nightly import variants
 from tests.support.receiver import MANIFEST, Block, answer, manifest, push
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _BOOT_SECONDS: Final = 180.0
 _FREE_SECONDS: Final = 100.0
 """A receiver ends after 90 s at the latest."""
 _MACHINE_ID: Final = "5eed5eed5eed5eed5eed5eed5eed5eed"
-_FIRST: Final = {"API_KEY": b"first", "TOKEN": b"token", "OTHER": b"same", "PAIR": b"pair", "SLOW": b"slow"}
+_FIRST: Final = {
+    "API_KEY": b"first",
+    "TOKEN": b"token",
+    "OTHER": b"same",
+    "PAIR": b"pair",
+    "SLOW": b"slow",
+    "FRESH": b"fresh",
+}
 _RECEIVER: Final = "credferry-receive@*.service"
+_NOTES_RELOADS: Final = """/bin/sh -c 'cat "$CREDENTIALS_DIRECTORY/FRESH" >>/run/reloads'"""
 _HOLD: Final = "/bin/sh -c 'if [ -p /run/hold ]; then echo >/run/held; read x </run/hold; fi'"
 
 
@@ -58,6 +68,7 @@ class Running:
     """A booted guest, its console, and the host's side of its vsock."""
 
     console: Hypervisor
+    variant: Variant
     vsock: Path
     key: CredentialKey
     sealed: frozenset[str]
@@ -92,6 +103,14 @@ class Running:
             assert byte, f"nobody listens on port {port}"
             said += byte
         assert re.fullmatch(rb"OK [0-9]+\n", said)
+        return connection
+
+    def greeted(self) -> socket.socket:
+        """A connection to the receiver that has said hello; systemd refuses one while others are ending."""
+        deadline = time.monotonic() + _FREE_SECONDS * patience()
+        while not (connection := self.connect()).recv(4096).startswith(b"credferry 1 "):
+            connection.close()
+            assert time.monotonic() < deadline, f"no hello after {_FREE_SECONDS} s"
         return connection
 
     def run(self, script: str) -> str:
@@ -138,9 +157,9 @@ def _oem_string(name: str, block: Block) -> str:
     return f"io.systemd.credential{binary}:{name}={block.content.decode()}"
 
 
-@pytest.fixture(scope="module", params=list(Variant))
+@pytest.fixture(scope="module", params=[Variant.BOOKWORM, *variants(Variant.TRIXIE, Variant.TESTING)])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One guest of each systemd: 252 gets its manifest and a token sealed, 257 gets all plain."""
+    """One guest of each systemd: 252 gets its manifest and a token sealed, the others get all plain."""
     variant: Variant = request.param
     directory = tmp_path_factory.mktemp("receiver")
     create_key(directory / "secret", machine_id=_MACHINE_ID)
@@ -160,6 +179,10 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                     ["LoadCredential=PAIR", "[Unit]", "Requires=b-first.service", "After=b-first.service"],
                 ),
                 "b-first": ("PAIR", ["LoadCredential=PAIR"]),
+                "fresh": (
+                    "FRESH",
+                    ["LoadCredential=FRESH", "RefreshOnReload=credentials", f"ExecReload={_NOTES_RELOADS}"],
+                ),
                 "slow": ("SLOW", ["LoadCredential=SLOW", f"ExecStartPre={_HOLD}"]),
             }
         ),
@@ -168,8 +191,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             b"[Service]\nStandardError=append:/run/receiver.log\n"
         ),
         **sealing_identity(_MACHINE_ID, (directory / "secret").read_bytes()),
+        **vsock_client(variant),
     }
-    made = Running(None, directory / "vsock", key, sealed)  # type: ignore[arg-type]  # set below
+    made = Running(None, variant, directory / "vsock", key, sealed)  # type: ignore[arg-type]  # set below
     first = {**made.blocks(_FIRST), MANIFEST: made.text(1, _FIRST)}
     strings = [_oem_string(name, block) for name, block in first.items()]
     chosen = guest(variant)
@@ -220,7 +244,30 @@ def test_a_sealed_or_imported_value_arrives(running: Running) -> None:
     running.wait_started("token", b"another token", before + 1)
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
+def test_a_unit_reloads_if_systemd_refreshes_its_credentials(running: Running) -> None:
+    """From systemd 260 on it has the new value then, and goes on. An older systemd restarts it."""
+    before = len(running.starts("fresh"))
+    can_reload = running.variant.systemd >= 260
+    assert running.rotate(FRESH=b"refreshed")[1:] == [
+        f"unit fresh.service {'reloaded' if can_reload else 'restarted'}",
+        f"done {_receipt(running.held)}",
+    ]
+    assert running.run("cat /run/credentials/fresh.service/FRESH") == "refreshed"
+    assert running.run("cat /run/reloads 2>/dev/null") == ("refreshed" if can_reload else "")
+    running.wait_started("fresh", b"fresh" if can_reload else b"refreshed", before + (not can_reload))
+
+
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
+def test_a_process_in_the_guest_is_no_host(running: Running) -> None:
+    """It reaches the receiver's port by the loopback of vsock, and is refused; the host is not."""
+    assert running.run(connect_inside(1)) == "failed peer\n"
+    assert running.run(connect_inside(5)) == "failed peer\n"
+    lines = _once_free(lambda: running.rotate(API_KEY=b"from the host"))
+    assert lines[1:] == ["unit app.service restarted", f"done {_receipt(running.held)}"]
+
+
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
     """The receiver restores all old values, also those of other units. The next good push works."""
     before = dict(running.values)
@@ -232,7 +279,7 @@ def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
     running.wait_started("app", b"good", starts["app"] + 3)
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> None:
     """By default systemd allows five starts in ten seconds; the receiver's own restarts do not count."""
     before = len(running.starts("app"))
@@ -241,7 +288,7 @@ def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> Non
     running.wait_started("app", b"rotation 6", before + 6)
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_refusals_touch_nothing(running: Running) -> None:
     """Garbage, an older generation and a second push at once are refused; a good push works then."""
     starts = len(running.starts("app"))
@@ -249,16 +296,16 @@ def test_refusals_touch_nothing(running: Running) -> None:
     garbage = os.urandom(4096) + b"\n"
     lines = _once_free(lambda: answer(running.connect(), garbage))
     assert lines[1:] == ["failed protocol"]
-    with running.connect() as first:
-        assert first.recv(4096).startswith(b"credferry 1 ")
-        assert running.rotate(API_KEY=b"busy") == ["failed busy"]
+    with running.greeted():
+        lines = _once_free(lambda: running.rotate(API_KEY=b"busy"), not_yet=([],))
+        assert lines == ["failed busy"]
     assert len(running.starts("app")) == starts
     lines = _once_free(lambda: running.rotate(API_KEY=b"afterwards"))
     assert lines[1:] == ["unit app.service restarted", f"done {_receipt(running.held)}"]
     running.wait_started("app", b"afterwards", starts + 1)
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_units_that_order_each_other_start_once(running: Running) -> None:
     """Both load what changed: each starts once, and the one that needs the other starts after it."""
     before = len(running.starts("a-second"))
@@ -274,7 +321,7 @@ def test_units_that_order_each_other_start_once(running: Running) -> None:
     assert "a-second" in order[-1]
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_a_masked_unit_fails_the_push(running: Running) -> None:
     """It goes on with its old value, and is not in the way of a push that it has no part in."""
     before, units = len(running.starts("other")), "/etc/systemd/system"
@@ -290,7 +337,7 @@ def test_a_masked_unit_fails_the_push(running: Running) -> None:
     assert len(running.starts("other")) == before
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_a_receiver_killed_while_a_unit_restarts(running: Running) -> None:
     """PID 1 goes on with the restart; the next push waits for it, and starts the unit no second time."""
     before, values = len(running.starts("slow")), {**running.values, "SLOW": b"killed"}
@@ -299,8 +346,7 @@ def test_a_receiver_killed_while_a_unit_restarts(running: Running) -> None:
     with running.connect() as first:
         first.sendall(sent)
         assert running.run(f"read x </run/held; systemctl kill --signal=KILL '{_RECEIVER}'") == ""
-    with running.connect() as second:
-        assert second.recv(4096).startswith(b"credferry 1 ")
+    with running.greeted() as second:
         second.sendall(sent)
         assert running.run("echo >/run/hold; rm /run/hold /run/held") == ""
         with second.makefile("r", encoding="ascii") as reader:
@@ -329,7 +375,7 @@ rm /dev/shm/canary
 """
 
 
-@pytest.mark.parametrize("running", variants(Variant.BOOKWORM, Variant.TRIXIE), indirect=True)
+@pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_a_value_is_nowhere_in_the_guest_but_in_its_credentials(running: Running) -> None:
     """A push shows it in no argument and no environment, and leaves it in no file, unit or console."""
     names = ("API_KEY", "TOKEN", "SLOW")
@@ -349,9 +395,11 @@ def test_a_value_is_nowhere_in_the_guest_but_in_its_credentials(running: Running
     assert not any(form in line for form in forms for line in running.console.console)
 
 
-def _once_free(ask: Callable[[], list[str]]) -> list[str]:
-    """The first answer that is not ``busy``: the receiver before may not have ended yet."""
+def _once_free(
+    ask: Callable[[], list[str]], not_yet: Sequence[list[str]] = ([], ["failed busy"])
+) -> list[str]:
+    """The first other answer: the receiver before, or systemd's count of it, may not be over yet."""
     deadline = time.monotonic() + _FREE_SECONDS * patience()
-    while (lines := ask()) in ([], ["failed busy"]):
-        assert time.monotonic() < deadline, f"still busy after {_FREE_SECONDS} s"
+    while (lines := ask()) in not_yet:
+        assert time.monotonic() < deadline, f"still {lines} after {_FREE_SECONDS} s"
     return lines

@@ -20,19 +20,21 @@ from .overlay import (
     reboots,
     sealing_identity,
 )
-from .receiving import SHELL_PORT, receiver, shell
-from .recipe import DONE, Variant
+from .receiving import SHELL_PORT, connect_inside, receiver, shell, vsock_client
+from .recipe import DONE, STABLE, Variant
 
 __all__ = [
     "COMMAND_LINE",
     "DONE",
     "SHELL_PORT",
+    "STABLE",
     "Guest",
     "OverlayEntry",
     "OverlayFile",
     "OverlayLink",
     "Variant",
     "chroot_run",
+    "connect_inside",
     "credential_printer",
     "device_user",
     "guest",
@@ -41,5 +43,6 @@ __all__ = [
     "receiver",
     "sealing_identity",
     "shell",
+    "vsock_client",
     "vsock_device",
 ]

@@ -126,6 +126,8 @@ def _mmdebstrap(suite: str, place: Path, *options: str, **environment: str) -> N
     if not shutil.which("mmdebstrap"):
         raise BuildError("mmdebstrap is not installed: apt-get install mmdebstrap debian-archive-keyring")
     command = ["mmdebstrap", "--mode=root", "--architectures=amd64", *_proxies(), *options]
+    # A frozen mirror's newer suites soon count as expired. They are signed all the same.
+    command.append('--aptopt=Acquire::Check-Valid-Until "false"')
     command += [str(suite), str(place), _mirror()]
     done = subprocess.run(
         command,
@@ -177,8 +179,6 @@ def _unpacked(suite: str, package: str, place: Path) -> Path:
         suite,
         nothing,
         "--variant=custom",
-        # A frozen mirror's newer suites soon count as expired. They are signed all the same.
-        '--aptopt=Acquire::Check-Valid-Until "false"',
         f"--customize-hook={_DOWNLOAD_HOOK}",
         CREDFERRY_DOWNLOADS=str(downloads),
         CREDFERRY_PACKAGE=package,

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import recipe
+from .build import root
 from .overlay import OverlayFile, OverlayLink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .overlay import OverlayEntry
+    from .recipe import Variant
 
 _CONTRIB = Path(__file__).parents[3] / "contrib/guest"
 _UNITS = "/etc/systemd/system"
@@ -105,3 +107,17 @@ def shell() -> dict[str, OverlayEntry]:
             "../credferry-guest-shell.socket"
         ),
     }
+
+
+def vsock_client(variant: Variant) -> dict[str, OverlayEntry]:
+    """What `connect_inside` needs: no program of the image can make a vsock connection, and Perl can."""
+    return {"/usr/bin/perl": OverlayFile((root(variant) / "usr/bin/perl").read_bytes(), 0o755)}
+
+
+def connect_inside(cid: int, port: int = 900) -> str:
+    """A script that connects to a vsock port from inside the guest, and prints all that comes from there."""
+    loopback = f"{_SCRIPTS}/{Path(recipe.LOOPBACK_MODULE).name}"
+    program = (
+        f'socket S, 40, 1, 0 or die $!; connect S, pack "SSLLx4", 40, 0, {port}, {cid} or die $!; print <S>'
+    )
+    return f"[ -e /sys/module/vsock_loopback ] || insmod {loopback}; LC_ALL=C perl -e '{program}' 2>&1"

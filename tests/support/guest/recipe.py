@@ -17,13 +17,17 @@ class Variant(enum.StrEnum):
 
     BOOKWORM = "bookworm"
     TRIXIE = "trixie"
+    TESTING = "testing"
+    """It has systemd 260 or later. Only tests at night boot it."""
 
     @property
     def systemd(self) -> int:
-        """Major version of its systemd."""
-        return 252 if self is Variant.BOOKWORM else 257
+        """Major version of its systemd; of a release that changes, the least that tests need."""
+        return {Variant.BOOKWORM: 252, Variant.TRIXIE: 257, Variant.TESTING: 260}[self]
 
 
+STABLE: Final = (Variant.BOOKWORM, Variant.TRIXIE)
+"""The releases whose guests boot in each run of the tests."""
 KERNEL_SUITE: Final = Variant.TRIXIE
 """Both guests run on this release's kernel."""
 KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
@@ -39,14 +43,16 @@ DEVICE_MODULES: Final = (
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 )
 """What the kernel has not built in of disks, networks and vsock, each after what it needs."""
-KERNEL_MODULES: Final = BUTTON_MODULES + DEVICE_MODULES
+LOOPBACK_MODULE: Final = "net/vmw_vsock/vsock_loopback.ko"
+"""With it, a process in a guest reaches that guest's own vsock ports. Only a test of that loads it."""
+KERNEL_MODULES: Final = (*BUTTON_MODULES, *DEVICE_MODULES, LOOPBACK_MODULE)
 
-VSOCK_SUITE: Final = "testing"
+VSOCK_SUITE: Final = Variant.TESTING
 VSOCK_PACKAGE: Final = "vhost-device-vsock"
 """Debian 13 has none yet. It asks for libc 2.34, so that one for any newer release runs on all of them."""
 
-PACKAGES: Final = ("systemd-sysv", "kmod", "usr-is-merged", "busybox")
-"""Busybox is there for its ip and nc."""
+PACKAGES: Final = ("systemd-sysv", "kmod", "mount", "usr-is-merged", "busybox")
+"""Busybox is there for its ip and nc; since Debian 14 nothing else brings mount along."""
 LEFT_OUT_OF_ROOT: Final = ("doc", "man", "info", "locale")
 """Directories of /usr/share that are not even installed."""
 
