@@ -106,7 +106,7 @@ class SystemdCreds:
             raise _error(f"cannot seal credential {name!r}", done.stderr)
         return done.stdout
 
-    def open(self, blob: bytes, *, name: str) -> bytes:
+    def unseal(self, blob: bytes, *, name: str) -> bytes:
         """Open what systemd sealed. Raises `SealError`, and `TpmError` without a usable TPM."""
         done = self._run(["decrypt", f"--name={name}", "-", "-"], blob)
         if done.returncode:

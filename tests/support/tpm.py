@@ -106,12 +106,7 @@ class SoftwareTpm:
 
     def _relay(self, client: socket.socket) -> None:
         """Serve one client, in the protocol of Microsoft's simulator: each command in an envelope."""
-        while True:
-            # The client sends an envelope in parts, each after an acknowledgement: do not delay these.
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            if int.from_bytes(_exactly(client, 4), "big") != _SEND_COMMAND:
-                return
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        while int.from_bytes(_exactly(client, 4), "big") == _SEND_COMMAND:
             (size,) = struct.unpack(">xI", _exactly(client, 5))
             command = _exactly(client, size)
             with self._lock:
@@ -179,6 +174,9 @@ def _message(peer: socket.socket) -> bytes:
 def _exactly(peer: socket.socket, size: int) -> bytes:
     parts = b""
     while len(parts) < size:
+        if peer.family is socket.AF_INET:
+            # The client sends an envelope in parts, each after an acknowledgement: do not delay these.
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         part = peer.recv(size - len(parts))
         if not part:
             return b""

@@ -44,9 +44,9 @@ def test_both_kinds(creds: SystemdCreds) -> None:
         policy = policy_of(blob)
         assert policy is not None
         assert policy.pcrs == (0, 7)
-        assert creds.open(blob, name="n") == CANARY
+        assert creds.unseal(blob, name="n") == CANARY
         with pytest.raises(SealError, match="it was sealed under another name"):
-            creds.open(blob, name="m")
+            creds.unseal(blob, name="m")
 
 
 def extended(tpm: SoftwareTpm) -> None:
@@ -67,9 +67,9 @@ def test_a_tpm_that_no_longer_opens(
     blob = creds.seal(CANARY, name="n", options=OPTIONS)
     change(tpm)
     with pytest.raises(SealError, match=said) as caught:
-        creds.open(blob, name="n")
+        creds.unseal(blob, name="n")
     assert not isinstance(caught.value, TpmError)
-    assert creds.open(creds.seal(CANARY, name="n", options=OPTIONS), name="n") == CANARY
+    assert creds.unseal(creds.seal(CANARY, name="n", options=OPTIONS), name="n") == CANARY
 
 
 def test_a_tpm_that_cannot_be_used(
@@ -79,12 +79,12 @@ def test_a_tpm_that_cannot_be_used(
     blob = creds.seal(CANARY, name="n", options=OPTIONS)
     tpm.stop()
     with pytest.raises(TpmError, match="does not answer"):
-        creds.open(blob, name="n")
+        creds.unseal(blob, name="n")
     with pytest.raises(TpmError, match="does not answer"):
         creds.seal(CANARY, name="n", options=OPTIONS)
     monkeypatch.setenv("SYSTEMD_TPM2_DEVICE", "device:/dev/there-is-none")
     with pytest.raises(TpmError, match="finds no TPM2") as caught:
-        creds.open(blob, name="n")
+        creds.unseal(blob, name="n")
     assert "credferry-tpm.conf" in caught.value.hint
 
 
@@ -98,7 +98,7 @@ def test_a_public_key(creds: SystemdCreds, tmp_path: Path) -> None:
     assert policy is not None
     assert policy.public_key
     with pytest.raises(SealError) as caught:
-        creds.open(blob, name="n")
+        creds.unseal(blob, name="n")
     assert not isinstance(caught.value, TpmError)
 
 
@@ -109,7 +109,7 @@ def test_bad_input(creds: SystemdCreds) -> None:
     blob[-8] ^= 1
     for each in (b"", b"rubbish", bytes(blob)):
         with pytest.raises(SealError):
-            creds.open(each, name="n")
+            creds.unseal(each, name="n")
     with pytest.raises(SealError, match="larger than systemd's limit"):
         creds.seal(bytes(PLAINTEXT_MAX + 1), name="n", options=OPTIONS)
     with pytest.raises(SealError, match="cannot seal credential 'n'"):
@@ -142,11 +142,11 @@ def test_a_program_that_is_missing_or_hangs(tmp_path: Path, monkeypatch: pytest.
     """A program that cannot be run, or does not end in time, means that the TPM cannot be used now."""
     monkeypatch.setattr(systemd_creds, "_PATH", str(tmp_path))
     with pytest.raises(TpmError, match="cannot run systemd-creds"):
-        SystemdCreds().open(b"", name="n")
+        SystemdCreds().unseal(b"", name="n")
     program(tmp_path, "exec /bin/sleep 1000")
     monkeypatch.setattr(systemd_creds, "_SECONDS", 0.05)
     with pytest.raises(TpmError, match="did not end within"):
-        SystemdCreds().open(b"", name="n")
+        SystemdCreds().unseal(b"", name="n")
 
 
 PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
