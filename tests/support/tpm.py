@@ -206,4 +206,7 @@ def _connected(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 if __name__ == "__main__":
     tpm = SoftwareTpm(Path(sys.argv[1]), int(sys.argv[2]))
     tpm.start()
+    if "NOTIFY_SOCKET" in os.environ:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
     tpm.serve()
