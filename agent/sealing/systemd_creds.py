@@ -152,7 +152,7 @@ def _error(what: str, messages: bytes) -> SealError:
     for line in lines:
         for words, (meaning, remedy) in _UNUSABLE.items():
             if words in line:
-                return TpmError(f"{what}: {meaning}", hint=remedy)
+                return TpmError(meaning, hint=remedy)
         for words, reason in _SHUT.items():
             if words in line:
                 return SealError(f"{what}: {reason}", hint="seal it again on this host")

@@ -125,6 +125,18 @@ class AtRest:
         self._failed.clear()
         self._seen[:] = [found]
 
+    def tried(self) -> OpeningPolicy | None:
+        """What systemd seals with now, after it has sealed and opened a text. Writes nothing.
+
+        None if nothing else than the host's key is asked for. Raises `SealError` and `TpmError`.
+        """
+        return policy_of(self._made(self.options)) if self.options is not None else None
+
+    def opens_witness(self) -> bool | None:
+        """Whether the TPM opens what it sealed last; None where there is no witness. Raises `TpmError`."""
+        known = self._read()
+        return self._opens(known.sealed.encode()) if known is not None else None
+
     def settle(self) -> None:
         """Note that all generations are sealed like new values, or cannot be. Raises `StoreError`."""
         if self.options is None:

@@ -316,6 +316,7 @@ in
 {
   imports = [
     ./assertions.nix
+    ./tpm.nix
     ./unprivileged.nix
   ];
 

@@ -6,6 +6,7 @@ PID 1, systemd-creds and the agent use the same TPM: systemd's variable SYSTEMD_
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -78,6 +79,15 @@ class Site:
         self.value = f"value {time.monotonic_ns()}".encode()
         self.sops.publish({"key": self.value})
 
+    def findings(self) -> dict[str, str]:
+        """What the doctor finds about the TPM and the VM's generation, by check."""
+        done = self.host.run("credferry", "doctor", "--json", check=False, env={VARIABLE: DEVICE})
+        found = {
+            each["check"]: f"{each['severity']}: {each['what']}"
+            for each in json.loads(done.stdout)["findings"]
+        }
+        return {name: what for name, what in found.items() if name.startswith(("key.tpm", "vm.generation"))}
+
     def kind(self) -> KeyKind | None:
         """What the current value is sealed with."""
         return kind_of(self.host.path("/var/lib/credferry/vms/web/current/value.KEY").read_bytes())
@@ -113,6 +123,15 @@ def test_pid_1_opens_what_the_tpm_sealed(site: Site) -> None:
     """A start and a rotation deliver values that need the host's key and the TPM."""
     site.wait_arrived()
     assert site.kind() is HOST_TPM2
+    found = site.findings()
+    assert found["key.tpm"].startswith(
+        "ok: new values are sealed with the host's key and a TPM2, bound to PCR 7;"
+    )
+    assert found["key.tpm.device"].startswith("ok: ")
+    assert "sealed with the host's key and a TPM2" in found["vm.generation"]
+    assert found["vm.generation.systemd"].startswith("ok: ")
+    said = site.host.run("credferry", "check", env={VARIABLE: DEVICE}).stderr
+    assert "new values are sealed with the host's key and a TPM2" in said
     site.publish()
     site.wait_arrived()
 
@@ -137,7 +156,7 @@ def test_another_tpm_has_all_sealed_again(site: Site) -> None:
     with site.untouched():
         site.host.run("systemctl", "stop", "credferry.service")
         site.put("two")
-        assert site.host.run("credferry", "doctor", check=False).returncode
+        assert site.findings()["key.tpm.other"].startswith("problem: the TPM does not open what it sealed")
         site.deployment.start_agent()
         site.deployment.wait_in_step("web")
     site.host.run("systemctl", "restart", "microvm@web.service")
