@@ -111,7 +111,7 @@ def sealed_with(chain: Chain, vm: VmConfig) -> str:
 
 def _said(policy: OpeningPolicy | None) -> str:
     if policy is None:
-        return "an unknown kind of key"
+        return "a kind of key that this release does not know"
     bound = f", bound to PCR {'+'.join(map(str, policy.pcrs))}" if policy.pcrs else ""
     signed = f", with signed values of PCR {'+'.join(map(str, policy.signed))}" if policy.signed else ""
     return f"{policy.kind.words}{bound}{signed}"

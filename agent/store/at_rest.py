@@ -69,7 +69,8 @@ class AtRest:
 
     def seal(self, value: bytes, *, name: str, key: CredentialKey) -> bytes:
         """Seal a value. Raises `SealError`, and `TpmError` if the TPM cannot be used."""
-        if self.options is None or self.policy is None or self.policy.kind is HOST:
+        policy = self.policy
+        if self.options is None or (policy is not None and policy.kind is HOST):
             return seal(value, name=name, key=key)
         try:
             return self.program.seal(value, name=name, options=self.options)
@@ -80,13 +81,16 @@ class AtRest:
     def unseal(self, blob: bytes, *, name: str, key: CredentialKey) -> bytes:
         """Open a value, whatever it is sealed with. Raises as `seal` does."""
         kind = kind_of(blob)
-        if kind is None or not kind.tpm or kind.scoped:
-            return unseal(blob, name=name, key=key)
-        return self.program.unseal(blob, name=name)
+        # A later systemd may write other ids, which systemd itself then knows.
+        is_for_systemd = self.options is not None if kind is None else kind.tpm and not kind.scoped
+        return self.program.unseal(blob, name=name) if is_for_systemd else unseal(blob, name=name, key=key)
 
     @property
     def policy(self) -> OpeningPolicy | None:
-        """What new values are sealed with. Examines the TPM, if it has not done so. Raises `SealError`."""
+        """What new values are sealed with; None if a later systemd seals with what is not known here.
+
+        Examines the TPM, if it has not done so. Raises `SealError`.
+        """
         if self.options is None:
             return OF_HOST
         if not self._seen:
@@ -174,12 +178,7 @@ class AtRest:
     def _made(self, options: Options) -> bytes:
         made = self.program.seal(_TEXT, name=_NAME, options=options)
         kind = kind_of(made)
-        if kind is None or kind.scoped or not (kind.tpm or kind is HOST):
-            raise SealError(
-                "systemd seals with a kind of key that this release does not know",
-                hint='set seal_key = "host", or use a later release of credferry',
-            )
-        if options.with_key != AUTO and not kind.tpm:
+        if kind is not None and not kind.tpm and (options.with_key != AUTO or kind is not HOST):
             raise SealError(
                 f"systemd was asked to seal with {options.with_key}, and sealed with {kind.words}",
                 hint="from systemd 256 on only root may choose: run the agent as root",

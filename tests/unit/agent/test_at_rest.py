@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,17 +14,19 @@ from credferry.agent.config.loading import parse
 from credferry.agent.errors import SealError, StoreError, TpmError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.rekey import renew
 from credferry.agent.reconcile.reseal import Resealing
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.sealing.keys import create_key
-from credferry.agent.sealing.kinds import HOST, HOST_TPM2, TPM2, KeyKind
-from credferry.agent.store.at_rest import WITNESS_FILE
+from credferry.agent.sealing.kinds import HOST, HOST_TPM2, KINDS, NULL, TPM2, KeyKind
+from credferry.agent.sealing.systemd_creds import Options
+from credferry.agent.store.at_rest import WITNESS_FILE, AtRest
+from credferry.agent.store.generations import Store
 from credferry.agent.store.opening import open_store
 from credferry.launcher.handoff import Secret
 
 if TYPE_CHECKING:
     from credferry.agent.reconcile.decision import Decision
-    from credferry.agent.store.generations import Store
     from tests.support.tpm import SoftwareTpm
 
 CANARY = "canary-in-a-tpm"
@@ -271,3 +274,70 @@ def test_a_witness_that_cannot_be_written(host: Host) -> None:
     (host.top / "state").write_text("no directory")
     with pytest.raises(StoreError):
         host.keep()
+
+
+@pytest.mark.usefixtures("tpm")
+def test_another_key_of_the_host(host: Host) -> None:
+    """With host+tpm2, nothing opens with another key of the host. All is sealed from what is published."""
+    host.use("host+tpm2")
+    host.keep()
+    host.turn()
+    config, before = host.observer.config, host.store
+    path = Path(config.host_key)
+    path.unlink()
+    create_key(path, machine_id=Path("/etc/machine-id").read_text())
+    host.use("host+tpm2")
+    renew([config], [before], host.store)
+    host.keep()
+    host.turn()
+    assert host.all_open()
+    assert host.kinds() == {HOST_TPM2}
+    host.keep()
+    assert host.store.sealing.is_settled
+
+
+class Later:
+    """A systemd of the future, which has ids of its own. There is none yet, so this one only pretends."""
+
+    def seal(self, value: bytes, *, name: str, options: Options) -> bytes:  # noqa: ARG002 (see Program)
+        """Seal, as nobody should."""
+        return base64.b64encode(bytes(range(16)) + name.encode() + b":" + value)
+
+    def unseal(self, blob: bytes, *, name: str) -> bytes:
+        """Open what it sealed."""
+        raw = base64.b64decode(blob)
+        if raw[:16] != bytes(range(16)):
+            raise SealError("unknown encryption format", hint="")
+        return raw[16:].removeprefix(name.encode() + b":")
+
+
+class Null(Later):
+    """A systemd that seals with the null key instead of what it is asked for."""
+
+    def seal(self, value: bytes, *, name: str, options: Options) -> bytes:  # noqa: ARG002 (see Program)
+        """Seal with a key that everybody knows."""
+        return base64.b64encode(next(each for each, kind in KINDS.items() if kind is NULL) + value)
+
+
+def test_ids_of_a_later_systemd(host: Host) -> None:
+    """What only a later systemd can read, it seals and opens. After a downgrade all is sealed anew."""
+    host.turn()
+    state, key = host.store.state, host.store.key
+    later = Store(state, key, at_rest=AtRest(state, Options("tpm2"), Later()))
+    assert Resealing(later, lambda: 1.0).keep(VMS)
+    assert later.policies("web", 1) == {None}
+    assert later.values("web") == {"TOKEN": Secret(CANARY.encode())}
+    assert later.sealing.is_settled
+    with pytest.raises(SealError, match="a kind that this release knows"):
+        host.store.values("web")
+    host.use("auto")
+    host.keep()
+    host.turn()
+    assert host.kinds() == {HOST}
+    assert host.all_open()
+
+
+def test_a_systemd_that_does_not_seal_as_it_is_asked_to(tmp_path: Path) -> None:
+    """An agent without root gets another kind of key than it asked for. Nothing is sealed with that."""
+    with pytest.raises(SealError, match="was asked to seal with tpm2, and sealed with the null key"):
+        AtRest(tmp_path, Options("tpm2"), Null()).examine()
