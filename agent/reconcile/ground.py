@@ -20,6 +20,9 @@ _FILES_LEAST, _ROOM_LEAST = 64, 1 << 20
 """Files and bytes that must be free in the runtime directory before a restart. A start makes some files
 there, one of them a copy of the manifest."""
 
+_TPM_SECONDS = 5.0
+"""For so long a TPM that has opened the store counts as the same: many VMs may be due at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostGround:
@@ -54,7 +57,7 @@ class HostGround:
             return f"{place}: {error.strerror}"
         sealing = self.store.sealing
         if sealing.options is not None:
-            sealing.examine()  # what opened once opens again only with the same TPM
+            sealing.examine(within=_TPM_SECONDS)  # what opened once opens again only with the same TPM
         seen = files, sealing.witness
         last = self._opened.get(vm)
         if last is None or last[0] != seen:

@@ -34,6 +34,10 @@ _SEE_TPM: Final = (
 )
 _UNUSABLE: Final = {
     "device file": (_MISSING, _SEE_TPM),
+    "io.systemd.credentials": (
+        "from systemd 256 on, only root may choose what a credential is sealed with",
+        'run the agent as root, or set seal_key = "host"',
+    ),
     "tpm2 support is not": (_MISSING, _SEE_TPM),
     "tpm2 not supported": (_MISSING, _SEE_TPM),
     "no tpm2": (_MISSING, _SEE_TPM),

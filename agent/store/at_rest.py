@@ -10,6 +10,7 @@ no secret, in STATE/tpm.json. If the witness opens, so does all that was sealed 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -64,6 +65,8 @@ class AtRest:
     program: Program = field(default_factory=SystemdCreds)
     _seen: list[Witness] = field(default_factory=list, init=False)
     """The witness that was opened last; empty before the first examination."""
+    _opened_at: list[float] = field(default_factory=list, init=False)
+    """When the witness was opened last, by the monotonic clock; empty before the first examination."""
     _failed: list[SealError] = field(default_factory=list, init=False)
     """Why the last examination failed; empty if it did not."""
 
@@ -114,13 +117,15 @@ class AtRest:
             return not (self.state / WITNESS_FILE).exists()
         return bool(self._seen) and self._seen[0].settled
 
-    def examine(self) -> None:
+    def examine(self, *, within: float = 0.0) -> None:
         """Find out whether the TPM opens what it sealed. If it does not, take it for another TPM.
 
-        Costs one operation of the TPM; two more where there is no witness, or where it does not open. Raises
-        `SealError`, and `TpmError` if the TPM cannot be used. Raises `StoreError` if the witness cannot be
-        written.
+        Does nothing if it opened that less than ``within`` seconds ago. Costs one operation of the TPM; two
+        more where there is no witness, or where it does not open. Raises `SealError`, and `TpmError` if the
+        TPM cannot be used. Raises `StoreError` if the witness cannot be written.
         """
+        if self._opened_at and not self._failed and time.monotonic() - self._opened_at[0] < within:
+            return
         try:
             found = self._examined()
         except SealError as error:
@@ -128,6 +133,7 @@ class AtRest:
             raise
         self._failed.clear()
         self._seen[:] = [found]
+        self._opened_at[:] = [time.monotonic()]
 
     def tried(self) -> OpeningPolicy | None:
         """What systemd seals with now, after it has sealed and opened a text. Writes nothing.

@@ -260,6 +260,7 @@ def test_the_tpm_is_asked_once_a_minute(host: Host, monkeypatch: pytest.MonkeyPa
     host.turn()
     host.keep()
     monkeypatch.setenv("SYSTEMD_TPM2_DEVICE", "device:/dev/there-is-none")
+    host.store.sealing.examine(within=600)
     host.now += 59
     assert not host.resealing.keep(VMS)
     assert {each.state for each in host.turn()} == {State.IN_STEP}

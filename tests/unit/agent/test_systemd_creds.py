@@ -138,6 +138,33 @@ def test_no_message_of_the_program_is_passed_on(tmp_path: Path, monkeypatch: pyt
     assert "canary" not in (tmp_path / "seen").read_text()
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "meaning"),
+    [
+        ("Failed to unseal secret using TPM2: Operation not permitted", SealError, "PCRs of the TPM2"),
+        ("Failed to unseal secret using TPM2: State not recoverable", SealError, "was cleared"),
+        (
+            "Failed to open specified TCTI device file /dev/tpmrm0: No such file",
+            TpmError,
+            "finds no TPM2",
+        ),
+        ("ERROR:esys:Esys_Startup_Finish() Received a non-TPM Error", TpmError, "does not answer"),
+        ("Failed to connect to io.systemd.Credentials: No such file", TpmError, "only root may choose"),
+        ("tpm:warn(2.0): the TPM is in DA lockout mode", TpmError, "is locked"),
+        ("Something else", SealError, "systemd-creds failed"),
+    ],
+)
+def test_what_systemd_257_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[SealError], meaning: str
+) -> None:
+    """Messages of systemd 257 and of libtss2 are told apart."""
+    program(tmp_path, f"cat >/dev/null; echo '{said}' >&2; exit 1")
+    monkeypatch.setattr(systemd_creds, "_PATH", f"{tmp_path}:{os.defpath}")
+    with pytest.raises(SealError, match=meaning) as caught:
+        SystemdCreds().unseal(b"", name="n")
+    assert type(caught.value) is kind
+
+
 def test_a_program_that_is_missing_or_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that cannot be run, or does not end in time, means that the TPM cannot be used now."""
     monkeypatch.setattr(systemd_creds, "_PATH", str(tmp_path))
