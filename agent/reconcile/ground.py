@@ -56,7 +56,7 @@ class HostGround:
         except OSError as error:
             return f"{place}: {error.strerror}"
         sealing = self.store.sealing
-        if sealing.options is not None:
+        if sealing.options is not None and sealing.is_bound:
             sealing.examine(within=_TPM_SECONDS)  # what opened once opens again only with the same TPM
         seen = files, sealing.witness
         last = self._opened.get(vm)
@@ -66,8 +66,8 @@ class HostGround:
 
     def lacks_tpm(self) -> str:
         """See `Ground`."""
-        obstacle = self.store.sealing.obstacle
-        return describe(obstacle) if obstacle is not None else ""
+        sealing = self.store.sealing
+        return describe(sealing.obstacle) if sealing.obstacle is not None and sealing.is_bound else ""
 
     def _try(self, vm: str, key: CredentialKey) -> str:
         try:

@@ -111,10 +111,15 @@ class AtRest:
         return self._seen[0].sealed if self._seen else ""
 
     @property
+    def is_bound(self) -> bool:
+        """Whether anything in the store may need the TPM to open."""
+        return (self.state / WITNESS_FILE).exists()
+
+    @property
     def is_settled(self) -> bool:
         """Whether all generations are known to be sealed as new values are, or cannot be."""
         if self.options is None:
-            return not (self.state / WITNESS_FILE).exists()
+            return not self.is_bound
         return bool(self._seen) and self._seen[0].settled
 
     def examine(self, *, within: float = 0.0) -> None:

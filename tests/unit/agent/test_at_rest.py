@@ -13,6 +13,7 @@ import pytest
 from credferry.agent.config.loading import parse
 from credferry.agent.errors import SealError, StoreError, TpmError
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.ground import HostGround
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.reconcile.rekey import renew
 from credferry.agent.reconcile.reseal import Resealing
@@ -295,6 +296,28 @@ def test_another_key_of_the_host(host: Host) -> None:
     assert host.kinds() == {HOST_TPM2}
     host.keep()
     assert host.store.sealing.is_settled
+
+
+def test_a_start_needs_the_tpm_only_for_what_it_has_sealed(host: Host, tpm: SoftwareTpm) -> None:
+    """Where all is still sealed with the host's key, a TPM that is missing prevents no start."""
+    host.turn()
+    tpm.stop()
+    host.use("tpm2")
+    for is_bound in (False, True):
+        ground = HostGround(host.observer.config, host.store)
+        with pytest.raises(TpmError):
+            host.keep()
+        assert bool(ground.lacks_tpm()) is is_bound
+        if is_bound:
+            with pytest.raises(TpmError):
+                ground.unopened("web", ground.key())
+        else:
+            assert not ground.unopened("web", ground.key())
+        tpm.start()
+        assert host.keep() is not is_bound
+        assert not ground.lacks_tpm()
+        assert not ground.unopened("web", ground.key())
+        tpm.stop()
 
 
 class Later:
