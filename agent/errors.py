@@ -98,6 +98,10 @@ class SealError(CredferryError):
     status = ExitStatus.CREDENTIAL
 
 
+class TpmError(SealError):
+    """The TPM2 can be used for nothing now: it is missing, locked or busy, or does not answer."""
+
+
 class StoreError(CredferryError):
     """The store of sealed generations cannot be read or written."""
 

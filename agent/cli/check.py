@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,9 @@ from credferry.agent.cli.tables import print_table
 from credferry.agent.cli.terminal import warn
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
-from credferry.agent.config.model import Config
+from credferry.agent.config.model import Config, SealKey
 from credferry.agent.config.secrets import source_key
-from credferry.agent.errors import ConfigurationError, ExitStatus
+from credferry.agent.errors import ConfigurationError, CredferryError, ExitStatus
 from credferry.agent.printable import printable
 from credferry.agent.store.records import Way
 
@@ -83,9 +84,28 @@ def register(app: typer.Typer) -> None:
             )
         if not loaded.vms:
             warn(f"{config}: configures no VM: add a table [vms.NAME] for each")
+        _tell_seal_key(loaded)
         _ask_ahead([vm for vm in wanted if vm.name not in scripts])
         if sum([_is_refused(vm, scripts) for vm in wanted]):
             raise typer.Exit(ExitStatus.FAILED)
+
+
+def _tell_seal_key(config: Config) -> None:
+    """Say what systemd decides for ``seal_key = "auto"``, or that it cannot seal as configured."""
+    if config.seal_key is SealKey.HOST or os.geteuid() != 0:
+        return
+    from credferry.agent.doctor.chain import Chain  # noqa: PLC0415 (not for --help)
+    from credferry.agent.doctor.finding import Severity, UnseenError  # noqa: PLC0415 (see above)
+    from credferry.agent.doctor.tpm import check  # noqa: PLC0415 (see above)
+
+    try:
+        for each in check(Chain(config.file)):
+            if each.severity is Severity.OK:
+                typer.echo(printable(f"credferry: {each.what}"), err=True)
+            else:
+                warn(f"{each.what}: {each.remedy}")
+    except (CredferryError, UnseenError) as error:
+        warn(f"cannot tell what systemd seals with: {error}")
 
 
 def _check_seen(config: Config) -> None:

@@ -7,7 +7,7 @@ import re
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
-from credferry.agent.config.model import one_of
+from credferry.agent.config.model import MACHINE_ID_FILE, SealKey, one_of
 from credferry.agent.config.secrets import Format, field_parts
 from credferry.agent.errors import ConfigurationError
 from credferry.launcher.handoff import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from credferry.agent.config.model import VmConfig
+    from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.config.secrets import CredentialConfig
 
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.service")
@@ -117,6 +117,23 @@ def _check_live(vm: VmConfig, path: Path, key: str) -> None:
         raise ConfigurationError(
             f"{path}: {key}.live: a push takes at most {PUSHED_MAX} credentials",
             hint="pass fewer, or leave out live",
+        )
+
+
+def check_seal_key(config: Config, path: Path) -> None:
+    """Raise `ConfigurationError` for settings of a TPM2 that have no effect, or do harm."""
+    if config.seal_key is SealKey.HOST:
+        for name in ("tpm2_pcrs", "tpm2_public_key"):
+            if getattr(config, name) is not None:
+                raise ConfigurationError(
+                    f'{path}: {name}: seal_key = "host" uses no TPM2',
+                    hint=f'leave out {name}, or set seal_key = "host+tpm2"',
+                )
+    elif config.machine_id_file != MACHINE_ID_FILE:
+        # systemd-creds deletes a key that was made for another machine id than that of /etc/machine-id.
+        raise ConfigurationError(
+            f"{path}: machine_id_file: systemd seals with a TPM2, and reads {MACHINE_ID_FILE} only",
+            hint='leave out machine_id_file, or set seal_key = "host"',
         )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args, get_type_hints
 import msgspec
 
 from credferry.agent.config.calendar import check_windows
-from credferry.agent.config.checks import check_order, check_sources, check_vm
+from credferry.agent.config.checks import check_order, check_seal_key, check_sources, check_vm
 from credferry.agent.config.fleet import FleetConfig, check_fleet
 from credferry.agent.config.model import (
     INHERITED,
@@ -79,6 +79,7 @@ def parse(content: bytes, path: Path) -> Config:
     metrics = _convert(table.pop("metrics", {}), MetricsConfig, path, "metrics")
     fleet = _convert(table.pop("fleet"), FleetConfig, path, "fleet") if "fleet" in table else None
     config = _convert(table, Config, path, "")
+    check_seal_key(config, path)
     if not isinstance(vms, dict):
         raise ConfigurationError(f"{path}: vms: expected a table", hint="write [vms.NAME] for each VM")
     defaults = {key: said[key] for key in INHERITED & said.keys()}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The configuration's data: what each key is, its type and its default."""
+"""The configuration's data: what each key is, its type and its default.
+
+One job: the keys, as a page of the manual lists them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import msgspec
 from credferry.agent.config.fleet import FleetConfig
 from credferry.agent.config.secrets import CredentialConfig, SourceConfig
 from credferry.agent.config.units import Units
-from credferry.agent.config.values import AbsolutePath, GroupName, MachineId, PromPath, Seconds
+from credferry.agent.config.values import AbsolutePath, GroupName, MachineId, Pcrs, PromPath, Seconds
 from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
     Channel,
@@ -93,6 +96,9 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 DEFAULT_PATH = Path("/etc/credferry/config.toml")
 PATH_VARIABLE = "CREDFERRY_CONFIG"
 """The environment's variable that names another."""
+HOST_KEY_FILE = "/var/lib/systemd/credential.secret"
+MACHINE_ID_FILE = "/etc/machine-id"
+"""Where systemd itself has them."""
 MANUAL = "man credferry.toml"
 """Where an operator reads what each key takes."""
 
@@ -187,6 +193,16 @@ class VmConfig(RestartPolicy, frozen=True, forbid_unknown_fields=True, kw_only=T
         return Kind.PLAIN if credential.text is None else Kind.TEXT
 
 
+class SealKey(enum.StrEnum):
+    """What the values in the store are sealed with, in the words of ``systemd-creds --with-key=``."""
+
+    HOST = "host"
+    HOST_TPM2 = "host+tpm2"
+    TPM2 = "tpm2"
+    AUTO = "auto"
+    """What systemd chooses on this host: with a TPM2, if it finds one, and else with the host's key."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole configuration. ``file`` is where it came from, for messages."""
 
@@ -199,8 +215,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     metrics: MetricsConfig = MetricsConfig()
     state_directory: AbsolutePath = "/var/lib/credferry"
     runtime_directory: AbsolutePath = "/run"
-    host_key: AbsolutePath = "/var/lib/systemd/credential.secret"
-    machine_id_file: AbsolutePath = "/etc/machine-id"
+    seal_key: SealKey = SealKey.HOST
+    tpm2_pcrs: Pcrs | None = None
+    """PCRs of the TPM2 whose values must be those of the sealing; systemd's own default if left out."""
+    tpm2_public_key: AbsolutePath | None = None
+    """A public key for signed PCR values, as for ``systemd-creds --tpm2-public-key=``."""
+    host_key: AbsolutePath = HOST_KEY_FILE
+    machine_id_file: AbsolutePath = MACHINE_ID_FILE
     vms: dict[str, VmConfig] = {}
 
     @property

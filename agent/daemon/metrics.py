@@ -44,7 +44,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client 
 
 BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds in seconds. VMs that waited for a window, or were held, may exceed the last one."""
-LACKS = ("source", "bus", "store", "key")
+LACKS = ("source", "bus", "store", "key", "tpm")
 """What may be unavailable for a time, by the keys of the agent's `Conditions`."""
 PUSH_RESULTS = {Event.PUSHED: "done", Event.PUSH_FAILED: "failed"}
 RESULTS = {

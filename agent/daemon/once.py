@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from credferry.agent.daemon.reporter import Reporter
-from credferry.agent.errors import HiddenSourceError, SourceError
+from credferry.agent.errors import HiddenSourceError, SealError, SourceError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.session import Session
 from credferry.agent.source.settling import Settling, seconds_left
@@ -32,6 +33,8 @@ def seal_once(
     session = Session.for_sealing(config)
     session.take_over(None)
     vms = config.vms.values() if vms is None else vms
+    with suppress(SealError):  # then what is to be sealed is refused, with the reason
+        session.resealing.keep(config.vms)
     session.sealer.make_guest_keys(vms)
     look = settled_look(config, session.observer, time.monotonic() + wait, vms)
     sealed = session.sealer.seal_due(look)

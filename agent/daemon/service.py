@@ -31,7 +31,7 @@ from credferry.agent.daemon.host_key import HostKey
 from credferry.agent.daemon.parts import Connect, Parts
 from credferry.agent.daemon.publisher import Front, no_front
 from credferry.agent.daemon.textfile import Textfile
-from credferry.agent.errors import BusError, KeyFileError, StoreError, describe
+from credferry.agent.errors import BusError, KeyFileError, SealError, StoreError, describe
 from credferry.agent.log import Conditions
 from credferry.agent.reconcile import rekey
 from credferry.agent.rollout.orders import Orders
@@ -186,6 +186,7 @@ class Service:
             self._announce()
             self._take_over()
             self._heed_host_key()
+            self._heed_tpm()
             turn = self._cycle.run(before)
             turn = replace(turn, delay=min(turn.delay, self._restarts.relieve()))
         except BusError as error:
@@ -226,6 +227,16 @@ class Service:
                 _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
         else:
             self._tell_over("key", "the agent uses the new host key")
+
+    def _heed_tpm(self) -> None:
+        """Keep the store sealed as configured, while the host's TPM changes or cannot be used."""
+        try:
+            self._session.resealing.keep(self._session.config.vms)
+        except SealError as error:
+            if self._conditions.begin("tpm", str(error), self._monotonic()):
+                _log.error("cannot seal; VMs keep what they have", reason=describe(error))
+        else:
+            self._tell_over("tpm", "the agent can seal again")
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.begin("store", str(error), self._monotonic()):

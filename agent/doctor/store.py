@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.chain import AGENT, HOST_KEY
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
+from credferry.agent.doctor.tpm import sealed_with
 from credferry.agent.errors import SealError, StoreError
 from credferry.launcher.handoff import MANIFEST_FILE, unit_credential
 
@@ -86,7 +87,9 @@ def check_vm(chain: Chain, vm: VmConfig) -> Iterator[Finding]:
             commands=[f"rm -r {shlex.quote(str(current.resolve()))}", seal],
         )
         return
-    yield ok("vm.generation", f"generation {manifest.generation} is sealed and can be opened", vm.name)
+    with_what = sealed_with(chain, vm)
+    said = f"sealed with {with_what}," if with_what else "sealed"
+    yield ok("vm.generation", f"generation {manifest.generation} is {said} and can be opened", vm.name)
     # Only after a check that the key is this machine's, as here: systemd would delete any other key. Of one
     # VM: credferry has opened all of them by systemd's own rules, and they have the same form.
     if Path(chain.config.host_key) == HOST_KEY and vm.name == chain.first_opened:

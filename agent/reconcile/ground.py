@@ -7,18 +7,21 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import KeyFileError, SealError, StoreError
-from credferry.agent.store.generations import Store
+from credferry.agent.errors import KeyFileError, SealError, StoreError, TpmError, describe
 from credferry.agent.store.opening import present_key
 from credferry.launcher.handoff import HandoffError
 
 if TYPE_CHECKING:
     from credferry.agent.config.model import Config
     from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.store.generations import Store
 
 _FILES_LEAST, _ROOM_LEAST = 64, 1 << 20
 """Files and bytes that must be free in the runtime directory before a restart. A start makes some files
 there, one of them a copy of the manifest."""
+
+_TPM_SECONDS = 5.0
+"""For so long a TPM that has opened the store counts as the same: many VMs may be due at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,25 @@ class HostGround:
                 files = tuple(sorted((each.name, _written(each.stat())) for each in entries))
         except OSError as error:
             return f"{place}: {error.strerror}"
+        sealing = self.store.sealing
+        if sealing.options is not None and sealing.is_bound:
+            sealing.examine(within=_TPM_SECONDS)  # what opened once opens again only with the same TPM
+        seen = files, sealing.witness
         last = self._opened.get(vm)
-        if last is None or last[0] != files:
-            last = self._opened[vm] = files, self._try(vm, key)
+        if last is None or last[0] != seen:
+            last = self._opened[vm] = seen, self._try(vm, key)
         return last[1]
+
+    def lacks_tpm(self) -> str:
+        """See `Ground`."""
+        sealing = self.store.sealing
+        return describe(sealing.obstacle) if sealing.obstacle is not None and sealing.is_bound else ""
 
     def _try(self, vm: str, key: CredentialKey) -> str:
         try:
-            Store(self.store.state, key).values(vm)
+            self.store.with_key(key).values(vm)
+        except TpmError:
+            raise
         except (StoreError, SealError, HandoffError) as error:
             return f"{self.place(vm)}: {error}"
         return ""

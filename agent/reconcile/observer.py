@@ -21,6 +21,7 @@ from credferry.agent.reconcile.readiness import (
     judge,
     judge_key,
     obstacle,
+    unsealable,
     withheld,
 )
 from credferry.agent.reconcile.starts import Starts
@@ -113,6 +114,9 @@ class Observer:
 
     def _decided(self, now: Observed, manager: SystemManager | None) -> Decision:
         decision = decide(now, grace_over=self.starts.is_grace_over(now.unit))
+        obstacle = self.store.sealing.obstacle
+        if decision.seal is not None and obstacle is not None:
+            return unsealable(decision, describe(obstacle))
         if manager is None or now.unit is None or not is_asked(decision):
             return decision
         way = decision.way or Way.RESTART

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from credferry.agent.errors import KeyFileError, describe
+from credferry.agent.errors import KeyFileError, SealError, describe
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.records import Way
@@ -41,7 +41,13 @@ class Ground(Protocol):
         """Whether the agent seals with this key."""
 
     def unopened(self, vm: str, key: CredentialKey) -> str:
-        """Why the key cannot open all of the current generation; empty if it can."""
+        """Why the key cannot open all of the current generation; empty if it can.
+
+        Raises `SealError` where that cannot be found out, as the host's TPM cannot be used.
+        """
+
+    def lacks_tpm(self) -> str:
+        """Why the host's TPM opens nothing, as of the last examination; empty if none is needed."""
 
     def place(self, vm: str) -> str:
         """The path of the current generation, as the unit must name it."""
@@ -123,8 +129,13 @@ def judge(vm: VmConfig, unit: UnitState, ground: Ground, way: Way = Way.RESTART)
             return key
         case Obstructed(of_key):
             reasons += of_key
-        case _ if not reasons and (reason := ground.unopened(vm.name, key)):
-            return Spoiled(reason)
+        case _ if not reasons:
+            try:
+                reason = ground.unopened(vm.name, key)
+            except SealError as error:
+                return Obstructed((describe(error),))
+            if reason:
+                return Spoiled(reason)
     return Obstructed(tuple(reasons)) if reasons else Ready()
 
 
@@ -142,7 +153,9 @@ def _usable_key(ground: Ground) -> CredentialKey | Obstructed | Passing:
         key = ground.key()
     except KeyFileError as error:
         return Obstructed((describe(error),))
-    return key if ground.is_known(key) else Passing()
+    if not ground.is_known(key):
+        return Passing()
+    return Obstructed((reason,)) if (reason := ground.lacks_tpm()) else key
 
 
 def obstacle(readiness: Readiness) -> str:
@@ -166,6 +179,20 @@ def is_asked(decision: Decision) -> bool:
 def is_up(unit: UnitState | None) -> bool:
     """Whether a VM really runs. A unit that fails again and again is active at times, but does not count."""
     return unit is not None and unit.is_active and not unit.is_flapping
+
+
+def unsealable(decision: Decision, reason: str) -> Decision:
+    """Change a decision that has something sealed, while nothing can be sealed."""
+    return replace(
+        decision,
+        state=State.REFUSED,
+        seal=None,
+        way=None,
+        why="",
+        unready=True,
+        reasons=(reason,),
+        wait_seconds=_LOOK_SECONDS,
+    )
 
 
 def withheld(decision: Decision, now: Observed, readiness: Readiness) -> Decision:

@@ -14,12 +14,10 @@ systemd.
 from __future__ import annotations
 
 import hmac
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import KeyFileError, SealError, StoreError
+from credferry.agent.errors import KeyFileError, SealError, StoreError, TpmError, describe
 from credferry.agent.reconcile.desired import (
     Fingerprints,
     Identity,
@@ -29,15 +27,12 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.sealing.credential import unseal
-from credferry.agent.store.files import sync_directory
 from credferry.launcher.handoff import (
-    MANIFEST_FILE,
     PUSH_MANIFEST,
     Kind,
     Manifest,
     ManifestEntry,
     Secret,
-    value_file,
 )
 
 if TYPE_CHECKING:
@@ -80,10 +75,10 @@ def _renew(configs: Sequence[Config], before: Store, after: Store, keys: Sequenc
             try:
                 of_vm = [each for each in observers if name in each.config.vms]
                 _Renewal(name, of_vm, before, after, keys).do()
-            except OSError as error:
+            except (OSError, SealError) as error:
+                reason = error.strerror if isinstance(error, OSError) else describe(error)
                 raise StoreError(
-                    f"{after.vm_directory(name)}: cannot seal this again with the host's new key: "
-                    f"{error.strerror}",
+                    f"{after.vm_directory(name)}: cannot seal this again with the host's new key: {reason}",
                     hint="the store must be on a writable file system with room; the agent retries",
                 ) from None
 
@@ -114,7 +109,7 @@ class _Renewal:
         if told != known:
             self.after.record_renewed(self.name, told)
         for _, manifest, values in renewed:
-            self._replace(manifest, values)
+            self.after.replace(manifest, values)
 
     def _is_of_use(self, digest: str) -> bool:
         return any(key.has_made(digest) for key in self.keys)
@@ -127,6 +122,8 @@ class _Renewal:
                 continue
             try:
                 values = self.before.values(self.name, number)
+            except TpmError:
+                raise  # it may open later
             except (StoreError, SealError):
                 continue  # it cannot be opened, and stays so
             now = self._identity(old, values)
@@ -179,26 +176,6 @@ class _Renewal:
         for each in (*noted, *evidence):
             if each is not None and self.before.key.has_made(each.digest):
                 yield each.digest
-
-    def _replace(self, manifest: Manifest, values: Mapping[str, Secret]) -> None:
-        """Replace a generation's files, which PID 1 cannot open, with renewed ones. Raises OSError.
-
-        The manifest comes last: until then the old key opens the generation's manifest.
-        """
-        directory = self.after.vm_directory(self.name)
-        generation, made = directory / "generations" / str(manifest.generation), directory / "renewed"
-        shutil.rmtree(made, ignore_errors=True)
-        # Make the files outside the generation: PID 1 opens all files in it, and may do so now.
-        made.mkdir(0o700)
-        try:
-            self.after.seal_files(made, manifest, values)
-            written = generation.stat()
-            for name in (*map(value_file, values), MANIFEST_FILE):
-                (made / name).rename(generation / name)
-            os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is not newer
-            sync_directory(generation)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def _own_entries(manifest: Manifest) -> tuple[ManifestEntry, ...]:

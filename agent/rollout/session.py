@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from credferry.agent.audit.writer import Audit
 from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.reseal import Resealing
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.reconcile.takeover import take_over
 from credferry.agent.rollout.around import Around
@@ -42,6 +43,7 @@ class Session:
     pacer: RestartPolicyGate
     sealer: Sealer
     rollout: Rollout
+    resealing: Resealing
 
     @classmethod
     def of(
@@ -66,7 +68,8 @@ class Session:
         rollout = Rollout(
             config, store, observer, audit, pacer, restarter, pusher, rollback, stop, monotonic
         )
-        return cls(config, store, audit, observer, pacer, sealer, rollout)
+        resealing = Resealing(store, monotonic)
+        return cls(config, store, audit, observer, pacer, sealer, rollout, resealing)
 
     @classmethod
     def for_sealing(cls, config: Config) -> Self:

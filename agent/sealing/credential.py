@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from credferry.agent.errors import SealError
+from credferry.agent.sealing.kinds import HOST, ID_SIZE, KINDS
 
 if TYPE_CHECKING:
     from credferry.agent.sealing.keys import CredentialKey
@@ -41,17 +42,7 @@ SEALED_MAX = PLAINTEXT_MAX + (128 << 10)
 NEVER = 2**64 - 1
 """A not-after (or a timestamp) of USEC_INFINITY."""
 
-_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
-_OTHER_KEYS = {
-    bytes.fromhex("55b9ed1d38594d43a8319d2ebb332ac6"): "the host's key, scoped to a user",
-    bytes.fromhex("0c7cc07b117645919c4b0bea08bc20fe"): "a TPM2",
-    bytes.fromhex("faf7eb9341e3412ca1a436f95a29362f"): "a TPM2 with a public key",
-    bytes.fromhex("93a894094874449090caf2fc93cab553"): "the host's key and a TPM2",
-    bytes.fromhex("ef4ac13679a9480ea7db68897f9f165d"): "the host's key and a TPM2, scoped to a user",
-    bytes.fromhex("af4950a849134eb1a73846304ff30c05"): "the host's key and a TPM2 with a public key",
-    bytes.fromhex("adbc4ca3efb64201ba881b6f2e4095ea"): "the host's key and a TPM2, scoped to a user",
-    bytes.fromhex("058469daf6f54324800549da0f8ea2fb"): "the null key, which proves nothing",
-}
+_HOST = next(each for each, kind in KINDS.items() if kind is HOST)
 
 _SIZES = struct.Struct("<IIII")
 _METADATA = struct.Struct("<QQI")
@@ -129,7 +120,10 @@ def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None
     if embedded and name is not None and embedded != name:
         raise SealError(f"{label} was sealed under the name {embedded!r}", hint="use it under that name")
     if not_after < (time.time_ns() // 1000 if now is None else now):
-        raise SealError(f"{label} has expired", hint="seal it again")
+        raise SealError(
+            f"{label} has expired: its not-after time has passed",
+            hint="seal it again, with a later --not-after=, or with none",
+        )
     return plaintext[value_at:]
 
 
@@ -185,14 +179,14 @@ def _decode(blob: bytes, label: str) -> bytes:
 
 
 def _check_header(data: bytes, label: str) -> None:
-    kind = data[:16]
-    if kind in _OTHER_KEYS:
+    kind = KINDS.get(data[:ID_SIZE])
+    if kind is None:
         raise SealError(
-            f"{label} is sealed with {_OTHER_KEYS[kind]}",
-            hint="seal it with: systemd-creds encrypt --with-key=host",
+            f"{label} is not an encrypted credential of a kind that this release knows",
+            hint="seal it again, with the systemd of this host: a later systemd may write other kinds",
         )
-    if kind != _HOST:
-        raise SealError(f"{label} is not an encrypted credential", hint="seal it again")
+    if kind is not HOST:
+        raise SealError(f"{label} is sealed with {kind.words}", hint=kind.remedy)
     if len(data) < _AAD_SIZE + _METADATA.size + 4 + _TAG_SIZE:
         raise SealError(f"{label} is cut short", hint="seal it again")
     if _SIZES.unpack_from(data, 16) != (_KEY_SIZE, _BLOCK_SIZE, _IV_SIZE, _TAG_SIZE):

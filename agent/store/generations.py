@@ -7,32 +7,41 @@
     STATE/seal.lock                            locked while generations are written
     STATE/rollout.VM.lock                      locked while the VM is restarted
     STATE/pause.lock                           locked while a VM takes its turn, see `rollout.pause`
+    STATE/tpm.json                             shows whether the TPM is still the same, see `store.at_rest`
     STATE/guest-keys/VM.secret                 master copies of guests' keys
     STATE/vms/VM/current -> generations/7      the path in the unit's LoadCredentialEncrypted=
     STATE/vms/VM/generations/7/manifest        sealed; so is each value.NAME
     STATE/vms/VM/held, STATE/vms/VM/*.json     records, see `credferry.agent.store.record_files`
 
 PID 1 opens ``current`` once for each start of the unit. So a start never mixes two generations.
+
+One job: generations as a whole. What their files hold is in `credferry.agent.store.sealed_files`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import SealError
+from credferry.agent.errors import SealError, StoreError
+from credferry.agent.sealing.policy import OF_HOST
+from credferry.agent.store.at_rest import AtRest
 from credferry.agent.store.files import UnsyncedError, point, store_error, sync_directory
 from credferry.agent.store.locks import SEAL_LOCK, locked
 from credferry.agent.store.record_files import RecordFiles, written_at
 from credferry.agent.store.retention import Retention, generation_numbers
 from credferry.agent.store.sealed_files import SealedFiles, identity
+from credferry.launcher.handoff import MANIFEST_FILE, value_file
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
 
+    from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.sealing.policy import OpeningPolicy
     from credferry.launcher.handoff import Manifest, Secret
 
 
@@ -40,6 +49,9 @@ if TYPE_CHECKING:
 class Store(RecordFiles):
     """The sealed generations and the records of all VMs below one state directory."""
 
+    at_rest: InitVar[AtRest | None] = None
+    sealing: AtRest = field(init=False)
+    """How values are sealed. If nothing else is given, with the host's key."""
     _files: SealedFiles = field(init=False)
     _retention: Retention = field(init=False)
     _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
@@ -47,9 +59,11 @@ class Store(RecordFiles):
     _known_ages: dict[str, tuple[int, Mapping[str, float]]] = field(default_factory=dict)
     """By VM: the generation for which ages were read, and the ages."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, at_rest: AtRest | None) -> None:
         """Make the parts."""
-        object.__setattr__(self, "_files", SealedFiles(self.state, self.key))
+        sealing = AtRest(self.state) if at_rest is None else at_rest
+        object.__setattr__(self, "sealing", sealing)
+        object.__setattr__(self, "_files", SealedFiles(self.state, self.key, sealing))
         object.__setattr__(self, "_retention", Retention(self._files))
 
     def current(self, vm: str) -> Manifest | None:
@@ -135,9 +149,46 @@ class Store(RecordFiles):
             raise store_error(generation, error) from None
         self._retention.prune(generation.parent, manifest.generation, keep)
 
-    def seal_files(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
-        """Seal a generation's files into another directory. Raises OSError and `SealError`."""
-        self._files.seal(directory, manifest, values)
+    def replace(
+        self, manifest: Manifest, values: Mapping[str, Secret], *, only_values: bool = False
+    ) -> None:
+        """Replace a generation's files with the same values, sealed anew. Raises OSError and `SealError`.
+
+        The manifest comes last: until then it is the old one. With ``only_values``, it stays.
+        """
+        directory = self.vm_directory(manifest.vm)
+        generation, made = self._generations(manifest.vm) / str(manifest.generation), directory / "renewed"
+        shutil.rmtree(made, ignore_errors=True)
+        # Make the files outside the generation: PID 1 opens all files in it, and may do so now.
+        made.mkdir(0o700)
+        try:
+            if only_values:
+                self._files.seal_values(made, values)
+            else:
+                self._files.seal(made, manifest, values)
+            written = generation.stat()
+            for name in (*map(value_file, values), *(() if only_values else (MANIFEST_FILE,))):
+                (made / name).rename(generation / name)
+            os.utime(generation, ns=(written.st_atime_ns, written.st_mtime_ns))  # it is not newer
+            sync_directory(generation)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def with_key(self, key: CredentialKey) -> Store:
+        """The same store, opened with another key of the host."""
+        return Store(self.state, key, at_rest=self.sealing)
+
+    def policies(self, vm: str, number: int) -> set[OpeningPolicy | None]:
+        """What the values of a generation are sealed with; empty where it is no generation."""
+        manifest, directory = self.generation(vm, number), self._generations(vm) / str(number)
+        try:
+            return self._files.policies(manifest, directory) if manifest is not None else set()
+        except OSError:
+            return set()
+
+    def give_up(self, vm: str) -> None:
+        """Count the VM's current generation as none until it is another: its values do not open."""
+        self._opened[vm] = identity(f"{self.state}/vms/{vm}/current"), None
 
     def revert(self, vm: str, number: int) -> Manifest | None:
         """Make an older generation current again. Returns its manifest; None where it cannot be opened.
@@ -146,12 +197,23 @@ class Store(RecordFiles):
         """
         directory = self.vm_directory(vm)
         manifest = self.generation(vm, number)
-        if manifest is not None:
+        if manifest is not None and self._opens(vm, number):
             try:
                 point(directory / "current", f"generations/{number}")
             except OSError as error:
                 raise store_error(directory / "current", error) from None
-        return manifest
+            return manifest
+        return None
+
+    def _opens(self, vm: str, number: int) -> bool:
+        """Whether the values of a generation open. The host's key opens all where it opens the manifest."""
+        if self.policies(vm, number) == {OF_HOST}:
+            return True
+        try:
+            self.values(vm, number)
+        except (StoreError, SealError):
+            return False
+        return True
 
     def previous(self, vm: str) -> Manifest | None:
         """The newest generation before the current one with another digest; None for none."""

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.config.model import HOST_KEY_FILE, SealKey
 from credferry.agent.errors import StoreError
 from credferry.agent.sealing.keys import CredentialKey, host_key, read_host_key, read_machine_id
+from credferry.agent.sealing.systemd_creds import Options, SystemdCreds
 from credferry.agent.store import form
+from credferry.agent.store.at_rest import AtRest
 from credferry.agent.store.generations import Store
 
 if TYPE_CHECKING:
@@ -25,7 +28,16 @@ def open_store(config: Config) -> Store:
     _require_own(Path(config.state_directory))
     key = host_key(Path(config.host_key), machine_id_file=Path(config.machine_id_file))
     form.check(Path(config.state_directory))
-    return Store(Path(config.state_directory), key)
+    return Store(Path(config.state_directory), key, at_rest=_at_rest(config))
+
+
+def _at_rest(config: Config) -> AtRest:
+    """How values are sealed. systemd finds the host's key itself, except where it is elsewhere."""
+    program = SystemdCreds("" if config.host_key == HOST_KEY_FILE else config.host_key)
+    options = None
+    if config.seal_key is not SealKey.HOST:
+        options = Options(config.seal_key.value, config.tpm2_pcrs, config.tpm2_public_key or "")
+    return AtRest(Path(config.state_directory), options, program)
 
 
 def _require_own(directory: Path) -> None:
@@ -50,7 +62,7 @@ def open_store_untouched(config: Config) -> Store:
     except FileNotFoundError:
         key = CredentialKey(os.urandom(32))
     form.check(Path(config.state_directory))
-    return Store(Path(config.state_directory), key)
+    return Store(Path(config.state_directory), key, at_rest=_at_rest(config))
 
 
 def present_key(config: Config) -> CredentialKey:

@@ -11,11 +11,13 @@ import errno
 import os
 import secrets
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SealError, StoreError
 from credferry.agent.sealing.credential import SEALED_MAX, seal, unseal
+from credferry.agent.sealing.policy import policy_of
 from credferry.agent.store.files import store_error, write_all_durably
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import (
@@ -29,9 +31,11 @@ from credferry.launcher.handoff import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from credferry.agent.sealing.keys import CredentialKey
+    from credferry.agent.sealing.policy import OpeningPolicy
+    from credferry.agent.store.at_rest import AtRest
 
 SEALED_FILE_MAX = 2 * SEALED_MAX
 """Limit for one sealed file, in bytes. Base64 in lines takes less than twice the size of its content."""
@@ -46,6 +50,7 @@ class SealedFiles:
 
     state: Path
     key: CredentialKey
+    at_rest: AtRest
 
     def seal(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
         """Seal a generation's files into its directory, the manifest first. They survive a power failure.
@@ -54,15 +59,21 @@ class SealedFiles:
         and `SealError`.
         """
         bound = manifest.bound(values, manifest.key or secrets.token_hex(32))
-        contents = {MANIFEST_FILE: Secret(bound.to_bytes())}
-        contents |= {value_file(name): value for name, value in values.items()}
-        write_all_durably(
-            directory,
-            (
-                (name, seal(content.reveal(), name=unit_credential(name), key=self.key))
-                for name, content in contents.items()
-            ),
-        )
+        text = seal(bound.to_bytes(), name=unit_credential(MANIFEST_FILE), key=self.key)
+        write_all_durably(directory, chain([(MANIFEST_FILE, text)], self._sealed(values)))
+
+    def seal_values(self, directory: Path, values: Mapping[str, Secret]) -> None:
+        """Seal values into a directory, without a manifest. Raises as `seal` does."""
+        write_all_durably(directory, self._sealed(values))
+
+    def _sealed(self, values: Mapping[str, Secret]) -> Iterator[tuple[str, bytes]]:
+        for name, value in values.items():
+            file = value_file(name)
+            yield file, self.at_rest.seal(value.reveal(), name=unit_credential(file), key=self.key)
+
+    def policies(self, manifest: Manifest, directory: Path) -> set[OpeningPolicy | None]:
+        """What the values of a generation are sealed with. Opens none of them. Raises OSError."""
+        return {policy_of(self._read(directory / value_file(entry.name))) for entry in manifest.credentials}
 
     def manifest(self, vm: str, directory: Path) -> Manifest | None:
         """The manifest of a generation; None when no start of the VM could use the generation.
@@ -117,7 +128,8 @@ class SealedFiles:
 
     def _value(self, directory: Path, manifest: Manifest, entry: ManifestEntry) -> Secret:
         file = value_file(entry.name)
-        value = Secret(unseal(self._read(directory / file), name=unit_credential(file), key=self.key))
+        blob = self._read(directory / file)
+        value = Secret(self.at_rest.unseal(blob, name=unit_credential(file), key=self.key))
         if not manifest.holds(entry, value):
             raise StoreError(
                 f"{directory / file}: this is not the value that was sealed for generation "

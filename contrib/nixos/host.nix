@@ -326,6 +326,7 @@ in
   imports = [
     ./assertions.nix
     ./fleet.nix
+    ./tpm.nix
     ./unprivileged.nix
   ];
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import ExitStack
 
 BOOT_SECONDS = 180.0
@@ -43,7 +44,7 @@ def missing() -> str | None:
     return None
 
 
-def boot(cache: Path, stack: ExitStack) -> int:
+def boot(cache: Path, stack: ExitStack, environment: Mapping[str, str]) -> int:
     """Boot a host, and leave its end to the stack. Returns the PID that its PID 1 has on this machine.
 
     Raises `HostError` with what systemd-nspawn says where it does not come up.
@@ -59,7 +60,10 @@ def boot(cache: Path, stack: ExitStack) -> int:
     address = "@" + notify.getsockname()[1:].decode()
     warden = stack.enter_context(
         subprocess.Popen(
-            [*_scope(), sys.executable, "-I", str(_WARDEN), "hold", str(stage), *_binds(cache)],
+            [
+                *(*_scope(), sys.executable, "-I", str(_WARDEN), "hold", str(stage), *_binds(cache)),
+                *(f"--setenv={name}={value}" for name, value in environment.items()),
+            ],
             stdin=subprocess.PIPE,
             stdout=console,
             stderr=subprocess.STDOUT,

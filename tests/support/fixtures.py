@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from tests.support.host import Host
 from tests.support.installation import install
 from tests.support.nix import Nix, missing
 from tests.support.producer import SopsNix
+from tests.support.tpm import SoftwareTpm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,3 +53,16 @@ def nix(tmp_path: Path) -> Nix:
     if lacking is not None:
         pytest.skip(lacking)
     return Nix(tmp_path)
+
+
+@pytest.fixture
+def tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftwareTpm]:
+    """A software TPM that systemd's programs use, as if it were this machine's."""
+    made = SoftwareTpm(tmp_path / "tpm")
+    made.start()
+    server = threading.Thread(target=made.serve)
+    server.start()
+    monkeypatch.setenv("SYSTEMD_TPM2_DEVICE", made.device)
+    yield made
+    made.close()
+    server.join()

@@ -64,14 +64,16 @@ def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> N
 class Host:
     """One throwaway host, from `__enter__` to `__exit__`, or until the process that made it is gone."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, environment: Mapping[str, str] | None = None) -> None:
+        """``environment`` is for its PID 1."""
         self._cache = cache
+        self._environment = environment or {}
         self._stack = ExitStack()
         self._leader = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._leader = boot(self._cache, stack)
+            self._leader = boot(self._cache, stack, self._environment)
             self._stack = stack.pop_all()
         self.run("systemctl", "is-system-running", "--wait", check=False)
         return self

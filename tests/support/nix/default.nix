@@ -38,6 +38,7 @@ let
       users = config.users.users;
       checks = map (package: package.script) config.system.checks;
       polkit = config.security.polkit.enable;
+      tpm = config.security.tpm2.enable;
       etc = builtins.mapAttrs (_: file: file.source.script or (toString file.source)) config.environment.etc;
       units = map (package: { inherit (package) path text; }) config.systemd.packages;
       services = builtins.mapAttrs (_: service: {

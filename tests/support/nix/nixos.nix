@@ -130,6 +130,8 @@ in
     services.dbus.packages = with' [ ] (types.listOf types.path);
     # nixos/modules/security/polkit.nix
     security.polkit.enable = with' false types.bool;
+    # nixos/modules/security/tpm2.nix
+    security.tpm2.enable = with' false types.bool;
     # nixos/modules/config/users-groups.nix
     users.users = with' { } (types.attrsOf (types.submodule user));
     users.groups = with' { } (types.attrsOf (types.submodule { }));

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from credferry.agent.config.checks import is_secret_name
 from credferry.agent.config.loading import load, parse
-from credferry.agent.errors import ConfigurationError, ExitStatus
+from credferry.agent.errors import ConfigurationError, ExitStatus, describe
 from credferry.launcher.handoff import Channel, Kind
 
 if TYPE_CHECKING:
@@ -175,3 +176,30 @@ def test_secret_names_stay_inside(name: str) -> None:
         assert not name.startswith("/")
         assert inside.parts[:3] == ("/", "run", "secrets")
         assert ".." not in inside.parts
+
+
+SEALED = '[vms.web.credentials]\nA = { secret = "a" }\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('seal_key = "tpm"', "use one of host, host\\+tpm2, tpm2, auto"),
+        ('tpm2_pcrs = "7"', 'or set seal_key = "host\\+tpm2"'),
+        ('tpm2_public_key = "/a.pem"', "leave out tpm2_public_key"),
+        ('seal_key = "tpm2"\ntpm2_pcrs = "7,8"', "numbers of PCRs"),
+        ('seal_key = "tpm2"\nmachine_id_file = "/other"', "reads /etc/machine-id only"),
+    ],
+)
+def test_bad_settings_of_a_tpm(text: str, said: str) -> None:
+    """Settings that have no effect, that systemd does not take, or that would cost a key are refused."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(f"{text}\n{SEALED}".encode(), Path("c.toml"))
+    assert re.search(said, describe(caught.value))
+
+
+@pytest.mark.parametrize("pcrs", ["", "7", "0+7", "11+14+23"])
+def test_pcrs(pcrs: str) -> None:
+    """PCRs are passed on as they are written; none are, too."""
+    config = parse(f'seal_key = "host+tpm2"\ntpm2_pcrs = "{pcrs}"\n{SEALED}'.encode(), Path("c.toml"))
+    assert (config.seal_key.value, config.tpm2_pcrs) == ("host+tpm2", pcrs)

@@ -224,6 +224,19 @@ def test_every_setting_reaches_the_agent(nix: Nix) -> None:
     assert credential.max_age_days == 90
 
 
+def test_a_tpm(nix: Nix) -> None:
+    """With a seal_key that needs a TPM, the agent's units may use its device, and its group exists."""
+    text = (CHECKOUT / "contrib/systemd/credferry-tpm.conf").read_text()
+    wanted = dict(re.findall("^(?!#)(.+?)=(.*)$", text, re.MULTILINE))
+    assert wanted["DeviceAllow"] == "/dev/tpmrm0 rw"
+    report = nix.evaluate(sops('{ services.credferry.settings.seal_key = "host+tpm2"; }'))
+    assert report["failed"] == []
+    assert report["tpm"]
+    for unit in ("credferry", "credferry-seal", "credferry-seal@"):
+        assert report["services"][unit]["serviceConfig"] == wanted
+    assert not nix.evaluate(sops('{ services.credferry.settings.seal_key = "host"; }'))["tpm"]
+
+
 def test_unprivileged(nix: Nix) -> None:
     """The agent as a user of its own: both units have contrib's drop-in, polkit a rule, the host a key."""
     report = nix.evaluate(sops("{ services.credferry.unprivileged = true; }"))

@@ -296,14 +296,18 @@ def test_values_are_of_the_generation_that_is_asked_for(store: Store) -> None:
     assert store.values("web") == {"A": Secret(b"new")}
 
 
-def test_a_generation_can_be_sealed_before_it_takes_its_place(store: Store) -> None:
-    """For a new host key the agent seals elsewhere. What it moves into place then is a whole generation."""
-    store.write(manifest(1), {})
-    made = store.state / "made"
-    made.mkdir()
-    store.seal_files(made, manifest(2, "A"), {"A": Secret(CANARY)})
-    assert numbers(store) == {1}
-    made.rename(store.vm_directory("web") / "generations" / "2")
-    assert unbound(store.generation("web", 2)) == manifest(2, "A")
-    assert store.values("web", 2) == {"A": Secret(CANARY)}
-    assert unbound(store.current("web")) == manifest(1)
+def test_a_generation_can_be_sealed_anew(store: Store) -> None:
+    """Its number, values and time stay, and nothing else is left. The manifest is replaced on demand."""
+    store.write(manifest(1, "A"), {"A": Secret(CANARY)})
+    place = store.vm_directory("web") / "generations/1"
+    before, blobs = place.stat().st_mtime_ns, {each.name: each.read_bytes() for each in place.iterdir()}
+    found = store.current("web")
+    assert found is not None
+    store.replace(found, {"A": Secret(CANARY)}, only_values=True)
+    assert (place / "manifest").read_bytes() == blobs["manifest"]
+    assert (place / "value.A").read_bytes() != blobs["value.A"]
+    store.replace(found, {"A": Secret(CANARY)})
+    assert (place / "manifest").read_bytes() != blobs["manifest"]
+    assert place.stat().st_mtime_ns == before
+    assert store.values("web") == {"A": Secret(CANARY)}
+    assert not (store.vm_directory("web") / "renewed").exists()
