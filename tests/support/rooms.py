@@ -40,6 +40,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "agent.doctor": (
         "agent.control",
+        "agent.rollout",
         "agent.reconcile",
         "agent.systemd",
         "agent.audit",
