@@ -14,6 +14,7 @@ from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError
 from credferry.agent.errors import BusError, ConfigurationError, CredferryError, KeyFileError, SourceError
 from credferry.agent.reconcile.observer import Observer
+from credferry.agent.rollout.pacing import RestartPolicyGate
 from credferry.agent.store.opening import open_store_untouched
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Chain:
             manager = SystemBus()
             try:
                 look = Observer(self.config, self.store).look(self.vms, manager)
+                gate = RestartPolicyGate(self.config, self.store, is_single_look=True)
+                look = gate.hold_back(look)
             finally:
                 manager.close()
         except (KeyFileError, SourceError, BusError) as error:

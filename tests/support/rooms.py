@@ -41,6 +41,7 @@ ARROWS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "agent.doctor": (
         "agent.control",
+        "agent.rollout",
         "agent.fleet",
         "agent.reconcile",
         "agent.systemd",

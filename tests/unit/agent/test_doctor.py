@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from credferry.agent.config.loading import parse
-from credferry.agent.doctor import bus, hypervisor, landlock, probe, unit_files
+from credferry.agent.config.loading import load, parse
+from credferry.agent.daemon.once import seal_once
+from credferry.agent.doctor import bus, hypervisor, landlock, probe, unit_files, vm_state
+from credferry.agent.doctor.chain import Chain
 from credferry.agent.doctor.drop_in import SETTINGS, lines_for
 from credferry.agent.doctor.examination import examine, isolated
 from credferry.agent.doctor.finding import Severity, UnseenError, ok
 from credferry.agent.doctor.launcher import wiring
+from credferry.agent.rollout.clock import Clock
+from credferry.agent.store.records import LastTurn
 from credferry.agent.systemd.polkit import rule
 from credferry.launcher.handoff import Channel
+from tests.support.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,6 +200,30 @@ def test_polkit_must_also_grant_pushes(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "50-credferry.rules").write_text(rule(changed, "credferry"))
     (after,) = bus.check_polkit(chain)
     assert (after.severity, "push to the live ones" in after.what) == (Severity.OK, live)
+
+
+def test_a_restart_that_waits_is_not_said_to_come_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause, a window or a canary holds it back, as `credferry status` says: that is no finding."""
+    tables = "".join(f'[vms.{vm}.credentials]\nK = {{ secret = "k" }}\n' for vm in "ab")
+    loop = Loop(tmp_path, tables)
+    loop.configure(tables, "pause_seconds = 3600\n")
+    loop.publish(k="1")
+    seal_once(load(loop.file))
+    loop.start_vm("a")
+    loop.publish(k="2")
+    seal_once(load(loop.file))
+    with loop.made() as service:
+        clock = Clock()
+        service._session.store.record_last_turn("b", LastTurn(clock.boot(), clock.wall()))
+    monkeypatch.setattr(probe, "is_root", lambda: True)
+    monkeypatch.setattr("credferry.agent.systemd.manager.SystemBus", lambda: loop.units)
+    chain = Chain(loop.file)
+    monkeypatch.setattr(chain, "unit", lambda _: {"LoadState": "not-found", "ActiveState": "inactive"})
+    (found,) = [each for each in vm_state.check(chain, chain.config.vm("a")) if each.check == "vm.state"]
+    assert found.severity is Severity.OK
+    assert found.what.startswith("a is waiting: until the pause after b is over")
 
 
 def test_a_spec_is_the_launchers(tmp_path: Path) -> None:
