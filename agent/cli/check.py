@@ -101,7 +101,7 @@ def _tell_seal_key(config: Config) -> None:
     try:
         for each in check(Chain(config.file)):
             if each.severity is Severity.OK:
-                typer.echo(printable(f"credferry: {each.what}"), err=True)
+                _say(each.what)
             else:
                 warn(f"{each.what}: {each.remedy}")
     except (CredferryError, UnseenError) as error:
@@ -162,11 +162,12 @@ def _is_refused(vm: VmConfig, scripts: Mapping[str, Path]) -> bool:
     try:
         verdict = _verdict(vm, scripts.get(vm.name))
     except UnseenError as error:
-        _say(vm, f"cannot tell whether the launcher accepts its arguments: {error}")
+        _say(f"VM {vm.name}: cannot tell whether the launcher accepts its arguments: {error}")
         return False
     if verdict is None or not verdict.refusal:
         return False
-    _say(vm, f"its next start would fail: {verdict.file}: {verdict.refusal}: {verdict.remedy}")
+    why = f"{verdict.file}: {verdict.refusal}: {verdict.remedy}"
+    _say(f"VM {vm.name}: its next start would fail: {why}")
     return True
 
 
@@ -184,5 +185,5 @@ def _verdict(vm: VmConfig, script: Path | None) -> Verdict | None:
     return arguments.judge(vm, unit) if unit["LoadState"] == "loaded" else None
 
 
-def _say(vm: VmConfig, what: str) -> None:
-    typer.echo(printable(f"credferry: VM {vm.name}: {what}"), err=True)
+def _say(what: str) -> None:
+    typer.echo(printable(f"credferry: {what}"), err=True)

@@ -73,6 +73,8 @@ def test_the_steps_of_the_nixos_test(host: Host, nix: Nix) -> None:
         exec(compile(steps, "script.nix", "exec"), given)  # noqa: S102 (a script of this project)
     finally:
         deployment.close()
+        # An earlier test's producer may have mounted a file system there.
+        host.run("sh", "-c", "! mountpoint -q /run/secrets.d || umount --lazy /run/secrets.d")
         host.run("rm", "-rf", "/usr/bin/publish-secrets", "/run/secrets", "/run/secrets.d", "/run/test")
         host.run("rm", "-rf", "/var/lib/test-secrets")
 
