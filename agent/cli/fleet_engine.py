@@ -32,7 +32,7 @@ from credferry.agent.fleet.model import (
     Unavailable,
     Unsupported,
 )
-from credferry.agent.fleet.opening import UNIT_CREDENTIALS, holder, open_engine, open_members
+from credferry.agent.fleet.opening import holder, open_engine, open_members, unit_credentials
 from credferry.agent.fleet.presence import LEASE_SECONDS, Presence
 from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.rollout.operators import Operator
@@ -65,7 +65,7 @@ class OpenFleet:
         """All groups in the engine, and those of this host's configuration."""
         own = {
             self.settings.group,
-            *(vm.fleet_group or self.settings.group for vm in self.config.vms.values()),
+            *map(self.settings.group_of, self.config.vms.values()),
         }
         return sorted({*_got(self.engine.groups()), *own})
 
@@ -125,7 +125,7 @@ def open_fleet(file: Path) -> OpenFleet:
             f"{config.file}: this host belongs to no fleet",
             hint="add a table [fleet]; see credferry.toml(5)",
         )
-    credentials = UNIT_CREDENTIALS if UNIT_CREDENTIALS.is_dir() else None
+    credentials = unit_credentials()
     try:
         engine = open_engine(config.fleet, credentials)
     except ConfigurationError as error:
@@ -154,9 +154,7 @@ def applied(found: Changed) -> int:
 @contextmanager
 def recorded(fleet: OpenFleet, order: str, group: str, reason: str, *, detail: str = "") -> Iterator[str]:
     """Write an order to the audit before it is carried out; gives its run. Raises as `Audit.record` does."""
-    operator = Operator.of_user(os.getuid(), reason)
-    run, name = new_run(), operator.name
-    who = f"{name} (user {operator.uid})" if name else f"user {operator.uid}"
+    operator, run = Operator.of_user(os.getuid(), reason), new_run()
     state = Path(fleet.config.state_directory)
     form.check(state)
     try:
@@ -167,19 +165,12 @@ def recorded(fleet: OpenFleet, order: str, group: str, reason: str, *, detail: s
             hint="start the agent once: systemctl start credferry.service",
         ) from None
     audit = Audit(Store(state, key), present_key=partial(present_key, fleet.config))
-    message = f"fleet {order} {group}{f' {detail}' if detail else ''}: ordered by {who}"
     with as_owner_of(state):
         audit.record(
             Event.FLEET_ORDERED,
-            f"{message}: {operator.reason}" if operator.reason else message,
+            operator.said(f"fleet {order} {group}{f' {detail}' if detail else ''}:"),
             run=run,
-            extra={
-                "CREDFERRY_ORDER": f"fleet {order}",
-                "CREDFERRY_FLEET_GROUP": group,
-                "CREDFERRY_CALLER": name,
-                "CREDFERRY_CALLER_UID": str(operator.uid),
-                "CREDFERRY_REASON": operator.reason,
-            },
+            extra={**operator.fields(f"fleet {order}"), "CREDFERRY_FLEET_GROUP": group},
         )
     yield run
 

@@ -17,7 +17,6 @@ from credferry.agent.cli import status_rows
 from credferry.agent.cli.audit_forms import rotation_row
 from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, look_untouched, print_json
 from credferry.agent.cli.documents import SecretRow, ShowRow, WiringRow, rfc3339
-from credferry.agent.cli.fleet_waits import with_waits
 from credferry.agent.cli.selection import VmArguments
 from credferry.agent.cli.show_views import vm_lines
 from credferry.agent.cli.tables import width
@@ -95,12 +94,9 @@ def _rows(file: Path, names: list[str], *, json: bool) -> tuple[list[ShowRow], C
     runs, warning = status_rows.agent_of(config)
     if warning and not json:  # in JSON, `agent` says it
         warn(warning)
-    rows = []
-    for observed, decision in zip(look.observed, look.decisions, strict=True):
-        row = msgspec.structs.replace(status_rows.row_of(observed, decision, store), agent=runs)
-        [status] = with_waits(config, [row])
-        rows.append(_row(observed.vm, status, stories, (observed, decision), store))
-    return rows, None
+    statuses = status_rows.rows_of(config, look, store, runs)
+    seen = zip(statuses, look.observed, look.decisions, strict=True)
+    return [_row(now.vm, status, stories, (now, decision), store) for status, now, decision in seen], None
 
 
 def _row(

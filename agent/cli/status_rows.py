@@ -27,7 +27,7 @@ from credferry.agent.errors import (
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired, Refused
 from credferry.agent.reconcile.observed import Observed
-from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.observer import Look, Observer
 from credferry.agent.reconcile.status import Arrival, standing
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
@@ -74,10 +74,14 @@ def find(file: Path, names: list[str]) -> Found:
     except CredferryError as error:
         return Found(_by_any_agent(names, error))
     runs, warning = agent_of(loaded)
-    store = open_store_untouched(loaded)
+    return Found(rows_of(loaded, look, open_store_untouched(loaded), runs), warning)
+
+
+def rows_of(config: Config, look: Look, store: Store, agent: bool) -> list[StatusRow]:
+    """A row for each VM of a look. ``agent``: as `agent_of` says. Asks the agent at most once."""
     pairs = zip(look.observed, look.decisions, strict=True)
-    rows = [msgspec.structs.replace(row_of(*pair, store), agent=runs) for pair in pairs]
-    return Found(with_waits(loaded, rows), warning)
+    rows = [msgspec.structs.replace(row_of(*pair, store), agent=agent) for pair in pairs]
+    return with_waits(config, rows)
 
 
 def by_agent(agent: RemoteAgent, names: list[str]) -> list[StatusRow]:

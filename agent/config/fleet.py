@@ -44,6 +44,15 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     timeout_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 5.0
     """How long one request may take."""
 
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The URLs of etcd's members, or of the FleetLock server."""
+        return self.endpoints or (self.fleetlock or "",)
+
+    def group_of(self, vm: VmConfig) -> str:
+        """The group to which a VM belongs."""
+        return vm.fleet_group or self.group
+
 
 def check_fleet(fleet: FleetConfig | None, vms: Iterable[VmConfig], path: Path) -> None:
     """Raise `ConfigurationError` for a fleet whose settings are not valid. No message has a user's part."""

@@ -31,8 +31,7 @@ def _engine(fleet: FleetConfig) -> Engine:
     """The engine that the configuration names. Loads its library. Raises `ConfigurationError`."""
     from credferry.agent.fleet.opening import open_engine  # noqa: PLC0415 (a host without a fleet saves it)
 
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return open_engine(fleet, Path(directory) if directory else None)
+    return open_engine(fleet, _own_credentials())
 
 
 def _presence(fleet: FleetConfig) -> Presence | None:
@@ -42,8 +41,12 @@ def _presence(fleet: FleetConfig) -> Presence | None:
     from credferry.agent.fleet.opening import open_members  # noqa: PLC0415 (as above)
     from credferry.agent.fleet.presence import Presence  # noqa: PLC0415
 
+    return Presence(open_members(fleet, _own_credentials()))
+
+
+def _own_credentials() -> Path | None:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return Presence(open_members(fleet, Path(directory) if directory else None))
+    return Path(directory) if directory else None
 
 
 @dataclass(frozen=True, slots=True)

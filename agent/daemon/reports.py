@@ -17,6 +17,7 @@ from credferry.agent import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from credferry.agent.config.fleet import FleetConfig
     from credferry.agent.config.model import Config
     from credferry.agent.fleet.presence import Presence
     from credferry.agent.reconcile.observer import Look
@@ -30,26 +31,25 @@ class Reports:
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._lock = threading.Lock()
-        self._fleet: tuple[Presence, str, str] | None = None
+        self._fleet: tuple[Presence, str, FleetConfig] | None = None
         self._vms: Mapping[str, Mapping[str, int]] | None = None
         self._thread: threading.Thread | None = None
 
     def use(self, config: Config, presence: Presence | None, host: str) -> None:
         """Report to this fleet from now on; to none for None."""
-        group = "" if config.fleet is None else config.fleet.group
+        fleet = config.fleet
         with self._lock:
-            self._fleet = None if presence is None else (presence, host, group)
+            self._fleet = None if presence is None or fleet is None else (presence, host, fleet)
 
     def note(self, look: Look) -> None:
         """Note the states of all VMs. The first note is reported at once."""
         with self._lock:
             if self._fleet is None:
                 return
-            default = self._fleet[2]
-            counts: dict[str, Counter[str]] = {default: Counter()}
+            fleet = self._fleet[2]
+            counts: dict[str, Counter[str]] = {fleet.group: Counter()}
             for each in look.decisions:
-                group = each.vm.fleet_group or default
-                counts.setdefault(group, Counter())[each.state.value] += 1
+                counts.setdefault(fleet.group_of(each.vm), Counter())[each.state.value] += 1
             self._vms = counts
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="reports", daemon=True)

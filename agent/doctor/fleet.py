@@ -137,7 +137,7 @@ def end_of(check: str, what: str, end: datetime) -> Finding:
 def _servers(fleet: FleetConfig) -> list[str]:
     """The addresses of the servers. A name that cannot be resolved now is left out."""
     found: dict[str, None] = {}
-    for url in fleet.endpoints or (fleet.fleetlock or "",):
+    for url in fleet.servers:
         parts = urlsplit(url)
         try:
             answers = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)

@@ -17,7 +17,7 @@ from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.fleet import end_of
 from credferry.agent.fleet.model import BadLimit, Unavailable, UnreadableSlot, Unsupported
-from credferry.agent.fleet.opening import UNIT_CREDENTIALS, holder, open_engine, open_members, tls_of
+from credferry.agent.fleet.opening import holder, open_engine, open_members, tls_of, unit_credentials
 from credferry.agent.sealing.keys import read_machine_id
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def check_members(chain: Chain) -> Iterator[Finding]:
         return
     if not probe.is_root():
         raise UnseenError("the fleet's servers")
-    credentials = _credentials()
-    for url in fleet.endpoints or (fleet.fleetlock or "",):
+    credentials = unit_credentials()
+    for url in fleet.servers:
         if url.startswith("https:"):
             yield from _certificate(fleet, credentials, url)
     for member in open_members(fleet, credentials):
@@ -61,8 +61,8 @@ def check_groups(chain: Chain) -> Iterator[Finding]:
         return
     if not probe.is_root():
         raise UnseenError("the fleet's groups")
-    engine = open_engine(fleet, _credentials())
-    own = {vm.name: vm.fleet_group or fleet.group for vm in chain.config.vms.values()}
+    engine = open_engine(fleet, unit_credentials())
+    own = {vm.name: fleet.group_of(vm) for vm in chain.config.vms.values()}
     for name in dict.fromkeys((fleet.group, *own.values())):
         group = engine.state(name)
         if isinstance(group, Unavailable):
@@ -153,10 +153,6 @@ def _clock(url: str, date: str) -> Iterator[Finding]:
                 why="certificates seem to have ended, or not to be valid yet; no slot depends on a clock",
                 remedy="set both clocks, for example with systemd-timesyncd",
             )
-
-
-def _credentials() -> Path | None:
-    return UNIT_CREDENTIALS if UNIT_CREDENTIALS.is_dir() else None
 
 
 def _why(fleet: FleetConfig) -> str:

@@ -22,6 +22,11 @@ UNIT_CREDENTIALS: Final = Path("/run/credentials/credferry.service")
 """Where systemd keeps the credentials of the agent's unit while it runs. Root may read them."""
 
 
+def unit_credentials() -> Path | None:
+    """That directory, for root's verbs; None if there is none, as while the agent does not run."""
+    return UNIT_CREDENTIALS if UNIT_CREDENTIALS.is_dir() else None
+
+
 def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
     """The engine. It connects at its first call, and a failure is an answer of that call.
 

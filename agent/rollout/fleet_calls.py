@@ -94,7 +94,7 @@ class FleetCalls:
 
     def _group(self, vm: VmConfig) -> str:
         fleet = self.config.fleet
-        return vm.fleet_group or (fleet.group if fleet is not None else "default")
+        return fleet.group_of(vm) if fleet is not None else ""
 
     def _enter(self, vm: str, group: str, stage: Stage) -> SlotTurn:
         """Have a VM be at a stage. How long it has waited goes on while it is denied and asks again."""
@@ -238,10 +238,10 @@ class FleetCalls:
                 self._halted[group] = halt.text
             case Granted() | Full():
                 self._halted.pop(group, None)
-            case Group(name=name, halt=None):
+            case Group(name=name, halt=halt) if halt is not None:
+                self._halted[name] = halt.text
+            case Group(name=name):
                 self._halted.pop(name, None)
-            case Group(name=name, halt=halt):
-                self._halted[name] = halt.text if halt is not None else ""
         if not any(turn.stage is Stage.DENIED and turn.is_away for turn in self._memory.turns.values()):
             self._away = None
 

@@ -44,6 +44,21 @@ class Operator:
         except KeyError:
             return ""
 
+    def said(self, ordered: str) -> str:
+        """The message of an order: what was ordered, by whom, and why."""
+        name = self.name
+        who = f"{name} (user {self.uid})" if name else f"user {self.uid}"
+        return f"{ordered} ordered by {who}" + (f": {self.reason}" if self.reason else "")
+
+    def fields(self, order: str) -> dict[str, str]:
+        """The journal fields of an order's record that say what was ordered, by whom, and why."""
+        return {
+            "CREDFERRY_ORDER": order,
+            "CREDFERRY_CALLER": self.name,
+            "CREDFERRY_CALLER_UID": str(self.uid),
+            "CREDFERRY_REASON": self.reason,
+        }
+
 
 def record(
     audit: Audit,
@@ -59,22 +74,15 @@ def record(
     ``manifest`` is the generation that the order is about, if it is about one. ``with_slot`` is False for an
     order that does not ask the fleet. Raises `StoreError`.
     """
-    run, name = new_run(), operator.name
-    who = f"{name} (user {operator.uid})" if name else f"user {operator.uid}"
+    run = new_run()
     about = f" of generation {manifest.generation}, run {manifest.run}," if manifest is not None else ""
     about += "" if with_slot else " without a slot of the fleet"
-    message = f"{vm.name}: {order.value}{about} ordered by {who}"
-    fields = {
-        "CREDFERRY_ORDER": order.value,
-        "CREDFERRY_CALLER": name,
-        "CREDFERRY_CALLER_UID": str(operator.uid),
-        "CREDFERRY_REASON": operator.reason,
-    }
+    fields = operator.fields(order.value)
     if not with_slot:
         fields["CREDFERRY_WITHOUT_SLOT"] = "1"
     audit.record(
         Event.ORDERED,
-        f"{message}: {operator.reason}" if operator.reason else message,
+        operator.said(f"{vm.name}: {order.value}{about}"),
         run=run,
         vm=vm.name,
         unit=vm.unit,

@@ -27,7 +27,7 @@ from credferry.agent.errors import (
     KeyFileError,
     UsageError,
 )
-from credferry.agent.fleet import keys
+from credferry.agent.fleet import keys, opening
 from credferry.agent.fleet.model import Applied, Granted, Halted, Holder
 from credferry.agent.fleet.presence import Presence
 from credferry.agent.journald import Sender
@@ -91,7 +91,7 @@ def desk(etcd: RealEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Des
     (tmp_path / "machine-id").write_text(f"{MACHINE}\n")
     create_key(tmp_path / "key", machine_id=MACHINE)
     monkeypatch.setattr(fleet_engine, "Audit", partial(Audit, sender=Sender(str(tmp_path / "journal"))))
-    monkeypatch.setattr(fleet_engine, "UNIT_CREDENTIALS", tmp_path / "credentials")
+    monkeypatch.setattr(opening, "UNIT_CREDENTIALS", tmp_path / "credentials")
     made = Desk(etcd, tmp_path, f"desk-{next(_NUMBERS)}")
     made.configure(f'endpoints = ["{etcd.url}"]\nhost = "h-me"\ngroup = "{made.group}"')
     return made
