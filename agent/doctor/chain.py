@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from credferry.agent.config.choosing import chosen
 from credferry.agent.config.loading import load
-from credferry.agent.config.model import Config
+from credferry.agent.config.model import HOST_KEY_FILE, Config
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError
 from credferry.agent.errors import BusError, ConfigurationError, CredferryError, KeyFileError, SourceError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 AGENT: Final = "credferry.service"
 SEAL: Final = "credferry-seal.service"
-HOST_KEY: Final = Path("/var/lib/systemd/credential.secret")
+HOST_KEY: Final = Path(HOST_KEY_FILE)
 """PID 1 reads the key from this path only."""
 
 

@@ -14,7 +14,7 @@ from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.errors import SealError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.doctor.chain import Chain
@@ -80,26 +80,26 @@ def check_units(chain: Chain) -> Iterator[Finding]:
         hidden = unit.get("PrivateDevices") or (unit.get("DevicePolicy") != "auto" and DEVICE not in allowed)
         if not hidden:
             yield ok("key.tpm.device", f"{name} may use {DEVICE}")
-        elif probe.is_nixos():
-            yield problem(
-                "key.tpm.device",
-                f"{name} hides {DEVICE} from the agent",
-                why="the agent can seal nothing with the TPM",
-                remedy="set services.credferry.settings.seal_key, and rebuild",
-            )
-        else:
-            place = f"/etc/systemd/system/{name}.d"
-            yield problem(
-                "key.tpm.device",
-                f"{name} hides {DEVICE} from the agent",
-                why="the agent can seal nothing with the TPM",
-                remedy="add contrib/systemd/credferry-tpm.conf, which the package has among its examples",
-                commands=[
-                    f"install -D -m 0644 {_DROP_IN} {place}/60-tpm.conf",
-                    "systemctl daemon-reload",
-                    f"systemctl restart {shlex.quote(name)}",
-                ],
-            )
+            continue
+        remedy, commands = _way_to_device(name)
+        yield problem(
+            "key.tpm.device",
+            f"{name} hides {DEVICE} from the agent",
+            why="the agent can seal nothing with the TPM",
+            remedy=remedy,
+            commands=commands,
+        )
+
+
+def _way_to_device(name: str) -> tuple[str, Sequence[str]]:
+    """How a unit gets the TPM's device: in words, and as commands."""
+    if probe.is_nixos():
+        return "set services.credferry.settings.seal_key, and rebuild", ()
+    return "add contrib/systemd/credferry-tpm.conf, which the package has among its examples", [
+        f"install -D -m 0644 {_DROP_IN} /etc/systemd/system/{name}.d/60-tpm.conf",
+        "systemctl daemon-reload",
+        f"systemctl restart {shlex.quote(name)}",
+    ]
 
 
 def sealed_with(chain: Chain, vm: VmConfig) -> str:

@@ -8,6 +8,7 @@ published.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,13 @@ _PERIOD = 60.0
 """Seconds after which the agent makes sure again that the TPM opens what it sealed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resealing:
     """Keeps a store sealed as its setting says."""
 
     store: Store
     monotonic: Callable[[], float]
-    _last: list[float] = field(default_factory=list)
+    _examined_at: float = field(default=-math.inf, init=False)
 
     def keep(self, vms: Iterable[str]) -> bool:
         """Make sure that the store's values open, and are sealed as the setting says.
@@ -41,10 +42,10 @@ class Resealing:
         operation of the TPM a minute. Raises `SealError` if the TPM cannot be used, and `StoreError`.
         """
         sealing, now = self.store.sealing, self.monotonic()
-        if sealing.obstacle is None and self._last and now - self._last[0] < _PERIOD:
+        if sealing.obstacle is None and now - self._examined_at < _PERIOD:
             return False
         sealing.examine()
-        self._last[:] = [now]
+        self._examined_at = now
         if sealing.is_settled:
             return False
         with self.store.lock():

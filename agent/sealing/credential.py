@@ -66,11 +66,7 @@ def seal(
     Base64 in lines of 79 characters. Raises `SealError` for a name that systemd does not accept, a value
     over 1 MiB, or a not-after that is not after the timestamp.
     """
-    if len(value) > PLAINTEXT_MAX:
-        raise SealError(
-            f"credential {name!r} is larger than systemd's limit of {PLAINTEXT_MAX} bytes",
-            hint="publish a smaller value, such as a reference to it; or split it",
-        )
+    require_size(value, name)
     if not is_valid_name(name):
         raise SealError(
             f"{name!r} is not a credential name",
@@ -125,6 +121,15 @@ def unseal(blob: bytes, *, name: str | None, key: CredentialKey, now: int | None
             hint="seal it again, with a later --not-after=, or with none",
         )
     return plaintext[value_at:]
+
+
+def require_size(value: bytes, name: str) -> None:
+    """Raise `SealError` for a value that is larger than systemd takes."""
+    if len(value) > PLAINTEXT_MAX:
+        raise SealError(
+            f"credential {name!r} is larger than systemd's limit of {PLAINTEXT_MAX} bytes",
+            hint="publish a smaller value, such as a reference to it; or split it",
+        )
 
 
 def one_line(blob: bytes) -> bytes:

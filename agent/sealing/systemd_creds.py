@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from credferry.agent.errors import SealError, TpmError
-from credferry.agent.sealing.credential import PLAINTEXT_MAX, SEALED_MAX
+from credferry.agent.sealing.credential import SEALED_MAX, require_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,11 +100,7 @@ class SystemdCreds:
 
     def seal(self, value: bytes, *, name: str, options: Options) -> bytes:
         """Seal a value, as PID 1 can open it. Raises `SealError`, and `TpmError` without a usable TPM."""
-        if len(value) > PLAINTEXT_MAX:
-            raise SealError(
-                f"credential {name!r} is larger than systemd's limit of {PLAINTEXT_MAX} bytes",
-                hint="publish a smaller value, such as a reference to it; or split it",
-            )
+        require_size(value, name)
         done = self._run(["encrypt", f"--name={name}", *options.arguments, "-", "-"], value)
         if done.returncode:
             raise _error(f"cannot seal credential {name!r}", done.stderr)
@@ -151,7 +147,7 @@ class SystemdCreds:
 
 
 def _error(what: str, messages: bytes) -> SealError:
-    """What systemd's messages mean. The last one counts most, so it is looked at first."""
+    """What systemd's messages mean. The last message decides, so the search begins there."""
     lines = [line.decode("ascii", "replace").lower() for line in reversed(messages.splitlines())]
     for line in lines:
         for words, (meaning, remedy) in _UNUSABLE.items():

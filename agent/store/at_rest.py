@@ -10,6 +10,7 @@ no secret, in STATE/tpm.json. If the witness opens, so does all that was sealed 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,20 +56,20 @@ class Witness(msgspec.Struct, frozen=True):
     """Whether all generations are sealed like it, or cannot be."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class AtRest:
-    """Seals and opens the values of one store."""
+    """Seals and opens the values of one store, and remembers what it has found out about the TPM."""
 
     state: Path
     options: Options | None = None
     """What systemd is asked to seal with; None for the host's key alone, without systemd."""
     program: Program = field(default_factory=SystemdCreds)
-    _seen: list[Witness] = field(default_factory=list, init=False)
-    """The witness that was opened last; empty before the first examination."""
-    _opened_at: list[float] = field(default_factory=list, init=False)
-    """When the witness was opened last, by the monotonic clock; empty before the first examination."""
-    _failed: list[SealError] = field(default_factory=list, init=False)
-    """Why the last examination failed; empty if it did not."""
+    obstacle: SealError | None = field(default=None, init=False)
+    """Why nothing can be sealed or opened, as of the last examination; None if nothing is known."""
+    _seen: Witness | None = field(default=None, init=False)
+    """The witness that was opened last; None before the first examination."""
+    _opened_at: float = field(default=-math.inf, init=False)
+    """When the witness was opened last, by the monotonic clock."""
 
     def seal(self, value: bytes, *, name: str, key: CredentialKey) -> bytes:
         """Seal a value. Raises `SealError`, and `TpmError` if the TPM cannot be used."""
@@ -78,11 +79,11 @@ class AtRest:
         try:
             return self.program.seal(value, name=name, options=self.options)
         except TpmError as error:
-            self._failed[:] = [error]
+            self.obstacle = error
             raise
 
     def unseal(self, blob: bytes, *, name: str, key: CredentialKey) -> bytes:
-        """Open a value, whatever it is sealed with. Raises as `seal` does."""
+        """Open a value of any kind of key. Raises as `seal` does."""
         kind = kind_of(blob)
         # A later systemd may write other ids, which systemd itself then knows.
         is_for_systemd = self.options is not None if kind is None else kind.tpm and not kind.scoped
@@ -96,19 +97,13 @@ class AtRest:
         """
         if self.options is None:
             return OF_HOST
-        if not self._seen:
-            self.examine()
-        return policy_of(self._seen[0].sealed.encode())
-
-    @property
-    def obstacle(self) -> SealError | None:
-        """Why nothing can be sealed or opened, as of the last examination; None if nothing is known."""
-        return self._failed[0] if self._failed else None
+        seen = self._seen or self.examine()
+        return policy_of(seen.sealed.encode())
 
     @property
     def witness(self) -> str:
         """A text that changes when the TPM that opens the store does; empty without a TPM."""
-        return self._seen[0].sealed if self._seen else ""
+        return self._seen.sealed if self._seen is not None else ""
 
     @property
     def is_bound(self) -> bool:
@@ -120,25 +115,25 @@ class AtRest:
         """Whether all generations are known to be sealed as new values are, or cannot be."""
         if self.options is None:
             return not self.is_bound
-        return bool(self._seen) and self._seen[0].settled
+        return self._seen is not None and self._seen.settled
 
-    def examine(self, *, within: float = 0.0) -> None:
+    def examine(self, *, within: float = 0.0) -> Witness:
         """Find out whether the TPM opens what it sealed. If it does not, take it for another TPM.
 
-        Does nothing if it opened that less than ``within`` seconds ago. Costs one operation of the TPM; two
-        more where there is no witness, or where it does not open. Raises `SealError`, and `TpmError` if the
-        TPM cannot be used. Raises `StoreError` if the witness cannot be written.
+        Returns the witness that opens. Asks nothing of a TPM that opened it less than ``within`` seconds
+        ago. Otherwise this costs one operation of the TPM, and two more if there is no witness, or if it is
+        shut. Raises `SealError`, and `TpmError` if the TPM cannot be used. Raises `StoreError` if the
+        witness cannot be written.
         """
-        if self._opened_at and not self._failed and time.monotonic() - self._opened_at[0] < within:
-            return
+        if self._seen and self.obstacle is None and time.monotonic() - self._opened_at < within:
+            return self._seen
         try:
             found = self._examined()
         except SealError as error:
-            self._failed[:] = [error]
+            self.obstacle = error
             raise
-        self._failed.clear()
-        self._seen[:] = [found]
-        self._opened_at[:] = [time.monotonic()]
+        self.obstacle, self._seen, self._opened_at = None, found, time.monotonic()
+        return found
 
     def tried(self) -> OpeningPolicy | None:
         """What systemd seals with now, after it has sealed and opened a text. Writes nothing.
@@ -159,8 +154,8 @@ class AtRest:
                 (self.state / WITNESS_FILE).unlink(missing_ok=True)
             except OSError as error:
                 raise store_error(self.state / WITNESS_FILE, error) from None
-        elif self._seen and not self._seen[0].settled:
-            self._write(msgspec.structs.replace(self._seen[0], settled=True))
+        elif self._seen and not self._seen.settled:
+            self._write(msgspec.structs.replace(self._seen, settled=True))
 
     def _examined(self) -> Witness:
         if self.options is None:
@@ -224,7 +219,7 @@ class AtRest:
             replace_durably(path, msgspec.json.encode(witness))
         except OSError as error:
             raise store_error(path, error) from None
-        self._seen[:] = [witness]
+        self._seen = witness
 
 
 def _identity_of(public_key: str) -> str:
