@@ -66,6 +66,12 @@ class Observed:
         """Whether a push has no known end, so that it is not known what the guest holds."""
         return self.pushed is not None and self.pushed.asked > 0
 
+    def ran_for(self, boot: float) -> float:
+        """For how many seconds the VM has run what it runs. ``boot`` is now, in seconds since the boot."""
+        if self.pushed is not None and self.pushed.moment:
+            return max(0.0, boot - self.pushed.moment)
+        return self.unit.active_seconds if self.unit is not None else 0.0
+
     @property
     def proved(self) -> Evidence | Pushed | None:
         """What it is proved to run: by its last push, else by its start; None if unknown or in doubt."""

@@ -59,10 +59,9 @@ class FleetSlots(FleetCalls):
 
     def claim(self, vm: VmConfig, change: str) -> bool:
         """See `Slots`."""
-        group, now = self._group(vm), self.clock.monotonic()
+        group = self._group(vm)
         with self._lock:
-            if self._memory.has_fresh(vm.name, group, now):
-                self._enter(vm.name, group, Stage.WORKING)
+            if self._begins(vm.name, group):
                 return True
             if self.left(vm) is not None:
                 return False
@@ -74,17 +73,23 @@ class FleetSlots(FleetCalls):
         """See `Slots`."""
         group = self._group(vm)
         with self._lock:
-            if self._memory.has_fresh(vm.name, group, self.clock.monotonic()):
-                self._enter(vm.name, group, Stage.WORKING)
+            if self._begins(vm.name, group):
                 return Free()
-            turn = self._memory.turns.get(vm.name)
-            if turn is not None and turn.stage in {Stage.ASKING, Stage.RETURNING}:
+            if self.is_asking(vm.name):
                 return Asking()
+            turn = self._memory.turns.get(vm.name)
             if turn is not None and turn.stage is Stage.DENIED and turn.order == change:
                 return Denied(turn.reason, turn.detail)
             self._enter(vm.name, group, Stage.ASKING).order = change
         self._ask(vm.name, group, change)
         return Asking()
+
+    def _begins(self, vm: str, group: str) -> bool:
+        """Whether a VM has a slot that was granted a moment ago. The caller then begins to use it."""
+        if not self._memory.has_fresh(vm, group, self.clock.monotonic()):
+            return False
+        self._enter(vm, group, Stage.WORKING)
+        return True
 
     def is_asking(self, vm: str) -> bool:
         """See `Slots`."""
@@ -151,12 +156,12 @@ class FleetSlots(FleetCalls):
         with self._lock:
             turn = self._memory.turns.get(vm.name)
             if turn is None or turn.stage is not Stage.DENIED or turn.group != self._group(vm):
-                return float("inf")
+                return math.inf
             if turn.until > moment:
                 return turn.until - moment
             self._enter(vm.name, turn.group, Stage.ASKING)
         self._ask(vm.name, turn.group, now.sealed.run if now.sealed is not None else "")
-        return float("inf")
+        return math.inf
 
     def _settle(self, decision: Decision, now: Observed, claim: Claim) -> float:
         """Do for one VM what is owed to the fleet. Returns the seconds until it must be looked at again."""
@@ -164,34 +169,28 @@ class FleetSlots(FleetCalls):
         wait = self._retry_at.get(name, 0.0) - moment
         if claim.halt and not claim.is_told:
             return wait if wait > 0 else self._call(name, self._tell_halt)
-        if has_failed(now, claim):
+        if has_failed(now.attempt, claim):
             # An operator may have ended the halt. A VM that is up again then needs no slot any more.
             is_up = now.unit is not None and (now.unit.is_active or now.unit.is_stopped)
             if not claim.halt or not is_up or decision.needs_work:
-                return float("inf")
+                return math.inf
             wait = max(wait, self._resumed_at.get(name, 0.0) - moment)
             return wait if wait > 0 else self._call(name, self._ask_for_resume)
         with self._lock:
             turn = self._memory.turns.get(name)
         is_unused = turn is not None and turn.stage in {Stage.DENIED, Stage.GRANTED}
         canary_seconds = 0.0 if is_unused else self.config.rollout.canary_seconds
-        needed = needed_for(decision, now, claim, canary_seconds, self._has_had(now))
+        needed = needed_for(decision, now, claim, canary_seconds, now.ran_for(self.clock.boot()))
         if needed > 0 or wait > 0:
             return max(needed, wait)
         # A worker may have begun since the look.
         with self.store.lock(rollout_lock(name), wait=False) as had:
             attempt = self.store.attempt(name)
-            is_halted = (
-                attempt is not None and attempt.outcome is Outcome.HALTED
-            )  # seen while its cause lasts
+            # A look leaves out what is recorded of a halt once its cause is over.
+            is_halted = attempt is not None and attempt.outcome is Outcome.HALTED
             if had and (is_halted or attempt == now.attempt):
                 self._begin_to_return(name, claim)
-        return float("inf")
-
-    def _has_had(self, now: Observed) -> float:
-        if now.pushed is not None and now.pushed.moment:
-            return max(0.0, self.clock.boot() - now.pushed.moment)
-        return now.unit.active_seconds if now.unit is not None else 0.0
+        return math.inf
 
     def _ask(self, name: str, group: str, change: str) -> None:
         """Write the claim, and have the engine asked. Raises `StoreError`."""
@@ -217,4 +216,4 @@ class FleetSlots(FleetCalls):
             if name not in self._calling:
                 self._calling.add(name)
                 self.thread.submit(partial(work, name))
-        return float("inf")
+        return math.inf

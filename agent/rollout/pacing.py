@@ -172,16 +172,10 @@ class RestartPolicyGate:
             decision, other = others[name]
             if _is_under_way(decision, other):
                 return Wait(f"until the canary {name} has it", _LONG, mine.state)
-            left = rollout.canary_seconds - self._has_had(other)
+            left = rollout.canary_seconds - other.ran_for(self.clock.boot())
             if decision.state is State.IN_STEP and left > 0:
                 return Wait(f"until the canary {name} has run for a while", left)
         return None
-
-    def _has_had(self, now: Observed) -> float:
-        """For how many seconds a VM has run what it runs now."""
-        if now.pushed is not None and now.pushed.moment:
-            return max(0.0, self.clock.boot() - now.pushed.moment)
-        return now.unit.active_seconds if now.unit is not None else 0.0
 
     @property
     def pause(self) -> Pause:

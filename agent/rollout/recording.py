@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def failure(attempt: Attempt) -> str:
-    """What other hosts are told of a failure: never what a unit said."""
+    """The text about a failure that goes to other hosts. It contains no output of a unit."""
     return f"its {attempt.way.value} for run {attempt.run[:12]} failed"
 
 

@@ -12,7 +12,7 @@ from credferry.agent.store.records import Outcome, Way
 if TYPE_CHECKING:
     from credferry.agent.reconcile.decision import Decision
     from credferry.agent.reconcile.observed import Observed
-    from credferry.agent.store.records import Claim
+    from credferry.agent.store.records import Attempt, Claim
 
 _TAKES_DOWN: Final = {Outcome.RESTARTING, Outcome.RETRY, Outcome.FAILED, Outcome.ROLLED_BACK}
 
@@ -33,7 +33,7 @@ def needed_for(
         or decision.state is State.CHANGING
     ):
         return math.inf
-    if unit is None or unit.has_job or has_failed(now, claim):
+    if unit is None or unit.has_job or has_failed(attempt, claim):
         return math.inf
     if not unit.is_active:
         # Stopped by hand, or failed at a start that was not the agent's: it is not down for a change.
@@ -48,11 +48,10 @@ def needed_for(
     return max(0.0, canary_seconds - has_had)
 
 
-def has_failed(now: Observed, claim: Claim) -> bool:
+def has_failed(attempt: Attempt | None, claim: Claim | None) -> bool:
     """Whether a change has failed on the VM, which nothing has made right since."""
-    attempt = now.attempt
     if attempt is None or attempt.by_operator:
         return False
     return attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} or (
-        attempt.outcome is Outcome.RETRY and bool(claim.halt)
+        attempt.outcome is Outcome.RETRY and claim is not None and bool(claim.halt)
     )

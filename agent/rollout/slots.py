@@ -6,6 +6,7 @@ This module loads nothing of `agent.fleet`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -52,7 +53,7 @@ class Away:
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """What this agent knows of its fleet at one moment. It is read from memory and asks nobody."""
+    """What this agent knows of its fleet at one moment, from its memory and its records. It asks nobody."""
 
     held: tuple[HeldSlot, ...] = ()
     awaited: tuple[AwaitedSlot, ...] = ()
@@ -176,7 +177,7 @@ class NoSlots:
 
     def settle(self, look: Look) -> float:  # noqa: ARG002
         """See `Slots`."""
-        return float("inf")
+        return math.inf
 
     def view(self) -> FleetView:
         """See `Slots`."""

@@ -21,9 +21,10 @@ class Stale:
 
     def found(self, group: str, answer: Acquired, seconds: float, now: float) -> list[Slot]:
         """The slots in an answer that are stale. ``seconds`` of 0 means that none ever is."""
-        if not isinstance(answer, Full) or not seconds:
-            if not isinstance(answer, Full):
-                self._seen.pop(group, None)
+        if not isinstance(answer, Full):
+            self._seen.pop(group, None)
+            return []
+        if not seconds:
             return []
         slots = [each for each in answer.held if isinstance(each, Slot)]
         known = self._seen.get(group, {})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from credferry.agent.fleet.model import Group, Halt, Holder, Unavailable
+from credferry.agent.rollout.slot_need import has_failed
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Claim, Outcome
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
 
 _log = structlog.get_logger()
-_FAILED = {Outcome.FAILED, Outcome.ROLLED_BACK}
-_NEEDS = {Outcome.RESTARTING, *_FAILED}
+_NEEDS = {Outcome.RESTARTING, Outcome.FAILED, Outcome.ROLLED_BACK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Strays:
         claim, attempt = self.store.claim(vm), self.store.attempt(vm)
         if vm not in self.config.vms or (claim is not None and claim.halt):
             return
-        if attempt is not None and attempt.outcome in _FAILED and not attempt.by_operator:
+        if attempt is not None and has_failed(attempt, claim):
             with writing:  # its claim was lost
                 self.store.record_claim(
                     vm, Claim(group.name, self.me.host, attempt.run, self.wall(), halt.why, is_told=True)

@@ -20,7 +20,10 @@ _STEP: Final = _LINK | os.O_DIRECTORY
 
 
 class ForeignLinkError(Exception):
-    """A link on the way belongs to neither root, the agent's user, nor the owner of the directory."""
+    """A link on the way belongs to a user who is not trusted for this directory.
+
+    Trusted are root, the agent's user, and the owner of the directory that the path leads to.
+    """
 
     def __init__(self, link: str, owner: int) -> None:
         super().__init__(

@@ -67,12 +67,12 @@ class Fleet:
         return self.slots.view()
 
     def begin(self) -> None:
-        """Each VM runs what is published."""
+        """Each VM runs what is published, and the agent has looked for strays."""
         self.hurry()
         self.loop.turn()
         for vm in self.loop.service._session.config.vms:
             self.loop.start_vm(vm)
-        self.loop.turn(self.is_settled)
+        self.loop.turn(lambda: self.is_settled() and self.member.requests)
 
     def hurry(self) -> None:
         """The agent asks again at once."""
@@ -128,6 +128,11 @@ class Fleet:
             )
             return "failed"
         return self.loop._restart(unit)
+
+    def fail_and_lose(self, unit: str) -> str:
+        """As `fail`, and from now on no request reaches the engine."""
+        self.member.fate = lambda: "lost"
+        return self.fail(unit)
 
 
 @pytest.fixture
@@ -303,12 +308,7 @@ def test_a_release_that_fails_is_tried_again(fleet: Fleet) -> None:
 
 def test_a_halt_that_was_not_delivered_is_told_later(fleet: Fleet) -> None:
     """The engine is away when the VM fails: the group is halted once it answers, by the record on disk."""
-
-    def fail(unit: str) -> str:
-        fleet.member.fate = lambda: "lost"
-        return fleet.fail(unit)
-
-    fleet.loop.units.job = fail
+    fleet.loop.units.job = fleet.fail_and_lose
     fleet.loop.publish(x="bad")
     fleet.loop.turn(lambda: fleet.state() is State.FAILED)
     claim = fleet.claim()
@@ -349,12 +349,7 @@ def test_a_slow_engine_holds_up_no_sealing_and_no_stop(fleet: Fleet) -> None:
 
 def test_a_vm_that_is_down_by_the_agent_asks_nobody(fleet: Fleet) -> None:
     """A rollback, and a start of a VM that a restart left down, wait for no slot and no engine."""
-
-    def fail(unit: str) -> str:
-        fleet.member.fate = lambda: "lost"
-        return fleet.fail(unit)
-
-    fleet.loop.units.job = fail
+    fleet.loop.units.job = fleet.fail_and_lose
     fleet.loop.publish(x="bad")
     fleet.loop.turn(lambda: fleet.state() is State.FAILED)
     assert fleet.loop.units.unit(UNIT).is_active, "it is rolled back"
