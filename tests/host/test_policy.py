@@ -370,7 +370,7 @@ def test_a_sick_vm_is_put_back(pace: Pace) -> None:
     pace.begin(table=f'health = ["/bin/sh", "-c", "test $CREDFERRY_VM = pace-a && ! test -e {sick}"]')
     good = pace.value
     pace.host.write(sick, "")
-    pace.publish(wait=False)  # once it is put back, what is sealed is again not what is published
+    pace.publish(wait=False)  # after the rollback, the sealed value differs from the published one again
     assert "credferry-health@pace-a.service" in pace.wait_state("pace-a", "failed")
     pace.host.wait(lambda: pace.told(Event.ROLLED_BACK, "pace-a"), WAIT, "the rollback")
     pace.host.wait(lambda: pace.deployment.stamp("pace-a"), WAIT, "the old generation's start")

@@ -59,7 +59,7 @@ FLEET: Final = (
         (f"{_ROLLOUT}::test_a_full_disk_takes_no_slot",),
     ),
     Protection(
-        "a slot is taken only if it is free, the group runs, and the limit is the one that was read",
+        "the agent takes a slot only if it is free, its group is not halted, and the limit is unchanged",
         (
             Edit(
                 "agent/fleet/transactions.py",

@@ -152,7 +152,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def resume(self) -> None:
-        """An operator ends the halt, whatever it is for."""
+        """An operator ends any halt."""
         self.world.resume()
 
     @rule(seconds=st.sampled_from([3.0, 20.0, 70.0, 4000.0]))

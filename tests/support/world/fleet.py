@@ -119,7 +119,7 @@ class FleetWorld:
                 host.machine.publish(secrets)
 
     def die(self, name: str) -> None:
-        """A host is gone for good, whatever its agent was doing."""
+        """A host is gone for good. Its agent may be at any step."""
         if len(self.alive) > 1:
             host = self.hosts[name]
             host.machine.stop_agent()
