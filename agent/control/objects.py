@@ -90,32 +90,32 @@ class AgentObject:
         return str(self._orders.config.file)
 
     @property
-    def ConfigurationId(self) -> str:  # noqa: N802
+    def ConfigurationId(self) -> str:  # noqa: N802 (a name on D-Bus)
         """Identifies the content of that file at the time when the agent read it."""
         return self._orders.config.id
 
     @property
-    def VMs(self) -> dict[str, str]:  # noqa: N802
+    def VMs(self) -> dict[str, str]:  # noqa: N802 (a name on D-Bus)
         """Each VM's state."""
         return {name: vm.properties["State"] for name, vm in list(self.vms.items())}
 
-    def GetManagedObjects(self, _caller: Caller) -> dict[str, Any]:  # noqa: N802
+    def GetManagedObjects(self, _caller: Caller) -> dict[str, Any]:  # noqa: N802 (a name on D-Bus)
         """All VMs with all of their properties."""
         return {vm_path(name): packed(vm.properties) for name, vm in list(self.vms.items())}
 
-    def Sync(self, _caller: Caller) -> None:  # noqa: N802
+    def Sync(self, _caller: Caller) -> None:  # noqa: N802 (a name on D-Bus)
         """Look now, and return when the look is done. Restarts that it causes may still run then."""
         _served(self._orders.check.ask)
         self._refresh()  # the caller can then read the result
 
-    def Reload(self, _caller: Caller) -> None:  # noqa: N802
+    def Reload(self, _caller: Caller) -> None:  # noqa: N802 (a name on D-Bus)
         """Read the configuration again, and return when its VMs are published. An error keeps the former."""
         _served(self._orders.reload.ask)
         with suppress(CredferryError):  # such as a missing source, which does not concern the file
             self._orders.check.ask()
         self._refresh()
 
-    def Plan(self, _caller: Caller) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802
+    def Plan(self, _caller: Caller) -> list[tuple[str, str, list[str], list[str]]]:  # noqa: N802 (a name on D-Bus)
         """What a look would do now: for each VM its state, the steps, and reasons why there are no more."""
         return _served(
             lambda: [
@@ -124,35 +124,35 @@ class AgentObject:
             ]
         )
 
-    def Order(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802
+    def Order(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802 (a name on D-Bus)
         """Give an order, named as its verb, with a reason for the audit. Returns the order's run id."""
         return self._give(caller, order, vm, reason)
 
-    def Approve(self, caller: Caller, vm: str, change: str, reason: str) -> str:  # noqa: N802
+    def Approve(self, caller: Caller, vm: str, change: str, reason: str) -> str:  # noqa: N802 (a name on D-Bus)
         """Approve what is sealed for a VM. With ``change``, only if it is of the run that begins so."""
         return self._give(caller, Order.APPROVE, vm, reason, change)
 
-    def OrderWithoutSlot(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802
+    def OrderWithoutSlot(self, caller: Caller, order: str, vm: str, reason: str) -> str:  # noqa: N802 (a name on D-Bus)
         """As ``Order``, but a restart, push or rollback does not ask the VM's fleet for a slot."""
         return self._give(caller, order, vm, reason, with_slot=False)
 
-    def Rotate(self, caller: Caller, vm: str) -> None:  # noqa: N802
+    def Rotate(self, caller: Caller, vm: str) -> None:  # noqa: N802 (a name on D-Bus)
         """Order a restart of a VM onto the sealed generation, regardless of windows and rates."""
         self._give(caller, Order.ROTATE, vm)
 
-    def Rollback(self, caller: Caller, vm: str) -> None:  # noqa: N802
+    def Rollback(self, caller: Caller, vm: str) -> None:  # noqa: N802 (a name on D-Bus)
         """Order a rollback of a VM to the previous generation, which it keeps until its secrets change."""
         self._give(caller, Order.ROLL_BACK, vm)
 
-    def Hold(self, caller: Caller, vm: str) -> None:  # noqa: N802
+    def Hold(self, caller: Caller, vm: str) -> None:  # noqa: N802 (a name on D-Bus)
         """Order that a VM is not restarted until it is released."""
         self._give(caller, Order.HOLD, vm)
 
-    def Release(self, caller: Caller, vm: str) -> None:  # noqa: N802
+    def Release(self, caller: Caller, vm: str) -> None:  # noqa: N802 (a name on D-Bus)
         """Release a held VM."""
         self._give(caller, Order.RELEASE, vm)
 
-    def Retry(self, caller: Caller, vm: str) -> None:  # noqa: N802
+    def Retry(self, caller: Caller, vm: str) -> None:  # noqa: N802 (a name on D-Bus)
         """Order a retry of what failed for a VM."""
         self._give(caller, Order.RETRY, vm)
 

@@ -56,7 +56,7 @@ class Fleet:
             self.reports.use(config, None, "")
             return NoSlots()
         self.reports.use(config, self._parts.presence(config.fleet), opened[1].host)
-        from credferry.agent.rollout.fleet import FleetSlots  # noqa: PLC0415
+        from credferry.agent.rollout.fleet import FleetSlots  # noqa: PLC0415 (see above)
 
         if self._slots is None:
             thread = self._parts.engine_thread()

@@ -39,7 +39,7 @@ def _presence(fleet: FleetConfig) -> Presence | None:
     if not fleet.endpoints:
         return None
     from credferry.agent.fleet.opening import open_members  # noqa: PLC0415 (as above)
-    from credferry.agent.fleet.presence import Presence  # noqa: PLC0415
+    from credferry.agent.fleet.presence import Presence  # noqa: PLC0415 (see above)
 
     return Presence(open_members(fleet, _own_credentials()))
 

@@ -53,11 +53,11 @@ class FleetLock:
         """See `Engine`."""
         return self._release(group, holder.host, holder.vm)
 
-    def halt(self, group: str, holder: Holder, change: str, why: str) -> Unsupported:  # noqa: ARG002
+    def halt(self, group: str, holder: Holder, change: str, why: str) -> Unsupported:  # noqa: ARG002 (as the protocol says)
         """FleetLock has no halt. The VM that failed keeps its slot, which stops a group with the limit 1."""
         return self._unsupported("halt", group)
 
-    def resume(self, group: str, holder: Holder | None = None) -> Unsupported:  # noqa: ARG002
+    def resume(self, group: str, holder: Holder | None = None) -> Unsupported:  # noqa: ARG002 (as the protocol says)
         """FleetLock has no halt."""
         return self._unsupported("resume", group)
 
@@ -71,7 +71,7 @@ class FleetLock:
         """FleetLock does not say who holds slots."""
         return self._unsupported("free a slot by its number", group)
 
-    def limit(self, group: str, number: int) -> Unsupported:  # noqa: ARG002
+    def limit(self, group: str, number: int) -> Unsupported:  # noqa: ARG002 (as the protocol says)
         """FleetLock's server has the limit in its own configuration."""
         return self._unsupported("set the limit", group)
 

@@ -35,11 +35,11 @@ def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
     """
     if fleet.fleetlock is not None:
         # These load requests: 16 MiB that other hosts save.
-        from credferry.agent.fleet.fleetlock import FleetLock  # noqa: PLC0415
-        from credferry.agent.fleet.transport import session  # noqa: PLC0415
+        from credferry.agent.fleet.fleetlock import FleetLock  # noqa: PLC0415 (see above)
+        from credferry.agent.fleet.transport import session  # noqa: PLC0415 (see above)
 
         return FleetLock(fleet.fleetlock, session(tls_of(fleet, credentials), fleet.timeout_seconds))
-    from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415
+    from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415 (see above)
 
     return Etcd(open_members(fleet, credentials))
 

@@ -79,10 +79,10 @@ class _Adapter(HTTPAdapter):
         self,
         request: requests.PreparedRequest,
         stream: bool = False,  # noqa: ARG002 (requests' signature)
-        timeout: Any = None,  # noqa: ANN401, ARG002
+        timeout: Any = None,  # noqa: ANN401, ARG002 (as requests' own)
         verify: bool | str = True,
-        cert: Any = None,  # noqa: ANN401
-        proxies: Any = None,  # noqa: ANN401, ARG002
+        cert: Any = None,  # noqa: ANN401 (as requests' own)
+        proxies: Any = None,  # noqa: ANN401, ARG002 (as requests' own)
     ) -> requests.Response:
         response: requests.Response | None = None
         body = b""

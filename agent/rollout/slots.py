@@ -161,11 +161,11 @@ class NoSlots:
         """See `Slots`."""
         return True
 
-    def ask_once(self, vm: VmConfig, change: str) -> SlotAnswer:  # noqa: ARG002
+    def ask_once(self, vm: VmConfig, change: str) -> SlotAnswer:  # noqa: ARG002 (as the protocol says)
         """See `Slots`."""
         return Free()
 
-    def is_asking(self, vm: str) -> bool:  # noqa: ARG002
+    def is_asking(self, vm: str) -> bool:  # noqa: ARG002 (as the protocol says)
         """See `Slots`."""
         return False
 
@@ -175,7 +175,7 @@ class NoSlots:
     def failed(self, vm: VmConfig, change: str, reason: str) -> None:
         """See `Slots`."""
 
-    def settle(self, look: Look) -> float:  # noqa: ARG002
+    def settle(self, look: Look) -> float:  # noqa: ARG002 (as the protocol says)
         """See `Slots`."""
         return math.inf
 

@@ -118,7 +118,7 @@ def _be_libfuzzer(target: Target, argv: list[str], output: int) -> NoReturn:
         os.dup2(output, 1)
         os.dup2(output, 2)
         # It is there on some machines only, and has no stubs.
-        import atheris  # type: ignore[import-untyped]  # noqa: PLC0415
+        import atheris  # type: ignore[import-untyped]  # noqa: PLC0415 (only there if it is installed)
 
         atheris.Setup(argv, target.run)
         atheris.Fuzz()

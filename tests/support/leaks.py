@@ -184,7 +184,7 @@ def _forms(value: bytes) -> set[bytes]:
     hexadecimal = {value.hex().encode(), value.hex().upper().encode()}
     text = value.decode(errors="surrogateescape")
     # surrogatepass: json.dumps leaves alone what is not UTF-8.
-    quoted = {json.dumps(text, ensure_ascii=ascii).encode(errors="surrogatepass") for ascii in (True, False)}  # noqa: A001
+    quoted = {json.dumps(text, ensure_ascii=ascii).encode(errors="surrogatepass") for ascii in (True, False)}  # noqa: A001 (the name of the parameter)
     quoted |= {repr(value)[1:].encode(), repr(text).encode(errors="surrogatepass")}
     escaped = {each[1:-1] for each in quoted}
     url = {quote_from_bytes(value, safe="").encode(), quote_plus(value).encode()}

@@ -107,7 +107,7 @@ def test_what_is_printed(
 def test_an_order_of_the_fleet_says_who_gave_it() -> None:
     """It concerns no VM, so it begins no story, and its row names the order and the user."""
     order = {"order": "fleet halt", "caller": "root", "caller_uid": 0, "reason": "a test"}
-    record = Record(at(0), Event.FLEET_ORDERED, "fleet halt web", "", "4" * 32, None, **order)  # type: ignore[arg-type]
+    record = Record(at(0), Event.FLEET_ORDERED, "fleet halt web", "", "4" * 32, None, **order)  # type: ignore[arg-type]  # the fields are typed one by one
     story = tell((record,), [])
     assert (story.rotations, story.facts) == ((), (record,))
     ordered = record_row(record).ordered

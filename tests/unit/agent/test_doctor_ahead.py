@@ -165,7 +165,7 @@ def test_no_program_is_started_for_each_unit(tmp_path: Path, monkeypatch: pytest
         probe.units.cache_clear()
         started[count] = []
 
-        def note(*argv: str, count: int = count, **options: Any) -> object:  # noqa: ANN401
+        def note(*argv: str, count: int = count, **options: Any) -> object:  # noqa: ANN401 (as subprocess.run)
             started[count].append(argv[0])
             return run(*argv, **options)
 

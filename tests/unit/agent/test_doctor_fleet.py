@@ -158,7 +158,7 @@ def test_a_clock_that_is_off(tmp_path: Path) -> None:
         text = date.strftime("%a, %d %b %Y %H:%M:%S GMT")
 
         def answer(handler: BaseHTTPRequestHandler, _: object, text: str = text) -> None:
-            handler.date_time_string = lambda *_: text  # type: ignore[method-assign]
+            handler.date_time_string = lambda *_: text  # type: ignore[method-assign]  # a server that lies
             reply(handler, 500, b"{}")
 
         with serve(Script(answer)) as script:

@@ -601,7 +601,7 @@ def test_the_attempt_says_that_it_failed_only_after_the_claim(fleet: Fleet) -> N
         if getattr(attempt, "outcome", None) is Outcome.FAILED:
             claim = store.claim("a")
             seen.append(claim is not None and bool(claim.halt))
-        record(self, vm, attempt)  # type: ignore[arg-type]
+        record(self, vm, attempt)  # type: ignore[arg-type]  # as the method that it replaces
 
     fleet.loop.units.job = fleet.fail
     with patch.object(type(store), "record_attempt", watch):

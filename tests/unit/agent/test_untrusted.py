@@ -103,7 +103,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     for refused in (tmp_path / "fifo", tmp_path / "none"):
         with pytest.raises(OSError):  # noqa: PT011 (either kind)
             open_untrusted(refused)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (a count of names is all that is asked)
 
 
 def test_a_refusal_tells_what_and_where(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_is_swapped_after_the_first_look_is_refused(
     monkeypatch.setattr("credferry.agent.untrusted.os.stat", lambda *_, **__: claimed)
     with pytest.raises(UntrustedFileError, match="belongs to uid"):
         open_untrusted(path, owners={os.getuid() + 1})
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (a count of names is all that is asked)
 
 
 def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def test_a_clock_that_is_wrong_changes_nothing(etcd: RealEtcd, group: str) -> No
     """Slots have no end. A host whose clock is off by years takes, keeps and gives back as others."""
     engine = etcd.engine()
     for wall in (-5.0, 0.0, 4e12, float("nan")):
-        engine.wall = lambda wall=wall: wall  # type: ignore[misc]
+        engine.wall = lambda wall=wall: wall  # type: ignore[misc]  # a default binds the clock
         assert engine.acquire(group, host(1), "r") == Granted(0)
         assert isinstance(etcd.engine().acquire(group, host(2), "r"), Full)
         assert engine.release(group, host(1)) == Applied(1)

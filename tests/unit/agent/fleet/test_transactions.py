@@ -102,12 +102,12 @@ def test_another_answer_is_no_group(document: object) -> None:
         transactions.group(GROUP, transactions.answer(document))
 
 
-def first(numbers: Any) -> int:  # noqa: ANN401
+def first(numbers: Any) -> int:  # noqa: ANN401 (any kind of answer)
     """The first free slot."""
     return int(numbers[0])
 
 
-def group(limit: Limit | BadLimit, *held: Slot | UnreadableSlot, halt: Any = None) -> Group:  # noqa: ANN401
+def group(limit: Limit | BadLimit, *held: Slot | UnreadableSlot, halt: Any = None) -> Group:  # noqa: ANN401 (any kind of answer)
     """A group at revision 9."""
     return Group(GROUP, limit, held, halt, 9)
 
