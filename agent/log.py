@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
+from credferry.agent import logging_library
 from credferry.agent.journald import reconnect_standard_error
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
+
+    import structlog
 
     from credferry.agent.hardening import Hardening
 
@@ -71,9 +72,13 @@ _PRIORITIES = {
 
 
 def configure() -> None:
-    """Set structlog up, once for the process."""
+    """Load structlog and set it up, once for the process."""
+    is_terminal = sys.stderr.isatty()
+    logging_library.load(for_terminal=is_terminal)
+    import structlog  # noqa: PLC0415 (see `logging_library`)
+
     render: list[structlog.typing.Processor]
-    if sys.stderr.isatty():
+    if is_terminal:
         # Without locals: a traceback must not show what a frame holds.
         formatter = structlog.dev.RichTracebackFormatter(show_locals=False)
         render = [structlog.dev.ConsoleRenderer(exception_formatter=formatter)]
@@ -89,6 +94,8 @@ def configure() -> None:
 
 def hardened(done: Hardening) -> None:
     """Log which protection of the process's memory failed: as a warning, or for swap as debug."""
+    import structlog  # noqa: PLC0415 (as in `configure`)
+
     logger = structlog.get_logger()
     if done.dumpable:
         logger.warning(

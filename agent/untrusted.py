@@ -36,30 +36,51 @@ def open_untrusted(path: Path, *, owners: Container[int] | None = None, below: P
     may own the file; None allows all. Raises `UntrustedFileError` for a file that must not be read,
     `FileNotFoundError` and other kinds of `OSError`, and ValueError for a ``path`` not below ``below``.
     """
+    directory = open_parent(path, below=below)
+    try:
+        return _open_in(directory, path, owners)
+    finally:
+        os.close(directory)
+
+
+def open_parent(path: Path, *, below: Path = Path("/")) -> int:
+    """Open the directory of a file, for `read_in`. Raises as `open_untrusted` does."""
     parts, trusted = path.parts, below.parts  # `Path.relative_to` takes longer than the opens
     if parts[: len(trusted)] != trusted or len(parts) == len(trusted):
         raise ValueError(f"{path} is not below {below}")
     *parents, name = parts[len(trusted) :]
     if ".." in parents or name == "..":
         raise _refuse(path, errno.EINVAL, "the path has a '..' in it")
-    opened = [os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+    here = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for parent in parents:
+        before = here
+        try:
+            here = os.open(parent, _DIRECTORY, dir_fd=before)
+        except OSError as error:
+            raise _led_away(path, error) from None
+        finally:
+            os.close(before)
+    return here
+
+
+def _led_away(path: Path, error: OSError) -> OSError:
+    """The error for a link in the place of a directory; any other error as it is."""
+    if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+        return _refuse(path, errno.ELOOP, "a symbolic link or a file is where a directory must be")
+    return error
+
+
+def _open_in(directory: int, path: Path, owners: Container[int] | None) -> int:
+    """Open a regular file in an open directory. Raises as `open_untrusted` does."""
+    name = path.name
     try:
-        for parent in parents:
-            opened.append(os.open(parent, _DIRECTORY, dir_fd=opened[-1]))
         # Check the file type before the open: opening a device can have effects.
-        _check(path, os.stat(name, dir_fd=opened[-1], follow_symlinks=False), owners)
-        descriptor = os.open(name, _FILE, dir_fd=opened[-1])
+        _check(path, os.stat(name, dir_fd=directory, follow_symlinks=False), owners)
+        descriptor = os.open(name, _FILE, dir_fd=directory)
     except UntrustedFileError:
         raise
     except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-            raise _refuse(
-                path, errno.ELOOP, "a symbolic link or a file is where a directory must be"
-            ) from None
-        raise
-    finally:
-        for each in opened:
-            os.close(each)
+        raise _led_away(path, error) from None
     try:
         _check(path, os.fstat(descriptor), owners)
     except UntrustedFileError:
@@ -75,7 +96,16 @@ def read_untrusted(
 
     A larger file raises `UntrustedFileError`.
     """
-    descriptor = open_untrusted(path, owners=owners, below=below)
+    directory = open_parent(path, below=below)
+    try:
+        return read_in(directory, path, limit=limit, owners=owners)
+    finally:
+        os.close(directory)
+
+
+def read_in(directory: int, path: Path, *, limit: int, owners: Container[int] | None = None) -> bytes:
+    """As `read_untrusted`, in the directory that `open_parent` has opened. Faster for many files of one."""
+    descriptor = _open_in(directory, path, owners)
     content = b""
     try:
         # os.read: making a file object takes longer than reading most files.

@@ -25,7 +25,10 @@ AGENT = "credferry.service"
 CONTENDER = "bench-contender.service"
 
 LIGHT = "bench-light@{}.service"
-"""A VM that runs `inside/vm.sh` to its end, and stays active."""
+"""A VM that runs `inside/vm.sh`, which leaves a process, as each VM has one.
+
+Without a process, the moment when systemd begins would come after it has started ExecStopPost=.
+"""
 IDLE = "bench-idle@{}.service"
 """A VM without any process, of which only the job counts."""
 HYPERVISOR = "bench-vmm@{}.service"
@@ -35,8 +38,7 @@ _LIGHT = f"""\
 [Unit]
 StartLimitIntervalSec=0
 [Service]
-Type=oneshot
-RemainAfterExit=yes
+Type=forking
 RuntimeDirectory=credferry-vms/%i
 ExecStart={INSIDE}/vm.sh %i
 """

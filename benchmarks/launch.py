@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.bed import INSIDE
 from benchmarks.results import CREDFERRY, Row, row
 from credferry.launcher.handoff import (
+    LAUNCHED,
     MANIFEST_FILE,
     Channel,
     Delivery,
@@ -44,7 +45,7 @@ def measure_name(channel: Channel) -> str:
 def measure(bed: Bed, *, quick: bool) -> list[Row]:
     """Measure both channels with 1, 10 and 100 credentials, all commands in turn."""
     rows = []
-    for channel in Channel:
+    for channel in LAUNCHED:
         for count in (10,) if quick else (1, 10, 100):
             case = f"{count} credential{'s' if count > 1 else ''}"
             _lay_out(bed, channel, count)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import accepted, growth, launch
+from benchmarks.exponents import exponents
 from benchmarks.plot import Point, chart
 from benchmarks.targets import targets
 from credferry.launcher.handoff import Channel
@@ -36,6 +37,7 @@ def render(results: Results) -> str:
     """Everything between the marks."""
     about = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     parts = [f"On: {about}.\n", "### Targets\n", _targets(results)]
+    parts += ["### Growth with secrets and VMs\n", _growth(results)]
     measures = list(dict.fromkeys(each.measure for each in results.rows))
     for measure in measures:
         parts += [f"### {measure[:1].upper()}{measure[1:]}\n", _table(results.of(measure))]
@@ -44,6 +46,15 @@ def render(results: Results) -> str:
         if name in plots(results):
             parts.append(f"![{measure}](performance/{name}.svg)\n")
     return "\n".join(parts)
+
+
+def _growth(results: Results) -> str:
+    lines = ["| | cases | exponent over all | of the last tenfold |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {each.measure} | {each.cases} | {_number(each.fit)} | {_number(each.last)} |"
+        for each in exponents(results)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _targets(results: Results) -> str:

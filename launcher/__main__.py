@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -85,9 +84,7 @@ def _run(asked: Arguments, manifests: list[Manifest]) -> None:
     if asked.spec is not None:
         from pathlib import Path  # noqa: PLC0415 (VMs of microvm.nix do not need it)
 
-        from credferry.launcher.spec import (  # noqa: PLC0415 (VMs of microvm.nix do not need it)
-            reading,
-        )
+        from credferry.launcher.spec import reading  # noqa: PLC0415 (not for VMs of microvm.nix)
 
         vm = reading.load(Path(asked.spec))
         if asked.vm not in {None, vm.name}:
@@ -235,6 +232,8 @@ def _report(error: LaunchError, manifests: list[Manifest], *, quiet: bool) -> No
     message = str(error.args[0])
     sys.stderr.write(f"credferry-launch: {message}: {error.hint}\n")
     if quiet:
+        import json  # noqa: PLC0415 (not for a VM's start)
+
         # For programs: both texts may contain ": ".
         sys.stdout.write(json.dumps({"refused": message, "hint": error.hint}) + "\n")
     else:

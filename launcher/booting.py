@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
+from credferry.launcher import plainjson
 from credferry.launcher.hypervisor import api
 
 TYPE_CHECKING = False
@@ -21,8 +21,8 @@ _BOOT: Final = "vm.boot"
 _SOCKET_SECONDS: Final = 30.0
 _CREATE_SECONDS: Final = 15.0
 _BOOT_SECONDS: Final = 140.0
-_RETRY_MS: Final = 1
-_RETRY_MS_MAX: Final = 100
+_RETRY_SECONDS: Final = 0.0003
+_RETRY_SECONDS_MAX: Final = 0.1
 _RETRY_LONGER: Final = 1.25
 """Factor between two pauses. So a start waits at most a quarter longer than it has to."""
 _ENDED_MS: Final = 5
@@ -53,7 +53,7 @@ def boot_vm(task: Task, boot: Boot) -> None:
 
 
 def _add_net(task: Task, boot: Boot, net: AddNet) -> None:
-    body = json.dumps(net.config, ensure_ascii=False, separators=(",", ":")).encode()
+    body = plainjson.dumps(net.config).encode()
     _request(task, boot, "vm.add-net", _CREATE_SECONDS, body, net.fds)
     for descriptor in net.fds:
         os.close(descriptor)
@@ -95,7 +95,7 @@ def _connect(task: Task, deadline: float) -> socket:
     """A connection to this VMM's own socket, checked so that no earlier listener gets the secrets."""
     assert task.socket is not None  # noqa: S101 (the api channel always has one)
     problem = "no process listens there"
-    pause: float = _RETRY_MS
+    pause = _RETRY_SECONDS
     while time.monotonic() < deadline:
         try:
             connection = api.connect(task.socket.path, deadline)
@@ -106,7 +106,8 @@ def _connect(task: Task, deadline: float) -> socket:
                 return connection
             connection.close()
             problem = "another process listens there"
-        if task.has_ended(pause):
+        if task.has_ended(0):
             raise GoneError
-        pause = min(pause * _RETRY_LONGER, _RETRY_MS_MAX)
+        time.sleep(pause)  # a poll() would wait for whole milliseconds
+        pause = min(pause * _RETRY_LONGER, _RETRY_SECONDS_MAX)
     raise FailedError(f"cloud-hypervisor's API socket {task.socket.path}: {problem}")

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import pairwise
 
-from credferry.launcher import oem
+from credferry.launcher import oem, plainjson
 from credferry.launcher.errors import LaunchError, usage
 from credferry.launcher.handoff import Channel, Secret, oem_size
 from credferry.launcher.hypervisor.options import (
@@ -91,7 +90,7 @@ def by_api(
 
     config = vmconfig.convert(options, major)
     strings = [credential.string.reveal().decode() for credential in credentials]
-    body = Secret(json.dumps(_document(config, strings), ensure_ascii=False, separators=(",", ":")).encode())
+    body = Secret(plainjson.dumps(_document(config, strings)).encode())
     oem.check_body(len(body.reveal()), credentials, major)
     words = config.vmm
     api = _api_socket(options, Grammar.of(major))

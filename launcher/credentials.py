@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from credferry.launcher import plainjson
 from credferry.launcher.errors import Exit, LaunchError, failed
 from credferry.launcher.handoff import (
     CREDENTIAL_PREFIX,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _SIZE_MAX: Final = 1 << 20
 """Bytes. systemd's CREDENTIAL_SIZE_MAX (src/shared/creds-util.h)."""
+_CHUNK: Final = 64 << 10
+"""Bytes of one read. A buffer for the largest credential would take longer to get than the file."""
 
 _SETTING: Final = f"LoadCredentialEncrypted={CREDENTIAL_PREFIX}:/var/lib/credferry/vms/%i/current"
 
@@ -60,7 +63,7 @@ def read(directory: str | os.PathLike[str]) -> Delivered:
     """The generation in a unit's credential directory. Raises `LaunchError` (CREDENTIALS or LATER)."""
     data = _read(directory, MANIFEST_FILE, "the manifest")
     try:
-        manifest = Manifest.from_bytes(data.reveal())
+        manifest = Manifest.from_bytes(data.reveal(), plainjson.loads)
     except EarlierFormError as error:
         raise LaunchError(
             str(error),
@@ -92,8 +95,10 @@ def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:
     name = unit_credential(file)
     try:
         descriptor = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as stream:
-            data = stream.read(_SIZE_MAX + 1)
+        try:
+            data = _content(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise failed(
             f"{what} is not in the unit's credentials: {name}",
@@ -106,6 +111,14 @@ def _read(directory: str | os.PathLike[str], file: str, what: str) -> Secret:
             f"{what} is larger than {_SIZE_MAX} bytes", "systemd does not accept a larger credential"
         )
     return Secret(data)
+
+
+def _content(descriptor: int) -> bytes:
+    """The content of a file, or more than the largest credential's bytes of it."""
+    data = b""
+    while len(data) <= _SIZE_MAX and (piece := os.read(descriptor, _CHUNK)):
+        data += piece
+    return data
 
 
 def _refuse(message: str, hint: str) -> LaunchError:

@@ -59,12 +59,22 @@ _PASSING: Final = frozenset(
 _AGAIN: Final = "a later start may succeed; check the host's memory, free space and open files"
 
 
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class LaunchError(Exception):
-    """A refused start. The text names the cause and the limit, the hint names the remedy; never a value."""
+    """A refused start. The text names the cause and the limit, the hint names the remedy; never a value.
+
+    Both may quote the name of an option or a key that somebody else wrote. Characters that a terminal would
+    obey are escaped.
+    """
 
     def __init__(self, message: str, *, hint: str, status: Exit) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
         self.status = status
 
     def __str__(self) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import enum
-import json
 import os
 
 from credferry.launcher import keyed
@@ -21,7 +20,7 @@ from credferry.launcher.record import FrozenRecord, asdict, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from typing import Any, final
 else:
@@ -233,9 +232,12 @@ class Manifest(FrozenRecord):
         return _dump(MANIFEST_VERSION, asdict(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Inverse of `to_bytes`. Raises `HandoffError` on anything else."""
-        manifest: Manifest = _load("manifest", MANIFEST_VERSION, data, _manifest)
+    def from_bytes(cls, data: bytes, loads: Callable[[bytes], object] | None = None) -> Manifest:
+        """Inverse of `to_bytes`. ``loads`` stands in for `json.loads`.
+
+        Raises `HandoffError` on anything else.
+        """
+        manifest: Manifest = _load("manifest", MANIFEST_VERSION, data, _manifest, loads or _loads)
         return manifest
 
 
@@ -329,7 +331,7 @@ def value_digest(key: str, manifest: Manifest, entry: ManifestEntry, value: Secr
         entry.kind.encode(),
         value.reveal(),
     )
-    framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
     return keyed.digest(bytes.fromhex(key), framed).hex()
 
 
@@ -367,12 +369,27 @@ def write_stamp(directory: str | os.PathLike[str], stamp: Stamp) -> None:
 
 
 def _dump(version: int, fields: dict[str, Any]) -> bytes:
+    import json  # noqa: PLC0415 (a VM's start does without it: it loads `re`)
+
     return json.dumps({"version": version, **fields}, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _load(what: str, version: int, data: bytes, build: Any) -> Any:  # noqa: ANN401 (two builders, two results; typed at the callers)
+def _loads(data: bytes) -> object:
+    import json  # noqa: PLC0415 (a VM's start does without it: it loads `re`)
+
+    found: object = json.loads(data)
+    return found
+
+
+def _load(
+    what: str,
+    version: int,
+    data: bytes,
+    build: Any,  # noqa: ANN401 (two builders, two results; typed at the callers)
+    loads: Callable[[bytes], object] = _loads,
+) -> Any:  # noqa: ANN401 (as above)
     try:
-        fields = json.loads(data)
+        fields = loads(data)
         found = _number(fields.pop("version", 0)) if isinstance(fields, dict) else 0
         if 0 < found < version:
             raise EarlierFormError(f"{what}: has format version {found}, not {version}")

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
 
 _BLOCK: Final = 64
 """Bytes that SHA-256 takes at a time (FIPS 180-4)."""
+_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 
 
 def digest(key: bytes, message: bytes) -> bytes:
     """The HMAC (RFC 2104) of a message under a key of at most 64 bytes."""
     padded = key.ljust(_BLOCK, b"\0")
-    inner = _sha256(bytes(byte ^ 0x36 for byte in padded) + message)
-    return _sha256(bytes(byte ^ 0x5C for byte in padded) + inner)
+    inner = _sha256(padded.translate(_INNER) + message)
+    return _sha256(padded.translate(_OUTER) + inner)
 
 
 def _sha256(data: bytes) -> bytes:

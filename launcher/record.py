@@ -103,9 +103,11 @@ class FrozenRecord(metaclass=_RecordType):
         return type(self), tuple(getattr(self, name) for name in self.__match_args__)
 
     def but(self, **changes: object) -> Self:
-        """A copy of the record with some values changed."""
+        """A copy of the record with some values changed. Raises `TypeError` for an unknown field."""
         make: Callable[..., Self] = type(self)
-        return make(**{**{name: getattr(self, name) for name in self.__match_args__}, **changes})
+        names = self.__match_args__
+        values = [changes.pop(name) if name in changes else getattr(self, name) for name in names]
+        return make(*values, **changes)  # what is left in ``changes`` is no field
 
 
 def asdict(record: FrozenRecord) -> dict[str, Any]:

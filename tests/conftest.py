@@ -11,11 +11,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import boot
+from tests.support.nightly import IS_NIGHT
 
 _TESTS = Path(__file__).parent
 # No test depends on speed: neither an example's own time, nor that of making it, which a busy machine slows.
 settings.register_profile("credferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("credferry")
+# Boots emulated machines, which takes longer than all other tests together.
+collect_ignore = [] if IS_NIGHT else ["host/test_tpm_host.py"]
 pytest_plugins = ["tests.support.fixtures", "tests.support.session"]
 
 

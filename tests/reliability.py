@@ -77,9 +77,10 @@ SOURCES: Final = {
     ),
     Number.FLEET_RUNS: Source(
         *(_FLEET, "make nightly"),
-        "Histories of three hosts with one etcd. Agents, hosts and members die at random, requests and "
-        "answers are lost or late, hosts are cut off, limits change. An agent never works on a VM without "
-        "a slot, and never more slots are held than the limit. At the end every VM runs what is published.",
+        "Histories of two or three hosts with one etcd. Agents, hosts and members die at random, requests "
+        "and answers are lost or late, hosts are cut off, limits change. An agent never works on a VM "
+        "without a slot, and never more slots are held than the limit. At the end every VM runs what is "
+        "published.",
     ),
     Number.FLEET_MOMENTS: Source(
         *(_FLEET, "make nightly"), "Moments at which that was checked, in all those histories together."
@@ -112,15 +113,16 @@ SOURCES: Final = {
     Number.SOAK_ROTATIONS: Source(
         *(_SOAK, "make soak"),
         "Rotations of random secrets on one host, one by one and in bursts. Its 50 VMs are light: a program "
-        "that reads its credentials and leaves a stamp like the launcher, without a hypervisor. At "
-        "random times the agent is killed, or a VM is restarted by hand.",
+        "that reads its credentials and leaves a stamp like the launcher, without a hypervisor. In runs "
+        "since 2026-11-29, ten of them are live: the push unit brings them what is published. At random "
+        "times the agent is killed, or a VM is restarted by hand.",
     ),
     Number.SOAK_LOST: Source(
         *(_SOAK, "make soak"), "VMs that did not run what was published within two minutes, or at the end."
     ),
     Number.SOAK_DOUBLED: Source(
         *(_SOAK, "make soak"),
-        "Restarts beyond one for each change and VM, without the restarts by hand.",
+        "Restarts, or pushes of a value, beyond one for each change and VM, without the restarts by hand.",
     ),
     Number.SOAK_LATE: Source(
         *(_SOAK, "make soak"),

@@ -4,7 +4,8 @@
 ``python -m tests.soak [--rotations 10000] [--vms 50] [--minutes M]``, as root. The agent, systemd and the
 producer's order of system calls are the real ones. The VMs are light: `tests/support/light_vm.sh` reads its
 credentials and leaves a stamp as the launcher does, and no hypervisor is started, which would take most of
-the time and is none of the agent's business. The host's files are on tmpfs.
+the time and is none of the agent's business. Every fifth VM is live: the real push unit brings what is
+published to its guest, which is `tests/support/soak_guest.py`. The host's files are on tmpfs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ RESYNC_SECONDS = 2.0
 _SUPPORT = Path(__file__).parent / "support"
 _INSIDE = "/usr/lib/credferry-test"
 _VMS_PER_SHARED = 5
+_LIVE_EACH = 5
 _BURSTS = (1, 1, 1, 2, 3, 5, 8)
 """How many generations come one right after the other."""
 _PRODUCE = f"""
@@ -54,6 +56,7 @@ ExecStart={_INSIDE}/light_vm.sh
 Restart=always
 """
 AGENT = "credferry.service"
+_PUSH_UNIT = "credferry-push@.service"
 _AGENT_UNIT = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=100ms\n"
 _TABLES = f"""
 [source]
@@ -82,6 +85,7 @@ class Tally:
 
     rotations: int = 0
     restarts: int = 0
+    pushes: int = 0
     identical: int = 0
     killed: int = 0
     by_hand: int = 0
@@ -100,6 +104,7 @@ class Soak:
         self.tally = Tally()
         self._chance = random.Random(seed)  # noqa: S311 (the same rotations in each run)
         self._vms = [f"soak-{number}" for number in range(vms)]
+        self._live = set(self._vms[_LIVE_EACH - 1 :: _LIVE_EACH])
         self.host = stack.enter_context(Host(cache_directory()))
         install(self.host)
         SopsNix(self.host)  # for what it needs inside
@@ -112,6 +117,7 @@ class Soak:
         self.host.run("credferry", "agent", "--once")
         self.host.run("systemctl", "start", *(f"{vm}.service" for vm in self._units()))
         self._starts = dict.fromkeys(self._vms, 1)
+        self._pushes = dict.fromkeys(self._live, 0)
         self._run = self.host.path("/run/credferry-vms")
         self._counts = self.host.path("/run/soak")
         wait_until(lambda: not self._behind(self._vms), 60, "all VMs")
@@ -194,14 +200,27 @@ class Soak:
         return f"{self._published[f'own/{vm}']} {self._published[self._shared(vm)]}\n"
 
     def _count(self, touched: Sequence[str], hand: str) -> None:
-        """Compare how often each VM was started with how often it had to be."""
+        """Compare how often each VM was started, or got a push, with how often it had to."""
         for vm in self._vms:
             starts = (self._counts / f"{vm}.starts").stat().st_size // len("start\n")
-            least = self._starts[vm] + ((vm in touched) or (vm == hand))
-            most = self._starts[vm] + (vm in touched) + (vm == hand)
+            is_restarted = vm in touched and vm not in self._live
+            least = self._starts[vm] + (is_restarted or vm == hand)
+            most = self._starts[vm] + is_restarted + (vm == hand)
             self.tally.restarts += starts - self._starts[vm]
             self.tally.doubled += max(0, starts - most)
             self._starts[vm] = max(starts, least)
+        for vm in self._live:
+            pushes = self._loads(vm)
+            self.tally.pushes += pushes - self._pushes[vm]
+            self.tally.doubled += max(0, pushes - self._pushes[vm] - (vm in touched))
+            self._pushes[vm] = pushes
+
+    def _loads(self, vm: str) -> int:
+        """How many values the guest of a live VM has taken."""
+        try:
+            return len((self._counts / f"{vm}.loads").read_text().splitlines())
+        except FileNotFoundError:
+            return 0
 
     def _publish(self) -> None:
         assert self._producer.stdin
@@ -219,14 +238,22 @@ class Soak:
     def _lay_out(self) -> None:
         host = self.host
         host.write(f"{_INSIDE}/light_vm.sh", (_SUPPORT / "light_vm.sh").read_bytes(), 0o755)
+        for program in ("push_guest.py", "soak_guest.py"):
+            host.write(f"{_INSIDE}/{program}", (_SUPPORT / program).read_bytes())
         host.write("/etc/systemd/system/soak@.service", _UNIT)
+        push = (CHECKOUT / "contrib/systemd" / _PUSH_UNIT).read_text()
+        for theirs, own in {"microvm@": "soak@", "=microvm": "=root", "=kvm": "=root"}.items():
+            assert theirs in push
+            push = push.replace(theirs, own)
+        host.write(f"/etc/systemd/system/{_PUSH_UNIT}", push)
         drop_in = (CHECKOUT / "contrib/systemd/credferry-vm.conf").read_bytes()
         host.write("/etc/systemd/system/soak@.service.d/50-credferry.conf", drop_in)
         host.write(f"/etc/systemd/system/{AGENT}.d/50-soak.conf", _AGENT_UNIT)
         host.run("mkdir", "/run/soak")
         host.run("systemctl", "daemon-reload")
         vms = (
-            f'[vms.{vm}]\nunit = "soak@{vm}.service"\n[vms.{vm}.credentials]\n'
+            f'[vms.{vm}]\nunit = "soak@{vm}.service"\nlive = {str(vm in self._live).lower()}\n'
+            f"[vms.{vm}.credentials]\n"
             f'OWN = {{ secret = "own/{vm}" }}\nSHARED = {{ secret = "{self._shared(vm)}" }}\n'
             for vm in self._vms
         )
@@ -285,7 +312,8 @@ def main() -> int:
     note(Number.SOAK_LATE, tally.late)
     lines = [
         f"{tally.rotations} rotations over {asked.vms} light VMs in {seconds:.0f} s",
-        f"{tally.restarts} restarts, {tally.identical} rotations without a change for any VM",
+        f"{tally.restarts} restarts, {tally.pushes} pushes",
+        f"{tally.identical} rotations without a change for any VM",
         f"{tally.killed} kills of the agent, {tally.by_hand} restarts by hand",
         f"lost {tally.lost}, doubled {tally.doubled}, late {tally.late} (over {LATE_SECONDS:.0f} s)",
         f"slowest {tally.slowest:.1f} s",

@@ -10,7 +10,6 @@ One job: the verification. Its findings are worded where they are found.
 
 from __future__ import annotations
 
-import hmac
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.audit.records import chain_hash
 from credferry.agent.audit.writer import LOST
+from credferry.agent.digests import are_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ class Link:
 
     def is_authentic(self, key: bytes) -> bool:
         """Whether the record is exactly what the holder of the key wrote."""
-        return hmac.compare_digest(chain_hash(key, self.fields), self.hash)
+        return are_same(chain_hash(key, self.fields), self.hash)
 
 
 @dataclass(frozen=True, slots=True)

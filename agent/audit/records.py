@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from uuid import UUID
 from systemd import journal
 
 from credferry.agent.audit.events import Event
+from credferry.agent.digests import Mac
 from credferry.agent.untrusted import read_untrusted
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def sent(state: Path) -> tuple[int, str]:
 
 def chain_hash(key: bytes, fields: Sequence[str]) -> str:
     """The hash of a record over ``fields``, which exclude the hash, in any order. 64 hex digits."""
-    return hmac.digest(key, json.dumps(sorted(fields)).encode(), "sha256").hex()
+    return Mac(key).of(json.dumps(sorted(fields)).encode()).hex()
 
 
 @dataclass(frozen=True, slots=True)

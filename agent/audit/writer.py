@@ -11,7 +11,6 @@ that an unsent record does not count as lost.
 
 from __future__ import annotations
 
-import hmac
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import msgspec
 
 from credferry.agent.audit.events import Event
 from credferry.agent.audit.records import _HEAD_MAX, SENT_FILE, chain_hash, sent
+from credferry.agent.digests import are_same
 from credferry.agent.errors import KeyFileError, StoreError
 from credferry.agent.journald import Sender
 from credferry.agent.store.files import replace_durably
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.store.generations import Store
-
 
 HEAD_FILE = "audit.json"
 KEY_CHANGE = "the host's key has changed: the agent seals everything again with the new key"
@@ -65,6 +64,16 @@ class Fact:
     sequence: int
 
 
+@dataclass(slots=True)
+class _Own:
+    """The head that this object kept last. While the file is still that one, nothing need be read."""
+
+    head: Head = field(default_factory=Head)
+    file: tuple[int, int, int] | None = None
+    """Identity of the head's file."""
+    is_sent: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Audit:
     """Writes the audit's records. Every method raises `StoreError` when the head cannot be kept.
@@ -81,6 +90,7 @@ class Audit:
     present_key: Callable[[], CredentialKey] | None = None
     keys: dict[str, CredentialKey] = field(default_factory=dict)
     """Keys that have written records, by `_id`. All writers in one process must share this mapping."""
+    _own: _Own = field(default_factory=_Own)
 
     def record(
         self,
@@ -110,7 +120,8 @@ class Audit:
         facts = []
         with self.store.lock("audit.lock"):
             head = self._head()
-            if head.fields and sent(self.store.state)[1] != head.hash:
+            is_sent = head is self._own.head and self._own.is_sent
+            if head.fields and not is_sent and sent(self.store.state)[1] != head.hash:
                 # The process that kept it ended before sending it, or journald did not take it.
                 self._send(head)
             key = self._key_after(head)
@@ -162,6 +173,7 @@ class Audit:
         """Send a record that is kept, and note that it was sent."""
         if not self.sender.send([*head.fields, *_SENDER]):
             return
+        self._own.is_sent = head is self._own.head
         path = self.store.state / SENT_FILE
         # Written in place and not fsynced: if the note is lost, the record is sent once more.
         with suppress(OSError):
@@ -175,11 +187,16 @@ class Audit:
                 os.close(descriptor)
 
     def _head(self) -> Head:
+        """The chain's head. The caller holds the lock."""
+        file = _identity(self.store.state)
+        if file is not None and file == self._own.file:
+            return self._own.head
         return kept_head(self.store.state) or Head()
 
     def _keep(self, head: Head) -> None:
         try:
             replace_durably(self.store.state / HEAD_FILE, msgspec.json.encode(head))
+            self._own.head, self._own.file, self._own.is_sent = head, _identity(self.store.state), False
         except OSError as error:
             raise StoreError(
                 f"{self.store.state / HEAD_FILE}: the agent cannot write the number of its last audit "
@@ -205,7 +222,16 @@ def _is_with(head: Head, key: CredentialKey) -> bool:
     if head.key:
         return head.key == _id(key)
     own = [each for each in head.fields if not each.startswith("CREDFERRY_HASH=")]
-    return hmac.compare_digest(chain_hash(key.derive("audit"), own), head.hash)
+    return are_same(chain_hash(key.derive("audit"), own), head.hash)
+
+
+def _identity(state: Path) -> tuple[int, int, int] | None:
+    """Changes when somebody writes or replaces the head's file; None where there is none."""
+    try:
+        status = os.lstat(f"{state}/{HEAD_FILE}")
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def kept_head(state: Path) -> Head | None:

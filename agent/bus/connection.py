@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pydbus  # noqa: F401 (gives GDBus's connections their attribute of this name)
-from gi.repository import Gio, GLib
+from gi.repository import Gio, GLib, GObject
 
 from credferry.agent.bus.names import BUS
 from credferry.agent.errors import BusError
@@ -22,8 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # PyGObject makes a class at its first use. Two threads that do so at once get two classes, and one does not
-# take a value of the other: "Expected GLib.VariantType, but got gi.repository.GLib.VariantType".
-_MADE: Final = (GLib.VariantType, GLib.VariantBuilder, GLib.MainContext, GLib.MainLoop, Gio.Cancellable)
+# take a value of the other: "Expected GLib.VariantType, but got gi.repository.GLib.VariantType". Or one gets
+# a class that is not complete: "DBusConnectionFlags has no attribute AUTHENTICATION_CLIENT". So all that is
+# used, also by pydbus and by PyGObject itself, is made here, before there are threads.
+_MADE: Final = (
+    *(GLib.Bytes, GLib.VariantType, GLib.VariantBuilder),
+    *(GLib.MainContext, GLib.MainLoop, GLib.idle_source_new, GObject.Closure),
+    *(Gio.AsyncResult, Gio.Cancellable, Gio.Task),
+    *(Gio.DBusAuthObserver, Gio.DBusConnection, Gio.DBusConnectionFlags),
+    *(Gio.DBusCallFlags, Gio.DBusSignalFlags, Gio.DBusError, Gio.DBusMethodInvocation),
+    *(Gio.DBusNodeInfo, Gio.DBusInterfaceInfo, Gio.DBusMethodInfo, Gio.DBusSignalInfo),
+    *(Gio.DBusArgInfo, Gio.DBusPropertyInfo, Gio.DBusPropertyInfoFlags, Gio.dbus_is_name),
+)
 Error = GLib.Error
 Variant = GLib.Variant
 

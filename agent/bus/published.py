@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gi.repository import Gio, GLib
 from pydbus.generic import signal as signal  # noqa: PLC0414 (for published objects)
@@ -16,6 +16,8 @@ from credferry.agent.bus.connection import CALL_SECONDS
 from credferry.agent.bus.names import BUS, ERROR_PREFIX, PROPERTIES_INTERFACE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from credferry.agent.bus.connection import Bus
 
 _CALLERS_MAX = 512
@@ -32,6 +34,16 @@ class Caller:
 Serve = Callable[[Caller, Callable[[], None]], bool]
 
 
+class Target(Protocol):
+    """An object to publish. It also has the methods and signals that its introspection data names."""
+
+    dbus: str
+    """Introspection data, in XML. pydbus requires this name."""
+
+    def all_properties(self) -> Mapping[str, Any]:
+        """All properties that the introspection data names, as they are at one moment."""
+
+
 class ObjectServer:
     """Publishes objects on one connection. Each method call goes to ``serve``."""
 
@@ -40,16 +52,15 @@ class ObjectServer:
         self._bus = bus
         self._callers: OrderedDict[str, Caller] = OrderedDict()
 
-    def publish(self, path: str, target: object) -> Any:  # noqa: ANN401 (pydbus has no types)
-        """Publish an object; ``dbus`` is its introspection data. The result has ``unregister``.
+    def publish(self, path: str, target: Target) -> Any:  # noqa: ANN401 (pydbus has no types)
+        """Publish an object. The result has ``unregister``.
 
         The connection's thread reads its properties. Each method call goes to `Serve`, which returns
         whether it accepts the call. A method gets the `Caller` before its other arguments.
         """
 
         def register() -> object:
-            xml = target.dbus  # type: ignore[attr-defined]  # pydbus requires this name
-            interfaces = Gio.DBusNodeInfo.new_for_xml(xml).interfaces
+            interfaces = Gio.DBusNodeInfo.new_for_xml(target.dbus).interfaces
             wrapper = _Published(self, target, interfaces)
             return ObjectRegistration(self._bus.pydbus, path, interfaces, wrapper, own_wrapper=True)
 
@@ -100,9 +111,19 @@ class ServedError(Exception):
 class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
     """pydbus's wrapper with this project's error names, and no logged traceback. `Serve` runs methods."""
 
-    def __init__(self, server: ObjectServer, target: object, interfaces: list[Any]) -> None:
+    def __init__(self, server: ObjectServer, target: Target, interfaces: list[Any]) -> None:
         super().__init__(target, interfaces)
         self._server = server
+
+    def GetAll(self, interface: str) -> dict[str, Any]:  # noqa: N802 (its name on the bus)
+        """All properties of an interface, of one moment: pydbus's own reads one after the other."""
+        values = self.object.all_properties()
+        prefix = f"{interface}."
+        return {
+            name.removeprefix(prefix): GLib.Variant(signature, values[name.removeprefix(prefix)])
+            for name, signature in self.readable_properties.items()
+            if name.startswith(prefix)
+        }
 
     def call_method(
         self,

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from credferry.agent import hardening
 from credferry.agent.config.model import DEFAULT_PATH, PATH_VARIABLE
@@ -29,6 +30,37 @@ _ORDERS = frozenset({"sync", "restart", "rotate", "rollback", "release", "retry"
 
 def main() -> None:
     """Run a verb; end with a status of `ExitStatus`, and one line on standard error if it failed."""
+    try:
+        _main()
+    except SystemExit as end:
+        if threading.active_count() == 1 or isinstance(end.code, str):
+            raise
+        _leave(end.code or ExitStatus.OK)
+    if threading.active_count() > 1:
+        _leave(ExitStatus.OK)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once, without finalizing the interpreter. All that was printed is written first.
+
+    Python 3.11 can crash when it finalizes its interpreter while another thread begins or waits: the thread
+    uses a state that was freed (docs.python.org/3/c-api/init.html, "Cautions regarding runtime
+    finalization"). A connection to the bus and the daemon's parts have such threads.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (BrokenPipeError, ValueError):  # nobody reads it, or it is closed
+            continue
+        except OSError as error:
+            status = status or ExitStatus.FAILED
+            with suppress(OSError):
+                os.write(2, f"credferry: cannot write its output: {error.strerror}\n".encode())
+    os._exit(status)
+
+
+def _main() -> None:
     hardening.harden()  # first: all but the least verbs come to hold values
     try:
         _run(sys.argv[1:])
@@ -81,7 +113,8 @@ def _be_daemon(config: Path) -> None:
 def _fail(line: str, status: ExitStatus) -> None:
     # A name from the configuration may hold anything, also what a terminal obeys.
     shown = printable(" ".join(line.split()))
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()  # the table comes before the line about what is wrong in it
+    if sys.stdout is not None:  # as it is if descriptor 1 is closed
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()  # the table comes before the line about what is wrong in it
     print(f"credferry: {shown}", file=sys.stderr)  # noqa: T201 (the one line)
     sys.exit(status)

@@ -18,6 +18,7 @@ from credferry.agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption,
 from credferry.agent.cli.fleet_engine import (
     OpenFleet,
     applied,
+    forget_cluster,
     open_fleet,
     recorded,
     require_group,
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
     _register_status(verbs)
     _register_orders(verbs)
     _register_release(verbs)
+    _register_forget(verbs)
 
 
 def _register_status(verbs: typer.Typer) -> None:
@@ -182,6 +184,19 @@ def _register_release(verbs: typer.Typer) -> None:
                 changed += applied(fleet.engine.free(each, what))
         said = f"freed {changed} slot{'' if changed == 1 else 's'} of {', '.join(found)}"
         say(f"{named}: {said if changed else 'nothing: holds no slot'}")
+
+
+def _register_forget(verbs: typer.Typer) -> None:
+    @verbs.command("forget-cluster")
+    def forget(*, config: ConfigOption = DEFAULT_CONFIG, reason: ReasonOption = "") -> None:
+        """Let this host use an etcd that was restored, made anew, or put in the place of the former one.
+
+        Such an etcd may have lost slots. First make sure on all hosts that no VM is down for a change.
+        """
+        if forget_cluster(open_fleet(config), reason):
+            say("forgotten: this host keeps to the etcd cluster that answers next")
+        else:
+            say("nothing: this host keeps to no etcd cluster yet")
 
 
 def _watch(fleet: OpenFleet, groups: Sequence[str]) -> None:

@@ -38,6 +38,7 @@ from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.sealing.keys import read_machine_id
 from credferry.agent.store import form
+from credferry.agent.store.fleet_cluster import FleetCluster
 from credferry.agent.store.generations import Store
 from credferry.agent.store.opening import present_key
 
@@ -153,7 +154,10 @@ def applied(found: Changed) -> int:
 
 @contextmanager
 def recorded(fleet: OpenFleet, order: str, group: str, reason: str, *, detail: str = "") -> Iterator[str]:
-    """Write an order to the audit before it is carried out; gives its run. Raises as `Audit.record` does."""
+    """Write an order to the audit before it is carried out; gives its run. Raises as `Audit.record` does.
+
+    ``group`` is empty for an order about this host.
+    """
     operator, run = Operator.of_user(os.getuid(), reason), new_run()
     state = Path(fleet.config.state_directory)
     form.check(state)
@@ -168,11 +172,22 @@ def recorded(fleet: OpenFleet, order: str, group: str, reason: str, *, detail: s
     with as_owner_of(state):
         audit.record(
             Event.FLEET_ORDERED,
-            operator.said(f"fleet {order} {group}{f' {detail}' if detail else ''}:"),
+            operator.said(f"{' '.join(filter(None, ('fleet', order, group, detail)))}:"),
             run=run,
-            extra={**operator.fields(f"fleet {order}"), "CREDFERRY_FLEET_GROUP": group},
+            extra=operator.fields(f"fleet {order}") | ({"CREDFERRY_FLEET_GROUP": group} if group else {}),
         )
     yield run
+
+
+def forget_cluster(fleet: OpenFleet, reason: str) -> bool:
+    """Have this host keep to the etcd that answers next; False if it keeps to none yet.
+
+    A running agent reads the record again before it refuses an answer. Raises as `recorded` does, and
+    `StoreError`.
+    """
+    state = Path(fleet.config.state_directory)
+    with recorded(fleet, "forget-cluster", "", reason), as_owner_of(state):
+        return FleetCluster(state).forget()
 
 
 def _got(found: _T | Unavailable | Unsupported) -> _T:

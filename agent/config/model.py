@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import enum
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from credferry.agent.config.fleet import FleetConfig
 from credferry.agent.config.secrets import CredentialConfig, SourceConfig
 from credferry.agent.config.units import Units
 from credferry.agent.config.values import AbsolutePath, GroupName, MachineId, Pcrs, PromPath, Seconds
+from credferry.agent.digests import sha256
 from credferry.agent.errors import UnknownVmError
 from credferry.launcher.handoff import (
     Channel,
@@ -227,11 +227,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def secrets(self) -> dict[str, frozenset[str]]:
         """Names of all secrets that any VM uses, by source. A source that no VM uses is not there."""
-        found: dict[str, frozenset[str]] = {}
+        found: dict[str, set[str]] = {}
         for vm in self.vms.values():
             for source, names in vm.secrets.items():
-                found[source] = found.get(source, frozenset()) | names
-        return found
+                found.setdefault(source, set()).update(names)
+        return {source: frozenset(names) for source, names in found.items()}
 
     def source_of(self, name: str) -> SourceConfig:
         """The source of this name; the default one if it is empty."""
@@ -248,7 +248,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def id(self) -> str:
         """16 hex digits that differ once anything here does."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        return sha256(repr(self).encode()).hex()[:16]
 
     def vm(self, name: str) -> VmConfig:
         """The VM of a name. Raises `UnknownVmError` for one that is not configured."""

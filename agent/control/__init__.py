@@ -2,6 +2,6 @@
 """The agent on D-Bus: the interface that it serves, and the client that verbs use.
 
 May import: `agent.rollout`, `agent.reconcile`, `agent.audit`, `agent.config`, `agent.log`, `agent.bus`,
-`agent.errors`, `agent`.
+`agent.messages`, `agent.errors`, `agent`.
 Never: a decision, or work on the loop's thread.
 """

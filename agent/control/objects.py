@@ -30,7 +30,7 @@ from credferry.agent.reconcile.status import steps
 from credferry.agent.rollout.operators import Operator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from credferry.agent.reconcile.status import VmStatus
     from credferry.agent.rollout.orders import Orders
@@ -53,6 +53,10 @@ class VmObject:
             return self.__dict__["properties"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+    def all_properties(self) -> Mapping[str, Any]:
+        """See `Target`."""
+        return self.properties
 
     def update(self, properties: dict[str, Any]) -> None:
         """Replace the properties, and emit a signal with those that have changed."""
@@ -98,6 +102,16 @@ class AgentObject:
     def VMs(self) -> dict[str, str]:  # noqa: N802 (a name on D-Bus)
         """Each VM's state."""
         return {name: vm.properties["State"] for name, vm in list(self.vms.items())}
+
+    def all_properties(self) -> Mapping[str, Any]:
+        """See `Target`."""
+        config = self._orders.config
+        return {
+            "Version": self.Version,
+            "Configuration": str(config.file),
+            "ConfigurationId": config.id,
+            "VMs": self.VMs,
+        }
 
     def GetManagedObjects(self, _caller: Caller) -> dict[str, Any]:  # noqa: N802 (a name on D-Bus)
         """All VMs with all of their properties."""

@@ -13,8 +13,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from credferry.agent.audit.events import Event
 from credferry.agent.bus.connection import Bus, Error, reason
 from credferry.agent.bus.published import Caller, ObjectServer
@@ -29,16 +27,18 @@ from credferry.agent.control.interface import (
 from credferry.agent.control.objects import AgentObject, VmObject, packed, vm_properties
 from credferry.agent.errors import BusError, describe, place
 from credferry.agent.log import Conditions
+from credferry.agent.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from credferry.agent.audit.writer import Fact
+    from credferry.agent.bus.published import Target
     from credferry.agent.reconcile.status import VmStatus
     from credferry.agent.rollout.orders import Orders
 
 
-_log = structlog.get_logger()
+_log = Messages()
 _RETRY_SECONDS, _RETRY_MAX_SECONDS = 1.0, 60.0
 """The pause doubles after each failure: dbus-daemon logs each refusal of a name."""
 _STOP_SECONDS = 2.0
@@ -173,7 +173,7 @@ class Control:
                 reason=why,
             )
 
-    def _publish(self, path: str, target: object) -> None:
+    def _publish(self, path: str, target: Target) -> None:
         if self._objects is not None:
             self._registrations[path] = self._objects.publish(path, target)
 

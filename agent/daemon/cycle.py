@@ -9,28 +9,26 @@ from typing import TYPE_CHECKING
 
 from systemd import daemon
 
-from credferry.agent.audit.events import Event
 from credferry.agent.daemon.fleet import report
 from credferry.agent.daemon.reporter import Reporter
-from credferry.agent.errors import CredferryError, describe
+from credferry.agent.daemon.sources import SETTLES, Sources
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.reconcile.status import standing
-from credferry.agent.source.settling import Changes, Settling, seconds_left
 from credferry.agent.source.watch import LOOK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from credferry.agent.config.model import VmConfig
     from credferry.agent.daemon.publisher import Front
     from credferry.agent.daemon.reports import Reports
+    from credferry.agent.daemon.sources import Reading
     from credferry.agent.daemon.textfile import Textfile
+    from credferry.agent.errors import CredferryError
     from credferry.agent.log import Conditions
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.rollout.session import Session
     from credferry.agent.rollout.workers import RestartPool
-    from credferry.agent.source.published import Publication
     from credferry.agent.source.watches import Watches
     from credferry.agent.systemd.connection import Connection
     from credferry.agent.systemd.units import SystemManager
@@ -38,8 +36,9 @@ if TYPE_CHECKING:
 LOOK_AGAIN_SECONDS = 1.0
 _LOOK_OWED_SECONDS = 0.05
 """Pause after a request for restarts: the restart threads and the next look do not slow each other then."""
+_SEAL_AGAIN_SECONDS = 5.0
+"""Pause until the agent tries again to seal what it could not seal."""
 JITTER = 0.1
-_SETTLES = "until its secrets are written completely"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +83,19 @@ class Cycle:
         self._hint = hint
         self._monotonic = monotonic
         self._reports = reports
-        self._changes = Changes()
         self._reporter = Reporter(session.audit)
-        self._settling = Settling(session.config)
-        vms = session.config.vms.values()
-        self._is_ordered = bool(session.config.rollout.canaries) or any(vm.after for vm in vms)
-
-    def arm(self) -> None:
-        """Watch the present way to each source and to its secrets."""
-        self._watches.arm()
+        self._sources = Sources(session, watches, conditions)
 
     def run(self, before: Turn) -> Turn:
         """Look at what has changed or at all VMs, and act on it. Raises `BusError` and `StoreError`."""
         session = self._session
         vms, manager, now = session.config.vms.values(), self._connection.get(), self._monotonic()
         session.sealer.make_guest_keys(vms)
-        published = session.observer.published(vms)
+        may_go_first = manager is not None and not before.owes_look
+        reading = self._sources.read(now, may_go_first=may_go_first)
+        published = reading.published
         lost = published.errors
-        self._tell_lost(published, now)
+        self._sources.tell_lost(published, now)
         if lost and all(vm.secrets.keys() & lost.keys() for vm in vms):
             # A VM that the agent's own restart left down is rolled back even without a source, and one that
             # an operator's unit has taken out of service returns to it.
@@ -111,15 +105,15 @@ class Cycle:
             self._metrics.looked(look, session.store, with_source=False)
             self._show(look)
             failure = next(iter(lost.values()))
-            return replace(before, delay=min(self._resync(), owed), failure=failure, is_settled=True)
-        unsettled = self._settling.left(published, now)
-        changed = [vm for vm in self._changes.since_last(vms, published) if not seconds_left(vm, unsettled)]
-        if changed and manager is not None and not before.owes_look:
-            self._go_first(changed, published, unsettled, manager)
+            delay = min(self._resync(), owed)
+            return replace(before, delay=delay, failure=failure, is_settled=True, owes_look=False)
+        if reading.changed and manager is not None and may_go_first:
+            self._go_first(reading, manager)
             return Turn(_LOOK_OWED_SECONDS, is_settled=False, owes_look=True, is_unsteady=before.is_unsteady)
         look = session.observer.look_at(published, vms, manager)
-        self._tell_back(published, now)
-        look, sealed = self._act_on(look, unsettled)
+        self._sources.tell_back(published, now)
+        look, sealed = self._act_on(look, reading.unsettled)
+        session.sealer.prune()
         owed = self._settle_with_fleet(look)
         self._metrics.looked(look, session.store, with_source=True)
         self._show(look)
@@ -127,9 +121,11 @@ class Cycle:
         if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
             self._hint("sealed")  # to publish it; a restart causes a look anyway
         daemon.notify(f"STATUS={_summary(look)}")
-        is_settled = not any(_SETTLES in decision.reasons for decision in look.decisions)
+        is_settled = not any(SETTLES in decision.reasons for decision in look.decisions)
         is_unsteady = any(decision.look_again for decision in look.decisions)
         waits = [decision.wait_seconds for decision in look.decisions if decision.wait_seconds] + [owed]
+        if _unsealed(look, sealed):
+            waits.append(_SEAL_AGAIN_SECONDS)
         if is_unsteady or self._connection.present is None:
             return Turn(min([LOOK_AGAIN_SECONDS, *waits]), is_settled=is_settled, is_unsteady=is_unsteady)
         return Turn(min([self._resync(), *waits]), is_settled=is_settled)
@@ -145,48 +141,20 @@ class Cycle:
             self._reports.note(look)
         return owed
 
-    def _tell_lost(self, published: Publication, now: float) -> None:
-        """Record each source that cannot be read, once. Raises `StoreError`."""
-        for source, error in published.errors.items():
-            if self._conditions.begin(_condition(source), str(error), now):
-                vms = [vm.name for vm in self._session.config.vms.values() if source in vm.secrets]
-                whose = (
-                    f"the VMs that use it ({', '.join(vms)}) keep"
-                    if source
-                    else "every VM that uses it keeps"
-                )
-                self._session.audit.record(
-                    Event.SOURCE_LOST,
-                    f"cannot read {_called(source)}; {whose} the previous secrets: {describe(error)}",
-                )
-
-    def _tell_back(self, published: Publication, now: float) -> None:
-        """Record each source that can be read again. Raises `StoreError`."""
-        for source in published.snapshots:
-            if counted := self._conditions.end(_condition(source), now):
-                path = self._session.config.source_of(source).path
-                name = f"source {source} ({path})" if source else f"source {path}"
-                message = f"{name} can be read again; it was unavailable for {counted}"
-                self._session.audit.record(Event.SOURCE_BACK, message)
-
-    def _go_first(
-        self,
-        changed: Iterable[VmConfig],
-        published: Publication,
-        unsettled: Mapping[str, float],
-        manager: SystemManager,
-    ) -> None:
+    def _go_first(self, reading: Reading, manager: SystemManager) -> None:
         """Act on the VMs whose published values have changed, under one run id.
 
         If some VMs wait for others, or there are canaries, this looks at all VMs in their order.
         """
         session, config = self._session, self._session.config
-        names, run = {vm.name for vm in changed}, new_run()
-        vms = [config.vms[name] for name in self._restarts.order if self._is_ordered or name in names]
-        look = session.observer.look_at(published, vms, manager)
+        names, run = {vm.name for vm in reading.changed}, new_run()
+        vms = [
+            config.vms[name] for name in self._restarts.order if self._sources.is_ordered or name in names
+        ]
+        look = session.observer.look_at(reading.published, vms, manager)
         # If no VM waits for another, each VM is restarted while the next one is sealed.
-        for part in [look] if self._is_ordered else look.each():
-            self._act_on(part, unsettled, run)
+        for part in [look] if self._sources.is_ordered else look.each():
+            self._act_on(part, reading.unsettled, run)
 
     def _act_on(self, look: Look, unsettled: Mapping[str, float], run: str = "") -> tuple[Look, list[str]]:
         """Seal, and ask for restarts. Returns the look after limits, and the names of sealed VMs.
@@ -195,28 +163,11 @@ class Cycle:
         later would count as another change.
         """
         self._session.rollout.forget_ended(look)
-        sealed = self._session.sealer.seal_due(self._settled(look, unsettled), run)
-        look = self._settled(self._session.pacer.hold_back(look), unsettled)
-        self._restarts.ask(look)
+        settled = self._sources.settled(look, unsettled)
+        sealed = self._session.sealer.seal_due(settled, run)
+        look = self._sources.settled(self._session.pacer.hold_back(look), unsettled)
+        self._restarts.ask(look, _unsealed(look, sealed))
         return look, sealed
-
-    def _settled(self, look: Look, unsettled: Mapping[str, float]) -> Look:
-        """The same look, in which VMs with new values that have not settled wait."""
-        due = [each.vm for each in look.decisions if each.seal]
-        lefts = {vm.name: seconds_left(vm, unsettled) for vm in due}
-        if not any(lefts.values()):
-            return look
-        if self._is_ordered:
-            steady = self._settling.steady(unsettled)
-            longest = max(seconds_left(vm, steady) for vm in due)
-            lefts = {name: max(left, longest) for name, left in lefts.items()}
-        decisions = (
-            replace(each, seal=None, way=None, why="", reasons=(_SETTLES,), wait_seconds=left)
-            if (left := lefts.get(each.vm.name))
-            else each
-            for each in look.decisions
-        )
-        return replace(look, decisions=tuple(decisions))
 
     def _show(self, look: Look) -> None:
         """Publish the state of all VMs, including what was just sealed."""
@@ -230,13 +181,9 @@ class Cycle:
         return period * random.uniform(1 - JITTER, 1)  # noqa: S311 (spreads load, guards nothing)
 
 
-def _condition(source: str) -> str:
-    """The key in `Conditions` of a source that cannot be read."""
-    return f"source {source}" if source else "source"
-
-
-def _called(source: str) -> str:
-    return f"source {source}" if source else "the source"
+def _unsealed(look: Look, sealed: Iterable[str]) -> set[str]:
+    """The VMs for which something was to be sealed, and is not."""
+    return {each.vm.name for each in look.decisions if each.seal is not None} - set(sealed)
 
 
 def _summary(look: Look) -> str:

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import structlog
-
 from credferry.agent.daemon.reports import Reports
+from credferry.agent.messages import Messages
 from credferry.agent.rollout.slots import NoSlots
 from credferry.agent.sealing.keys import read_machine_id
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     Opened: TypeAlias = tuple[Engine, Holder]
 
-_log = structlog.get_logger()
+_log = Messages()
 
 
 class Fleet:
@@ -46,17 +45,22 @@ class Fleet:
         if config.fleet is None:
             return None
         from credferry.agent.fleet.opening import holder  # noqa: PLC0415 (other hosts load nothing of it)
+        from credferry.agent.store.fleet_cluster import FleetCluster  # noqa: PLC0415 (see above)
 
         machine_id = read_machine_id(Path(config.machine_id_file))
-        return self._parts.engine(config.fleet), holder(config.fleet, "", machine_id)
+        engine = self._parts.engine(config.fleet, FleetCluster(Path(config.state_directory)))
+        return engine, holder(config.fleet, "", machine_id)
 
     def slots(self, config: Config, store: Store, opened: Opened | None) -> Slots:
         """The slots for a configuration. What is remembered of VMs' turns stays."""
         if opened is None or config.fleet is None:
             self.reports.use(config, None, "")
             return NoSlots()
-        self.reports.use(config, self._parts.presence(config.fleet), opened[1].host)
         from credferry.agent.rollout.fleet import FleetSlots  # noqa: PLC0415 (see above)
+        from credferry.agent.store.fleet_cluster import FleetCluster  # noqa: PLC0415 (see above)
+
+        presence = self._parts.presence(config.fleet, FleetCluster(store.state))
+        self.reports.use(config, presence, opened[1].host)
 
         if self._slots is None:
             thread = self._parts.engine_thread()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,13 @@ _SWITCH_SECONDS = 0.0005
 
 
 def run(config: Path) -> None:
-    """Run until SIGTERM or SIGINT. Raises as `Service.run` does."""
+    """Run until SIGTERM or SIGINT. Raises as `Service.run` does.
+
+    If a library in C crashes, standard error gets the stack of each thread: files and lines, no values.
+    """
+    # If journald hangs, this write waits for it, until systemd ends the process by its own timeout.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGTRAP, chain=True)  # GLib ends the process with this signal
     # With Python's default, a thread that restarts a VM waits 5 ms again and again while the loop looks.
     sys.setswitchinterval(_SWITCH_SECONDS)
     log.configure()

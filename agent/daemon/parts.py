@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.journald import Sender
 from credferry.agent.rollout.clock import Clock
+from credferry.agent.rollout.dispatcher import Dispatcher
 from credferry.agent.rollout.engine_thread import EngineThread
-from credferry.agent.rollout.workers import Dispatcher
 from credferry.agent.source.watch import Watch
 from credferry.agent.systemd.units import SystemManager
 
 if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.cluster import ClusterRecord
     from credferry.agent.fleet.model import Engine
     from credferry.agent.fleet.presence import Presence
     from credferry.agent.rollout.fleet_calls import Submits
@@ -27,21 +28,21 @@ Connect = Callable[[Callable[[str], None]], SystemManager]
 """Connects to systemd. Its argument is called when a unit's job ends or when the connection is lost."""
 
 
-def _engine(fleet: FleetConfig) -> Engine:
+def _engine(fleet: FleetConfig, record: ClusterRecord) -> Engine:
     """The engine that the configuration names. Loads its library. Raises `ConfigurationError`."""
     from credferry.agent.fleet.opening import open_engine  # noqa: PLC0415 (a host without a fleet saves it)
 
-    return open_engine(fleet, _own_credentials())
+    return open_engine(fleet, _own_credentials(), record)
 
 
-def _presence(fleet: FleetConfig) -> Presence | None:
+def _presence(fleet: FleetConfig, record: ClusterRecord) -> Presence | None:
     """Where this host reports itself; None for a FleetLock server. Raises `ConfigurationError`."""
     if not fleet.endpoints:
         return None
     from credferry.agent.fleet.opening import open_members  # noqa: PLC0415 (as above)
     from credferry.agent.fleet.presence import Presence  # noqa: PLC0415 (see above)
 
-    return Presence(open_members(fleet, _own_credentials()))
+    return Presence(open_members(fleet, _own_credentials()), record)
 
 
 def _own_credentials() -> Path | None:
@@ -60,6 +61,6 @@ class Parts:
     stop: Callable[[], threading.Event] = threading.Event
     """Makes the event that ends waiting early once it is set."""
     clock: Clock = field(default_factory=Clock)
-    engine: Callable[[FleetConfig], Engine] = _engine
+    engine: Callable[[FleetConfig, ClusterRecord], Engine] = _engine
     engine_thread: Callable[[], Submits] = EngineThread
-    presence: Callable[[FleetConfig], Presence | None] = _presence
+    presence: Callable[[FleetConfig, ClusterRecord], Presence | None] = _presence

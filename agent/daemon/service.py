@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from systemd import daemon
 
 from credferry.agent.audit.events import Event
@@ -33,6 +32,7 @@ from credferry.agent.daemon.publisher import Front, no_front
 from credferry.agent.daemon.textfile import Textfile
 from credferry.agent.errors import BusError, KeyFileError, SealError, StoreError, describe
 from credferry.agent.log import Conditions
+from credferry.agent.messages import Messages
 from credferry.agent.reconcile import rekey
 from credferry.agent.rollout.orders import Orders
 from credferry.agent.rollout.pacing import RestartPolicyGate
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
+_log = Messages()
 _STORE_RETRY_SECONDS = 5.0
 _UNSENT_SECONDS = 5.0
 """How often the agent retries to send a record that journald has not taken."""
@@ -71,7 +71,7 @@ class Service:
         self._parts = Parts() if parts is None else parts
         self._monotonic = self._parts.clock.monotonic
         self._stop = self._parts.stop()
-        self._hints = Hints(self._stop)
+        self._hints = Hints()
         self._conditions = Conditions()
         self._connection = Connection(lambda: connect(self._on_job), self._conditions, self._monotonic)
         self._metrics = Textfile()
@@ -177,8 +177,6 @@ class Service:
 
     def _turn(self, before: Turn) -> Turn:
         """Look at the change or at all VMs, and act on the result."""
-        # Armed before the look: a change after the look then causes a hint.
-        self._cycle.arm()
         self._orders.check.begin()
         try:
             self._restarts.raise_error()
@@ -188,6 +186,10 @@ class Service:
             self._heed_host_key()
             self._heed_tpm()
             turn = self._cycle.run(before)
+            if turn.owes_look:
+                # The restart threads need the processor now. The next look does the rest.
+                daemon.notify("WATCHDOG=1")
+                return turn
             turn = replace(turn, delay=min(turn.delay, self._restarts.relieve()))
         except BusError as error:
             self._connection.lose(error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
+from credferry.agent.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from credferry.agent.rollout.slots import FleetView
     from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
+_log = Messages()
 
 
 @dataclass(slots=True)

@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 from credferry.agent.doctor import probe
 from credferry.agent.doctor.finding import UnseenError, hint, ok, problem
 from credferry.agent.doctor.fleet import end_of
+from credferry.agent.errors import StoreError
 from credferry.agent.fleet.model import BadLimit, Unavailable, UnreadableSlot, Unsupported
 from credferry.agent.fleet.opening import holder, open_engine, open_members, tls_of, unit_credentials
 from credferry.agent.sealing.keys import read_machine_id
+from credferry.agent.store.fleet_cluster import FleetCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
     from credferry.agent.doctor.chain import Chain
     from credferry.agent.doctor.finding import Finding
+    from credferry.agent.fleet.cluster import Seen
     from credferry.agent.fleet.model import Group
 
 _WHY: Final = "the agent gets no slots: it seals, but restarts no VM"
@@ -46,11 +49,14 @@ def check_members(chain: Chain) -> Iterator[Finding]:
     for member in open_members(fleet, credentials):
         from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415 (loads requests)
 
-        found = Etcd([member]).state(fleet.group)
+        engine = Etcd([member])
+        found = engine.state(fleet.group)
         if isinstance(found, Unavailable):
             yield problem("fleet.member", found.reason, why=_why(fleet), remedy=found.hint)
         else:
             yield ok("fleet.member", f"{member.url}: answers")
+        if engine.known.seen is not None:
+            yield from _cluster(chain, member.url, engine.known.seen)
         yield from _clock(member.url, member.date)
 
 
@@ -141,6 +147,19 @@ def _certificate(fleet: FleetConfig, credentials: Path | None, url: str) -> Iter
         ):
             end = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
         yield end_of("fleet.member.certificate", f"{url}: its certificate", datetime.fromtimestamp(end, UTC))
+
+
+def _cluster(chain: Chain, url: str, now: Seen) -> Iterator[Finding]:
+    """Whether a member belongs to the cluster that the agent keeps to, and has lost nothing since."""
+    from credferry.agent.fleet.cluster import HINT, Seen, fault_of  # noqa: PLC0415 (loads requests)
+
+    try:
+        kept = FleetCluster(Path(chain.config.state_directory)).read()
+    except StoreError as error:
+        yield problem("fleet.member.cluster", str(error), why=_WHY, remedy=error.hint)
+        return
+    if kept is not None and (fault := fault_of(Seen(*kept), now)):
+        yield problem("fleet.member.cluster", f"{url}: {fault}", why=_WHY, remedy=HINT)
 
 
 def _clock(url: str, date: str) -> Iterator[Finding]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.policy import OpeningPolicy
 
 DEVICE: Final = "/dev/tpmrm0"
+_ALLOWED: Final = {DEVICE, "char-tpm"}
+"""How a unit's DeviceAllow= can name it."""
 _DROP_IN: Final = "/usr/share/doc/credferry/examples/credferry-tpm.conf"
 _SLOW: Final = 2.0
 """Seconds for an operation from which on it is worth a hint: each value of a VM costs one at each start."""
@@ -77,7 +79,8 @@ def check_units(chain: Chain) -> Iterator[Finding]:
         if unit["LoadState"] != "loaded":
             continue
         allowed = {path for path, _ in unit.get("DeviceAllow", [])}
-        hidden = unit.get("PrivateDevices") or (unit.get("DevicePolicy") != "auto" and DEVICE not in allowed)
+        is_allowed = unit.get("DevicePolicy") == "auto" or not allowed.isdisjoint(_ALLOWED)
+        hidden = unit.get("PrivateDevices") or not is_allowed
         if not hidden:
             yield ok("key.tpm.device", f"{name} may use {DEVICE}")
             continue

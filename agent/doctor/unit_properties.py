@@ -6,13 +6,12 @@ systemctl of version 252 shows LoadCredentialEncrypted= as [unprintable]; busctl
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from credferry.agent.bus.connection import Bus, Error, reason, remote_error
-from credferry.agent.bus.names import PROPERTIES_INTERFACE, label
+from credferry.agent.bus.names import PROPERTIES_INTERFACE, unit_path
 from credferry.agent.doctor.finding import UnseenError
 from credferry.agent.errors import BusError
 
@@ -52,7 +51,7 @@ class UnitReader:
 
     def properties(self, name: str) -> Properties:
         """The properties of a unit, which need not exist. Raises `UnseenError`."""
-        path = f"/org/freedesktop/systemd1/unit/{label(name)}"
+        path = unit_path(name)
         bus = self._connected(name)
         try:
             reply = bus.call(
@@ -71,8 +70,6 @@ class UnitReader:
                     self._bus = Bus("doctor")
                 except BusError as error:
                     self._failure = str(error)
-                else:
-                    atexit.register(self._bus.close)
             if self._bus is None or self._failure:
                 raise UnseenError(f"{name}: {self._failure}")
             return self._bus

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from credferry.agent.fleet import forms, keys, transactions
+from credferry.agent.fleet.cluster import Known, Seen
 from credferry.agent.fleet.deciding import Keep, Take, decide
 from credferry.agent.fleet.model import (
     GROUPS_MAX,
@@ -48,8 +49,8 @@ class Etcd:
     wall: Callable[[], float] = time.time
     pick: Callable[[Sequence[int]], int] = random.choice
     """Which free slot to try. By chance, two hosts seldom try the same one."""
-    cluster: str = ""
-    """The ID of the cluster that answered first. An answer of another cluster is none."""
+    known: Known = field(default_factory=Known)
+    """The cluster that the slots are in. An answer of another cluster, or with lost data, is none."""
     _last: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,7 +68,7 @@ class Etcd:
         content = forms.write_halt(holder, change, self.wall(), why)
 
         def work(member: Member) -> Applied | Halted:
-            found = self._transact(member, transactions.halt(group, content))
+            found = self._write(member, transactions.halt(group, content))
             if found.succeeded:
                 return Applied()
             halted = transactions.group(group, found).halt
@@ -104,12 +105,12 @@ class Etcd:
     def expire(self, group: str, slot: Slot) -> Applied | Unavailable:
         """See `Engine`."""
         txn = transactions.give_back(group, slot.number, slot.revision)
-        return self._ask(lambda member: Applied(int(self._transact(member, txn).succeeded)))
+        return self._ask(lambda member: Applied(int(self._write(member, txn).succeeded)))
 
     def limit(self, group: str, number: int) -> Applied | Unavailable:
         """See `Engine`."""
         txn = transactions.set_limit(group, number)
-        return self._ask(lambda member: Applied(int(self._transact(member, txn).succeeded)))
+        return self._ask(lambda member: Applied(int(self._write(member, txn).succeeded)))
 
     def groups(self) -> tuple[str, ...] | Unavailable:
         """See `Engine`."""
@@ -138,6 +139,7 @@ class Etcd:
                     return refused
             found = self._transact(member, txn)
             if found.succeeded:
+                self.known.keep()  # while the slot is used, an etcd that has lost it must be found out
                 return Granted(number, again=isinstance(decision, Keep))
             group = transactions.group(name, found)
         return Full(group.held, getattr(group.limit, "number", None), "many hosts ask at the same time")
@@ -175,14 +177,15 @@ class Etcd:
     def _read(self, member: Member, name: str) -> Group:
         return transactions.group(name, self._transact(member, transactions.read(name)))
 
+    def _write(self, member: Member, txn: Txn) -> TxnAnswer:
+        """Make a transaction that reads nothing first, unless this may be another etcd."""
+        if not self.known.is_sure:
+            self._transact(member, transactions.first_key(keys.TOP.encode()))
+        return self._transact(member, txn)
+
     def _transact(self, member: Member, txn: Txn) -> TxnAnswer:
         found = member.transaction(txn)
-        if self.cluster and found.header.cluster_id != self.cluster:
-            raise EngineFault(
-                "it belongs to another cluster than the agent has used so far",
-                "name members of one cluster in [fleet]; if etcd was restored, restart the agent",
-            )
-        self.cluster = found.header.cluster_id
+        self.known.check(Seen(found.header.cluster_id, found.header.revision))
         return found
 
     def _ask(self, work: Callable[[Member], _T]) -> _T | Unavailable:
@@ -194,6 +197,7 @@ class Etcd:
                 try:
                     result = work(member)
                 except EngineFault as error:
+                    self.known.is_sure = False
                     faults.append((member.url, error))
                     continue
                 except transactions.AnswerError as error:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+from credferry.agent.digests import Mac
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Holder:
 
 def machine_of(machine_id: bytes) -> str:
     """What identifies a machine in the engine. The machine's ID itself stays on the host (machine-id(5))."""
-    return hmac.new(machine_id.strip(), _PURPOSE, hashlib.sha256).hexdigest()[:32]
+    return Mac(machine_id.strip()).of(_PURPOSE).hex()[:32]
 
 
 @dataclass(frozen=True, slots=True)

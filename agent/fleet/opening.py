@@ -13,6 +13,7 @@ from credferry.agent.fleet.model import Holder, machine_of
 
 if TYPE_CHECKING:
     from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.cluster import ClusterRecord
     from credferry.agent.fleet.gateway import Member
     from credferry.agent.fleet.model import Engine
     from credferry.agent.fleet.transport import Tls
@@ -27,11 +28,12 @@ def unit_credentials() -> Path | None:
     return UNIT_CREDENTIALS if UNIT_CREDENTIALS.is_dir() else None
 
 
-def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
+def open_engine(fleet: FleetConfig, credentials: Path | None, record: ClusterRecord | None = None) -> Engine:
     """The engine. It connects at its first call, and a failure is an answer of that call.
 
-    ``credentials`` is the directory of the agent's own credentials, if its unit has any. Raises
-    `ConfigurationError` where a file is named that would be in it.
+    ``credentials`` is the directory of the agent's own credentials, if its unit has any. ``record`` has the
+    agent keep to one cluster of etcd; operators' verbs ask any. Raises `ConfigurationError` where a file is
+    named that would be in ``credentials``.
     """
     if fleet.fleetlock is not None:
         # These load requests: 16 MiB that other hosts save.
@@ -39,9 +41,10 @@ def open_engine(fleet: FleetConfig, credentials: Path | None) -> Engine:
         from credferry.agent.fleet.transport import session  # noqa: PLC0415 (see above)
 
         return FleetLock(fleet.fleetlock, session(tls_of(fleet, credentials), fleet.timeout_seconds))
+    from credferry.agent.fleet.cluster import Known  # noqa: PLC0415 (see above)
     from credferry.agent.fleet.etcd import Etcd  # noqa: PLC0415 (see above)
 
-    return Etcd(open_members(fleet, credentials))
+    return Etcd(open_members(fleet, credentials), known=Known(record))
 
 
 def open_members(fleet: FleetConfig, credentials: Path | None) -> list[Member]:

@@ -3,6 +3,8 @@
 
 Nothing depends on it: not a slot, not a halt. A report is written when it differs from the last one. In
 between, only the lease is kept, which adds nothing to etcd's history. All reports of an engine end together.
+Nothing is written to another etcd than the one that the host keeps to. Each write would add a revision
+there, and hide from hosts that it has lost their slots.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
+from credferry.agent.fleet.cluster import HINT, Seen, fault_of
 from credferry.agent.fleet.model import Applied, Present, Unavailable
+from credferry.agent.fleet.transactions import first_key
 from credferry.agent.fleet.transport import EngineFault
 from credferry.agent.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from credferry.agent.fleet.cluster import ClusterRecord
     from credferry.agent.fleet.gateway import Member
 
 LEASE_SECONDS: Final = 180
@@ -44,6 +50,8 @@ class Presence:
     """Reports of this host, and of others. Its connections are its own. Calls are made by one thread."""
 
     members: Sequence[Member]
+    record: ClusterRecord | None = None
+    """Which cluster the host keeps to."""
     _lease: int = 0
     _told: dict[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
 
@@ -79,6 +87,7 @@ class Presence:
         vms: Mapping[str, Mapping[str, int]],
         now: float,
     ) -> Applied:
+        self._check(member)
         if not self._lease or not self._is_kept(member):
             self._told = {}
             granted = member.call("/lease/grant", {"TTL": LEASE_SECONDS})
@@ -102,6 +111,17 @@ class Presence:
             del self._told[group]
             changed += 1
         return Applied(changed)
+
+    def _check(self, member: Member) -> None:
+        """Raises `EngineFault` for an etcd that is not the one that the host keeps to."""
+        try:
+            kept = self.record.read() if self.record is not None else None
+        except StoreError as error:
+            raise EngineFault(str(error), error.hint) from None
+        if kept is not None:
+            header = member.transaction(first_key(keys.TOP.encode())).header
+            if fault := fault_of(Seen(*kept), Seen(header.cluster_id, header.revision)):
+                raise EngineFault(fault, HINT)
 
     def _is_kept(self, member: Member) -> bool:
         """Whether the lease still exists. etcd answers for one that has ended, too, but without a TTL."""

@@ -8,7 +8,7 @@ The gateway writes integers as strings, and leaves out what is false, zero or em
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -30,7 +30,7 @@ class AnswerError(ValueError):
 class Header(msgspec.Struct, frozen=True):
     """Of each answer: which cluster answers, and at which revision."""
 
-    cluster_id: str
+    cluster_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,20}\Z")]
     revision: int = 0
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -86,7 +85,7 @@ class Fingerprints:
         known = self._known.get(label)
         if known is None:
             content = label.encode() + b"\0" + value.reveal()
-            known = hmac.digest(self.key.derive("fingerprint"), content, "sha256").hex()
+            known = self.key.mac("fingerprint").of(content).hex()
             self._known[label] = known
         return known
 
@@ -115,7 +114,7 @@ def desired(
     content = [guest.encode()]
     for name, value in values.items():
         content += [b"%s %d " % (name.encode(), len(value.reveal())), value.reveal()]
-    mark = hmac.digest(fingerprints.key.derive("mark"), b"".join(content), "sha256")
+    mark = fingerprints.key.mac("mark").of(b"".join(content))
     last, identity = fingerprints.last.get(vm.name, (b"", None))
     if identity is None or last != mark:
         identity = replace(identity_of(vm, values, fingerprints, guest), ends=ends_of(vm, values))
@@ -163,7 +162,7 @@ def identity_of(
         [name, kind.value, known[name], guest if kind is Kind.SEALED else ""] for name, kind in kinds.items()
     ]
     key = fingerprints.key
-    digest = hmac.digest(key.derive("digest"), json.dumps(parts).encode(), "sha256").hex()
+    digest = key.mac("digest").of(json.dumps(parts).encode()).hex()
     return Identity(
         of_key(digest, key),
         tuple(ManifestEntry(name, kind, known[name][:16]) for name, kind in kinds.items()),

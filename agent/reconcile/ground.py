@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import KeyFileError, SealError, StoreError, TpmError, describe
+from credferry.agent.store.known import files_of
 from credferry.agent.store.opening import present_key
 from credferry.launcher.handoff import HandoffError
 
@@ -32,6 +34,8 @@ class HostGround:
     store: Store
     _opened: dict[str, tuple[object, str]] = field(default_factory=dict)
     """By VM: its generation's files at the last try to open them, and the result of that try."""
+    _opening: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    """Held while a generation is opened. Two threads that ask about it at once open it once."""
 
     def key(self) -> CredentialKey:
         """See `Ground`."""
@@ -51,17 +55,20 @@ class HostGround:
         """See `Ground`."""
         place = self.place(vm)
         try:
-            with os.scandir(place) as entries:
-                files = tuple(sorted((each.name, _written(each.stat())) for each in entries))
+            files = files_of(place)
         except OSError as error:
             return f"{place}: {error.strerror}"
         sealing = self.store.sealing
         if sealing.options is not None and sealing.is_bound:
             sealing.examine(within=_TPM_SECONDS)  # what opened once opens again only with the same TPM
         seen = files, sealing.witness
-        last = self._opened.get(vm)
-        if last is None or last[0] != seen:
-            last = self._opened[vm] = seen, self._try(vm, key)
+        with self._opening:
+            last = self._opened.get(vm)
+            if last is None or last[0] != seen:
+                # What this process has just sealed with this very key opens with it.
+                is_known = sealing.options is None and self.store.known.is_written(vm, files)
+                said = "" if is_known and self.is_known(key) else self._try(vm, key)
+                last = self._opened[vm] = seen, said
         return last[1]
 
     def lacks_tpm(self) -> str:
@@ -97,7 +104,3 @@ class HostGround:
         if found.f_bavail * found.f_frsize < _ROOM_LEAST:
             return f"{runtime} is full: find out what fills it with: du {runtime}"
         return ""
-
-
-def _written(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns

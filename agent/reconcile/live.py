@@ -17,9 +17,9 @@ in which it leaves the host can read the values as well.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
+from credferry.agent.digests import sha256
 from credferry.agent.sealing.credential import one_line, seal, sealed_size
 from credferry.launcher.handoff import (
     GENERATION_MAX,
@@ -84,5 +84,5 @@ def _text(  # noqa: PLR0917 (the parts of one text)
     ]
     for name in sorted(kinds):
         kind = "sealed" if kinds[name] is Kind.SEALED else "plain"
-        lines.append(f"credential {name} {kind} {hashlib.sha256(published[name].reveal()).hexdigest()}")
+        lines.append(f"credential {name} {kind} {sha256(published[name].reveal()).hex()}")
     return "".join(f"{line}\n" for line in lines).encode()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Reads everything that a decision about a VM needs, each time anew."""
+"""Reads everything that a decision about a VM needs, each time anew.
+
+One job: a look, from what is published and what systemd says to a decision for each VM.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from credferry.agent.systemd.units import as_left
 from credferry.launcher.handoff import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from credferry.agent.config.model import Config, VmConfig
     from credferry.agent.source.published import Publication
@@ -62,14 +65,17 @@ class Observer:
     config: Config
     store: Store
     _identities: dict[str, tuple[bytes, Identity]] = field(default_factory=dict)
-    _secrets: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)
     _spoiled: dict[str, int] = field(default_factory=dict)
     """Generations that could not be opened, by VM. The agent seals such a VM again, but only once."""
     starts: Starts = field(init=False)
+    _every: dict[str, list[str]] = field(init=False)
+    """Names of all VMs' secrets, by source, in order."""
     _ground: HostGround = field(init=False)
 
     def __post_init__(self) -> None:
         """Set up access to the VMs' starts, and to the host files that a start needs."""
+        every = {name: sorted(secrets) for name, secrets in self.config.secrets.items()}
+        object.__setattr__(self, "_every", every)
         object.__setattr__(self, "starts", Starts(self.config, self.store))
         object.__setattr__(self, "_ground", HostGround(self.config, self.store))
 
@@ -89,21 +95,40 @@ class Observer:
         vms = list(vms)
         return self.look_at(self.published(vms), vms, manager)
 
+    def look_in_full(self, vm: VmConfig, manager: SystemManager) -> Look:
+        """As `look_or_refuse`, right before a restart: systemd is asked for all that a start depends on."""
+        return self._look(self.published([vm]), [vm], manager, {vm.name: manager.unit(vm.unit)})
+
     def published(self, vms: Iterable[VmConfig]) -> Publication:
         """What is published for some VMs, in each source that they use."""
+        vms = tuple(vms)
+        if vms == tuple(self.config.vms.values()):
+            return source.read(self.config, self._every)
         wanted: dict[str, set[str]] = {}
         for vm in vms:
-            for name, secrets in self._secrets_of(vm).items():
+            for name, secrets in vm.secrets.items():
                 wanted.setdefault(name, set()).update(secrets)
         return source.read(self.config, wanted)
 
     def look_at(
-        self, published: Publication | Refused, vms: Iterable[VmConfig], manager: SystemManager | None
+        self,
+        published: Publication | Refused,
+        vms: Iterable[VmConfig],
+        manager: SystemManager | None,
     ) -> Look:
-        """Observe some VMs with what is published, or with a reason to refuse all. Raises `BusError`."""
+        """As `look_or_refuse`, with what is published, or with a reason to refuse all."""
         vms = list(vms)
+        return self._look(published, vms, manager, {} if manager is None else self._units(vms, manager))
+
+    def _look(
+        self,
+        published: Publication | Refused,
+        vms: Sequence[VmConfig],
+        manager: SystemManager | None,
+        units: Mapping[str, UnitState],
+    ) -> Look:
+        """A look with what is published, and with what systemd says of the VMs' units."""
         fingerprints = Fingerprints(self.store.key, self._identities)
-        units = self._units(vms, manager)
         observed = tuple(
             self._observe(vm, published, self._left(vm, units.get(vm.name), manager), fingerprints)
             for vm in vms
@@ -119,10 +144,10 @@ class Observer:
             return unsealable(decision, describe(obstacle))
         if manager is None or now.unit is None or not is_asked(decision):
             return decision
-        way = decision.way or Way.RESTART
-        found = judge(now.vm, now.unit, self._ground, way)
+        way, is_final = decision.way or Way.RESTART, decision.seal is None
+        found = judge(now.vm, now.unit, self._ground, way, is_final=is_final)
         if isinstance(found, Obstructed):  # its state may be old: ask again
-            found = judge(now.vm, manager.unit(now.vm.unit), self._ground, way)
+            found = judge(now.vm, manager.unit(now.vm.unit), self._ground, way, is_final=is_final)
         number = now.sealed.generation if now.sealed is not None else 0
         if not isinstance(found, Spoiled):
             self._spoiled.pop(now.vm.name, None)
@@ -130,12 +155,19 @@ class Observer:
             found = Obstructed((found.reason,))  # sealing again did not help
         return withheld(decision, now, found)
 
-    def obstacle(self, vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> str:
+    def obstacle(
+        self,
+        vm: VmConfig,
+        manager: SystemManager,
+        way: Way = Way.RESTART,
+        unit: UnitState | None = None,
+    ) -> str:
         """Why a VM would not start now, or take no push; empty if no reason is known.
 
-        The agent calls this right before it asks systemd for a start or a push. Raises `BusError`.
+        To be called right before a start or a push. ``unit`` is what systemd has just said in full; without
+        it, this asks. Raises `BusError`.
         """
-        return obstacle(judge(vm, manager.unit(vm.unit), self._ground, way))
+        return obstacle(judge(vm, unit or manager.unit(vm.unit), self._ground, way))
 
     def guest_key(self, vm: VmConfig) -> CredentialKey | None:
         """The master copy of a VM's guest key; None if it has or needs none. Raises `KeyFileError`."""
@@ -167,17 +199,7 @@ class Observer:
         """Whether PID 1 takes the host's key, and the agent seals with it. Otherwise PID 1 opens nothing."""
         return isinstance(judge_key(self._ground), Ready)
 
-    def _secrets_of(self, vm: VmConfig) -> dict[str, frozenset[str]]:
-        """Names of a VM's secrets, by source. The agent computes them once, not at each check."""
-        names = self._secrets.get(vm.name)
-        if names is None:
-            names = self._secrets[vm.name] = vm.secrets
-        return names
-
-    def _units(self, vms: Iterable[VmConfig], manager: SystemManager | None) -> dict[str, UnitState]:
-        """State of each VM's unit, by VM name; empty without a manager."""
-        if manager is None:
-            return {}
+    def _units(self, vms: Iterable[VmConfig], manager: SystemManager) -> dict[str, UnitState]:
         kept = self.starts.invocations()
         units = manager.units({vm.unit: kept.get(vm.name, "") for vm in vms})
         return {vm.name: units[vm.unit] for vm in vms}

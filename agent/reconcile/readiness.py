@@ -112,10 +112,13 @@ CONDITIONS: tuple[Callable[[UnitState, str], str], ...] = (_is_read, _loads)
 """Checks of a unit and the path of its current generation. Each returns why it fails, or empty."""
 
 
-def judge(vm: VmConfig, unit: UnitState, ground: Ground, way: Way = Way.RESTART) -> Readiness:
+def judge(
+    vm: VmConfig, unit: UnitState, ground: Ground, way: Way = Way.RESTART, *, is_final: bool = True
+) -> Readiness:
     """Whether a VM could start, or what prevents it. For a VM that is down: see `judge_key`.
 
-    A push needs no start of the VM's own unit.
+    A push needs no start of the VM's own unit. Unless ``is_final``, the current generation is about to be
+    replaced. Whether it opens does not matter then, and to open it costs operations of the TPM.
     """
     if not is_up(unit):
         return judge_key(ground)
@@ -129,7 +132,7 @@ def judge(vm: VmConfig, unit: UnitState, ground: Ground, way: Way = Way.RESTART)
             return key
         case Obstructed(of_key):
             reasons += of_key
-        case _ if not reasons:
+        case _ if is_final and not reasons:
             try:
                 reason = ground.unopened(vm.name, key)
             except SealError as error:

@@ -13,7 +13,6 @@ systemd.
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -200,4 +199,4 @@ def _digest_of_other(digest: str, key: CredentialKey) -> str:
 
 
 def _other(known: str, key: CredentialKey) -> str:
-    return hmac.digest(key.derive("of an earlier key"), known.encode(), "sha256").hex()
+    return key.mac("of an earlier key").of(known.encode()).hex()

@@ -12,9 +12,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credferry.agent.errors import SealError, StoreError, TpmError
+from credferry.agent.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.policy import OpeningPolicy
     from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
+_log = Messages()
 _PERIOD = 60.0
 """Seconds after which the agent makes sure again that the TPM opens what it sealed."""
 

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credferry.agent.audit.events import Event
 from credferry.agent.config.model import Policy
 from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, describe
+from credferry.agent.messages import Messages
 from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.sealing.credential import one_line, seal
@@ -41,12 +40,12 @@ if TYPE_CHECKING:
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
+_log = Messages()
 
 
 def new_run() -> str:
     """A correlation id of 32 hex digits. All journal records of one rotation carry it."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,8 @@ class Sealer:
     """Digests already recorded as published, by VM. A retry, after a full disk say, does not repeat them."""
     _unmade: dict[str, str] = field(default_factory=dict)
     """Reasons, already logged, why a guest's key cannot be made, by VM."""
+    _unpruned: dict[str, Observed] = field(default_factory=dict)
+    """What was observed of the VMs that have older generations to remove."""
     _owed: list[Callable[[], None]] = field(default_factory=list)
     """Audit records of sealed generations that are still to be written. No later check would write them."""
 
@@ -102,6 +103,19 @@ class Sealer:
                         sealed.append(decision.vm.name)
         return sealed
 
+    def prune(self) -> None:
+        """Remove the generations that nobody needs after a sealing. Raises `StoreError`.
+
+        A crash before this leaves them until the next sealing.
+        """
+        if not self._unpruned:
+            return
+        with self.store.lock():
+            while self._unpruned:
+                name, observed = self._unpruned.popitem()
+                number = self.store.current_number(name)
+                self.store.prune(name, number, _to_keep(self.store, observed))
+
     def _not_during_its_restart(self, vm: VmConfig) -> AbstractContextManager[bool]:
         """Whether a generation of the VM may become current now. A later check seals what may not."""
         if vm.policy is not Policy.APPROVE:
@@ -112,7 +126,8 @@ class Sealer:
         """Seal a VM's values, unless they are sealed. Logs why, and returns False, if that fails."""
         if not self._is_sealed_since(observed, wanted):
             try:
-                self._seal(vm, wanted, run, _to_keep(self.store, observed))
+                self._seal(vm, wanted, run)
+                self._unpruned[vm.name] = observed
             except (SealError, KeyFileError) as error:
                 _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
                 return False
@@ -126,7 +141,7 @@ class Sealer:
             return False
         return (now.digest, now.delivery) == (wanted.digest, wanted.delivery)
 
-    def _seal(self, vm: VmConfig, wanted: Desired, run: str, keep: Container[int]) -> None:
+    def _seal(self, vm: VmConfig, wanted: Desired, run: str) -> None:
         before = self.store.current(vm.name)
         changed = _changed(before, wanted.entries)
         guest = self.observer.guest_key(vm)
@@ -138,7 +153,7 @@ class Sealer:
             )
         values = {entry.name: _as_kind(entry, wanted.values[entry.name], guest) for entry in wanted.entries}
         manifest = Manifest(
-            key=secrets.token_hex(32),
+            key=os.urandom(32).hex(),
             vm=vm.name,
             generation=self.store.next_number(vm.name),
             digest=wanted.digest,
@@ -162,7 +177,7 @@ class Sealer:
         self.store.note_ages(vm.name, self._ages(vm, before, wanted, changed))
         unsynced: UnsyncedStoreError | None = None
         try:
-            self.store.write(manifest, values, keep)
+            self.store.write(manifest, values, None)
         except UnsyncedStoreError as error:  # it is sealed all the same: the next check finds it
             unsynced = error
         self._told.pop(vm.name, None)

@@ -11,7 +11,7 @@ agent does not read it again.
 from __future__ import annotations
 
 import json
-import secrets
+import os
 from typing import TYPE_CHECKING, Final
 
 from credferry.agent.errors import SealError, StoreError
@@ -90,7 +90,7 @@ def _renew(store: Store, generation: Path) -> None:
         }
     except (SealError, HandoffError, FileNotFoundError, NotADirectoryError):
         return
-    content = manifest.bound(values, secrets.token_hex(32)).to_bytes()
+    content = manifest.bound(values, os.urandom(32).hex()).to_bytes()
     # Make the file outside the generation: PID 1 opens all files in it, and may do so now.
     made = generation.parent.parent / "manifest.renewed"
     replace_durably(made, seal(content, name=unit_credential(MANIFEST_FILE), key=store.key))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
-import structlog
 
 from credferry.agent.config.units import BeforeFails
 from credferry.agent.errors import OrderError
+from credferry.agent.messages import Messages
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.rollout.jobs import run_job
 from credferry.agent.store.records import Outcome, Owed
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
     from credferry.agent.systemd.units import SystemManager, UnitState
 
-_log = structlog.get_logger()
+_log = Messages()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 """Calls of a fleet's engine: each is a job of one thread, and notes what the answer says.
 
 Each job begins with a read in the engine, so it may be repeated after a crash or a lost answer.
-
-One job: what is done with an answer.
 """
 
 from __future__ import annotations
@@ -15,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
-import structlog
 
-from credferry.agent.fleet.model import Applied, Full, Granted, Group, Halted, Holder, Slot, Unavailable
+from credferry.agent.fleet.model import Applied, Full, Granted, Group, Halted, Holder, Unavailable
+from credferry.agent.messages import Messages
 from credferry.agent.rollout.fleet_memory import Memory, SlotTurn, Stage
+from credferry.agent.rollout.slot_denial import denial
 from credferry.agent.rollout.slots import Away
 from credferry.agent.rollout.stale import Stale
 from credferry.agent.rollout.strays import Strays
@@ -33,13 +32,11 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
     from credferry.agent.store.records import Claim
 
-_log = structlog.get_logger()
+_log = Messages()
 ASK_AGAIN: Final = (5.0, 15.0)
 """Between how many seconds a VM waits, by chance, before it asks again for a slot."""
 _AWAY: Final = (30.0, 60.0)
 """The same where the engine does not answer, and for calls other than that for a slot."""
-_HELD_MAX: Final = 5
-"""Of how many VMs a message says that they hold slots."""
 
 
 class Submits(Protocol):
@@ -136,7 +133,7 @@ class FleetCalls:
                     name, group, Stage.GRANTED if isinstance(found, Granted) else Stage.DENIED
                 )
                 turn.order, turn.is_away = former.order, isinstance(found, Unavailable)
-                turn.reason, turn.detail = _why(group, found)
+                turn.reason, turn.detail = denial(group, found)
                 turn.until = now + (0.0 if stale else self.uniform(*(_AWAY if turn.is_away else ASK_AGAIN)))
             self._note(group, found)
         self.hint()
@@ -244,23 +241,3 @@ class FleetCalls:
                 self._halted.pop(name, None)
         if not any(turn.stage is Stage.DENIED and turn.is_away for turn in self._memory.turns.values()):
             self._away = None
-
-
-def _why(group: str, found: Acquired) -> tuple[str, str]:
-    """Why there is no slot: what stays the same while the VM waits, and what may change."""
-    match found:
-        case Full(held=held, limit=limit, said=said):
-            names = [each.holder.name if isinstance(each, Slot) else "an unreadable slot" for each in held]
-            more = f" and {len(held) - _HELD_MAX} more" if len(held) > _HELD_MAX else ""
-            holders = f"{', '.join(names[:_HELD_MAX])}{more}"
-            detail = f"{len(held)} of {limit} slots are held: {holders}" if limit is not None else said
-            return f"until group {group} of its fleet has a free slot", detail
-        case Halted(halt):
-            return (
-                f"until group {group} of its fleet is resumed; it was halted for {halt.text}",
-                f"once that is corrected: credferry fleet resume {group}",
-            )
-        case Unavailable(reason, hint):
-            return "until its fleet's engine can be used", f"{reason}: {hint}"
-        case _:
-            return "", ""

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.errors import (
     BusError,
@@ -21,6 +19,7 @@ from credferry.agent.errors import (
     StoreError,
     describe,
 )
+from credferry.agent.messages import Messages
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.holding import approve, hold, is_halted, retry
 from credferry.agent.rollout.operators import Operator, record
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from credferry.agent.rollout.session import Session
     from credferry.agent.systemd.units import SystemManager
 
-_log = structlog.get_logger()
+_log = Messages()
 _REQUEST_SECONDS = 20.0
 _RETRY_SECONDS = 15.0
 _GONE = "the configuration no longer has this VM"

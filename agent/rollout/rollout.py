@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import Config, VmConfig
+    from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look, Observer
     from credferry.agent.rollout.pacing import RestartPolicyGate
     from credferry.agent.rollout.pusher import Pusher
@@ -73,7 +74,7 @@ class Rollout:
         """
         vm = self.config.vm(name)
         with self._at_work(name):
-            look = self.pacer.hold_back(self.observer.look_or_refuse([vm], manager))
+            look = self.pacer.hold_back(self.observer.look_in_full(vm, manager))
             decision, observed = look.decisions[0], look.observed[0]
             attempt, manifest = observed.attempt, self.store.current(name)
             if decision.roll_back and attempt is not None:
@@ -88,15 +89,21 @@ class Rollout:
             if decision.way is None and decision.run_after:
                 self.restarter.around.after(vm, manager)
                 return decision.state
-            if decision.way is None or manifest is None or self._is_overtaken(vm, decision):
+            if (
+                decision.way is None
+                or manifest is None
+                or self._is_overtaken(vm, decision)
+                or _is_unsealed(decision, observed, manifest)
+            ):
                 return decision.state
-            # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
             is_up = observed.unit is not None and observed.unit.is_active
+            # Do not halt a VM that the agent's restart left down: it would stay down because of another VM.
             failed = self._failed_for(manifest.run, vm) if is_up and not _is_retry(attempt) else ""
             if failed:
                 return self._halt(vm, manifest, failed, generation_before(self.store, observed))
             order = attempt.order if attempt is not None and _is_retry(attempt) else ""
-            if self.observer.obstacle(vm, manager, decision.way):
+            # The look has judged the start, unless another generation was about to be sealed.
+            if decision.seal and self.observer.obstacle(vm, manager, decision.way, observed.unit):
                 return State.REFUSED  # the next check reports why
             turn = self._claim(vm, manifest.run) if is_up else self.pacer.pause.turn(name)
             if turn is None:
@@ -297,6 +304,13 @@ class Rollout:
         )
         self.store.record_attempt(vm.name, attempt)
         return State.HALTED
+
+
+def _is_unsealed(decision: Decision, now: Observed, manifest: Manifest) -> bool:
+    """Whether a VM that is up runs what is sealed, and its change could not be sealed."""
+    is_up = now.unit is not None and now.unit.is_active
+    runs = now.runs.digest if now.runs is not None and not now.is_in_doubt else ""
+    return decision.seal is not None and is_up and runs == manifest.digest
 
 
 def _is_retry(attempt: Attempt | None) -> bool:

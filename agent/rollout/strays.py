@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credferry.agent.fleet.model import Group, Halt, Holder, Unavailable
+from credferry.agent.messages import Messages
 from credferry.agent.rollout.slot_need import has_failed
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Claim, Outcome
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from credferry.agent.fleet.model import Changed, Engine, Slot
     from credferry.agent.store.generations import Store
 
-_log = structlog.get_logger()
+_log = Messages()
 _NEEDS = {Outcome.RESTARTING, Outcome.FAILED, Outcome.ROLLED_BACK}
 
 

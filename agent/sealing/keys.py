@@ -10,12 +10,11 @@ overwrites a key.
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import os
 import stat
 from typing import TYPE_CHECKING, final
 
+from credferry.agent.digests import Mac, are_same, sha256
 from credferry.agent.errors import KeyFileError
 
 if TYPE_CHECKING:
@@ -39,13 +38,15 @@ KEY_DIGITS = 8
 class CredentialKey:
     """A credential key, and values derived from it. Its repr hides it, and it cannot be pickled."""
 
-    __slots__ = ("_data", "_derived", "aes_key")
+    __slots__ = ("_data", "_derived", "_macs", "_own", "aes_key")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._own = Mac(data)
         self._derived: dict[str, bytes] = {}
+        self._macs: dict[str, Mac] = {}
         # The key of a credential without TPM2 is the digest of the secret data alone: no salt, no name.
-        self.aes_key = hashlib.sha256(data).digest()
+        self.aes_key = sha256(data)
 
     @classmethod
     def from_file_content(cls, content: bytes) -> CredentialKey:
@@ -61,8 +62,15 @@ class CredentialKey:
         """32 bytes for one purpose. They reveal neither the key nor the bytes for another purpose."""
         known = self._derived.get(purpose)
         if known is None:
-            known = hmac.digest(self._data, b"credferry/" + purpose.encode(), "sha256")
+            known = self._own.of(b"credferry/" + purpose.encode())
             self._derived[purpose] = known
+        return known
+
+    def mac(self, purpose: str) -> Mac:
+        """HMAC-SHA256 under `derive`'s 32 bytes for the purpose."""
+        known = self._macs.get(purpose)
+        if known is None:
+            known = self._macs[purpose] = Mac(self.derive(purpose))
         return known
 
     def for_machine(self, machine_id: str) -> bytes:
@@ -82,7 +90,7 @@ class CredentialKey:
         return "CredentialKey(…)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CredentialKey) and hmac.compare_digest(self._data, other._data)
+        return isinstance(other, CredentialKey) and are_same(self._data, other._data)
 
     __hash__ = None  # type: ignore[assignment]  # a key is never in a set or a dict's key
 
@@ -105,7 +113,7 @@ def hashed_machine_id(machine_id: str) -> bytes:
             f"{machine_id.strip()!r} is not a machine id",
             hint="give 32 hexadecimal digits that are not all zero, as in /etc/machine-id",
         )
-    digest = bytearray(hmac.digest(raw, _APPLICATION_ID, "sha256")[:HEADER_SIZE])
+    digest = bytearray(Mac(raw).of(_APPLICATION_ID)[:HEADER_SIZE])
     digest[6] = digest[6] & 0x0F | 0x40
     digest[8] = digest[8] & 0x3F | 0x80
     return bytes(digest)

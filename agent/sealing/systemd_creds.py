@@ -32,6 +32,10 @@ _SEE_TPM: Final = (
     "see: systemd-creds has-tpm2; it needs a TPM that is switched on, libtss2, and for the agent "
     "contrib/systemd/credferry-tpm.conf"
 )
+_LOCKED: Final = ("lockout", "errorcode (0x00000921)", "no locks available")
+"""How systemd 252, libtss2 and systemd 257 say that the TPM is locked. Another message may follow."""
+_NO_CONTEXT: Final = "failed to create tpm2 context"
+"""What systemd 257 says last of a TPM that is missing or does not answer. An earlier message says which."""
 _UNUSABLE: Final = {
     "device file": (_MISSING, _SEE_TPM),
     "io.systemd.credentials": (
@@ -44,10 +48,7 @@ _UNUSABLE: Final = {
     "failed to initialize tcti": (_MISSING, _SEE_TPM),
     "failed to start up tpm": (_SILENT, "see dmesg; a cold start resets the TPM"),
     "esys_startup": (_SILENT, "see dmesg; a cold start resets the TPM"),
-    "lockout": (
-        "the host's TPM2 is locked, because too many openings have failed",
-        "wait until it unlocks itself, or reset it: tpm2_dictionarylockout --clear-lockout",
-    ),
+    "failed to seal to tpm2": ("the host's TPM2 does not seal", "see dmesg; a cold start resets the TPM"),
     "out of memory for": ("the host's TPM2 is busy", "the agent tries again"),
     "tcti": (_SILENT, "see dmesg; a cold start resets the TPM"),
 }
@@ -149,11 +150,18 @@ class SystemdCreds:
 def _error(what: str, messages: bytes) -> SealError:
     """What systemd's messages mean. The last message decides, so the search begins there."""
     lines = [line.decode("ascii", "replace").lower() for line in reversed(messages.splitlines())]
-    for line in lines:
+    if any(words in line for line in lines for words in _LOCKED):
+        return TpmError(
+            "the host's TPM2 is locked, because too many openings have failed",
+            hint="wait until it unlocks itself, or reset it: tpm2_dictionarylockout --clear-lockout",
+        )
+    for line in (each for each in lines if _NO_CONTEXT not in each):
         for words, (meaning, remedy) in _UNUSABLE.items():
             if words in line:
                 return TpmError(meaning, hint=remedy)
         for words, reason in _SHUT.items():
             if words in line:
                 return SealError(f"{what}: {reason}", hint="seal it again on this host")
+    if any(_NO_CONTEXT in line for line in lines):
+        return TpmError(_SILENT, hint="see dmesg; a cold start resets the TPM")
     return SealError(f"{what}: {_PROGRAM} failed", hint="see: credferry doctor, which tries it as root")

@@ -15,7 +15,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
 from watchdog.events import (
     DirCreatedEvent,
     DirDeletedEvent,
@@ -29,6 +28,7 @@ from watchdog.events import (
 )
 from watchdog.observers.inotify import InotifyObserver
 
+from credferry.agent.messages import Messages
 from credferry.agent.source.mounts import MountTable
 from credferry.agent.source.trail import Trail
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
-_log = structlog.get_logger()
+_log = Messages()
 
 LOOK_SECONDS = 5.0
 """Seconds between two checks while not everything can be watched."""
@@ -119,25 +119,28 @@ class Watch:
         else:
             self._observer = observer
 
-    def arm(self, names: Iterable[str]) -> None:
+    def arm(self, names: Iterable[str]) -> bool:
         """Watch the present way to the source, and the ways from there to the named secrets.
 
-        Call this before each check. It adds no watches if nothing has moved. If something cannot be watched,
-        this is logged once, and again when everything is watched.
+        Returns whether a directory is newly watched: what was read before may have changed since, without a
+        hint. If nothing has moved, this adds no watches. If something cannot be watched, this is logged
+        once, and again when everything is watched.
         """
         if self._observer is None or not self._observer.is_alive():
             self._replace()
         if self._observer is None:
-            return
-        names = list(names)
+            return False
+        names, has_new = list(names), False
         # A change between following the way and watching it causes no event. So follow the way again.
         for _ in range(_TRIES):
             wanted = self._places(names)
             lack, is_new = self._arm(self._observer, wanted)
+            has_new = has_new or is_new
             if not is_new:
                 break
         self._mounts.paths = frozenset(wanted)
         self._tell(lack)
+        return has_new
 
     def _arm(self, observer: BaseObserver, wanted: dict[str, _Place]) -> tuple[str | None, bool]:
         """Watch exactly these directories. Returns what prevents that, and whether a watch is new."""

@@ -41,10 +41,13 @@ class Watches:
         for watch, _ in self._watches:
             watch.start()
 
-    def arm(self) -> None:
-        """Watch the present way to each source and to its secrets. Call this before each check."""
-        for watch, names in self._watches:
-            watch.arm(names)
+    def arm(self) -> bool:
+        """Watch the present way to each source and to its secrets; whether a directory is newly watched.
+
+        What was read before a new watch may have changed since, without a hint: read it again.
+        """
+        are_new = [watch.arm(names) for watch, names in self._watches]
+        return any(are_new)
 
     def stop(self) -> None:
         """Stop watching, and wait for the threads to end."""

@@ -24,21 +24,22 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SealError, StoreError
 from credferry.agent.sealing.policy import OF_HOST
 from credferry.agent.store.at_rest import AtRest
 from credferry.agent.store.files import UnsyncedError, point, store_error, sync_directory
+from credferry.agent.store.known import KnownGenerations
 from credferry.agent.store.locks import SEAL_LOCK, locked
 from credferry.agent.store.record_files import RecordFiles, written_at
 from credferry.agent.store.retention import Retention, generation_numbers
-from credferry.agent.store.sealed_files import SealedFiles, identity
+from credferry.agent.store.sealed_files import SealedFiles
 from credferry.launcher.handoff import MANIFEST_FILE, value_file
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
+    from pathlib import Path
 
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.agent.sealing.policy import OpeningPolicy
@@ -54,8 +55,8 @@ class Store(RecordFiles):
     """How values are sealed. If nothing else is given, with the host's key."""
     _files: SealedFiles = field(init=False)
     _retention: Retention = field(init=False)
-    _opened: dict[str, tuple[tuple[int, ...] | None, Manifest | None]] = field(default_factory=dict)
-    """By VM: the manifest that was opened last, and the identity of its files at that time."""
+    known: KnownGenerations = field(init=False)
+    """What this process knows of generations. Their files need not be opened again."""
     _known_ages: dict[str, tuple[int, Mapping[str, float]]] = field(default_factory=dict)
     """By VM: the generation for which ages were read, and the ages."""
 
@@ -65,6 +66,7 @@ class Store(RecordFiles):
         object.__setattr__(self, "sealing", sealing)
         object.__setattr__(self, "_files", SealedFiles(self.state, self.key, sealing))
         object.__setattr__(self, "_retention", Retention(self._files))
+        object.__setattr__(self, "known", KnownGenerations(self.state))
 
     def current(self, vm: str) -> Manifest | None:
         """The manifest of a VM's current generation; None when no start could use it.
@@ -72,12 +74,8 @@ class Store(RecordFiles):
         The result is None for a generation that cannot be opened, that belongs to another VM, or whose files
         do not match its manifest. The agent then seals again.
         """
-        directory = f"{self.state}/vms/{vm}/current"
-        seen = identity(directory)
-        known = self._opened.get(vm)
-        if known is None or known[0] != seen or seen is None:
-            known = self._opened[vm] = (seen, self._files.manifest(vm, Path(directory)))
-        return known[1]
+        directory = self.vm_directory(vm) / "current"
+        return self.known.current(vm, lambda: self._files.manifest(vm, directory))
 
     def generation(self, vm: str, number: int) -> Manifest | None:
         """The manifest of one generation; None where it is missing or cannot be opened."""
@@ -119,11 +117,13 @@ class Store(RecordFiles):
         """The number of the VM's next generation: one more than the highest number that is there."""
         return max(self.numbers(vm), default=0) + 1
 
-    def write(self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] = ()) -> None:
+    def write(
+        self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] | None = ()
+    ) -> None:
         """Write a generation and publish it. When this returns, the generation survives a power failure.
 
-        For a rollback, the store keeps the newest whole generations (`retention.KEEP`, with the new one) and
-        those in ``keep``. It removes all others.
+        Then older generations are removed, as `prune` does. With None for ``keep`` they stay, and the caller
+        prunes later.
         Raises `UnsyncedStoreError` where the new generation is current, but a power failure may undo that.
         Raises `StoreError` or `SealError` where the generation before it is still current. The files of the
         new generation are then removed.
@@ -136,7 +136,7 @@ class Store(RecordFiles):
         except OSError as error:
             raise store_error(generation, error) from None
         try:
-            self._files.seal(generation, manifest, values)
+            bound = self._files.seal(generation, manifest, values, self._reusable(manifest.vm))
             sync_directory(generation.parent)
             point(directory / "current", f"generations/{manifest.generation}")
         except UnsyncedError as error:
@@ -147,7 +147,28 @@ class Store(RecordFiles):
             if isinstance(error, SealError):
                 raise
             raise store_error(generation, error) from None
-        self._retention.prune(generation.parent, manifest.generation, keep)
+        self.known.note_written(bound)
+        if keep is not None:
+            self.prune(manifest.vm, manifest.generation, keep)
+
+    def _reusable(self, vm: str) -> Path | None:
+        """The directory of the current generation, whose sealed files another one can have as well.
+
+        Values that a TPM sealed are not used again: what it asks of the host may differ by now.
+        """
+        number = self.current_number(vm)
+        return self._generations(vm) / str(number) if number and self.sealing.options is None else None
+
+    def prune(self, vm: str, current: int, keep: Container[int]) -> None:
+        """Remove the generations that no rollback needs, after ``current`` has been written.
+
+        The store keeps the newest whole generations (`retention.KEEP`, with the current one) and those in
+        ``keep``.
+        """
+        is_as_written = self.known.is_as_written(vm, current)
+        self._retention.prune(self._generations(vm), current, keep)
+        if is_as_written:  # one link less to a file changes its ctime
+            self.known.note_files(vm, current)
 
     def replace(
         self, manifest: Manifest, values: Mapping[str, Secret], *, only_values: bool = False
@@ -188,7 +209,7 @@ class Store(RecordFiles):
 
     def give_up(self, vm: str) -> None:
         """Count the VM's current generation as none until it is another: its values do not open."""
-        self._opened[vm] = identity(f"{self.state}/vms/{vm}/current"), None
+        self.known.give_up(vm)
 
     def revert(self, vm: str, number: int) -> Manifest | None:
         """Make an older generation current again. Returns its manifest; None where it cannot be opened.
@@ -233,11 +254,16 @@ class Store(RecordFiles):
         The result is ``number`` if that generation has the digest, else the newest one that has it. A
         generation that was sealed again has another number.
         """
-        for each in (number, *sorted(self.numbers(vm), reverse=True)):
-            manifest = self.generation(vm, each) if each else None
-            if manifest is not None and manifest.digest == digest:
+        if number and self._digest(vm, number) == digest:
+            return number
+        for each in sorted(self.numbers(vm), reverse=True):
+            if self._digest(vm, each) == digest:
                 return each
         return 0
+
+    def _digest(self, vm: str, number: int) -> str:
+        """The digest of a generation; empty where it cannot be opened."""
+        return self.known.digest(vm, number, lambda: self.generation(vm, number))
 
     @contextmanager
     def lock(self, name: str = SEAL_LOCK, *, wait: bool = True) -> Iterator[bool]:

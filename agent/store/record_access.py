@@ -26,12 +26,17 @@ class RecordAccess:
     """Files below ``STATE/vms/VM``. A record that cannot be read counts as missing."""
 
     state: Path
+    _places: dict[str, Path] = field(default_factory=dict, init=False)
+    """By VM: `vm_directory`. To make a path takes longer than most system calls."""
     _made: set[Path] = field(default_factory=set, init=False)
     """Directories that are known to survive a power failure."""
 
     def vm_directory(self, vm: str) -> Path:
         """The directory of one VM's generations and records."""
-        return self.state / "vms" / vm
+        place = self._places.get(vm)
+        if place is None:
+            place = self._places[vm] = self.state / "vms" / vm
+        return place
 
     def _load(self, vm: str, name: str, kind: type[_T]) -> _T | None:
         # Most VMs have no such file. This check is faster than one exception for each VM.

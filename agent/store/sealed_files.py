@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from credferry.agent.errors import SealError, StoreError
 from credferry.agent.sealing.credential import SEALED_MAX, seal, unseal
 from credferry.agent.sealing.policy import policy_of
 from credferry.agent.store.files import store_error, write_all_durably
-from credferry.agent.untrusted import read_untrusted
+from credferry.agent.untrusted import open_parent, read_in, read_untrusted
 from credferry.launcher.handoff import (
     MANIFEST_FILE,
     HandoffError,
@@ -52,15 +51,56 @@ class SealedFiles:
     key: CredentialKey
     at_rest: AtRest
 
-    def seal(self, directory: Path, manifest: Manifest, values: Mapping[str, Secret]) -> None:
+    def seal(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        values: Mapping[str, Secret],
+        before: Path | None = None,
+    ) -> Manifest:
         """Seal a generation's files into its directory, the manifest first. They survive a power failure.
+
+        If a sealed file in the directory ``before`` opens to the same value, it gets another hard link, and
+        nothing is sealed. Returns the manifest, bound to the values.
 
         The manifest's key binds it to the values; a manifest without a key gets a random one. Raises OSError
         and `SealError`.
         """
-        bound = manifest.bound(values, manifest.key or secrets.token_hex(32))
+        bound = manifest.bound(values, manifest.key or os.urandom(32).hex())
         text = seal(bound.to_bytes(), name=unit_credential(MANIFEST_FILE), key=self.key)
-        write_all_durably(directory, chain([(MANIFEST_FILE, text)], self._sealed(values)))
+        new = values if before is None else self._left(before, directory, values)
+        write_all_durably(directory, chain([(MANIFEST_FILE, text)], self._sealed(new)))
+        return bound
+
+    def _left(self, before: Path, directory: Path, values: Mapping[str, Secret]) -> dict[str, Secret]:
+        """Link what an earlier generation has as well. Returns the values that are still to be sealed.
+
+        A sealed file depends on the name and value of the credential only. The new manifest binds the value
+        to its generation.
+        """
+        try:
+            descriptor = open_parent(before / MANIFEST_FILE, below=self.state)
+        except OSError:
+            return dict(values)
+        try:
+            return {
+                name: value
+                for name, value in values.items()
+                if not self._is_linked(descriptor, before / value_file(name), directory, value)
+            }
+        finally:
+            os.close(descriptor)
+
+    def _is_linked(self, before: int, path: Path, directory: Path, value: Secret) -> bool:
+        """Whether an earlier sealed file could be linked, because it opens to the same value."""
+        try:
+            blob = read_in(before, path, limit=SEALED_FILE_MAX)
+            if self.at_rest.unseal(blob, name=unit_credential(path.name), key=self.key) != value.reveal():
+                return False
+            os.link(path.name, directory / path.name, src_dir_fd=before, follow_symlinks=False)
+        except (OSError, SealError):  # it does not open, or the file system has no hard links
+            return False
+        return True
 
     def seal_values(self, directory: Path, values: Mapping[str, Secret]) -> None:
         """Seal values into a directory, without a manifest. Raises as `seal` does."""

@@ -6,9 +6,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credferry.agent.errors import BusError, describe
+from credferry.agent.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 5.0
 _KEY = "bus"
-_log = structlog.get_logger()
+_log = Messages()
 
 
 class Connection:

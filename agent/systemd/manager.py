@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from credferry.agent.bus.connection import CALL_SECONDS, Bus, Error, reason
-from credferry.agent.bus.names import PROPERTIES_INTERFACE
+from credferry.agent.bus.names import PROPERTIES_INTERFACE, unit_path
 from credferry.agent.errors import BusError
 from credferry.agent.systemd.ended_jobs import last_result
 from credferry.agent.systemd.known_units import KnownUnit, ListedUnit
@@ -80,13 +80,7 @@ class SystemBus:
 
     def unit(self, name: str) -> UnitState:
         """See `SystemManager`."""
-        try:
-            path = self._manager.LoadUnit(name, timeout=CALL_SECONDS)
-            unit = self._properties(path, _UNIT, _UNIT_PROPERTIES)
-            is_loaded = unit["LoadState"] == "loaded"
-            service = self._properties(path, _SERVICE, _SERVICE_PROPERTIES) if is_loaded else {}
-        except Error as error:
-            raise _refused(name, error) from None
+        unit, service = self._ask_in_full(name)
         now = time.clock_gettime(time.CLOCK_MONOTONIC)
         active = unit["ActiveState"] == "active"
         found = UnitState(
@@ -117,8 +111,18 @@ class SystemBus:
             self._known[name] = KnownUnit(found, now)
         return found
 
+    def _ask_in_full(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A unit's properties, and those of the service, if systemd has loaded it. Raises `BusError`."""
+        path = unit_path(name)
+        try:
+            unit = self._properties(path, _UNIT, _UNIT_PROPERTIES)
+            is_loaded = unit["LoadState"] == "loaded"
+            return unit, self._properties(path, _SERVICE, _SERVICE_PROPERTIES) if is_loaded else {}
+        except Error as error:
+            raise _refused(name, error) from None
+
     def units(self, invocations: Mapping[str, str]) -> dict[str, UnitState]:
-        """See `SystemManager`. Makes one call for all units, and up to three for each that has changed."""
+        """See `SystemManager`. Makes one call for all units, and up to two for each that has changed."""
         listed = self._list(list(invocations))
         found = {}
         for name, invocation in invocations.items():

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # The lightest of VMs: `vm.sh VM`. It reads its first credential, however it came, leaves a stamp as the launcher
-# does where credferry serves it, and tells the driver what it runs with. Then it is over: its unit stays active.
+# does where credferry serves it, and tells the driver what it runs with. Then it leaves a process, as a VM has one.
 set -eu
 cd "$CREDENTIALS_DIRECTORY"
 if [ -e credferry_manifest ]; then
@@ -22,3 +22,4 @@ else
     read -r value <plain || :
 fi
 printf '%s %s\n' "$1" "$value" >/run/bench/started
+sleep infinity &

@@ -18,7 +18,7 @@ _credferry() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case "$path $word" in
-        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' approve'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' fleet'|' fleet status'|' fleet limit'|' fleet halt'|' fleet resume'|' fleet release'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
+        ' agent'|' reload'|' sync'|' plan'|' status'|' show'|' check'|' doctor'|' audit'|' hold'|' release'|' retry'|' approve'|' polkit-rule'|' health'|' rotate'|' restart'|' rollback'|' fleet'|' fleet status'|' fleet limit'|' fleet halt'|' fleet resume'|' fleet release'|' fleet forget-cluster'|' guest-key'|' guest-key create'|' guest-key rotate') path="$path $word" ;;
         esac
     done
     COMPREPLY=()
@@ -176,6 +176,12 @@ _credferry() {
     ' fleet release:--reason')
         :
         return ;;
+    ' fleet forget-cluster:--config'|' fleet forget-cluster:-c')
+        compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return ;;
+    ' fleet forget-cluster:--reason')
+        :
+        return ;;
     ' guest-key create:--machine-id')
         :
         return ;;
@@ -308,7 +314,7 @@ _credferry() {
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--help -h' -- "$current")
         else
-            mapfile -t COMPREPLY < <(compgen -W 'status limit halt resume release' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'status limit halt resume release forget-cluster' -- "$current")
         fi ;;
     ' fleet status')
         if [[ $current == -* ]]; then
@@ -337,6 +343,12 @@ _credferry() {
     ' fleet release')
         if [[ $current == -* ]]; then
             mapfile -t COMPREPLY < <(compgen -W '--config -c --group --vm --unreadable --force --reason --help -h' -- "$current")
+        else
+            :
+        fi ;;
+    ' fleet forget-cluster')
+        if [[ $current == -* ]]; then
+            mapfile -t COMPREPLY < <(compgen -W '--config -c --reason --help -h' -- "$current")
         else
             :
         fi ;;

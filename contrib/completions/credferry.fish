@@ -5,7 +5,7 @@ function __credferry_at
     set -l path
     for word in (commandline -opc)[2..]
         switch (string join ' ' -- $path $word)
-            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'approve' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'fleet' 'fleet status' 'fleet limit' 'fleet halt' 'fleet resume' 'fleet release' 'guest-key' 'guest-key create' 'guest-key rotate'
+            case 'agent' 'reload' 'sync' 'plan' 'status' 'show' 'check' 'doctor' 'audit' 'hold' 'release' 'retry' 'approve' 'polkit-rule' 'health' 'rotate' 'restart' 'rollback' 'fleet' 'fleet status' 'fleet limit' 'fleet halt' 'fleet resume' 'fleet release' 'fleet forget-cluster' 'guest-key' 'guest-key create' 'guest-key rotate'
                 set -a path $word
         end
     end
@@ -154,6 +154,7 @@ complete -c credferry -n '__credferry_at fleet' -a 'limit' -d 'Set how many VMs 
 complete -c credferry -n '__credferry_at fleet' -a 'halt' -d 'Halt a group: nothing in it is restarted for a change on any host, until it is resumed. The other hosts show the reason. Restarts and pushes that are under way are carried to their end.'
 complete -c credferry -n '__credferry_at fleet' -a 'resume' -d 'End the halt of a group, whoever halted it. The VM that failed keeps its slot until it is well: see credferry retry on its host.'
 complete -c credferry -n '__credferry_at fleet' -a 'release' -d 'Free the slots of a dead host, or slots that cannot be read. Make sure that the host is off: a VM of it that is still down counts no more.'
+complete -c credferry -n '__credferry_at fleet' -a 'forget-cluster' -d 'Let this host use an etcd that was restored, made anew, or put in the place of the former one. Such an etcd may have lost slots. First make sure on all hosts that no VM is down for a change.'
 complete -c credferry -n '__credferry_at fleet' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at fleet status'
 complete -c credferry -n '__credferry_at fleet status' -l config -s c -r -F -d 'Configuration file.'
@@ -184,6 +185,9 @@ complete -c credferry -n '__credferry_at fleet release' -l unreadable -d 'Instea
 complete -c credferry -n '__credferry_at fleet release' -l force -d 'Also if the host\'s agent has reported lately.'
 complete -c credferry -n '__credferry_at fleet release' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
 complete -c credferry -n '__credferry_at fleet release' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
+complete -c credferry -n '__credferry_at fleet forget-cluster' -l config -s c -r -F -d 'Configuration file.'
+complete -c credferry -n '__credferry_at fleet forget-cluster' -l reason -r -d 'The reason, for the journal. Do not put a secret here.'
+complete -c credferry -n '__credferry_at fleet forget-cluster' -l help -s h -d 'Show the help of the command or of a verb, and exit.'
 complete -c credferry -n '__credferry_at guest-key' -a 'create' -d 'Make a guest\'s key by hand. The guest needs it as /var/lib/systemd/credential.secret, mode 0400. Not needed with guest_machine_id in the VM\'s table: then the host makes the key, and hands it over.'
 complete -c credferry -n '__credferry_at guest-key' -a 'rotate' -d 'Replace the key that a guest gets from the host, and seal for the guest again. The agent then restarts the VM, as it does after a change of its secrets. The previous key is kept for a rollback.'
 complete -c credferry -n '__credferry_at guest-key' -l help -s h -d 'Show the help of the command or of a verb, and exit.'

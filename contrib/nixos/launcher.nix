@@ -32,11 +32,15 @@ stdenvNoCC.mkDerivation {
     python3 -m compileall -q --invalidation-mode unchecked-hash $out/lib/credferry
     cat >$out/bin/credferry-launch <<EOF
     #!${python3.interpreter} -IS
+    import gc
     import sys
 
+    gc.disable()  # until all is imported, there is no garbage
     sys.path.insert(0, "$out/lib/credferry")
     from credferry.launcher.__main__ import main
 
+    gc.freeze()
+    gc.enable()
     sys.exit(main())
     EOF
     chmod 0755 $out/bin/credferry-launch

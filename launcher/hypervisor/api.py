@@ -7,7 +7,6 @@ travel with the first bytes (SCM_RIGHTS).
 
 from __future__ import annotations
 
-import re
 import socket
 import struct
 import time
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 _HEAD_MAX: Final = 16 << 10
 _BODY_MAX: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?=[ \r]|\Z)")
-_LENGTH: Final = re.compile(rb"(?im)^content-length:([^\n]*)$")
-_DIGITS: Final = re.compile(rb"[ \t]*([0-9]{1,18})[ \t]*\r?")
+_VERSIONS: Final = frozenset({b"HTTP/1.0", b"HTTP/1.1"})
+_STATUS_DIGITS: Final = 3
+_LENGTH_DIGITS_MAX: Final = 18
 _GOOD: Final = range(200, 300)
 _CONTINUE: Final = 100
 
@@ -118,15 +117,13 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
     while True:
         head, end, body = buffer.partition(_END)
         if end:
-            status = _STATUS.match(head)
-            if status is None:
-                raise ApiError("the answer is not HTTP")
+            status = _status(head)
             length = _length(head)
             if length > _BODY_MAX:
                 raise ApiError("the answer is too large")
             if len(body) >= length:
-                if int(status[1]) != _CONTINUE:
-                    return Answer(int(status[1]), body[:length])
+                if status != _CONTINUE:
+                    return Answer(status, body[:length])
                 buffer = body
                 continue
         elif len(buffer) > _HEAD_MAX:
@@ -138,15 +135,27 @@ def _receive(connection: socket.socket, deadline: float) -> Answer:
         buffer += data
 
 
+def _status(head: bytes) -> int:
+    """The status in an answer's head. Raises `ApiError`."""
+    version, _, rest = head.partition(b" ")
+    digits, after = rest[:_STATUS_DIGITS], rest[_STATUS_DIGITS : _STATUS_DIGITS + 1]
+    if version not in _VERSIONS or after not in {b"", b" ", b"\r"}:
+        raise ApiError("the answer is not HTTP")
+    if len(digits) != _STATUS_DIGITS or not digits.isdigit() or digits[:1] not in b"12345":
+        raise ApiError("the answer is not HTTP")
+    return int(digits)
+
+
 def _length(head: bytes) -> int:
-    """Bytes of the body, or 0 if the head does not say."""
-    said = _LENGTH.search(head)
-    if said is None:
-        return 0
-    digits = _DIGITS.fullmatch(said[1])
-    if digits is None:
-        raise ApiError("the answer's length is not a number")
-    return int(digits[1])
+    """Bytes of the body, or 0 if the head does not say. Raises `ApiError`."""
+    for line in head.split(b"\n"):
+        name, colon, said = line.partition(b":")
+        if colon and name.lower() == b"content-length":
+            digits = said.removesuffix(b"\r").strip(b" \t")
+            if not digits.isdigit() or len(digits) > _LENGTH_DIGITS_MAX:
+                raise ApiError("the answer's length is not a number")
+            return int(digits)
+    return 0
 
 
 def _left(deadline: float) -> float:

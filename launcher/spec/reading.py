@@ -4,6 +4,8 @@
 The launcher converts it to the arguments that microvm.nix would give. From there on, it handles both kinds
 of VM alike. Tables hold cloud-hypervisor's own keys (schema.py) and a few more for the host's part. Paths
 are relative to the working directory, as in cloud-hypervisor.
+
+One job: a file's content becomes a checked `Spec`, or one error that names the key.
 """
 
 from __future__ import annotations
@@ -58,6 +60,15 @@ _OWN: Final = {
     "vsock": frozenset({"notify"}),
 }
 """Keys of the spec that cloud-hypervisor does not know."""
+_TEXT, _LIST, _FLAG = "a text", "a list of texts", "true or false"
+_TYPES: Final = {
+    ("platform", "oem_strings"): _LIST,
+    ("shares", "socket"): _TEXT,
+    ("shares", "readonly"): _FLAG,
+    ("vsock", "socket"): _TEXT,
+    ("vsock", "notify"): _FLAG,
+}
+"""What the launcher itself uses, and not cloud-hypervisor alone."""
 
 
 def load(path: Path) -> Spec:
@@ -84,8 +95,7 @@ def of_tables(tables: Table, path: Path) -> Spec:
     try:
         return _spec(tables)
     except _WrongError as wrong:
-        key = wrong.key if wrong.key.isprintable() else ascii(wrong.key)
-        raise usage(f"{path}: {key}", f"expected {wrong.expected}") from None
+        raise usage(f"{path}: {wrong.key}", f"expected {wrong.expected}") from None
 
 
 class _WrongError(Exception):
@@ -232,7 +242,16 @@ def _table(key: str, value: object, option: str) -> Table:
             raise _WrongError(
                 f"{key}.{each}", "a text, a number, true, false, or a list of texts or numbers"
             )
+        expected = _TYPES.get((key, each))
+        if expected is not None and not _is(expected, held):
+            raise _WrongError(f"{key}.{each}", expected)
     return dict(value)
+
+
+def _is(expected: str, value: object) -> bool:
+    if expected == _LIST:
+        return _is_texts(value)
+    return isinstance(value, bool if expected == _FLAG else str)
 
 
 def _is_flat(value: list[object]) -> bool:

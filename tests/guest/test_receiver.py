@@ -54,6 +54,8 @@ _FIRST: Final = {
     "SLOW": b"slow",
     "FRESH": b"fresh",
 }
+# By default it is five starts in ten seconds, which an emulated guest is too slow for.
+_START_LIMIT: Final = ("[Unit]", "StartLimitIntervalSec=1h", "StartLimitBurst=2")
 _RECEIVER: Final = "credferry-receive@*.service"
 _NOTES_RELOADS: Final = """/bin/sh -c 'cat "$CREDENTIALS_DIRECTORY/FRESH" >>/run/reloads'"""
 _HOLD: Final = "/bin/sh -c 'if [ -p /run/hold ]; then echo >/run/held; read x </run/hold; fi'"
@@ -171,7 +173,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     overlay = {
         **receiver(
             {
-                "app": ("api", ["LoadCredential=api:API_KEY"]),
+                "app": ("api", ["LoadCredential=api:API_KEY", *_START_LIMIT]),
                 "token": ("TOKEN", [token]),
                 "other": ("OTHER", ["LoadCredential=OTHER"]),
                 "a-second": (
@@ -283,11 +285,11 @@ def test_a_unit_that_fails_gets_its_old_value_back(running: Running) -> None:
 
 @pytest.mark.parametrize("running", variants(*Variant), indirect=True)
 def test_many_pushes_in_a_row_never_hit_the_start_limit(running: Running) -> None:
-    """By default systemd allows five starts in ten seconds; the receiver's own restarts do not count."""
+    """The receiver's own restarts do not count: more of them succeed than systemd allows starts."""
     before = len(running.starts("app"))
-    for number in range(1, 7):
+    for number in range(1, 4):
         assert running.rotate(API_KEY=b"rotation %d" % number)[1] == "unit app.service restarted"
-    running.wait_started("app", b"rotation 6", before + 6)
+    running.wait_started("app", b"rotation 3", before + 3)
 
 
 @pytest.mark.parametrize("running", variants(*Variant), indirect=True)

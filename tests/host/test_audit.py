@@ -446,8 +446,7 @@ def test_killed_between_keeping_and_sending(past: Deployment) -> None:
     past.start_agent()
     status, lines = verify(past)
     assert (status, len(lines)) == (0, 1), lines
-    host.kill("credferry.service")
-    host.wait(lambda: host.unit("credferry.service")["MainPID"] == "0", 10, "the agent's end")
+    past.kill_agent()
     past.start_agent()
     host.run("systemctl", "stop", "credferry.service")
     status, lines = verify(past)

@@ -83,7 +83,7 @@ def page(host: Host, sops: SopsNix, tmp_path: Path) -> Iterator[Path]:
 
 def browser(page: Path, *options: str) -> str:
     """What a headless Chromium without any network prints about a page."""
-    command = ["unshare", "--net", "chromium", "--headless=new", "--no-sandbox", "--disable-gpu"]
+    command = ["unshare", "--net", "chromium-headless-shell", "--no-sandbox", "--disable-gpu"]
     command += ["--no-first-run", "--hide-scrollbars", f"--user-data-dir={page.parent}/browser"]
     command += [f"--window-size={WIDTH},{HEIGHT}", *options, page.as_uri()]
     return subprocess.run(

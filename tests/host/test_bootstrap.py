@@ -115,6 +115,24 @@ def test_no_service_is_started_or_enabled(bare: Host) -> None:
     assert not bare.path(POLICY).exists()
 
 
+def test_lists_that_are_too_old(bare: Host) -> None:
+    """Packages that apt's lists cannot give are asked for once more, with new lists."""
+    log, renewed = f"{PLACE}/asked", f"{PLACE}/renewed"
+    apt_get = f"""echo "$*" >>{log}
+case $* in *update) touch {renewed} ;; *) [ -e {renewed} ] || exit 100 ;; esac"""
+    done = bootstrap(bare, "demo", "true", path=without_cpio(bare, apt_get))
+    assert "credferry: installed; nothing of it was started or enabled" in done.stderr.splitlines()
+    ask = "-qy --no-install-recommends install cpio"
+    assert bare.path(log).read_text().splitlines() == [ask, "-q update", ask]
+
+
+def test_guests_need_no_python_environment(bare: Host) -> None:
+    """What builds guests is there before anything of PyPI is."""
+    done = bootstrap(bare, "guests", "/bin/sh", "-c", 'echo "$CREDFERRY_CACHE $PWD"')
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{CACHE} {PLACE}\n", "")
+    assert not list(bare.path(CACHE).glob("venv-*"))
+
+
 def test_an_interrupted_set_up(bare: Host) -> None:
     """Ctrl-C while packages are installed is answered in one line, and leaves no file behind."""
     before = bare.run("ls", "/tmp").stdout

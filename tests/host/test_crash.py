@@ -207,8 +207,7 @@ def test_killed_at_random_moments(site: Site) -> None:
         delay = chance.uniform(0, 0.8)
         site.publish()
         time.sleep(delay)  # not waiting for anything: this is the moment
-        site.host.kill(AGENT)
-        site.host.wait(lambda: site.host.unit(AGENT)["MainPID"] == "0", 10, "the agent's end")
+        site.deployment.kill_agent()
         assert site.host.unit(AGENT)["Result"] == "signal"
         site.restart_agent()
         site.assert_arrives(f"rotation {number}, killed after {delay:.3f} s")
@@ -230,7 +229,7 @@ def test_killed_while_the_vm_restarts(site: Site) -> None:
         site.host.wait(
             lambda: site.deployment.unit("web")["SubState"] == "start-pre", 20, "the restart's middle"
         )
-        site.host.kill(AGENT)
+        site.deployment.kill_agent()
         site.restart_agent()
         site.host.wait(
             lambda: site.deployment.status()["web"]["state"] == "changing", 20, "the agent's look"

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from credferry.agent.audit.events import Event
+from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment
 from tests.support.documents import Command, Step, WrittenFile, snippets, steps
-from tests.support.host import Host, patience
+from tests.support.host import Host
 from tests.support.installation import CHECKOUT, install_hypervisor
 from tests.support.kernel import kernel
 from tests.support.package import debian_package
@@ -81,17 +82,26 @@ class Reader:
                 self._run(step, where)
 
     def _run(self, step: Command, where: str) -> None:
-        end = time.monotonic() + SOON * patience()
-        while True:
-            status, printed = self._printed(step.command)
-            if status == step.status and step.agrees(printed):
+        printed: list[tuple[int, str]] = []
+
+        def is_as_written() -> bool:
+            printed[:] = [self._printed(step.command)]
+            ((status, text),) = printed
+            return status == step.status and step.agrees(text)
+
+        if step.is_awaited:
+            with suppress(HostError):
+                self.host.wait(is_as_written, SOON, where)
                 return
-            if not step.is_awaited or time.monotonic() > end:
-                expected = "\n".join(step.output)
-                raise AssertionError(
-                    f"{where}: {step.command}\nstatus {status}, for {step.status}\n{printed}\n"
-                    f"--- where the document has\n{expected}"
-                )
+        elif is_as_written():
+            return
+        ((status, text),) = printed
+        expected = "\n".join(step.output)
+        text += self.host.last_words(step.command.split())
+        raise AssertionError(
+            f"{where}: {step.command}\nstatus {status}, for {step.status}\n{text}\n"
+            f"--- where the document has\n{expected}"
+        )
 
     def _printed(self, command: str) -> tuple[int, str]:
         # A shell for each, as for somebody who comes back tomorrow; both its streams in their order.

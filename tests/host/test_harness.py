@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.support.cache import cache_directory
+from tests.support.deployment import Deployment, VmFiles
 from tests.support.host import CommandError, Host, wait_until
 from tests.support.modules import MODULES
 from tests.support.producer import Agenix, MountedSource, SopsNix
@@ -208,6 +209,16 @@ def test_mounted_source(host: Host) -> None:
             assert producer.publish({"key": b"two"}) in {"beneath", "over"}
             assert [event for event in events() if "credferry-mounted" not in event[1]] == []
         assert host.path("/run/secrets/key").read_bytes() == b"two"
+
+
+def test_a_deployment_leaves_nothing_in_the_journal(host: Host) -> None:
+    """The next test does not find what the journal had of a VM with the same name."""
+    deployment = Deployment(host)
+    deployment.add_vm("web", VmFiles(launcher=False))
+    host.run("systemctl", "start", "microvm@web.service")
+    assert deployment.starts("web") == 1
+    deployment.close()
+    assert not host.journal(UNIT="microvm@web.service")
 
 
 @pytest.mark.parametrize("end", ["in order", "owner killed", "warden killed"])

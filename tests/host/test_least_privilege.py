@@ -537,6 +537,28 @@ def test_exposure(request: pytest.FixtureRequest, variant: str) -> None:
             note(Number.SECURITY_SCORE, float(score[1]))
 
 
+def test_exposure_with_a_tpm(deployment: Deployment) -> None:
+    """With the drop-in for a TPM, both units may use this device and no other, at an exposure of 1.1."""
+    host = deployment.host
+    drop_in = (CHECKOUT / "contrib/systemd/credferry-tpm.conf").read_text()
+    places = {unit: f"/etc/systemd/system/{unit}.d/60-tpm.conf" for unit in (AGENT, SEAL)}
+    try:
+        for place in places.values():
+            host.write(place, drop_in)
+        host.run("systemctl", "daemon-reload")
+        for unit in places:
+            said = host.run("systemd-analyze", "security", "--no-pager", unit).stdout
+            score = re.search(rf"Overall exposure level for {unit}: ([0-9.]+)", said)
+            assert score
+            assert float(score[1]) <= 1.1, unit
+            settings = host.unit(unit)
+            assert settings["DevicePolicy"] == "closed", unit
+            assert settings["DeviceAllow"] == "char-tpm rw", unit
+    finally:
+        host.run("rm", "-f", *places.values())
+        host.run("systemctl", "daemon-reload")
+
+
 def test_a_network_for_the_fleet_alone(deployment: Deployment, tmp_path: Path) -> None:
     """With the drop-in for [fleet], the unit reaches etcd with its own credentials, at an exposure of 1.9.
 

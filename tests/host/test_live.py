@@ -156,7 +156,7 @@ def test_an_agent_that_dies_before_it_notes_a_push(deployment: Deployment, sops:
     """The guest took the push meanwhile. The next agent pushes once more, and restarts nothing."""
     host = deployment.host
     invocation = waiting(deployment, sops)
-    host.run("systemctl", "kill", "--signal=SIGKILL", "credferry.service")
+    deployment.kill_agent()
     host.run("sh", "-c", f"echo go >{FIFO}")
     host.wait(lambda: host.unit(PUSH)["ActiveState"] == "inactive", 30, "the end of the push")
     deployment.start_agent()

@@ -216,8 +216,8 @@ def test_publications_that_fall_quiet(pace: Pace) -> None:
     pace.begin("quiet_seconds = 3.0\n")
     starts = pace.deployment.starts("pace-a")
     for _ in range(4):
-        pace.publish()
-    last = time.monotonic()
+        last = time.monotonic()
+        pace.publish(wait=False)
     pace.wait_runs("pace-a")
     assert time.monotonic() - last >= 2
     assert pace.deployment.starts("pace-a") == starts + 1
@@ -265,7 +265,7 @@ def test_a_pause_between_vms(pace: Pace) -> None:
     reason = pace.wait_state("pace-b", "waiting")
     assert reason.startswith("until the pause after pace-a is over, ")
     starts = pace.deployment.starts("pace-b")
-    pace.host.run("systemctl", "kill", "--signal=SIGKILL", "credferry.service")
+    pace.deployment.kill_agent()
     pace.deployment.start_agent()
     assert pace.wait_state("pace-b", "waiting") == reason
     plan = pace.deployment.credferry("plan", check=False)

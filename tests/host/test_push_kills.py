@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.host.test_crash import (
-    AGENT,
     TABLES,
     Site,
     assert_chain_is_whole,
@@ -88,11 +87,6 @@ class LiveSite(Site):
         """Let it go on."""
         self.host.run("sh", "-c", f"echo go >{WORK}/{Files.GO}")
 
-    def kill_agent(self) -> None:
-        """SIGKILL to the agent."""
-        self.host.kill(AGENT)
-        self.host.wait(lambda: self.host.unit(AGENT)["MainPID"] == "0", 10, "the agent's end")
-
     def kill_push(self) -> None:
         """SIGKILL to all processes of the push unit, if it runs."""
         self.host.run("systemctl", "kill", "--signal=KILL", PUSH, check=False)
@@ -160,7 +154,7 @@ def push_with_a_kill(site: LiveSite, who: str, step: int, chance: random.Random)
     if "push" in who:
         site.kill_push()
     if "agent" in who:
-        site.kill_agent()
+        site.deployment.kill_agent()
     agent_first = chance.random() < 0.5
     if "agent" in who and agent_first:
         site.restart_agent()

@@ -144,7 +144,7 @@ def test_the_agent_dies_while_a_vm_is_down(deployment: Deployment, sops: SopsNix
     """Killed after it has taken the VM down, the agent puts it back when it is started again."""
     sops.publish({"key": b"bad value"})
     deployment.host.wait(lambda: deployment.unit("db")["SubState"] == "auto-restart", 20, "db down")
-    deployment.host.kill("credferry.service")
+    deployment.kill_agent()
     deployment.host.run("systemctl", "stop", "credferry.service")
     deployment.start_agent()
     wait_rolled_back(deployment)
@@ -168,7 +168,7 @@ def test_the_agent_dies_while_a_required_unit_keeps_a_vm_down(deployment: Deploy
         host.run("touch", "/run/breaks")
         sops.publish({"key": b"new"})
         host.wait(lambda: host.unit("needed.service")["ActiveState"] == "activating", 20, "the start")
-        host.kill("credferry.service")
+        deployment.kill_agent()
         host.run("systemctl", "stop", "credferry.service")
         host.run("touch", "/run/go")
         host.wait(lambda: host.unit("needed.service")["ActiveState"] == "failed", 20, "db down")

@@ -17,6 +17,7 @@ def test_ten_rotations() -> None:
     tally = soak(10, 5, kill=0.5)
     assert (tally.rotations, tally.lost, tally.doubled) == (10, 0, 0)
     assert tally.restarts >= 5, "the rotations restart VMs"
+    assert tally.pushes, "the rotations push to a live VM"
     assert tally.killed >= 1
     assert tally.resources.keys() == {"start", "middle", "end"}
     assert all(held.memory and held.descriptors and held.threads for held in tally.resources.values())

@@ -8,6 +8,7 @@ from typing import Final
 from tests.mutants.row import Edit, Protection
 
 _ETCD: Final = "tests/unit/agent/fleet/test_etcd.py"
+_CLUSTER: Final = "tests/unit/agent/fleet/test_cluster.py"
 _GATEWAY: Final = "tests/unit/agent/fleet/test_gateway.py"
 _ROLLOUT: Final = "tests/unit/agent/test_fleet_rollout.py"
 _TRANSACTIONS: Final = "tests/unit/agent/fleet/test_transactions.py"
@@ -131,7 +132,7 @@ FLEET: Final = (
         (
             Edit(
                 "agent/fleet/model.py",
-                "return hmac.new(machine_id.strip(), _PURPOSE, hashlib.sha256).hexdigest()[:32]",
+                "return Mac(machine_id.strip()).of(_PURPOSE).hex()[:32]",
                 "return machine_id.decode().strip()[:32]",
             ),
         ),
@@ -173,12 +174,26 @@ FLEET: Final = (
         "another cluster's answer is none",
         (
             Edit(
-                "agent/fleet/etcd.py",
-                "if self.cluster and found.header.cluster_id != self.cluster:",
-                "if False:",
+                "agent/fleet/cluster.py",
+                "    if now.cluster != known.cluster:\n",
+                "    if False:\n",
             ),
         ),
-        (f"{_ETCD}::test_another_cluster_does_not_count",),
+        (
+            f"{_ETCD}::test_another_cluster_does_not_count",
+            f"{_CLUSTER}::test_another_cluster_gives_no_slot_after_a_restart",
+        ),
+    ),
+    Protection(
+        "an etcd that has lost slots gives none, also after a restart of the agent",
+        (
+            Edit(
+                "agent/fleet/cluster.py",
+                "    if now.revision < known.revision:\n",
+                "    if False:\n",
+            ),
+        ),
+        (f"{_CLUSTER}::test_an_etcd_that_was_made_anew_gives_no_slot",),
     ),
     Protection(
         "an answer must be whole, as etcd's are",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.mutants.at_rest import AT_REST
 from tests.mutants.fleet import FLEET
 from tests.mutants.on_hosts import ON_HOSTS
 from tests.mutants.row import Edit, Protection
@@ -775,13 +776,20 @@ PROTECTIONS: Final = (
     ),
     Protection(
         "fingerprints have the host's key",
-        (Edit("agent/reconcile/desired.py", 'self.key.derive("fingerprint")', 'b""'),),
+        (
+            Edit(
+                "agent/reconcile/desired.py",
+                'self.key.mac("fingerprint").of(content)',
+                '__import__("hmac").digest(b"", content, "sha256")',
+            ),
+        ),
         (
             "tests/unit/agent/test_desired.py::test_no_guess_is_confirmed",
             "tests/unit/agent/test_desired.py::test_another_key_tells_another_story",
             "tests/host/test_control.py::test_no_guess_is_confirmed_by_what_others_read",
         ),
     ),
+    *AT_REST,
     *FLEET,
     *ON_HOSTS,
 )

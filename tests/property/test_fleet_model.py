@@ -14,20 +14,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.numbers import Number, note
-from tests.support.world.fleet import HOSTS, MEMBERS, FleetWorld
+from tests.support.world.fleet import HOSTS, MEMBERS, FleetWorld, Host
 from tests.support.world.machine import Settings
 from tests.support.world.systemd import RESULTS
 
-NAMES = st.sampled_from(HOSTS)
+NUMBER = st.integers(0, len(HOSTS) - 1)
+"""Of a host; counted round where there are fewer."""
 SOME = st.sampled_from([HOSTS, HOSTS, HOSTS[:1], HOSTS[1:]])
 VMS = ("a", "c")
+SIZES = st.sampled_from([(2, VMS[:1]), (2, VMS), (3, VMS[:1]), (3, VMS)])
+"""Hosts, and the VMs of each. Most faults of an order show in a small fleet as well, and it is faster."""
 VM = st.sampled_from(VMS)
 VALUES = st.sampled_from(["1", "2", "3", "bad", "sick"])
 SECRETS = st.fixed_dictionaries({"x": VALUES, "y": st.just("1"), "z": VALUES})
 EFFECTS = st.integers(min_value=0, max_value=60)
 FATES = st.lists(st.sampled_from(["", "lost", "unanswered", "late"]), max_size=4)
 IS_LONG = "CREDFERRY_FLEET_RUNS" in os.environ
-RUNS = int(os.environ.get("CREDFERRY_FLEET_RUNS", "50"))
+RUNS = int(os.environ.get("CREDFERRY_FLEET_RUNS", "100"))
 
 
 class Fleet(RuleBasedStateMachine):
@@ -41,14 +44,18 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.world = FleetWorld()
 
-    @initialize(live=st.sampled_from([(), (), VMS]), limit=st.sampled_from([1, 1, 2, 3]))
-    def begin(self, live: tuple[str, ...], limit: int) -> None:
+    @initialize(
+        size=SIZES, is_live=st.sampled_from([False, False, True]), limit=st.sampled_from([1, 1, 2, 3])
+    )
+    def begin(self, size: tuple[int, tuple[str, ...]], is_live: bool, limit: int) -> None:
         """Hosts whose VMs run what is published, and a limit."""
         Fleet.runs += 1
         if limit != 1:
             self.world.limit(limit)
-        for name in HOSTS:
-            self.world.add(name, Settings(vms=VMS, attempts=1, live=live))
+        hosts, vms = size
+        for name in HOSTS[:hosts]:
+            live = vms if is_live else ()
+            self.world.add(name, Settings(vms=vms, attempts=1, live=live, has_other=False))
 
     def teardown(self) -> None:
         """However it went, once all faults cease it ends well."""
@@ -59,16 +66,16 @@ class Fleet(RuleBasedStateMachine):
             Fleet.most = max(Fleet.most, self.world.most)
             self.world.close()
 
-    def is_there(self, name: str) -> bool:
-        """Whether a host is alive."""
-        return not self.world.hosts[name].is_gone
+    def host(self, number: int) -> Host:
+        """One of the hosts."""
+        return self.world.hosts[HOSTS[number % len(self.world.hosts)]]
 
-    @rule(name=NAMES, times=st.integers(1, 3))
-    def turn(self, name: str, times: int) -> None:
+    @rule(number=NUMBER, times=st.integers(1, 3))
+    def turn(self, number: int, times: int) -> None:
         """A host's agent makes some turns."""
         for _ in range(times):
-            if self.is_there(name):
-                self.world.turn(name)
+            if not self.host(number).is_gone:
+                self.world.turn(self.host(number).name)
 
     @rule(names=SOME, secrets=SECRETS)
     def publish(self, names: tuple[str, ...], secrets: dict[str, str]) -> None:
@@ -83,61 +90,64 @@ class Fleet(RuleBasedStateMachine):
             for host in self.world.alive:
                 self.world.turn(host.name)
 
-    @rule(name=NAMES, effects=EFFECTS)
-    def kill_an_agent(self, name: str, effects: int) -> None:
+    @rule(number=NUMBER, effects=EFFECTS)
+    def kill_an_agent(self, number: int, effects: int) -> None:
         """An agent dies at its n-th effect: a write, a record, a call of systemd, a request to etcd."""
-        if self.is_there(name):
+        if not self.host(number).is_gone:
+            name = self.host(number).name
             self.world.turn(name, lambda machine: machine.interrupted_turn(effects, machine.die))
 
-    @rule(name=NAMES, other=NAMES, effects=EFFECTS)
-    def work_meanwhile(self, name: str, other: str, effects: int) -> None:
+    @rule(number=NUMBER, other=NUMBER, effects=EFFECTS)
+    def work_meanwhile(self, number: int, other: int, effects: int) -> None:
         """Another host's agent works in the midst of a turn."""
-        if name != other and self.is_there(name) and self.is_there(other):
+        one, another = self.host(number), self.host(other)
+        if one is not another and not one.is_gone and not another.is_gone:
             self.world.turn(
-                name, lambda machine: machine.interrupted_turn(effects, lambda: self.world.turn(other))
+                one.name,
+                lambda machine: machine.interrupted_turn(effects, lambda: self.world.turn(another.name)),
             )
 
-    @rule(name=NAMES)
-    def die(self, name: str) -> None:
+    @rule(number=NUMBER)
+    def die(self, number: int) -> None:
         """A host is gone for good."""
-        if self.is_there(name):
-            self.world.die(name)
+        if not self.host(number).is_gone:
+            self.world.die(self.host(number).name)
 
-    @rule(name=NAMES)
-    def reboot(self, name: str) -> None:
+    @rule(number=NUMBER)
+    def reboot(self, number: int) -> None:
         """A host loses its power and boots."""
-        if self.is_there(name):
-            self.world.reboot(name)
+        if not self.host(number).is_gone:
+            self.world.reboot(self.host(number).name)
 
-    @rule(name=NAMES, fates=FATES)
-    def lose_requests(self, name: str, fates: list[str]) -> None:
+    @rule(number=NUMBER, fates=FATES)
+    def lose_requests(self, number: int, fates: list[str]) -> None:
         """Some of a host's next requests, or their answers, are lost or late."""
-        self.world.hosts[name].fates.extend(fates)
+        self.host(number).fates.extend(fates)
 
     @rule()
     def arrive(self) -> None:
         """What was late arrives."""
         self.world.arrive()
 
-    @rule(name=NAMES)
-    def cut_or_join(self, name: str) -> None:
+    @rule(number=NUMBER)
+    def cut_or_join(self, number: int) -> None:
         """A host cannot reach etcd, or can again."""
-        self.world.hosts[name].is_cut = not self.world.hosts[name].is_cut
+        self.host(number).is_cut ^= True
 
     @rule(number=st.integers(0, MEMBERS - 1))
     def kill_or_start_a_member(self, number: int) -> None:
         """A member of etcd is gone, or is back. Without most of them, nobody is answered."""
         self.world.down ^= {f"http://m{number}"}
 
-    @rule(name=NAMES, vm=VM, result=st.sampled_from(RESULTS))
-    def end_the_next_job(self, name: str, vm: str, result: str) -> None:
+    @rule(number=NUMBER, vm=VM, result=st.sampled_from(RESULTS))
+    def end_the_next_job(self, number: int, vm: str, result: str) -> None:
         """The next restart of a VM ends like this."""
-        self.world.hosts[name].machine.systemd.vms[vm].next_result = result
+        self.host(number).machine.systemd.vms[vm].next_result = result
 
-    @rule(name=NAMES, vm=VM)
-    def stop_by_hand(self, name: str, vm: str) -> None:
+    @rule(number=NUMBER, vm=VM)
+    def stop_by_hand(self, number: int, vm: str) -> None:
         """An operator stops a VM."""
-        systemd = self.world.hosts[name].machine.systemd
+        systemd = self.host(number).machine.systemd
         systemd.stop_vm(systemd.vms[vm])
 
     @rule(number=st.integers(1, 3))

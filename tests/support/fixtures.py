@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,13 +57,15 @@ def nix(tmp_path: Path) -> Nix:
 
 
 @pytest.fixture
-def tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftwareTpm]:
+def tpm(monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftwareTpm]:
     """A software TPM that systemd's programs use, as if it were this machine's."""
-    made = SoftwareTpm(tmp_path / "tpm")
-    made.start()
-    server = threading.Thread(target=made.serve)
-    server.start()
-    monkeypatch.setenv("SYSTEMD_TPM2_DEVICE", made.device)
-    yield made
-    made.close()
-    server.join()
+    # Not in tmp_path: the path of a socket has at most 107 bytes (unix(7)).
+    with TemporaryDirectory() as directory:
+        made = SoftwareTpm(Path(directory) / "tpm")
+        made.start()
+        server = threading.Thread(target=made.serve)
+        server.start()
+        monkeypatch.setenv("SYSTEMD_TPM2_DEVICE", made.device)
+        yield made
+        made.close()
+        server.join()

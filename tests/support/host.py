@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tests.support.boot import ENVIRONMENT, HostError, boot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 RUN_SECONDS = 60.0
@@ -42,12 +42,19 @@ def patience() -> float:
     return min(_PATIENCE_MAX, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
-def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> None:
+def wait_until(
+    predicate: Callable[[], object],
+    deadline: float,
+    what: str,
+    *,
+    rest: float = 2.0,
+    pause_max: float = 1.0,
+) -> None:
     """Look every few milliseconds whether the predicate holds.
 
-    A predicate that runs a program takes a processor, which the awaited work needs. So each pause is twice
-    as long as the look before it. Raises `HostError` after so many seconds, on a machine that is not
-    overloaded.
+    A predicate that runs a program takes a processor, which the awaited work needs. So each pause is
+    ``rest`` times as long as the look before it, and at most ``pause_max`` seconds. Raises `HostError` after
+    so many seconds, on a machine that is not overloaded.
     """
     seconds = deadline * patience()
     end = time.monotonic() + seconds
@@ -58,7 +65,7 @@ def wait_until(predicate: Callable[[], object], deadline: float, what: str) -> N
         now = time.monotonic()
         if now > end:
             raise HostError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(min(1.0, max(POLL_SECONDS, 2 * (now - began))))
+        time.sleep(min(pause_max, max(POLL_SECONDS, rest * (now - began))))
 
 
 class Host:
@@ -112,14 +119,15 @@ class Host:
                 raise
         if check and process.returncode != 0:
             why = f"{' '.join(arguments)}: status {process.returncode}: {errors.strip()}"
-            raise CommandError(f"{why}\n{self._last_words(arguments)}".rstrip())
+            raise CommandError(f"{why}\n{self.last_words(arguments)}".rstrip())
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
-    def _last_words(self, arguments: tuple[str, ...]) -> str:
+    def last_words(self, arguments: Sequence[str]) -> str:
         """The last lines in the journal about a unit whose job has failed; else empty."""
-        if arguments[0] != "systemctl" or arguments[1] not in {"start", "restart", "reload"}:
-            return ""
-        return self.run("journalctl", "-n", "20", "-o", "cat", "-u", arguments[-1], check=False).stdout
+        match tuple(arguments):
+            case ("systemctl", "start" | "restart" | "reload", *_, unit):
+                return self.run("journalctl", "-n", "20", "-o", "cat", "-u", unit, check=False).stdout
+        return ""
 
     def spawn(
         self, *arguments: str, env: Mapping[str, str] | None = None, user: str | None = None

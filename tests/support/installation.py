@@ -33,11 +33,15 @@ from credferry.agent.cli import main
 sys.exit(main())
 """
 _LAUNCHER = """#!/usr/bin/python3 -IS
+import gc
 import sys
 
+gc.disable()  # until all is imported, there is no garbage
 sys.path.insert(0, "{modules}")
 from credferry.launcher.__main__ import main
 
+gc.freeze()
+gc.enable()
 sys.exit(main())
 """
 _STAND_IN = """#!/bin/sh

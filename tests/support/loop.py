@@ -110,7 +110,7 @@ class Loop:
         self.sent: list[list[str]] = []
         """The audit's records, as they are sent."""
         self.units = ModelUnits(self.start_vm, self._restart, push=self.push)
-        self.parts = Parts(presence=lambda _fleet: None)
+        self.parts = Parts(presence=lambda _fleet, _record: None)
         self._number = 0
         self.key.parent.mkdir()
         (top / "machine-id").write_text(MACHINE_ID)

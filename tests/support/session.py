@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parents[1]
 _TIERS = ("unit", "property", "host", "guest")
 
-# Those that take half a minute and more: a worker that began one last would keep the others waiting. Guests
-# take processors, hosts mostly wait, so they are mixed.
+# Those that take a minute and more, the longest first: a worker that began one last would keep the others
+# waiting.
 LONGEST_FIRST = (
-    "host/test_crash.py",
-    "guest/test_main_job.py",
-    "host/test_rotation.py",
-    "guest/test_initrd_channel.py",
-    "host/test_bad_input.py",
-    "guest/test_devices.py",
-    "property/test_model.py",
-    "host/test_policy.py",
+    "guest/test_receiver.py",
     "host/test_faults.py",
-    "guest/test_demo.py",
-    "host/test_doctor.py",
-    "host/test_canary.py",
     "host/test_control.py",
-    "host/test_package.py",
     "host/test_docs.py",
-    "host/test_least_privilege.py",
-    "host/test_soak.py",
-    "host/test_rollback.py",
-    "host/test_audit.py",
+    "host/test_crash.py",
     "guest/test_standin.py",
+    "host/test_bad_input.py",
+    "host/test_forger.py",
+    "guest/test_demo.py",
+    "host/test_rotation.py",
+    "host/test_policy.py",
+    "guest/test_main_job.py",
+    "host/test_least_privilege.py",
+    "host/test_canary.py",
+    "property/test_model.py",
+    "host/test_rollback.py",
+    "guest/test_spec.py",
+    "host/test_live.py",
+    "host/test_package.py",
+    "host/test_doctor.py",
+    "guest/test_devices.py",
+    "host/test_audit.py",
+    "guest/test_initrd_channel.py",
+    "host/test_soak.py",
 )
 
 _workers: list[int] = []

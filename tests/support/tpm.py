@@ -24,7 +24,8 @@ _SECONDS = 20.0
 _SESSIONS, _NO_SESSIONS = 0x8002, 0x8001
 _GET_CAPABILITY, _FLUSH_CONTEXT, _EXTEND, _CLEAR = 0x17A, 0x165, 0x182, 0x126
 _SEND_COMMAND = 8
-_PLATFORM = 0x4000000C
+_DICTIONARY_ATTACK_PARAMETERS = 0x13A
+_LOCKOUT, _PLATFORM = 0x4000000A, 0x4000000C
 _HANDLES = (0x02000000, 0x03000000, 0x80000000)
 """First handles of HMAC sessions, policy sessions and transient objects."""
 _PASSWORD = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
@@ -89,6 +90,16 @@ class SoftwareTpm:
     def clear(self) -> None:
         """Clear it, as an operator does in the firmware's menu: what it sealed never opens again."""
         self._ask(_SESSIONS, _CLEAR, struct.pack(">I", _PLATFORM) + _PASSWORD)
+
+    def lock(self) -> None:
+        """Lock it, as too many wrong passwords do: here, none at all are too many."""
+        area = struct.pack(">I", _LOCKOUT) + _PASSWORD + struct.pack(">III", 0, 1000, 1000)
+        self._ask(_SESSIONS, _DICTIONARY_ATTACK_PARAMETERS, area)
+
+    def unlock(self) -> None:
+        """Unlock it again, as tpm2_dictionarylockout does."""
+        area = struct.pack(">I", _LOCKOUT) + _PASSWORD + struct.pack(">III", 3, 1000, 1000)
+        self._ask(_SESSIONS, _DICTIONARY_ATTACK_PARAMETERS, area)
 
     def serve(self) -> None:
         """Serve one client after the other, until `close`."""

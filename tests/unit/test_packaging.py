@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from textwrap import dedent
 
 import pytest
 
@@ -15,6 +16,7 @@ from credferry.launcher import arguments
 from docs.generate.commands import commands
 from docs.generate.files import ROOT, generated
 from docs.generate.man import page
+from tests.support import installation
 
 CHANGELOG = ROOT / "CHANGELOG.md"
 _FIRST_RELEASE = "d428878bdfd646828696e1b7cdc5c1dc4458b081a16eff19230036eb641a7bc1"
@@ -38,6 +40,20 @@ def test_the_launcher_s_options() -> None:
     known |= {arguments.ROOT_PROGRAM, arguments.PUSH, arguments.QUESTIONS, "--unit", "--help"}
     text = (ROOT / "docs/man/credferry-launch.8.md").read_text()
     assert set(re.findall(r"(?m)^- `(--[a-z-]+)`", text)) == known
+
+
+def test_the_launcher_starts_alike_everywhere() -> None:
+    """By the package of Debian, by that of Nix, and in the tests: from the same lines."""
+    debian = (ROOT / "contrib/debian/bin/credferry-launch").read_text()
+    nix = (ROOT / "contrib/nixos/launcher.nix").read_text().split("<<EOF\n")[1].split("    EOF\n")[0]
+    scripts = {
+        debian.replace("/usr/lib/credferry", "DIRECTORY"),
+        dedent(nix)
+        .replace("${python3.interpreter}", "/usr/bin/python3")
+        .replace("$out/lib/credferry", "DIRECTORY"),
+        installation._LAUNCHER.format(modules="DIRECTORY"),
+    }
+    assert len({re.sub(r"\n(# SPDX.*|\n)|  # noqa.*", "", script) for script in scripts}) == 1
 
 
 def test_versions() -> None:

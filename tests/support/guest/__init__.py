@@ -8,7 +8,7 @@ and a Debian mirror; what is built stays in the cache until its recipe changes.
 from __future__ import annotations
 
 from .build import vsock_device
-from .chroot import chroot_run
+from .chroot import chroot_command, chroot_run
 from .image import COMMAND_LINE, Guest, guest
 from .overlay import (
     OverlayEntry,
@@ -33,6 +33,7 @@ __all__ = [
     "OverlayFile",
     "OverlayLink",
     "Variant",
+    "chroot_command",
     "chroot_run",
     "connect_inside",
     "credential_printer",

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Builds kernel, roots and images into the cache: once, under a lock, published by a rename."""
+"""Builds the guests' kernel, roots and images into the cache."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import lzma
 import os
 import shutil
 import stat
 import struct
 import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.cache import cache_directory
-
 from . import newc, recipe
+from .debian import BuildError, extracted, mmdebstrap, published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,21 +21,6 @@ if TYPE_CHECKING:
     from .recipe import Variant
 
 _HERE = Path(__file__).parent
-_FALLBACK_MIRROR = "http://deb.debian.org/debian"
-_DOWNLOAD_HOOK = """\
-set -eu
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-cd "$CREDFERRY_DOWNLOADS"
-package=$CREDFERRY_PACKAGE
-case $package in
-linux-image-*) package=$(apt-cache depends --important "$package" | sed -n 's/.*Depends: //p') ;;
-esac
-apt-get -qq download "$package"
-"""
-
-
-class BuildError(Exception):
-    """An image that cannot be built; the text says what is missing."""
 
 
 def kernel() -> Path:
@@ -53,11 +33,11 @@ def root(variant: Variant) -> Path:
     return _published(
         f"guest-{variant}-root",
         f"a root with systemd {variant.systemd}",
-        lambda place: _mmdebstrap(
+        lambda place: mmdebstrap(
             variant,
             place,
             "--variant=essential",
-            "--include=" + ",".join(recipe.PACKAGES),
+            "--include=" + ",".join((*recipe.PACKAGES, *recipe.TPM_PACKAGES.get(variant, ()))),
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in recipe.LEFT_OUT_OF_ROOT),
         ),
     )
@@ -83,7 +63,7 @@ def vsock_device() -> Path:
     program = recipe.VSOCK_PACKAGE
 
     def build(place: Path) -> None:
-        unpacked = _unpacked(recipe.VSOCK_SUITE, program, place)
+        unpacked = extracted(recipe.VSOCK_SUITE, program, place)
         (unpacked / "usr/bin" / program).rename(place / program)
         shutil.rmtree(unpacked)
 
@@ -91,106 +71,11 @@ def vsock_device() -> Path:
 
 
 def _published(name: str, what: str, build: Callable[[Path], None]) -> Path:
-    """The cache's entry of this name and recipe, built if it is not there."""
-    place = cache_directory() / f"{name}-{_recipe_hash()}"
-    if place.is_dir():
-        return place
-    if os.geteuid() != 0:
-        raise BuildError(f"{what} is not built yet, and building it needs root")
-    with _locked(place):
-        if place.is_dir():
-            return place
-        sys.stderr.write(f"credferry: building {what} (once)\n")
-        partial = place.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        build(partial)
-        partial.rename(place)
-    return place
-
-
-@contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    with place.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _recipe_hash() -> str:
-    digest = hashlib.sha256()
-    for source in ("recipe.py", "build.py", "newc.py"):
-        digest.update((_HERE / source).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _mmdebstrap(suite: str, place: Path, *options: str, **environment: str) -> None:
-    if not shutil.which("mmdebstrap"):
-        raise BuildError("mmdebstrap is not installed: apt-get install mmdebstrap debian-archive-keyring")
-    command = ["mmdebstrap", "--mode=root", "--architectures=amd64", *_proxies(), *options]
-    # A frozen mirror's newer suites soon count as expired. They are signed all the same.
-    command.append('--aptopt=Acquire::Check-Valid-Until "false"')
-    command += [str(suite), str(place), _mirror()]
-    done = subprocess.run(
-        command,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **_network(), **environment},
-    )
-    if done.returncode:
-        last = "\n".join(done.stdout.splitlines()[-15:])
-        raise BuildError(f"mmdebstrap failed (is there a network, and a Debian mirror?):\n{last}")
-
-
-def _network() -> dict[str, str]:
-    names = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _mirror() -> str:
-    """The first Debian mirror that this machine's apt uses."""
-    uris = _output("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
-    return next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), _FALLBACK_MIRROR)
-
-
-def _proxies() -> list[str]:
-    """This machine's apt proxies, which mmdebstrap would not take over by itself."""
-    lines = _output("apt-config", "dump", "--no-empty").splitlines()
-    return [
-        f"--aptopt={line}"
-        for line in lines
-        if line.lower().startswith(("acquire::http::proxy", "acquire::https::proxy"))
-    ]
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(
-        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ).stdout
-
-
-def _unpacked(suite: str, package: str, place: Path) -> Path:
-    """The files of a suite's package, below a new directory; a kernel's metapackage is followed."""
-    place.mkdir()
-    downloads, unpacked, nothing = place / "downloads", place / "unpacked", place / "nothing"
-    downloads.mkdir()
-    _mmdebstrap(
-        suite,
-        nothing,
-        "--variant=custom",
-        f"--customize-hook={_DOWNLOAD_HOOK}",
-        CREDFERRY_DOWNLOADS=str(downloads),
-        CREDFERRY_PACKAGE=package,
-    )
-    subprocess.run(["dpkg-deb", "--extract", next(downloads.glob("*.deb")), unpacked], check=True)
-    for directory in (downloads, nothing):
-        shutil.rmtree(directory)
-    return unpacked
+    return published(name, what, [_HERE / each for each in ("recipe.py", "build.py", "newc.py")], build)
 
 
 def _build_kernel(place: Path) -> None:
-    unpacked = _unpacked(recipe.KERNEL_SUITE, recipe.KERNEL_PACKAGE, place)
+    unpacked = extracted(recipe.KERNEL_SUITE, recipe.KERNEL_PACKAGE, place)
     (place / "vmlinux").write_bytes(_vmlinux(next(unpacked.glob("boot/vmlinuz-*")).read_bytes()))
     for module in recipe.KERNEL_MODULES:
         found = next(unpacked.glob(f"**/kernel/{module}*"))

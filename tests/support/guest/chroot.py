@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from .recipe import Variant
 
@@ -32,8 +32,22 @@ exec chroot /mnt/root "$@"
 """
 
 
+def chroot_command(
+    where: Variant | Path, argv: Sequence[str], *, share: Path | None = None, machine_id: str = ""
+) -> list[str]:
+    """The command that runs a program in a variant's root, or in another one, which is fresh each time.
+
+    It needs root. ``share`` is a directory of the caller's that the program sees as ``/share`` and may write
+    to. What the program leaves elsewhere, a systemd key file for one, is gone when it ends. No mount is left
+    behind.
+    """
+    place = where if isinstance(where, Path) else build.root(where)
+    command = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _SCRIPT, "sh"]
+    return [*command, str(place), str(share or ""), machine_id, *argv]
+
+
 def chroot_run(
-    variant: Variant,
+    where: Variant | Path,
     argv: Sequence[str],
     *,
     share: Path | None = None,
@@ -41,15 +55,9 @@ def chroot_run(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program in a variant's root, which is fresh each time; needs root. Never raises for its status.
-
-    ``share`` is a directory of the caller's that the program sees as ``/share`` and may write to. What the
-    program leaves elsewhere, a systemd key file for one, is gone when it ends. No mount is left behind.
-    """
-    place = build.root(variant)
-    command = ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _SCRIPT, "sh"]
+    """Run a program as `chroot_command` says. Never raises for its status."""
     return subprocess.run(
-        [*command, str(place), str(share or ""), machine_id, *argv],
+        chroot_command(where, argv, share=share, machine_id=machine_id),
         check=False,
         input=stdin,
         capture_output=True,

@@ -41,6 +41,6 @@ class Guest:
 
 
 def guest(variant: Variant) -> Guest:
-    """A variant, built first if the cache does not have it. Raises `build.BuildError`."""
+    """A variant, built first if the cache does not have it. Raises `debian.BuildError`."""
     base = build.image(variant)
     return Guest(variant, build.kernel() / "vmlinux", base)

@@ -53,6 +53,13 @@ VSOCK_PACKAGE: Final = "vhost-device-vsock"
 
 PACKAGES: Final = ("systemd-sysv", "kmod", "mount", "usr-is-merged", "busybox")
 """Busybox is there for its ip and nc; since Debian 14 nothing else brings mount along."""
+TPM_PACKAGES: Final = {
+    Variant.TRIXIE: (
+        *("libtss2-esys-3.0.2-0t64", "libtss2-mu-4.0.1-0t64", "libtss2-rc0t64"),
+        "libtss2-tcti-mssim0t64",
+    ),
+}
+"""With these, systemd-creds in a root can use a TPM. They stay out of the image, as no guest has one."""
 LEFT_OUT_OF_ROOT: Final = ("doc", "man", "info", "locale")
 """Directories of /usr/share that are not even installed."""
 
@@ -114,6 +121,7 @@ _LEFT_OUT: Final = (
     "usr/lib/x86_64-linux-gnu/libsemanage*",
     "usr/lib/x86_64-linux-gnu/libsepol*",
     "usr/lib/x86_64-linux-gnu/libsqlite3*",
+    "usr/lib/x86_64-linux-gnu/libtss2*",
     "usr/lib/x86_64-linux-gnu/perl*",
     "usr/sbin/fsck*",
     "usr/sbin/iconvconfig",

@@ -24,12 +24,13 @@ class ModelEtcd:
     pairs: dict[bytes, tuple[bytes, int, int]] = field(default_factory=dict)
     """Content, create revision and mod revision, by key."""
     revision: int = 1
+    cluster: str = "7"
 
     def execute(self, txn: transactions.Txn) -> transactions.TxnAnswer:
         """Carry out a transaction. Zero and false are left out, and integers are strings, as in etcd."""
         succeeded = all(map(self._holds, txn["compare"]))
         parts = [self._carry_out(each) for each in txn["success" if succeeded else "failure"]]
-        document: dict[str, Any] = {"header": {"cluster_id": "7", "revision": str(self.revision)}}
+        document: dict[str, Any] = {"header": {"cluster_id": self.cluster, "revision": str(self.revision)}}
         if succeeded:
             document["succeeded"] = True
         if parts:

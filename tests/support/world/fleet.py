@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from credferry.agent.fleet import keys
+from credferry.agent.fleet.cluster import Known
 from credferry.agent.fleet.model import Applied, Holder, Limit, OfHost, Slot, UnreadableSlot
 from tests.support.world.clock import ModelClock
 from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
@@ -83,15 +84,13 @@ class FleetWorld:
             self.clock,
             settings,
             fleet=fleet,
-            engine=lambda _config: model_engine(*members, pick=min),
+            engine=lambda _config, record: model_engine(*members, pick=min, known=Known(record)),
             world=self,
             name=name,
         )
         self.hosts[name] = host = Host(name, machine, members)
         for member in members:
             member.fate = self._fate(host, member)
-        for _ in range(3):
-            self.turn(name)
 
     def close(self) -> None:
         """Remove all, in the order in which the clocks and files were put in place."""
@@ -170,7 +169,7 @@ class FleetWorld:
         for name, vm in list(self.taken):
             if self.hosts[name].machine.systemd.vms[vm].is_up or self._is_stopped(name, vm):
                 self.taken.discard((name, vm))
-        lacking = self.taken - self.holders()
+        lacking = self.taken - self.holders() if self.taken else set()
         assert not lacking, f"these VMs are down by their agents, and have no slot: {lacking}"
 
     def check_hosts(self) -> None:
@@ -192,16 +191,17 @@ class FleetWorld:
         for host in self.alive:
             host.machine.mend()
             host.machine.publish(good)
-        for _ in range(_ROUNDS):
+        for seconds in _WAITS * _ROUNDS:
+            busy = [host for host in self.alive if not self._is_settled(host)]
+            if not busy and self._is_free():
+                break
             if self._is_orphaned():
                 operator.resume(GROUP)
-            for seconds in _WAITS:
-                self.clock.pass_time(seconds)
-                for host in self.alive:
-                    self.turn(host.name)
-            if all(self._is_settled(host) for host in self.alive):
-                break
+            self.clock.pass_time(seconds)
+            for host in busy or self.alive:
+                self.turn(host.name)
         for host in self.alive:
+            self.turn(host.name)
             self._check_settled(host)
         group = self.etcd.group(GROUP)
         assert not group.held, "a slot is left"
@@ -224,6 +224,10 @@ class FleetWorld:
         except AssertionError:
             return False
         return True
+
+    def _is_free(self) -> bool:
+        group = self.etcd.group(GROUP)
+        return not group.held and group.halt is None
 
     def _is_orphaned(self) -> bool:
         """Whether the group is halted for nobody who can get well: a desk, a dead host, a stopped VM."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.cluster import ClusterRecord
     from credferry.agent.fleet.model import Engine
     from credferry.agent.sealing.keys import CredentialKey
     from credferry.launcher.handoff import Manifest
@@ -82,6 +83,8 @@ class Settings:
     """Whether VM ``a`` goes first."""
     live: tuple[str, ...] = ()
     on_live_failure: str = "restart"
+    has_other: bool = True
+    """Whether VMs take something of the second source as well."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class Machine:
     settings: Settings = field(default_factory=Settings)
     fleet: str = ""
     """The table ``[fleet]`` of its configuration, if it has one."""
-    engine: Callable[[FleetConfig], Engine] | None = None
+    engine: Callable[[FleetConfig, ClusterRecord], Engine] | None = None
     service: Service | None = None
     _turned: Turn = field(default_factory=Turn)
     secrets: dict[str, str] | None = None
@@ -282,7 +285,7 @@ class Machine:
 
     def _start(self) -> None:
         parts = Parts(
-            presence=lambda _fleet: None,
+            presence=lambda _fleet, _record: None,
             sender=lambda: ModelSender(self.journal),
             watch=ModelWatch,
             hire=ModelDispatcher,
@@ -379,7 +382,7 @@ class Machine:
         extra = {
             "a": f'policy = "{settings.policy}"\n',
             "b": f"restarts_per_hour = {settings.restarts_per_hour}\nunits = {{ {settings.units} }}\n",
-            "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n{PAIRS}',
+            "c": f'health = ["/bin/true"]\nquiet_seconds = {settings.quiet_seconds}\n',
         }
         canary = (
             'canaries = ["a"]\ncanary_seconds = 5\n' if settings.is_canary and "a" in settings.vms else ""
@@ -387,16 +390,21 @@ class Machine:
         text = (
             f'runtime_directory = "{self.top}/run"\nstate_directory = "{self.top}/state"\n'
             f'host_key = "{self._key_file}"\nmachine_id_file = "{self.top}/machine-id"\n'
-            f'[source]\npath = "{self.top}/secrets"\n[sources.other]\npath = "{self.top}/other"\n'
+            f'[source]\npath = "{self.top}/secrets"\n'
             f"[rollout]\nstamp_seconds = 1\nretry_seconds = 1\nattempts = {settings.attempts}\n"
             f'switch_lock = "{self.top}/switch"\nswitch_seconds = 60\n{canary}'
             f"pause_seconds = {settings.pause_seconds}\n{self.fleet}"
         )
+        if settings.has_other:
+            text += f'[sources.other]\npath = "{self.top}/other"\n'
+            extra["c"] += PAIRS
         for vm in settings.vms:
             text += f"[vms.{vm}]\n{extra[vm]}"
             if vm in settings.live:
                 text += f'live = true\non_live_failure = "{settings.on_live_failure}"\n'
-            text += f"[vms.{vm}.credentials]\n{_TABLES[vm]}{TABLES.get(vm, '')}"
+            text += f"[vms.{vm}.credentials]\n{_TABLES[vm]}"
+            if settings.has_other:
+                text += TABLES.get(vm, "")
         (self.top / "config.toml").write_text(text)
 
     def publish(self, secrets: Mapping[str, str]) -> None:
@@ -454,9 +462,12 @@ class Machine:
 
     def _list_locks(self) -> None:
         """Have the kernel's list of locks, as it is now, where the agent looks for it."""
-        switch = f":{(self.top / 'switch').stat().st_ino} "
-        lines = [line for line in nixos.LOCKS[-1].read_text().splitlines(keepends=True) if switch in line]
-        (self.top / "locks").write_text("".join(["0: FLOCK\n", *lines]))
+        lines = ["0: FLOCK\n"]
+        if self._switch is not None:
+            switch = f":{os.fstat(self._switch).st_ino} "
+            found = nixos.LOCKS[-1].read_text().splitlines(keepends=True)
+            lines += [line for line in found if switch in line]
+        (self.top / "locks").write_text("".join(lines))
 
     def forge(self, vm: str, how: str) -> None:
         """A VM's user writes what it can: its runtime directory, where the VM runs."""
@@ -504,7 +515,7 @@ class Machine:
 
     def wanted(self, vm: str) -> dict[str, bytes] | None:
         """What a VM should get, by the published bytes alone; None where that cannot be made."""
-        of_other = self.other.wanted(vm)
+        of_other = self.other.wanted(vm) if self.settings.has_other else {}
         if self.secrets is None or of_other is None:
             return None
         values = {**of_other, **({"T": b"t"} if vm == "b" else {})}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import StoreError
-from credferry.agent.rollout.workers import Dispatcher
+from credferry.agent.rollout.dispatcher import Dispatcher
 from credferry.agent.source.watch import Watch
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class ModelWatch(Watch):
 
     def __init__(self, source: Path, hint: Callable[[str], None]) -> None:
         super().__init__(source, hint)
+        self._place = source, source.resolve()
 
     def start(self) -> None:
         """See `Watch`."""
@@ -58,8 +59,11 @@ class ModelWatch(Watch):
     def stop(self) -> None:
         """See `Watch`."""
 
-    def arm(self, names: Iterable[str]) -> None:
-        """See `Watch`."""
+    def arm(self, names: Iterable[str]) -> bool:  # noqa: ARG002 (as the real one has it)
+        """See `Watch`. Where the source leads to another place, that is newly watched."""
+        source, before = self._place
+        self._place = source, source.resolve()
+        return self._place[1] != before
 
 
 class ModelDispatcher(Dispatcher):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,12 @@ from credferry.agent.config import model
 model.DEFAULT_PATH = Path("{DEFAULT}")  # this machine may have the real one
 from credferry.agent.cli import main
 main()
+"""
+
+THREAD = """
+import atexit, threading
+atexit.register(print, "the interpreter ends")
+threading.Thread(target=threading.Event().wait, daemon=True).start()
 """
 
 
@@ -57,3 +64,29 @@ def test_what_makes_no_sense_is_told(words: tuple[str, ...]) -> None:
     done = subprocess.run(python(AGENT, "agent", *words), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Error" in done.stderr
+
+
+@pytest.mark.parametrize(("verb", "status"), [("--version", 0), ("agent", 78)])
+def test_the_interpreter_does_not_end_under_a_thread(verb: str, status: int) -> None:
+    """The process ends at once if a thread is left, with its status, and with all that it has printed."""
+    done = subprocess.run(python(THREAD + AGENT, verb), capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stdout + done.stderr
+    assert "the interpreter ends" not in done.stdout
+
+
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    """If the disk is full, the command says so, and its status is not 0."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = python(THREAD + AGENT, "--version")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "credferry: cannot write its output: No space left on device\n"
+
+
+def test_no_standard_output() -> None:
+    """Without a standard output, the status is the verb's."""
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *python(THREAD + AGENT, "agent", "--config", NAMED)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 1

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from credferry.agent.rollout.workers import Dispatcher
+from credferry.agent.rollout.dispatcher import Dispatcher
 
 WAIT = 20.0
 

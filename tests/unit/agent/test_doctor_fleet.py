@@ -12,8 +12,9 @@ from credferry.agent.doctor import fleet, fleet_engine, probe
 from credferry.agent.doctor.chain import Chain
 from credferry.agent.doctor.finding import Finding, Severity
 from credferry.agent.fleet import keys
-from credferry.agent.fleet.model import Granted, Holder
+from credferry.agent.fleet.model import Granted, Group, Holder
 from credferry.agent.fleet.opening import holder
+from credferry.agent.store.fleet_cluster import FleetCluster
 from tests.support.certificates import Authority
 from tests.support.etcd import RealEtcd, free_port
 from tests.support.rude_http import Script, reply, serve
@@ -56,7 +57,8 @@ def chain(directory: Path, table: str) -> Chain:
     (directory / "machine-id").write_text(f"{MACHINE}\n")
     file = directory / "config.toml"
     file.write_text(
-        f'machine_id_file = "{directory}/machine-id"\n[fleet]\n{table}\n'
+        f'machine_id_file = "{directory}/machine-id"\nstate_directory = "{directory}/state"\n'
+        f"[fleet]\n{table}\n"
         '[vms.web.credentials]\nK = { text = "k" }\n'
     )
     made = Chain(file)
@@ -149,6 +151,24 @@ def test_each_member_is_asked(etcd: RealEtcd, tmp_path: Path) -> None:
     assert (good.severity, bad.severity) == (Severity.OK, Severity.PROBLEM)
     assert away in bad.what
     assert "other members" in bad.why
+
+
+def test_a_member_of_another_cluster(etcd: RealEtcd, tmp_path: Path) -> None:
+    """A member that the agent refuses is a problem, and so is a record that it cannot read."""
+    made = chain(tmp_path, f'endpoints = ["{etcd.url}"]')
+    record = FleetCluster(tmp_path / "state")
+    engine = etcd.engine()
+    engine.known.record = record
+    assert isinstance(engine.state("default"), Group)
+    assert found(fleet_engine.check_members(made)) == {}
+    record.write("1", 1)
+    (finding,) = found(fleet_engine.check_members(made)).values()
+    assert finding.check == "fleet.member.cluster"
+    assert finding.what == f"{etcd.url}: it belongs to another cluster than this host has used so far"
+    assert "credferry fleet forget-cluster" in finding.remedy
+    record.path.write_text("garbage")
+    (finding,) = found(fleet_engine.check_members(made)).values()
+    assert "cannot be read" in finding.what
 
 
 def test_a_clock_that_is_off(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
+from credferry.agent.fleet.cluster import Known
 from credferry.agent.fleet.model import Granted, Halt, Holder, OfHost, machine_of
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.fleet import FleetSlots
 from credferry.agent.rollout.operators import Operator
+from credferry.agent.store.fleet_cluster import FleetCluster
 from credferry.agent.store.records import Claim, Outcome
 from tests.support.loop import MACHINE_ID, Loop
 from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from credferry.agent.config.fleet import FleetConfig
+    from credferry.agent.fleet.cluster import ClusterRecord
     from credferry.agent.fleet.etcd import Etcd
     from credferry.agent.rollout.slots import FleetView
 
@@ -47,12 +51,16 @@ class Fleet:
         self.member = ModelMember(self.etcd)
         self.other: Etcd = model_engine(ModelMember(self.etcd))
         self.loop = Loop(top, FLEET + vms)
-        self.loop.parts = replace(self.loop.parts, engine=lambda _fleet: model_engine(self.member))
+        self.loop.parts = replace(self.loop.parts, engine=self.open)
         self.loop.publish(x="one")
         self.during: list[list[str]] = []
         """Who held a slot at each restart and push."""
         self.loop.units.job = self._restart
         self.loop.units.push = self._push
+
+    def open(self, _config: FleetConfig, record: ClusterRecord) -> Etcd:
+        """The agent's engine."""
+        return model_engine(self.member, known=Known(record))
 
     @property
     def slots(self) -> FleetSlots:
@@ -287,6 +295,31 @@ def test_an_engine_that_is_away_stops_restarts_and_nothing_else(
     said = "".join(capsys.readouterr())
     assert said.count("engine cannot be used") == 1
     assert said.count("engine can be used again") == 1
+
+
+def test_another_cluster_after_a_restart_of_the_agent_restarts_nothing(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The agent seals, says one line with the remedy, and goes on once an operator had it forgotten."""
+    fleet.etcd.cluster = "8"
+    with fleet.loop.running():
+        fleet.hurry()
+        fleet.loop.publish(x="two")
+        for _ in range(3):
+            fleet.loop.turn(lambda: fleet.view.awaited)
+        assert fleet.view.away is not None
+        assert "another cluster" in fleet.view.away.reason
+        assert "credferry fleet forget-cluster" in fleet.shown()[1]
+        manifest = fleet.loop.service._session.store.current("a")
+        assert manifest is not None
+        assert manifest.generation == 2
+        assert not fleet.loop.units.restarts
+        assert not fleet.held()
+        fleet.loop.turn(lambda: "fleet" in fleet.loop.service._conditions.keys)
+        assert FleetCluster(fleet.loop.top / "state").forget()
+        fleet.loop.turn(fleet.is_settled)
+        assert fleet.loop.units.restarts == [UNIT]
+        assert "".join(capsys.readouterr()).count("engine cannot be used") == 1
 
 
 def test_a_release_that_fails_is_tried_again(fleet: Fleet) -> None:

@@ -111,9 +111,9 @@ def test_records_that_wait_are_not_doubled(store: Store, journal: Journal) -> No
 )
 def test_a_spoiled_note_of_what_was_sent(store: Store, journal: Journal, content: bytes) -> None:
     """It counts as none: the last record is sent once more, and the note is right again."""
-    audit = Audit(store, Sender(str(journal.path)))
-    audit.record(Event.HELD, "held", vm="web")
+    Audit(store, Sender(str(journal.path))).record(Event.HELD, "held", vm="web")
     (store.state / "audit.sent").write_bytes(content)
+    audit = Audit(store, Sender(str(journal.path)))  # of another process
     audit.record(Event.HELD, "held", vm="web")
     assert journal.numbers() == [1, 1, 2]
     (store.state / "audit.sent").unlink()

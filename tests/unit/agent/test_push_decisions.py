@@ -13,6 +13,7 @@ from credferry.agent.errors import OrderError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.desired import Refused
 from credferry.agent.reconcile.observed import must_roll_back
+from credferry.agent.reconcile.readiness import Obstructed
 from credferry.agent.reconcile.way import Choice, choose
 from credferry.agent.store.records import Attempt, Outcome, Way
 from tests.unit.agent.test_pushes import BOTH, HOLDS, LATER, PUSH, fail
@@ -173,13 +174,12 @@ def test_right_before_it_acts_the_agent_looks_for_obstacles_to_just_that(
     for host in hosted(tmp_path, BOTH if live else BOTH.replace("live = true", "")):
         ways: list[object] = []
 
-        def obstacle(
-            _self: object, _vm: object, _manager: object, way: object, ways: list[object] = ways
-        ) -> str:
-            ways.append(way)
-            return "files of its unit have changed"
+        def judge(*words: object, ways: list[object] = ways, is_final: bool) -> Obstructed:
+            assert is_final
+            ways.append(words[3])
+            return Obstructed(("files of its unit have changed",))
 
-        monkeypatch.setattr(type(host.rollout.observer), "obstacle", obstacle)
+        monkeypatch.setattr("credferry.agent.reconcile.observer.judge", judge)
         assert host.rollout.restart("a", host.units) is State.REFUSED
-        assert ways == [way]
+        assert set(ways) == {way}
         assert (host.units.pushes, host.units.restarts) == ([], [])

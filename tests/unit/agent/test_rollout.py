@@ -365,6 +365,15 @@ def test_something_newer_is_sealed_first_but_not_for_ever(host: Host) -> None:
     assert host.units.restarts == []
 
 
+def test_what_cannot_be_sealed_restarts_nothing(host: Host) -> None:
+    """While a change cannot be sealed, a VM that runs what is sealed is not restarted onto that again."""
+    assert host.rollout.restart("a", host.units) is State.IN_STEP
+    host.units.restarts.clear()
+    host.loop.publish(x="never sealed")
+    assert [host.rollout.restart("a", host.units) for _ in range(9)] == [State.RESTART_DUE] * 9
+    assert host.units.restarts == []
+
+
 def test_an_order_restarts_what_is_in_step(host: Host) -> None:
     """Onto the same generation, which is also the one to roll back to; the records are the order's."""
     host.rollout.restart("a", host.units)

@@ -399,6 +399,7 @@ def test_a_sealing_keeps_the_generation_that_the_vm_runs(recorded: tuple[Host, R
         look = look_at(host, "web")
         running = dataclasses.replace(look.observed[0], unit=unit, evidence=evidence)
         assert host.sealer.seal_due(dataclasses.replace(look, observed=(running,))) == ["web"]
+        host.sealer.prune()
     assert sorted(host.store.numbers("web")) == [1, 5, 6, 7]
 
 

@@ -22,7 +22,7 @@ from credferry.agent.sealing.keys import create_key, read_key
 from credferry.agent.store import files as durable
 from credferry.agent.store import opening
 from credferry.agent.store.opening import guest_key_path, open_store
-from credferry.agent.store.records import Attempt, Outcome, Way
+from credferry.agent.store.records import Attempt, Outcome
 from credferry.launcher.handoff import Secret
 from tests.support.loop import MACHINE_ID, Loop
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.daemon.cycle import Turn
-    from credferry.agent.reconcile.observer import Observer
+    from credferry.agent.reconcile.observer import Look, Observer
     from credferry.agent.systemd.units import SystemManager
 
 VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
@@ -808,17 +808,17 @@ def test_a_unit_that_systemd_has_not_read_again_keeps_its_vm_running(loop: Loop)
 
 def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
     """It is asked again in the thread that restarts: what a look has seen may be over."""
-    real = loop.service._session.observer.obstacle
+    real = loop.service._session.observer.look_in_full
     asked: list[str] = []
 
-    def obstacle(vm: VmConfig, manager: SystemManager, way: Way = Way.RESTART) -> str:
+    def look_in_full(vm: VmConfig, manager: SystemManager) -> Look:
         if not asked:
             loop.key.chmod(0o600)
         asked.append(vm.name)
-        return real(vm, manager, way)
+        return real(vm, manager)
 
     object.__setattr__(
-        loop.service._session.rollout, "observer", _With(loop.service._session.observer, obstacle)
+        loop.service._session.rollout, "observer", _With(loop.service._session.observer, look_in_full)
     )
     loop.publish(x="two")
     loop.turn(lambda: asked)
@@ -828,11 +828,11 @@ def test_what_stops_a_start_right_before_it_is_noticed(loop: Loop) -> None:
 
 
 class _With:
-    """An observer with another `Observer.obstacle`, as that is frozen."""
+    """An observer with another `Observer.look_in_full`, as that is frozen."""
 
-    def __init__(self, observer: Observer, obstacle: Callable[[VmConfig, SystemManager], str]) -> None:
+    def __init__(self, observer: Observer, look_in_full: Callable[..., Look]) -> None:
         self._observer = observer
-        self.obstacle = obstacle
+        self.look_in_full = look_in_full
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._observer, name)

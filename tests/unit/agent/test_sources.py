@@ -156,7 +156,7 @@ def test_a_source_that_never_settles_holds_up_no_other_vm(loop: Loop) -> None:
     )
     loop.service._reload()
     loop.turn()
-    loop.service._cycle._settling._settlers["acme"].is_restless = True
+    loop.service._cycle._sources._settling._settlers["acme"].is_restless = True
     write(loop, "half a key")
     loop.publish(x="two")
     loop.turn(lambda: loop.units.restarts)
@@ -225,10 +225,11 @@ class _Noted(Watch):
         super().__init__(source, hint)
         self.source = source
 
-    def arm(self, names: object) -> None:
+    def arm(self, names: object) -> bool:
         """See `Watch`."""
         assert isinstance(names, list)
         self.seen.append((self.source.name, names))
+        return self.source.name == "new"
 
 
 def test_each_source_in_use_is_watched(tmp_path: Path) -> None:

@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
 import stat
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from credferry.agent.errors import SealError, TpmError, describe
 from credferry.agent.sealing import systemd_creds
@@ -88,6 +96,19 @@ def test_a_tpm_that_cannot_be_used(
     assert "credferry-tpm.conf" in caught.value.hint
 
 
+def test_a_tpm_that_is_locked(tpm: SoftwareTpm, creds: SystemdCreds) -> None:
+    """A TPM that is locked because of a dictionary attack neither seals nor opens, until it is unlocked."""
+    blob = creds.seal(CANARY, name="n", options=OPTIONS)
+    tpm.lock()
+    with pytest.raises(TpmError, match="is locked") as caught:
+        creds.unseal(blob, name="n")
+    assert "--clear-lockout" in caught.value.hint
+    with pytest.raises(TpmError, match="is locked"):
+        creds.seal(CANARY, name="n", options=OPTIONS)
+    tpm.unlock()
+    assert creds.unseal(blob, name="n") == CANARY
+
+
 @pytest.mark.usefixtures("tpm")
 def test_a_public_key(creds: SystemdCreds, tmp_path: Path) -> None:
     """A public key is passed on. Without a signature of the PCRs nothing opens, and the error says so."""
@@ -114,6 +135,43 @@ def test_bad_input(creds: SystemdCreds) -> None:
         creds.seal(bytes(PLAINTEXT_MAX + 1), name="n", options=OPTIONS)
     with pytest.raises(SealError, match="cannot seal credential 'n'"):
         creds.seal(CANARY, name="n", options=Options("tpm2", "99"))
+
+
+@pytest.mark.usefixtures("tpm")
+def test_a_signed_policy(creds: SystemdCreds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a signature of the present value of PCR 11, what is sealed with the public key opens."""
+    key = rsa.generate_private_key(65537, 2048)
+    public = tmp_path / "public.pem"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    signature = tmp_path / "signature.json"
+    # Where systemd looks for it by itself, another program of this machine may have its own.
+    program(
+        tmp_path,
+        f'[ "$1" != decrypt ] || set -- "$@" --tpm2-signature={signature}\nexec /usr/bin/systemd-creds "$@"',
+    )
+    monkeypatch.setattr(systemd_creds, "_PATH", f"{tmp_path}:{os.defpath}")
+    blob = creds.seal(CANARY, name="n", options=Options("host+tpm2", "7", str(public)))
+    signature.write_text(signed_policy(key, bytes(32)))
+    assert creds.unseal(blob, name="n") == CANARY
+    signature.write_text(signed_policy(key, b"\x01" * 32))
+    with pytest.raises(SealError, match="no signature of the PCRs' present values") as caught:
+        creds.unseal(blob, name="n")
+    assert not isinstance(caught.value, TpmError)
+
+
+def signed_policy(key: rsa.RSAPrivateKey, pcr_11: bytes) -> str:
+    """A file tpm2-pcr-signature.json, as systemd-measure makes it, for one value of PCR 11."""
+    selection = struct.pack(">IHB3s", 1, 0x000B, 3, b"\x00\x08\x00")
+    values = hashlib.sha256(pcr_11).digest()
+    policy = hashlib.sha256(bytes(32) + struct.pack(">I", 0x17F) + selection + values).digest()
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)
+    entry = {
+        "pcrs": [11],
+        "pkfp": hashlib.sha256(der).hexdigest(),
+        "pol": policy.hex(),
+        "sig": base64.b64encode(key.sign(policy, PKCS1v15(), SHA256())).decode(),
+    }
+    return json.dumps({"sha256": [entry]})
 
 
 def program(directory: Path, text: str) -> Path:
@@ -151,6 +209,19 @@ def test_no_message_of_the_program_is_passed_on(tmp_path: Path, monkeypatch: pyt
         ("ERROR:esys:Esys_Startup_Finish() Received a non-TPM Error", TpmError, "does not answer"),
         ("Failed to connect to io.systemd.Credentials: No such file", TpmError, "only root may choose"),
         ("tpm:warn(2.0): the TPM is in DA lockout mode", TpmError, "is locked"),
+        ("Failed to unseal secret using TPM2: No locks available", TpmError, "is locked"),
+        (
+            "Esys Finish ErrorCode (0x00000921)\nFailed to seal to TPM2: State not recoverable",
+            TpmError,
+            "is locked",
+        ),
+        ("Failed to seal to TPM2: State not recoverable", TpmError, "does not seal"),
+        ("Failed to create TPM2 context: State not recoverable", TpmError, "does not answer"),
+        (
+            "Failed to open TCTI device file /dev/tpmrm0\nFailed to create TPM2 context: Not recoverable",
+            TpmError,
+            "finds no TPM2",
+        ),
         ("Something else", SealError, "systemd-creds failed"),
     ],
 )

@@ -293,3 +293,11 @@ def test_options_without_credentials_in_their_repr() -> None:
     """A repr in a traceback or a log shows the option's name only."""
     (option,) = cmdline.parse(["--platform", "oem_strings=[canary]"])
     assert repr(option) == "Option(name='platform')"
+
+
+def test_an_error_holds_nothing_that_a_terminal_would_obey() -> None:
+    """The name of an option that nobody knows is quoted with its control characters escaped."""
+    with pytest.raises(LaunchError) as caught:
+        vmconfig.convert(cmdline.parse(["--watch\tdog\x1b[31m", "on"]), 53)
+    assert str(caught.value).startswith(r"--watch\tdog\x1b[31m is not known to the api channel")
+    assert caught.value.args[0].isprintable()

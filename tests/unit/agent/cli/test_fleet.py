@@ -32,6 +32,7 @@ from credferry.agent.fleet.model import Applied, Granted, Halted, Holder
 from credferry.agent.fleet.presence import Presence
 from credferry.agent.journald import Sender
 from credferry.agent.sealing.keys import create_key
+from credferry.agent.store.fleet_cluster import FleetCluster
 from tests.support.etcd import RealEtcd, free_port
 
 if TYPE_CHECKING:
@@ -186,6 +187,18 @@ def test_release_of_garbage(desk: Desk) -> None:
     for words in (("release",), ("release", "--unreadable"), ("release", "h", "--unreadable")):
         with pytest.raises(UsageError, match="release needs a host"):
             desk.run(*words)
+
+
+def test_forget_cluster(desk: Desk) -> None:
+    """The record of the cluster is removed, with an entry in the audit; a second time there is nothing."""
+    record = FleetCluster(desk.directory / "state")
+    record.write("7", 1)
+    assert "forgotten" in desk.run("forget-cluster", "--reason", "etcd was restored")
+    assert record.read() is None
+    assert any("fleet forget-cluster: ordered by" in each for each in desk.recorded())
+    assert any("etcd was restored" in each for each in desk.recorded())
+    assert not any("CREDFERRY_FLEET_GROUP" in each for each in desk.recorded())
+    assert "nothing" in desk.run("forget-cluster")
 
 
 def test_status_as_json(desk: Desk) -> None:

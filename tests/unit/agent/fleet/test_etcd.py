@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.fleet import forms, keys
+from credferry.agent.fleet.cluster import Seen
 from credferry.agent.fleet.model import (
     Applied,
     Full,
@@ -343,7 +344,7 @@ def test_groups_are_listed(etcd: RealEtcd, group: str) -> None:
 def test_another_cluster_does_not_count(etcd: RealEtcd, group: str) -> None:
     """A member of another cluster knows nothing of the slots that are held: its answer is refused."""
     engine = etcd.engine()
-    engine.cluster = "1"
+    engine.known.seen = Seen("1", 1)
     found = engine.acquire(group, host(1), "r")
     assert isinstance(found, Unavailable)
     assert "another cluster" in found.reason

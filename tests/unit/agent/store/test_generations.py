@@ -7,14 +7,18 @@ import errno
 import os
 import re
 import resource
+import shutil
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from credferry.agent.errors import SealError, StoreError, UnsyncedStoreError
 from credferry.agent.sealing.credential import PLAINTEXT_MAX
+from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
 from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.retention import KEEP
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import Channel, Secret, Stamp
 from tests.support.generations import CANARY, KEY, failing_sync, manifest, numbers, unbound
@@ -22,7 +26,12 @@ from tests.support.generations import CANARY, KEY, failing_sync, manifest, numbe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from credferry.agent.store.generations import Store
+OTHER_KEY = CredentialKey(b"o" * 4096)
+
+
+def refused(*_: object, **__: object) -> NoReturn:
+    """A file system without hard links."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def test_what_is_written_is_current(store: Store) -> None:
@@ -245,7 +254,7 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
         read.append(path)
         return read_untrusted(path, limit=limit, below=below)
 
-    def look() -> int:
+    def look(store: Store) -> int:
         read.clear()
         for vm in ("web", "db"):
             assert store.current(vm) is not None
@@ -254,13 +263,71 @@ def test_what_was_opened_is_not_opened_again(store: Store, monkeypatch: pytest.M
 
     for module in ("sealed_files", "record_access"):
         monkeypatch.setattr(f"credferry.agent.store.{module}.read_untrusted", counted)
-    assert look() == 4
-    assert look() == 0
+    other = Store(store.state, KEY)  # of another process
+    assert look(other) == 4
+    assert look(other) == 0
     store.write(manifest(2), {})
-    assert look() == 1
-    assert unbound(store.current("web")) == manifest(2)
+    assert look(other) == 1
+    assert unbound(other.current("web")) == unbound(store.current("web")) == manifest(2)
     (store.vm_directory("web") / "current" / "manifest").write_bytes(b"rubbish")
-    assert store.current("web") is None
+    assert store.current("web") is other.current("web") is None
+
+
+def test_what_was_written_is_not_opened(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that wrote a generation knows its manifest and its digest, as another one reads them."""
+    store.write(manifest(1, "A"), {"A": Secret(b"1")})
+    assert store.current("web") == Store(store.state, KEY).current("web")
+    monkeypatch.setattr("credferry.agent.store.sealed_files.read_untrusted", None)
+    assert unbound(store.current("web")) == manifest(1, "A")
+
+
+def inodes(store: Store, number: int) -> dict[str, int]:
+    """The inode of each file of a generation, by name."""
+    generation = store.vm_directory("web") / "generations" / str(number)
+    return {path.name: path.stat().st_ino for path in generation.iterdir()}
+
+
+def test_an_unchanged_value_is_a_link_to_its_sealed_file(store: Store) -> None:
+    """Only what differs is sealed and synced again, however many generations are removed meanwhile."""
+    names = ("A", "B")
+    for number in range(1, KEEP + 4):
+        store.write(manifest(number, *names), {"A": Secret(b"same"), "B": Secret(b"%d" % number)})
+        before, now = inodes(store, number - 1) if number > 1 else {}, inodes(store, number)
+        same = {name for name, inode in now.items() if before.get(name) == inode}
+        assert same == ({"value.A"} if number > 1 else set())
+        assert Store(store.state, KEY).values("web") == {"A": Secret(b"same"), "B": Secret(b"%d" % number)}
+
+
+@pytest.mark.parametrize(
+    "how", ["damaged", "another's value", "a link", "removed", "of another key", "unlinkable"]
+)
+def test_a_file_that_may_be_wrong_is_not_used_again(
+    store: Store, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not open to the value, or is no regular file there, is sealed again."""
+    values = {"A": Secret(b"same"), "B": Secret(b"same too")}
+    store.write(manifest(1, *values), values)
+    file = store.vm_directory("web") / "generations" / "1" / "value.A"
+    match how:
+        case "damaged":
+            file.write_bytes(file.read_bytes()[:-8])
+        case "another's value":
+            shutil.copy2(file.with_name("value.B"), file)
+        case "a link":
+            file.rename(store.state / "elsewhere")
+            file.symlink_to(store.state / "elsewhere")
+        case "removed":
+            file.unlink()
+        case "of another key":
+            store = store.with_key(OTHER_KEY)
+        case _:
+            monkeypatch.setattr("os.link", refused)
+    before = inodes(store, 1)
+    store.write(manifest(2, *values), values)
+    now = inodes(store, 2)
+    assert before.get("value.A") != now["value.A"]
+    assert (before["value.B"] == now["value.B"]) == (how not in {"of another key", "unlinkable"})
+    assert Store(store.state, store.key).values("web") == values
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""A host keeps to one cluster of etcd, also over restarts of its agent: another one has lost its slots."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from credferry.agent.errors import StoreError
+from credferry.agent.fleet import keys
+from credferry.agent.fleet.cluster import HINT, Known
+from credferry.agent.fleet.etcd import Etcd
+from credferry.agent.fleet.model import Applied, Granted, Group, Holder, Slot, Unavailable
+from credferry.agent.fleet.presence import Presence
+from credferry.agent.store.fleet_cluster import FleetCluster
+from tests.support.etcd import RealEtcd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ME = Holder("h1", "web", "1" * 32)
+GROUP = "web"
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[RealEtcd]:
+    """An etcd that the test may destroy."""
+    (tmp_path / "etcd").mkdir()
+    made = RealEtcd(tmp_path / "etcd")
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> FleetCluster:
+    """The record of a host's store."""
+    return FleetCluster(tmp_path / "state")
+
+
+def started(etcd: RealEtcd, record: FleetCluster) -> Etcd:
+    """The engine of an agent that has just started."""
+    return Etcd([etcd.member()], known=Known(record))
+
+
+def keys_of(etcd: RealEtcd) -> set[bytes]:
+    """What is in an etcd now."""
+    return set(etcd.history(keys.TOP)[-1])
+
+
+def test_another_cluster_gives_no_slot_after_a_restart(
+    etcd: RealEtcd, record: FleetCluster, tmp_path: Path
+) -> None:
+    """The agent has used one etcd. After its restart, another one gives no slot and takes none back."""
+    assert started(etcd, record).acquire(GROUP, ME, "r") == Granted(0)
+    (tmp_path / "other").mkdir()
+    other = RealEtcd(tmp_path / "other")
+    try:
+        engine = started(other, record)
+        for call in (engine.acquire(GROUP, ME, "s"), engine.release(GROUP, ME), engine.state(GROUP)):
+            assert call == Unavailable(
+                f"{other.url}: it belongs to another cluster than this host has used so far", HINT
+            )
+        assert keys_of(other) == set()
+        assert record.forget()
+        assert engine.acquire(GROUP, ME, "s") == Granted(0)
+        assert isinstance(started(etcd, record).state(GROUP), Unavailable)
+    finally:
+        other.kill()
+
+
+def test_an_etcd_that_was_made_anew_gives_no_slot(
+    etcd: RealEtcd, record: FleetCluster, tmp_path: Path
+) -> None:
+    """An etcd with the same members and token has the same cluster ID again: its revision betrays it."""
+    before = started(etcd, record)
+    for _ in range(3):
+        assert isinstance(before.acquire(GROUP, ME, "r"), Granted)
+    etcd.kill()
+    shutil.rmtree(tmp_path / "etcd/data")
+    etcd.start()
+    for engine in (before, started(etcd, record)):
+        found = engine.acquire(GROUP, Holder("h2", "web", "2" * 32), "r")
+        assert isinstance(found, Unavailable)
+        assert "it has lost changes: it is at revision 1, and this host has seen " in found.reason
+        assert found.hint == HINT
+    assert keys_of(etcd) == set()
+    assert before.known.seen is not None
+    assert before.known.seen.cluster == etcd_id(etcd)
+    assert record.forget()
+    assert before.acquire(GROUP, ME, "r") == Granted(0)
+
+
+def test_nothing_is_written_to_an_etcd_that_was_made_anew(
+    etcd: RealEtcd, record: FleetCluster, tmp_path: Path
+) -> None:
+    """However often the host tries, the other one's revision stays low, and it is refused each time."""
+    engine = started(etcd, record)
+    for vm in ("a", "b", "c"):
+        assert isinstance(engine.acquire(vm, ME, "r"), Granted)
+    presence = Presence([etcd.member()], record)
+    assert presence.tell(ME.host, "0.3.0", {GROUP: {"in step": 1}}, 5.0) == Applied(1)
+    etcd.kill()
+    assert isinstance(engine.state(GROUP), Unavailable)
+    shutil.rmtree(tmp_path / "etcd/data")
+    etcd.start()
+    slot = Slot(0, ME, "r", 0.0, 2)
+    for number in range(10):
+        vms = {GROUP: {"in step": number}}
+        for call in (
+            engine.halt(GROUP, ME, "r", "it failed"),
+            engine.limit(GROUP, 2),
+            engine.expire(GROUP, slot),
+            engine.acquire(GROUP, ME, "r"),
+            presence.tell(ME.host, "0.3.0", vms, 5.0),
+        ):
+            assert isinstance(call, Unavailable)
+            assert "at revision 1, " in call.reason
+    assert keys_of(etcd) == set()
+
+
+def etcd_id(etcd: RealEtcd) -> str:
+    """The ID of an etcd's cluster, as a program that keeps to none sees it."""
+    engine = etcd.engine()
+    assert isinstance(engine.state(GROUP), Group)
+    assert engine.known.seen is not None
+    return engine.known.seen.cluster
+
+
+def test_the_record_goes_along_with_each_slot(etcd: RealEtcd, record: FleetCluster) -> None:
+    """The record says how far the cluster had come when the last slot was taken."""
+    assert record.read() is None
+    engine = started(etcd, record)
+    assert isinstance(engine.state(GROUP), Group)
+    assert record.read() == (etcd_id(etcd), 1)
+    assert engine.acquire(GROUP, ME, "r") == Granted(0)
+    assert record.read() == (etcd_id(etcd), 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"cluster": 7, "revision": 1}', b"\xff", b"[" * 4000])
+def test_a_record_that_cannot_be_read(etcd: RealEtcd, record: FleetCluster, content: bytes) -> None:
+    """Garbage does not count as no record: the agent takes no slot, and says what to do."""
+    record.state.mkdir()
+    record.path.write_bytes(content)
+    found = started(etcd, record).acquire(GROUP, ME, "r")
+    assert isinstance(found, Unavailable)
+    assert str(record.path) in found.reason
+    assert "credferry fleet forget-cluster" in found.hint
+    assert keys_of(etcd) == set()
+
+
+def test_a_record_that_cannot_be_written(etcd: RealEtcd, record: FleetCluster) -> None:
+    """Without a place for the record, the agent takes no slot."""
+    record.state.write_text("in the way")
+    found = started(etcd, record).acquire(GROUP, ME, "r")
+    assert isinstance(found, Unavailable)
+    assert str(record.path) in found.reason
+    assert keys_of(etcd) == set()
+
+
+def test_there_is_nothing_to_forget(record: FleetCluster) -> None:
+    """To forget twice is no error; a record in the place of which something else stands is."""
+    assert not record.forget()
+    record.write("7", 1)
+    assert record.forget()
+    record.path.mkdir()
+    with pytest.raises(StoreError, match=r"fleet\.json"):
+        record.forget()
