@@ -4,8 +4,10 @@
 Nothing in the agent helps here. It runs as its own unit; once it is ready, strace takes hold of one of its
 threads, and sends SIGKILL at the entry of a chosen system call: what came before has happened, the call
 itself has not. strace counts ``when=`` per thread and per system call, from when it takes hold, and with a
-path only the calls about it. Which calls have an effect, and how many come before each, is read off one
-whole rotation that is let through.
+path only the calls about it. How many messages come before one depends on how many looks there are, and so
+on the machine's speed: strace holds each of them back for a while, and the test kills the agent at the one
+that it means. Which calls have an effect, and how many come before each, is read off one whole rotation that
+is let through.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ from tests.support.numbers import Number, note
 from tests.support.producer import SopsNix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 pytestmark = pytest.mark.host
 
 AGENT = "credferry.service"
 STORE = "/var/lib/credferry"
+HELD_SECONDS = 0.5
+"""How long a message is held back where one is to be struck: many times what the test's look takes."""
 TRACE = "/tmp/crash.trace"
 ASK, RESTART, JUDGE = "ask systemd", "ask systemd for the restart or push", "ask systemd how it went"
 # No resync: a look comes from its hint alone, so that counts are the same in each rotation.
@@ -62,7 +66,7 @@ TRACED = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One effect of a rotation: the nth call of its kind by one of the agent's threads."""
+    """One effect of a rotation by one of the agent's threads: the nth about a path, or nth such message."""
 
     thread: str
     """Which of the agent's threads: its name, and the how manyeth of that name it is."""
@@ -169,7 +173,7 @@ def site(crash_host: Host) -> Iterator[Site]:
 def test_killed_at_every_step(site: Site) -> None:
     """SIGKILL right before any effect of a rotation: started again, the agent finishes it, once.
 
-    `make test` strikes every third effect, `make nightly` each.
+    `make test` strikes every fifth effect, `make nightly` each.
 
     The audit's chain stays whole, nothing half-made is left in the store, and the steps that were struck
     are all that a rotation has.
@@ -306,19 +310,19 @@ def steps_of_a_rotation(site: Site) -> list[Step]:
     )
     site.host.run("systemctl", "stop", AGENT)
     tracer.communicate()
-    counts: Counter[tuple[int, str, str]] = Counter()
+    counts: Counter[tuple[int, str, str | None]] = Counter()
     steps: list[Step] = []
     newest = site.newest()
     for thread, call, what in effects(site.host.path(TRACE).read_text().splitlines()):
         path = store_path(what or "", newest)
-        counts[thread, call, path] += 1
+        counted = (thread, call, what if call == "sendmsg" else path)
+        counts[counted] += 1
         if what is None or thread not in threads or what == ASK:
             continue
         struck = {step.what for step in steps}
         if (what == JUDGE and JUDGE in struck) or (RESTART in struck and call in {"openat", "write"}):
             continue  # how many there are depends on how often the stamp is looked for
-        number = counts[thread, call, path]
-        steps.append(Step(threads[thread], call, number, without_numbers(what), path))
+        steps.append(Step(threads[thread], call, counts[counted], without_numbers(what), path))
         if call.startswith("unlink") and "/rollout.json" in what:
             break
     return steps
@@ -370,36 +374,13 @@ def effect(call: str, arguments: str) -> str | None:
 
 def strike(site: Site, step: Step) -> bool:
     """Rotations with a SIGKILL each, until one has struck that very step; whether one has."""
-    number = step.number
-    for _ in range(12):
-        killed, calls = kill_at(site, step, number)
-        if killed and calls[-1] == step.what:
-            return True
-        if step.call == "sendmsg":
-            # A hint more brings a look more, and its messages: the count was then another message's.
-            later = number + 1 if killed else max(1, number - 1)
-            number = calls.index(step.what) + 1 if step.what in calls else later
-    return False
+    strike_once = strike_message if step.call == "sendmsg" else strike_call
+    return any(strike_once(site, step) for _ in range(12))
 
 
-def kill_at(site: Site, step: Step, number: int) -> tuple[bool, list[str]]:
-    """One rotation with a SIGKILL at the nth call of the step's kind.
-
-    Returns whether the agent was killed, and what each of those calls was for, the last of them the one that
-    was struck.
-    """
-    site.deployment.wait_noted("web")  # or the next agent has that to do, too
-    pid = site.restart_agent()
-    # Some are made by others, which the agent's readiness does not wait for.
-    site.host.wait(lambda: step.thread in site.threads(pid), 20, f"{step}: its thread")
-    threads = site.threads(pid)
-    assert site.deployment.starts("web") == site.starts, f"the start before {step}"
-    path = re.sub(r"\{(-?\d+)\}", lambda match: str(site.newest() + 1 - int(match[1])), step.path)
-    tracer = site.trace(
-        *("-e", f"trace={step.call}", "-e", f"inject={step.call}:signal=KILL:when={number}"),
-        *(("-P", path) if path else ()),
-        *("-p", str(threads[step.thread])),
-    )
+def strike_call(site: Site, step: Step) -> bool:
+    """One rotation with a SIGKILL at the nth call about the step's path; whether it struck the step."""
+    tracer, calls = hold(site, step, f"signal=KILL:when={step.number}")
     site.publish()
     try:
         tracer.communicate(timeout=10 * patience())
@@ -407,17 +388,57 @@ def kill_at(site: Site, step: Step, number: int) -> tuple[bool, list[str]]:
         tracer.kill()
         tracer.communicate()
         site.assert_arrives(f"not killed at {step}")
-        killed = False
-    else:
-        # The thread has ended; the process a moment later.
-        site.host.wait(lambda: site.host.unit(AGENT)["Result"] == "signal", 10, f"{step}: the agent's end")
-        assert site.host.unit(AGENT)["ExecMainStatus"] == "9"
-        assert "killed by SIGKILL" in site.host.path(TRACE).read_text()
-        site.restart_agent()
-        site.assert_arrives(f"killed at {step}")
-        killed = True
-    lines = (f"{threads[step.thread]} {line}" for line in site.host.path(TRACE).read_text().splitlines())
-    return killed, [without_numbers(what or "") for _, _, what in effects(lines)]
+        return False
+    # The thread has ended; the process a moment later.
+    site.host.wait(lambda: site.host.unit(AGENT)["Result"] == "signal", 10, f"{step}: the agent's end")
+    assert_killed_then_arrives(site, step)
+    return calls()[-1] == step.what
+
+
+def strike_message(site: Site, step: Step) -> bool:
+    """One rotation whose messages are held back, with a SIGKILL while the step's is; whether it was."""
+    tracer, calls = hold(site, step, f"delay_enter={int(HELD_SECONDS * patience() * 1e6)}")
+    site.publish()
+    site.host.wait(lambda: calls().count(step.what) >= step.number, 60, f"{step}: its message")
+    site.deployment.kill_agent()
+    tracer.communicate()
+    assert_killed_then_arrives(site, step)
+    *_, last = (line for line in site.host.path(TRACE).read_text().splitlines() if "sendmsg(" in line)
+    was_held = last.endswith("= ?")  # strace's sign for a call that has not ended
+    return was_held and calls()[-1] == step.what and calls().count(step.what) == step.number
+
+
+def hold(site: Site, step: Step, injected: str) -> tuple[subprocess.Popen[str], Callable[[], list[str]]]:
+    """Start the agent anew, and have strace change what becomes of one thread's calls of the step's kind.
+
+    Returns strace, and what tells for what each of those calls was until now.
+    """
+    site.deployment.wait_noted("web")  # or the next agent has that to do, too
+    pid = site.restart_agent()
+    # Some are made by others, which the agent's readiness does not wait for.
+    site.host.wait(lambda: step.thread in site.threads(pid), 20, f"{step}: its thread")
+    thread = site.threads(pid)[step.thread]
+    assert site.deployment.starts("web") == site.starts, f"the start before {step}"
+    path = re.sub(r"\{(-?\d+)\}", lambda match: str(site.newest() + 1 - int(match[1])), step.path)
+    tracer = site.trace(
+        *("-e", f"trace={step.call}", "-e", f"inject={step.call}:{injected}"),
+        *(("-P", path) if path else ()),
+        *("-p", str(thread)),
+    )
+
+    def calls() -> list[str]:
+        lines = (f"{thread} {line}" for line in site.host.path(TRACE).read_text().splitlines())
+        return [without_numbers(what or "") for _, _, what in effects(lines)]
+
+    return tracer, calls
+
+
+def assert_killed_then_arrives(site: Site, step: Step) -> None:
+    """The agent has ended by SIGKILL; started again, it has the rotation arrive."""
+    assert site.host.unit(AGENT)["ExecMainStatus"] == "9"
+    assert "killed by SIGKILL" in site.host.path(TRACE).read_text()
+    site.restart_agent()
+    site.assert_arrives(f"killed at {step}")
 
 
 def assert_store_is_clean(site: Site) -> None:
