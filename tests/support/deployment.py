@@ -262,8 +262,8 @@ def _vm_info(path: Path) -> list[dict[str, Any]]:
                 if not (chunk := client.recv(65536)):
                     return []
                 answer += chunk
-        except (FileNotFoundError, ConnectionError):
-            return []
+        except (FileNotFoundError, ConnectionError, BlockingIOError, TimeoutError):
+            return []  # without an answer yet: who asks has a deadline
     status, body = answer.split()[1], answer.partition(b"\r\n\r\n")[2]
     return [json.loads(body)] if status == b"200" else []
 

@@ -54,16 +54,15 @@ def wait_until(
 
     A predicate that runs a program takes a processor, which the awaited work needs. So each pause is
     ``rest`` times as long as the look before it, and at most ``pause_max`` seconds. Raises `HostError` after
-    so many seconds, on a machine that is not overloaded.
+    so many seconds, on a machine that is not overloaded. A load that comes only during the wait counts, too.
     """
-    seconds = deadline * patience()
-    end = time.monotonic() + seconds
+    start, seconds = time.monotonic(), 0.0
     while True:
         began = time.monotonic()
         if predicate():
             return
-        now = time.monotonic()
-        if now > end:
+        now, seconds = time.monotonic(), max(seconds, deadline * patience())
+        if now > start + seconds:
             raise HostError(f"{what}: not within {seconds:.0f} s")
         time.sleep(min(pause_max, max(POLL_SECONDS, rest * (now - began))))
 
@@ -241,12 +240,17 @@ class _Inside(subprocess.Popen[str]):
 
     def send_signal(self, sig: int) -> None:
         """Signal the command, not nsenter: an orphan would stay until this machine's init notices."""
-        if self.poll() is not None:
+        # It may not have come so far as to have the command: killed now, it could leave one behind.
+        wait_until(lambda: self.poll() is not None or self._commands(), RUN_SECONDS, "a command inside")
+        if self.returncode is not None:
             return
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for pid in [int(child) for child in children] or [self.pid]:
+        for pid in self._commands():
             with suppress(ProcessLookupError):
                 os.kill(pid, sig)
+
+    def _commands(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(child) for child in children]
 
 
 def _journalctl(matches: Mapping[str, str], *options: str) -> tuple[str, ...]:
