@@ -35,6 +35,7 @@ from credferry.launcher.handoff import (
     unit_credential,
     value_file,
 )
+from tests.support.host import patience
 from tests.support.kernel import kernel
 from tests.support.modules import MODULES
 
@@ -151,7 +152,7 @@ class Vm:
         """The stamp, as soon as it is there; fails when the VMM ends first."""
         pidfd = os.pidfd_open(self.pid)
         try:
-            deadline = time.monotonic() + SECONDS
+            deadline = time.monotonic() + SECONDS * patience()
             while time.monotonic() < deadline:
                 with contextlib.suppress(FileNotFoundError):
                     return Stamp.from_bytes((self.runtime / "stamp.json").read_bytes())
@@ -164,7 +165,7 @@ class Vm:
     def wait(self) -> int:
         """The main process's exit status, as `subprocess` has it."""
         assert self.process is not None
-        return self.process.wait(SECONDS)
+        return self.process.wait(SECONDS * patience())
 
     def said(self) -> str:
         """Standard error so far."""
@@ -178,7 +179,7 @@ class Vm:
     def call(self, method: str, endpoint: str, path: Path | None = None) -> tuple[int, Any]:
         """One request to the VMM's API, as ch-remote would send it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(SECONDS)
+            connection.settimeout(SECONDS * patience())
             connection.connect(str(path or self.socket))
             connection.sendall(f"{method} /api/v1/{endpoint} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             data = b""
@@ -204,7 +205,7 @@ class Vm:
                 self.process.stdin.close()
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGKILL)
-            self.process.wait(SECONDS)
+            self.process.wait(SECONDS * patience())
 
 
 def _binaries() -> list[str]:
