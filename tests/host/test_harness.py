@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
-from tests.support.host import CommandError, Host, wait_until
+from tests.support.host import CommandError, Host, patience, wait_until
 from tests.support.modules import MODULES
 from tests.support.producer import Agenix, MountedSource, SopsNix
 
@@ -34,10 +34,11 @@ _NAMES = {_IN_CREATE: "create", _IN_DELETE: "delete", _IN_MOVED_FROM: "from", _I
 class TestHost:
     """What is inside is whole, private and fresh."""
 
-    def test_runs_systemd_as_pid_1(self, host: Host) -> None:
+    def test_runs_systemd_as_pid_1(self) -> None:
         """PID 1 is systemd, and it has brought the system up with no unit failed."""
-        assert host.run("cat", "/proc/1/comm").stdout == "systemd\n"
-        assert host.run("systemctl", "is-system-running").stdout == "running\n"
+        with Host(cache_directory()) as host:  # where others have been, a unit of theirs may have failed
+            assert host.run("cat", "/proc/1/comm").stdout == "systemd\n"
+            assert host.run("systemctl", "is-system-running").stdout == "running\n"
 
     def test_has_a_bus_of_its_own(self, host: Host) -> None:
         """The PID 1 answers on the host's own system bus, whose identity is not this machine's."""
@@ -102,7 +103,7 @@ class TestHost:
         assert process.stdout
         pid = process.stdout.readline().strip()
         process.kill()
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(5 * patience()) == -signal.SIGKILL
         assert not host.path(f"/proc/{pid}").exists()
 
     def test_paths_are_followed_as_inside(self, host: Host) -> None:
@@ -141,7 +142,7 @@ class TestSopsNix:
 
     def test_swap_as_inotify_sees_it(self, host: Host) -> None:
         """On /run a first publication is one creation, and a later one a move between a directory's ends."""
-        with _clean(SopsNix(host)) as producer, _watch(host.path("/run")) as events:
+        with _clean(SopsNix(host)) as producer, _watch(host.path("/run"), "secrets") as events:
             producer.publish({"key": b"one"})
             assert [event for event in events() if event[1] != "secrets.d"] == [("create", "secrets")]
             producer.publish({"key": b"two"})
@@ -162,7 +163,7 @@ class TestSopsNix:
         """A dry activation leaves the next generation on disk; the next publication takes its number."""
         with _clean(SopsNix(host)) as producer:
             producer.publish({"key": b"one"})
-            with _watch(host.path("/run")) as events:
+            with _watch(host.path("/run"), "secrets") as events:
                 assert producer.dry_activate({"key": b"two", "more": b""}) == 2
                 assert events() == []
             assert _names(host, "/run/secrets.d") == {"1", "2"}
@@ -195,7 +196,9 @@ def test_agenix(host: Host) -> None:
         assert producer.publish({"key": b"one"}) == 1
         with _watch(host.path("/run")) as events:
             assert producer.publish({"key": b"two"}) == 2
-            assert [kind for kind, _ in events()] == ["create", "from", "to"]
+            seen = events()
+            [beside] = [name for kind, name in seen if kind == "from"]
+            assert [kind for kind, name in seen if name in {beside, "agenix"}] == ["create", "from", "to"]
         assert host.path("/run/agenix/key").read_bytes() == b"two"
         assert _names(host, "/run/agenix.d") == {"2"}
 
@@ -205,9 +208,9 @@ def test_mounted_source(host: Host) -> None:
     with _clean(MountedSource(host)) as producer:
         assert producer.publish({"key": b"one"}) == "first"
         assert host.path("/run/secrets/key").read_bytes() == b"one"
-        with _watch(host.path("/run")) as events:
+        with _watch(host.path("/run"), "secrets") as events:
             assert producer.publish({"key": b"two"}) in {"beneath", "over"}
-            assert [event for event in events() if "credferry-mounted" not in event[1]] == []
+            assert events() == []
         assert host.path("/run/secrets/key").read_bytes() == b"two"
 
 
@@ -253,7 +256,7 @@ def test_nothing_is_left(end: str) -> None:
             else:
                 os.kill(owner.pid if end == "owner killed" else warden, signal.SIGKILL)
             for descriptor in ended:
-                assert select.select([descriptor], [], [], 20)[0], "still alive"
+                assert select.select([descriptor], [], [], 20 * patience())[0], "still alive"
         finally:
             owner.kill()
             owner.wait()
@@ -291,8 +294,10 @@ def _mounts(process: int) -> str:
     return Path(f"/proc/{process}/mountinfo").read_text()
 
 
-def _cgroups_of(warden: int) -> list[Path]:
-    return list(Path("/sys/fs/cgroup").rglob(f"credferry-host-{warden}"))
+def _cgroups_of(warden: int) -> list[str]:
+    # Not by rglob(): it fails where a directory goes while it looks, as other hosts' units end at any time.
+    name = f"credferry-host-{warden}"
+    return [place for place, directories, _ in os.walk("/sys/fs/cgroup") if name in directories]
 
 
 def _below(pid: int) -> list[int]:
@@ -334,10 +339,12 @@ def _clean(producer: _P) -> Iterator[_P]:
 
 
 @contextmanager
-def _watch(directory: Path) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+def _watch(directory: Path, name: str = "") -> Iterator[Callable[[], list[tuple[str, str]]]]:
     """Watch a directory from outside; the function returns what has happened in it since it was last called.
 
-    inotify queues an event before the system call that causes it returns, so there is nothing to wait for.
+    Only entries with ``name`` in their own count: a unit of the host may start or end at any time, and make
+    or remove a directory there. inotify queues an event before the system call that causes it returns, so
+    there is nothing to wait for.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -352,9 +359,10 @@ def _watch(directory: Path) -> Iterator[Callable[[], list[tuple[str, str]]]]:
         found = []
         while data:
             _, bits, _, length = struct.unpack_from("iIII", data)
-            name = data[16 : 16 + length].rstrip(b"\0").decode()
+            entry = data[16 : 16 + length].rstrip(b"\0").decode()
             kind = _NAMES[bits & ~_IN_ISDIR] + (" dir" if bits & _IN_ISDIR else "")
-            found.append((kind, name))
+            if name in entry:
+                found.append((kind, entry))
             data = data[16 + length :]
         return found
 
