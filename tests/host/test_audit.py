@@ -23,7 +23,7 @@ from credferry.agent.errors import ExitStatus
 from credferry.agent.sealing.keys import CredentialKey
 from tests.support.cache import cache_directory
 from tests.support.deployment import LIGHT_KERNEL, Deployment, VmFiles, broken_by_bad
-from tests.support.host import CommandError, Host
+from tests.support.host import CommandError, Host, patience
 from tests.support.installation import CHECKOUT, install
 from tests.support.producer import SopsNix
 
@@ -221,13 +221,19 @@ def test_each_rotation_is_one_story(past: Deployment) -> None:
     steps = [step["event"] for step in second["steps"]]
     assert steps[:3] == ["published", "sealed", "restart asked"]
     assert set(steps[3:]) == {"launched", "restarted"}
-    assert 0 < second["seconds"] < 60
+    began, ended = (datetime.fromisoformat(second["steps"][place]["time"]) for place in (0, -1))
+    assert second["seconds"] == pytest.approx((ended - began).total_seconds(), abs=0.002)
+    assert second["seconds"] > 0
     assert second["changed"][0]["reverted_to"] is None
     reverted = back["changed"][0]
     assert reverted["fingerprint"] == first["changed"][0]["fingerprint"]
     assert reverted["reverted_to"]["generation"] == 1
     assert bad["outcome"] == "rolled back"
-    assert [step["event"] for step in bad["steps"]][-3:] == ["restart failed", "launched", "rolled back"]
+    # A launcher reports the start to the agent before it writes its record. So the agent's record may be the
+    # first, and the start then stands with the rotation whose generation it is.
+    steps, later = ([step["event"] for step in each] for each in (bad["steps"], back["later"]))
+    assert [each for each in steps if each != "launched"][-2:] == ["restart failed", "rolled back"]
+    assert steps[-2] == "launched" or "launched" in later
     text = past.credferry("audit")
     assert "KEY" in text
     assert "back to the value of generation 1, of 20" in text
@@ -312,7 +318,7 @@ def test_following(past: Deployment) -> None:
     past.credferry("release", "db", check=False)
     assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["ordered", "released"]
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(30 * patience()) == 0
     assert process.stderr.read() == ""
     past.host.run("systemctl", "stop", "credferry.service")
 
