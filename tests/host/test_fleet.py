@@ -63,10 +63,16 @@ class Site:
             producer.publish({"shared": value})
 
     def group(self) -> dict[str, Any]:
-        """The group, as the first host's operator sees it."""
-        said = next(iter(self.deployments.values())).credferry("fleet", "status", "--json", check=False)
-        groups: list[dict[str, Any]] = json.loads(said)
-        return next(each for each in groups if each["group"] == "web")
+        """The group, as the first host's operator sees it; waits until etcd answers and knows the group."""
+        made, found = next(iter(self.deployments.values())), list[dict[str, Any]]()
+
+        def ask() -> bool:
+            said = made.credferry("fleet", "status", "--json", check=False)
+            found[:] = [each for each in json.loads(said or "[]") if each["group"] == "web"]
+            return bool(found)
+
+        made.host.wait(ask, 30, "the group in etcd")
+        return found[0]
 
     def downtimes(self, since: float) -> list[tuple[int, int]]:
         """When VMs were down since a moment, in order: from each stop to the next start, as PID 1 says."""
