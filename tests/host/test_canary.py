@@ -11,7 +11,7 @@ import base64
 import os
 import re
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ from tests.support.numbers import Number, note
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
+
+    from tests.support.host import Host
 
 pytestmark = pytest.mark.host
 
@@ -358,9 +360,11 @@ def child_dies(site: Site) -> None:
 
 
 def children(site: Site, unit: str) -> list[int]:
-    """Child processes of a unit's main process."""
+    """Child processes of a unit's main process; none where that has ended."""
     pid = site.host.unit(unit)["MainPID"]
-    return [int(child) for child in site.host.path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    with suppress(OSError):
+        return list(map(int, site.host.path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []
 
 
 def verb(*words: str) -> Callable[[Site], None]:
@@ -468,7 +472,7 @@ def test_no_path_leaks(site: Site) -> None:
     """On none of the paths is a value seen anywhere, while it happens or afterwards."""
     search, found = Search.of([MARKER], ALLOWED), dict[str, set[str]]()
     known: set[str] = set()
-    capture = site.host.spawn("sh", "-c", f"exec busctl capture --size=1000000 > {CAPTURE}")
+    capture = recorder(site.host)
     with Vigil(site.host, search) as vigil:
         for way in PATHS:
             site.mark()
@@ -502,8 +506,7 @@ def test_each_place_is_searched(site: Site) -> None:
     host = site.host
     value = b"planted'" + os.urandom(12).hex().encode() + b"\n\xff" + os.urandom(12).hex().encode()
     telling = value[8:32].decode()
-    recorder = host.spawn("sh", "-c", f"exec busctl capture --size=1000000 > {CAPTURE}")
-    host.wait(lambda: host.path(CAPTURE).exists() and host.path(CAPTURE).stat().st_size, 10, "the recorder")
+    capture = recorder(host)
     programs = [
         host.spawn("sleep", "1000", env={"LEAK": base64.b64encode(value).decode()}),
         host.spawn("python3", "-c", "import time; time.sleep(1000)", value.hex()),
@@ -544,7 +547,7 @@ def test_each_place_is_searched(site: Site) -> None:
     try:
         found = set(leaks(host, [value], texts={"what was said": f"{telling[:12]}…".encode()}))
     finally:
-        for program in (*programs, recorder):
+        for program in (*programs, capture):
             program.kill()
         host.run("systemctl", "stop", "leak.service")
         host.run("rm", "-r", *files, f"/run/{telling}", "/run/leaking-link", "/run/cores", CAPTURE)
@@ -552,6 +555,20 @@ def test_each_place_is_searched(site: Site) -> None:
     if not Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"):
         # Else the kernel hands a core to a program of this machine, and no file of the host shows it.
         assert [place for place in found if place.startswith("/run/cores/")]
+
+
+def recorder(host: Host) -> subprocess.Popen[str]:
+    """Starts to record the bus into a new file, and waits until a call on the bus is in it."""
+    host.run("rm", "-f", CAPTURE)
+    capture = host.spawn("sh", "-c", f"exec busctl capture --size=1000000 > {CAPTURE}")
+    call = ("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "GetId")
+
+    def records() -> bool:
+        host.run("busctl", "call", *call)
+        return host.path(CAPTURE).exists() and b"GetId" in host.path(CAPTURE).read_bytes()
+
+    host.wait(records, 20, "the recorder")
+    return capture
 
 
 def inside(process: subprocess.Popen[str]) -> str:

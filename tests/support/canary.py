@@ -141,6 +141,7 @@ class Site:
 
     def mark(self) -> None:
         """Forget what the journal has had so far."""
+        self.host.run("journalctl", "--sync")
         newest = super(RecordedHost, self.host).run("journalctl", "-n1", "-ojson", "--quiet").stdout
         self._since = int(json.loads(newest)["__REALTIME_TIMESTAMP"]) if newest.strip() else 0
 
