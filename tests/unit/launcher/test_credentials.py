@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from credferry.launcher.credentials import Credential, read
 from credferry.launcher.errors import Exit, LaunchError
 from credferry.launcher.handoff import Channel, Delivery, Kind, Secret, unit_credential
+from tests.support.descriptors import opened
 
 from .conftest import CANARY, credentials, sealed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZE_MAX = 1 << 20
 VALUES = {
@@ -101,17 +105,12 @@ def test_a_manifest_of_an_earlier_form_is_a_matter_of_time(tmp_path: Path) -> No
     assert caught.value.status is Exit.LATER
 
 
-def descriptors() -> set[str]:
-    """What this process has open."""
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
-
-
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     """Neither of what was read nor of what was refused: an exec would hand it on."""
     credentials(tmp_path, VALUES, Delivery())
-    before = descriptors()
+    before = opened()
     read(tmp_path)
     (tmp_path / unit_credential("value.M")).write_bytes(b"another")
     with pytest.raises(LaunchError):
         read(tmp_path)
-    assert descriptors() == before
+    assert opened() <= before
