@@ -7,6 +7,7 @@ is left out: so a job can end in any result, and each record of the audit is see
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from credferry.agent.daemon.cycle import Turn
 from credferry.agent.daemon.parts import Parts
 from credferry.agent.daemon.service import Service
 from credferry.agent.journald import Sender
+from credferry.agent.rollout.engine_thread import EngineThread
 from credferry.agent.sealing.keys import create_key
 from credferry.agent.store.opening import open_store
 from credferry.agent.systemd.units import UnitState
@@ -33,6 +35,7 @@ from credferry.launcher.handoff import (
     stamp_path,
     write_stamp,
 )
+from tests.support.host import patience
 from tests.support.world.journald import link
 
 if TYPE_CHECKING:
@@ -96,6 +99,14 @@ class ModelUnits:
         """See `SystemManager`."""
 
 
+def _await_jobs(engine: EngineThread) -> None:
+    """Return once the thread has done all that it was given: nothing ends it."""
+    if engine._is_begun:
+        done = threading.Event()
+        engine.submit(done.set)
+        assert done.wait(_SECONDS * patience()), "a call of the fleet's engine does not end"
+
+
 def _no_pause(rollout: str) -> str:
     return "" if "retry_seconds" in rollout else "retry_seconds = 0\n"
 
@@ -128,11 +139,28 @@ class Loop:
 
     @contextmanager
     def made(self) -> Iterator[Service]:
-        """The service, of which nothing runs yet."""
+        """The service, of which nothing runs yet.
+
+        A turn or a reload may start its threads, and they end here: one that went on would write, log and
+        open files in the midst of the next test.
+        """
         with patch.object(Sender, "send", self._take):
-            self.service = Service(self.file, lambda _on_job: self.units, parts=self.parts)
-            self.turned = Turn()
-            yield self.service
+            engines: list[EngineThread] = []
+
+            def engine_thread() -> EngineThread:
+                engines.append(EngineThread())
+                return engines[-1]
+
+            parts = replace(self.parts, engine_thread=engine_thread)
+            service = Service(self.file, lambda _on_job: self.units, parts=parts)
+            self.service, self.turned = service, Turn()
+            try:
+                yield service
+            finally:
+                service._restarts.stop()
+                service._watch.stop()
+                for engine in engines:
+                    _await_jobs(engine)
 
     @contextmanager
     def running(self) -> Iterator[Service]:
@@ -140,11 +168,7 @@ class Loop:
         with self.made() as service:
             service._watch.start()
             service._restarts.start()
-            try:
-                yield service
-            finally:
-                service._restarts.stop()
-                service._watch.stop()
+            yield service
 
     def _take(self, fields: list[str]) -> bool:
         self.sent.append(list(fields))
@@ -227,7 +251,7 @@ class Loop:
 
     def turn(self, until: Callable[[], object] | None = None) -> None:
         """Make a turn of the loop; or, with a condition, turns until it holds and nothing is under way."""
-        end = time.monotonic() + _SECONDS
+        end = time.monotonic() + _SECONDS * patience()
         while True:
             self.turned = self.service._turn(self.turned)
             if until is None or (until() and self._is_idle()):
