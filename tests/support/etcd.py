@@ -19,6 +19,7 @@ from credferry.agent.fleet.etcd import Etcd
 from credferry.agent.fleet.gateway import Login, Member
 from credferry.agent.fleet.model import Unavailable
 from credferry.agent.fleet.transport import Tls
+from tests.support.host import patience
 
 if TYPE_CHECKING:
     import signal
@@ -41,11 +42,20 @@ def binary() -> str:
     return found
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port of loopback that nobody uses."""
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
+    """A port of loopback that nobody uses, and that nobody else is given while this process runs.
+
+    A socket stays bound to it and never listens. So whoever connects is refused, and only a program that
+    names the port can listen there (SO_REUSEADDR, socket(7)), which etcd does each time that it starts.
+    """
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", 0))
+    _reserved.append(made)
+    return int(made.getsockname()[1])
 
 
 class RealEtcd:
@@ -73,7 +83,7 @@ class RealEtcd:
         command += ["--listen-metrics-urls", f"http://127.0.0.1:{self._metrics}"]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _START_SECONDS * patience()
         while not self._is_healthy():
             assert self._process.poll() is None, (self._directory / "log").read_text()
             assert time.monotonic() < deadline, (self._directory / "log").read_text()
@@ -142,7 +152,7 @@ class RealCluster:
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * members
         for number in range(members):
             self._start(number)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _START_SECONDS * patience()
         while isinstance(found := self.engine(seconds=1.0).state("start"), Unavailable):
             assert time.monotonic() < deadline, found.reason
             time.sleep(0.1)
