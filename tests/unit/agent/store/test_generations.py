@@ -63,12 +63,17 @@ def test_readers_never_see_a_mix(store: Store) -> None:
     """A reader that opens the current directory once, as PID 1 does, sees one generation whole."""
     store.write(manifest(1, "A", "B"), {"A": Secret(b"1"), "B": Secret(b"1")})
     stop = threading.Event()
+    reads = 0
 
     def write_all() -> None:
-        for number in range(2, 60):
-            value = Secret(str(number).encode())
-            store.write(manifest(number, "A", "B"), {"A": value, "B": value})
-        stop.set()
+        try:
+            number = 1
+            while number < 60 or (not reads and number < 2000):  # a slow reader must not come too late
+                number += 1
+                value = Secret(str(number).encode())
+                store.write(manifest(number, "A", "B"), {"A": value, "B": value})
+        finally:
+            stop.set()
 
     writer = threading.Thread(target=write_all)
     writer.start()
@@ -76,7 +81,6 @@ def test_readers_never_see_a_mix(store: Store) -> None:
         unseal,
     )
 
-    reads = 0
     while not stop.is_set():
         directory = os.open(store.vm_directory("web") / "current", os.O_RDONLY | os.O_DIRECTORY)
         try:
