@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.support.host import patience
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
@@ -92,7 +94,7 @@ class Hypervisor:
 
     def wait_for_line(self, wanted: str, seconds: float, *, times: int = 1) -> list[str]:
         """Read the console until so many lines contain a text; returns those lines."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * patience()
         while len(found := [line for line in self.console[:-1] if wanted in line]) < times:
             if not self._read(deadline):
                 shown = "\n".join(self.console[-25:])
@@ -101,7 +103,7 @@ class Hypervisor:
 
     def wait_for_end(self, seconds: float = _QUICK_SECONDS) -> int:
         """Exit status, once the hypervisor has ended; the console is read to its end."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * patience()
         while self._read(deadline):
             pass
         try:
@@ -133,7 +135,7 @@ class Hypervisor:
         """Send bytes to the API's socket; returns the bytes of the first answer."""
         with socket.socket(socket.AF_UNIX) as stream:
             self._poll(lambda: _connects(stream, self.socket), _QUICK_SECONDS, "no API socket")
-            stream.settimeout(seconds)
+            stream.settimeout(seconds * patience())
             handed = list(descriptors)
             if handed:
                 socket.send_fds(stream, [sent], handed)
@@ -160,7 +162,7 @@ class Hypervisor:
         return bool(data)
 
     def _poll(self, ready: Callable[[], bool], seconds: float, failed: str) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * patience()
         while not ready():
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise HarnessError(f"{failed}; events {self.events}\n{self.errors}")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.host import patience
+
 STUBS = Path(__file__).resolve().parent
 CHECKOUT = STUBS.parents[2]
 
@@ -61,7 +63,7 @@ class Nix:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_SECONDS,
+            timeout=_SECONDS * patience(),
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.directory),

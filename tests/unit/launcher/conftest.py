@@ -47,7 +47,12 @@ CANARY = "canary-4f9d1c"
 CANARY_BASE64 = "Y2FuYXJ5LTRmOWQxYw=="
 VM = "web"
 INVOCATION = "0123456789abcdef0123456789abcdef"
-SECONDS = 20.0
+_SECONDS = 20.0
+
+
+def within() -> float:
+    """Seconds until what is awaited must be there. Nothing is measured by it."""
+    return _SECONDS * patience()
 
 
 def sealed(size: int = 72) -> bytes:
@@ -152,7 +157,7 @@ class Vm:
         """The stamp, as soon as it is there; fails when the VMM ends first."""
         pidfd = os.pidfd_open(self.pid)
         try:
-            deadline = time.monotonic() + SECONDS * patience()
+            deadline = time.monotonic() + within()
             while time.monotonic() < deadline:
                 with contextlib.suppress(FileNotFoundError):
                     return Stamp.from_bytes((self.runtime / "stamp.json").read_bytes())
@@ -165,7 +170,7 @@ class Vm:
     def wait(self) -> int:
         """The main process's exit status, as `subprocess` has it."""
         assert self.process is not None
-        return self.process.wait(SECONDS * patience())
+        return self.process.wait(within())
 
     def said(self) -> str:
         """Standard error so far."""
@@ -179,7 +184,7 @@ class Vm:
     def call(self, method: str, endpoint: str, path: Path | None = None) -> tuple[int, Any]:
         """One request to the VMM's API, as ch-remote would send it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(SECONDS * patience())
+            connection.settimeout(within())
             connection.connect(str(path or self.socket))
             connection.sendall(f"{method} /api/v1/{endpoint} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             data = b""
@@ -205,7 +210,7 @@ class Vm:
                 self.process.stdin.close()
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGKILL)
-            self.process.wait(SECONDS * patience())
+            self.process.wait(within())
 
 
 def _binaries() -> list[str]:

@@ -13,14 +13,15 @@ import pytest
 from credferry.launcher import journal
 from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
 from credferry.launcher.hypervisor import api
+from tests.support.host import patience
 
-from .conftest import CANARY
+from .conftest import CANARY, within
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def put(path: Path, answer: bytes, *, seconds: float = 10, body: bytes = b"") -> tuple[api.Answer, bytes]:
+def put(path: Path, answer: bytes, *, seconds: float = 20.0, body: bytes = b"") -> tuple[api.Answer, bytes]:
     """One request to a server that reads it whole, gives this answer and closes; and what it read."""
     heard = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -31,7 +32,9 @@ def put(path: Path, answer: bytes, *, seconds: float = 10, body: bytes = b"") ->
             connection, _ = listening.accept()
             with connection:
                 while b"\r\n\r\n" not in heard or not heard.endswith(body):
-                    heard.extend(connection.recv(65536))
+                    if not (more := connection.recv(65536)):
+                        return  # the client's time was over before it had sent all
+                    heard.extend(more)
                 connection.sendall(answer)
                 if seconds < 1:
                     connection.recv(1)
@@ -39,8 +42,8 @@ def put(path: Path, answer: bytes, *, seconds: float = 10, body: bytes = b"") ->
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            deadline = time.monotonic() + seconds
-            connection = api.connect(str(path), deadline)
+            connection = api.connect(str(path), time.monotonic() + within())
+            deadline = time.monotonic() + seconds * patience()
             return api.put(connection, "vm.create", deadline=deadline, body=body), bytes(heard)
         finally:
             thread.join()

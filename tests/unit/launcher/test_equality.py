@@ -31,7 +31,7 @@ from credferry.launcher.handoff import Delivery
 from credferry.launcher.hypervisor import cmdline, schema, version, vmconfig
 from tests.support.kernel import kernel
 
-from .conftest import ROOT, SECONDS, Vm, credentials
+from .conftest import ROOT, Vm, credentials, within
 from .test_main import UNSAFE
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def both(
 def _wait(vm: Vm, done: Callable[[], bool], *, may_end: bool = False) -> None:
     pidfd = os.pidfd_open(vm.pid)
     try:
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + within()
         while time.monotonic() < deadline:
             if done():
                 return
@@ -374,7 +374,7 @@ def refused(argv: Sequence[str]) -> bool:
 def check_refused(files: Files, argv: Sequence[str]) -> None:
     """The real one refuses it at once, too."""
     done = subprocess.run(
-        [BINARY, *argv], cwd=files.directory, capture_output=True, text=True, check=False, timeout=SECONDS
+        [BINARY, *argv], cwd=files.directory, capture_output=True, text=True, check=False, timeout=within()
     )
     assert done.returncode != 0
     assert re.search(
@@ -517,7 +517,7 @@ def test_what_microvm_nix_generates_gives_the_same_vm(case: dict[str, Any], file
             cwd=files.directory,
             capture_output=True,
             check=False,
-            timeout=SECONDS,
+            timeout=within(),
         )
         assert done.returncode != 0
         return

@@ -15,6 +15,7 @@ from credferry.launcher import plan as plans
 from credferry.launcher.credentials import read
 from credferry.launcher.errors import Exit, LaunchError
 from credferry.launcher.handoff import LAUNCHED, Channel, Delivery, Kind, ManifestEntry, Secret
+from tests.support.host import patience
 from tests.support.modules import MODULES
 
 from .conftest import CANARY, CANARY_BASE64, ROOT, VM, credentials, sealed
@@ -57,7 +58,7 @@ def run(*words: str, said: str = "", **environment: str) -> subprocess.Completed
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=60 * patience(),
     )
 
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.launcher.handoff import Channel, Kind
-from tests.support.host import patience
 
-from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, SECONDS, VM, sealed
+from .conftest import CANARY, CANARY_BASE64, INVOCATION, ROOT, VM, sealed, within
 
 if TYPE_CHECKING:
     from .conftest import Vm
@@ -178,7 +177,7 @@ def test_the_child_ends_with_the_hypervisor(vm: Vm, number: signal.Signals) -> N
     try:
         os.kill(vm.pid, number)
         vm.wait()
-        assert select.select([child], [], [], SECONDS * patience())[0]
+        assert select.select([child], [], [], within())[0]
     finally:
         os.close(child)
 
@@ -282,7 +281,7 @@ def test_secrets_go_to_this_hypervisor_only(vm: Vm) -> None:
         while select.select([other], [], [], 0)[0]:
             connection, _ = other.accept()
             with connection:
-                connection.settimeout(SECONDS)
+                connection.settimeout(within())
                 heard += connection.recv(65536)
         assert heard == b""
 
@@ -331,7 +330,7 @@ def wait_for(path: Path, vm: Vm, text: str | None = None) -> None:
     """Until a file is there (and holds a text), or the VMM ends."""
     pidfd = os.pidfd_open(vm.pid)
     try:
-        for _ in range(int(SECONDS * patience() * 100)):
+        for _ in range(int(within() * 100)):
             if path.exists() and (text is None or text in path.read_text()):
                 return
             if select.select([pidfd], [], [], 0.01)[0]:
@@ -345,7 +344,7 @@ def _wait_exec(vm: Vm) -> None:
     """Until the launcher has become the hypervisor."""
     pidfd = os.pidfd_open(vm.pid)
     try:
-        for _ in range(int(SECONDS * patience() * 100)):
+        for _ in range(int(within() * 100)):
             words = Path(f"/proc/{vm.pid}/cmdline").read_bytes()
             if words and b"--real" not in words:
                 return

@@ -28,7 +28,7 @@ from credferry.launcher.spec import reading as spec
 from credferry.launcher.spec.model import Network, Share
 from tests.support.modules import MODULES
 
-from .conftest import CANARY, ROOT, SECONDS, VM, credentials
+from .conftest import CANARY, ROOT, VM, credentials, within
 from .test_main import run
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def test_a_vm_starts_from_a_spec_and_ends_by_its_unit(vm: Vm) -> None:
     if vm.hypervisor.name == "idle-vmm":  # the tiny guest of a real one hears no button
         command = [sys.executable, "-m", "credferry.launcher", "--spec", "vm.toml", "--shutdown"]
         environment = vm.environment | {"MAINPID": str(vm.pid)}
-        done = subprocess.run(command, cwd=vm.directory, env=environment, check=False, timeout=SECONDS)
+        done = subprocess.run(command, cwd=vm.directory, env=environment, check=False, timeout=within())
         assert done.returncode == 0
         assert vm.wait() == 0
 
@@ -258,7 +258,7 @@ def test_what_the_guest_says_reaches_the_units_systemd(vm: Vm) -> None:
     vm.credentials(API_KEY=(Kind.PLAIN, CANARY.encode()))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(vm.directory / "notify"))
-        systemd.settimeout(SECONDS)
+        systemd.settimeout(within())
         (vm.directory / "notify.vsock_8888").write_bytes(b"")
         start(vm, "[vsock]\ncid = 3\nnotify = true\n", NOTIFY_SOCKET=str(vm.directory / "notify"))
         vm.wait_stamp()
@@ -280,7 +280,7 @@ def test_a_guest_cannot_hold_the_bridge(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(SECONDS)
+        systemd.settimeout(within())
         bridge = notify.Bridge(notify.listen(str(path)), str(tmp_path / "notify"))
         guests = [socket.socket(socket.AF_UNIX) for _ in range(8)]
         (listening,) = bridge.wanted
@@ -312,7 +312,7 @@ def test_a_guests_word_waits_for_room_in_systemds_socket(tmp_path: Path) -> None
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
     ):
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(SECONDS)
+        systemd.settimeout(within())
         others.setblocking(False)
         before = 0
         with contextlib.suppress(BlockingIOError):
@@ -340,7 +340,7 @@ def test_a_guest_that_cannot_be_answered_yet_is_answered_later(tmp_path: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(SECONDS)
+        systemd.settimeout(within())
         bridge = notify.Bridge(notify.listen(str(path)), str(tmp_path / "notify"))
         (listening,) = bridge.wanted
         with socket.socket(socket.AF_UNIX) as guest:
@@ -395,7 +395,7 @@ def test_a_vm_without_shares_needs_no_virtiofsd(tmp_path: Path) -> None:
     path = write(tmp_path, LEAST)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(SECONDS)
+        systemd.settimeout(within())
         process = subprocess.Popen(
             [sys.executable, "-m", "credferry.launcher", "--spec", str(path), "--virtiofsd"],
             env={"PYTHONPATH": str(MODULES), "NOTIFY_SOCKET": str(tmp_path / "notify"), "PATH": "/nowhere"},
@@ -403,7 +403,7 @@ def test_a_vm_without_shares_needs_no_virtiofsd(tmp_path: Path) -> None:
         assert systemd.recv(100) == b"READY=1"
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(SECONDS) == 0
+        assert process.wait(within()) == 0
 
 
 def test_sealed_values_of_a_spec_go_into_its_initrd(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import hypervisor
+from tests.support.host import patience
 from tests.support.hypervisor.harness import Hypervisor, parse_answer
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ def _run(program: Path, *arguments: str, version: str | None = None) -> subproce
     if version is not None:
         environment["CREDFERRY_STANDIN_VERSION"] = version
     return subprocess.run(
-        [program, *arguments], check=False, capture_output=True, text=True, env=environment, timeout=30
+        [program, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=30 * patience(),
     )
 
 
@@ -271,11 +277,11 @@ def test_a_listening_socket_and_an_event_stream_can_be_inherited(program: Path) 
         stack.callback(process.kill)
         os.close(writing)
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(20 * patience())
             client.connect(str(path))
             client.sendall(b"PUT /api/v1/vmm.shutdown HTTP/1.1\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 \r\n")
-        assert process.wait(20) == 0
+        assert process.wait(20 * patience()) == 0
         with os.fdopen(os.dup(reading), encoding="utf-8") as events:
             told = events.read()
     assert [json.loads(event)["event"] for event in told.split("\n\n")[:-1]] == ["starting", "shutdown"]
@@ -286,7 +292,7 @@ def test_requests_may_come_in_any_number_of_pieces(light: Hypervisor) -> None:
     assert light.request("GET", "vmm.ping").status == 200
     wire = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(20 * patience())
         client.connect(str(light.socket))
         client.sendall(wire + wire)
         for byte in wire:
