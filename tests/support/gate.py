@@ -46,12 +46,13 @@ class Gate:
         self._file = f"/run/{name}.gate"
         self._drop_ins: list[str] = []
 
-    def put_before(self, vm: str, settings: str = "") -> None:
-        """From now on a start of the VM goes through it; ``settings`` are more lines for its unit."""
+    def put_before(self, vm: str) -> None:
+        """From now on a start of the VM goes through it, and waits there for ever."""
         drop_in = f"/etc/systemd/system/microvm@{vm}.service.d/90-gate.conf"
         self._host.write(self._file, "")
         self._host.write(
-            drop_in, f"[Service]\n{settings}ExecStartPre=+/usr/bin/flock {self._file} /bin/true\n"
+            drop_in,
+            f"[Service]\nTimeoutStartSec=infinity\nExecStartPre=+/usr/bin/flock {self._file} /bin/true\n",
         )
         self._host.run("systemctl", "daemon-reload")
         self._drop_ins.append(drop_in)

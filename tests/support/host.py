@@ -42,6 +42,22 @@ def patience() -> float:
     return min(_PATIENCE_MAX, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
+class TimeGiven:
+    """The time that something is given, from now on: longer where the machine becomes busy meanwhile."""
+
+    def __init__(self, deadline: float) -> None:
+        """``deadline`` is in seconds, on a machine that is not overloaded."""
+        self._began = time.monotonic()
+        self._deadline = deadline
+        self.seconds = deadline * patience()
+
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        # The load average follows the load by a minute: patience at the beginning may be too little.
+        self.seconds = max(self.seconds, self._deadline * patience())
+        return time.monotonic() > self._began + self.seconds
+
+
 def wait_until(
     predicate: Callable[[], object],
     deadline: float,
@@ -54,17 +70,17 @@ def wait_until(
 
     A predicate that runs a program takes a processor, which the awaited work needs. So each pause is
     ``rest`` times as long as the look before it, and at most ``pause_max`` seconds. Raises `HostError` after
-    so many seconds, on a machine that is not overloaded. A load that comes only during the wait counts, too.
+    so many seconds, on a machine that is not overloaded: the last look begins when the time is over.
     """
-    start, seconds = time.monotonic(), 0.0
+    time_given = TimeGiven(deadline)
     while True:
+        is_last = time_given.is_over()
         began = time.monotonic()
         if predicate():
             return
-        now, seconds = time.monotonic(), max(seconds, deadline * patience())
-        if now > start + seconds:
-            raise HostError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(min(pause_max, max(POLL_SECONDS, rest * (now - began))))
+        if is_last:
+            raise HostError(f"{what}: not within {time_given.seconds:.0f} s")
+        time.sleep(min(pause_max, max(POLL_SECONDS, rest * (time.monotonic() - began))))
 
 
 class Host:
