@@ -24,12 +24,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from credferry.agent.audit.events import Event
+from credferry.agent.control.interface import NAME
 from credferry.agent.sealing.credential import one_line
 from credferry.agent.sealing.keys import read_key
+from credferry.agent.store.locks import SEAL_LOCK, rollout_lock
 from tests.support.boot import HostError
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
-from tests.support.gate import Gate
+from tests.support.gate import Gate, Holder
 from tests.support.host import Host
 from tests.support.installation import install
 from tests.support.numbers import Number, note
@@ -120,8 +122,23 @@ class Site:
 
     def restart_agent(self) -> None:
         """Start the agent anew, as one more process from here on."""
+        self.host.run("systemctl", "reset-failed", AGENT, check=False)  # and how often it was started lately
         self.host.run("systemctl", "restart", AGENT)
         self.agent = self.pid()
+
+    def stop_agent_at_rest(self) -> None:
+        """Send SIGSTOP to the agent at a moment at which it holds no lock that others may need."""
+        names = (rollout_lock("web"), rollout_lock("db"), SEAL_LOCK)  # in the agent's own order
+        holders = [Holder(self.host, f"{STORE}/{name}") for name in names]
+        self.host.kill(AGENT, signal.SIGSTOP)
+        tasks = self.host.path(f"/proc/{self.agent}/task")
+
+        def is_stopped() -> bool:
+            return all("\nState:\tT" in (task / "status").read_text() for task in tasks.iterdir())
+
+        self.host.wait(is_stopped, 10, "the agent stopped")
+        for holder in holders:
+            holder.let_go()
 
     def told(self) -> list[str]:
         """What the agent has complained of since the test began: its warnings and errors."""
@@ -138,6 +155,18 @@ class Site:
         assert resident
         descriptors, threads = (len(list((process / part).iterdir())) for part in ("fd", "task"))
         return Resources(int(resident[1]), descriptors, threads)
+
+    def resources_at_rest(self) -> Resources:
+        """What the agent holds after a rotation: one that has just started has yet to take some of it."""
+        self.publish()
+        self.host.wait(self.arrived, 30, "the rotation before what is measured")
+        self.deployment.wait_noted("web")
+        self.host.wait(self.is_on_the_bus, 30, "the agent on the bus")
+        return self.resources()
+
+    def is_on_the_bus(self) -> bool:
+        """Whether the agent has its name."""
+        return not self.host.run("busctl", "status", NAME, check=False).returncode
 
     def assert_costs_nothing(self, before: Resources) -> None:
         """The agent holds, or soon does, as much as before: memory's allocators round, by 4 MiB at most."""
@@ -213,14 +242,19 @@ def running(survived: set[str]) -> Iterator[Site]:
 @pytest.fixture
 def site(running: Site) -> Site:
     """The site as a test is to find it: in step, however the test before has left it."""
-    running.began = time.time_ns() // 1000
     if not (running.arrived() and running.pid() == running.agent):
+        running.host.run("systemctl", "stop", AGENT)
+        running.host.run("sh", "-c", f"rm -f {STORE}/vms/*/rollout.json")
         running.host.run("systemctl", "start", "dbus.socket", "systemd-journald.socket")
         running.deployment.configure(VMS)
         running.publish(0)
         running.restart_agent()
         running.deployment.start_vm("web", "db")
         running.deployment.wait_in_step("web")
+    # In step comes before the end is noted, whose record would be taken for one of this test's.
+    for vm in ("web", "db"):
+        running.deployment.wait_noted(vm)
+    running.began = time.time_ns() // 1000
     running.starts, running.others = running.started("web"), running.started("db")
     return running
 
@@ -316,6 +350,7 @@ def assert_is_chained(records: list[dict[str, str]]) -> None:
 def test_the_journal_is_killed(site: Site) -> None:
     """Journald killed while a restart is under way: its sockets outlive it, and no record is lost."""
     with site.restart_under_way():
+        site.host.run("journalctl", "--sync")  # what it has read and not yet written would be lost with it
         site.host.kill(JOURNALD)
     site.assert_arrives("journald killed")
     assert_is_chained(site.chain())
@@ -481,8 +516,11 @@ def test_the_clock_jumps(site: Site) -> None:
             site.publish()
             site.assert_arrives(f"the clock jumps to {years:+} years")
             assert abs(sealed_at(site) - time.time() - years * 365 * 86_400) < 86_400
-        # A file written in place has to settle, which takes time.
+        # A file written in place has to settle, which takes time. It is empty for a moment, which may be a
+        # long one on a busy machine: the agent would refuse that.
+        site.host.kill(AGENT, signal.SIGSTOP)
         site.sops.write_in_place("api-key", b"in place")
+        site.host.kill(AGENT, signal.SIGCONT)
         site.value = b"in place"
         site.starts += 1
         site.assert_arrives("the clock jumps to +10 years")
@@ -568,7 +606,8 @@ def small_store(site: Site) -> Iterator[Site]:
 @pytest.mark.parametrize(
     ("broken", "mended"),
     [
-        ("head -c 1M /dev/zero >{STORE}/filler", "rm {STORE}/filler"),
+        ("! head -c 1M /dev/zero >{STORE}/filler", "rm {STORE}/filler"),
+        # Refused while the agent has a file open.
         ("mount -o remount,ro {STORE}", "mount -o remount,rw {STORE}"),
     ],
     ids=["full", "read-only"],
@@ -579,7 +618,9 @@ def test_nothing_can_be_written(small_store: Site, broken: str, mended: str) -> 
     Once it can be, what is published arrives.
     """
     site, before = small_store, small_store.value
-    site.host.run("sh", "-c", broken.format(STORE=STORE), check=False)
+    site.host.wait(
+        lambda: not site.host.run("sh", "-c", broken.format(STORE=STORE), check=False).returncode, 20, broken
+    )
     for _ in range(3):
         site.publish(0)
         site.host.wait(lambda: len(site.told()) == 1, 20, "it is told")
@@ -616,9 +657,9 @@ def test_a_reload_on_a_full_disk(small_store: Site) -> None:
 
 _STORM = """
 import os, shutil, sys, time
-seconds, directory, link = float(sys.argv[1]), "/run/secrets.d", "/run/secrets"
+seconds, least, directory, link = float(sys.argv[1]), int(sys.argv[2]), "/run/secrets.d", "/run/secrets"
 number, begin = 0, time.monotonic()
-while number == 0 or time.monotonic() < begin + seconds:
+while number < least or time.monotonic() < begin + seconds:
     number += 1
     generation = f"{directory}/storm-{number}"
     os.mkdir(generation, 0o751)
@@ -631,21 +672,20 @@ while number == 0 or time.monotonic() < begin + seconds:
     if number > 50:
         shutil.rmtree(f"{directory}/storm-{number - 50}")
     time.sleep(max(0, begin + number / 1000 - time.monotonic()))
-print(number)
+print(number, time.monotonic() - begin)
 """
 
 
 def test_a_swap_per_millisecond(site: Site) -> None:
     """A storm of swaps ends on its last value, with restarts that time bounds, and costs nothing."""
     seconds = float(os.environ.get("CREDFERRY_STORM_SECONDS", "5"))
-    before = site.resources()
-    number = int(site.inside(_STORM, str(seconds)))
-    assert number > seconds * 100
+    before = site.resources_at_rest()
+    number, lasted = site.inside(_STORM, str(seconds), str(round(seconds * 100))).split()
     site.value = f"storm {number}".encode()
     site.host.wait(site.arrived, 30, "the last of them")
     site.deployment.wait_in_step("web")
     restarts, site.starts = site.started("web") - site.starts, site.started("web")
-    assert 1 <= restarts <= 3 * seconds
+    assert 1 <= restarts <= 3 * float(lasted)
     site.publish()
     site.assert_arrives("a swap per millisecond")
     site.assert_costs_nothing(before)
@@ -693,10 +733,10 @@ def test_somebody_restarts_the_vm_meanwhile(site: Site) -> None:
         site.host.run("systemctl", "restart", "microvm@web.service")
         site.host.wait(site.arrived, 30, "a rotation beside a restart by hand")
     site.deployment.wait_in_step("web")
-    assert site.started("web") <= site.starts + 5
+    assert site.started("web") <= site.starts + 5  # each publication has counted one already
     site.starts = site.started("web")
     # He comes first: the agent finds nothing left to do.
-    site.host.kill(AGENT, signal.SIGSTOP)
+    site.stop_agent_at_rest()
     site.publish()
     site.deployment.credferry("agent", "--once")
     site.host.run("systemctl", "restart", "microvm@web.service")
@@ -746,7 +786,8 @@ def test_rotations_cost_nothing_for_good(site: Site) -> None:
     try:
         site.inside(_QUICK, "0", "20")
         before = site.resources()
-        site.inside(_QUICK, "20", "220")
+        for first in range(20, 220, 20):  # each has the time that a program is given
+            site.inside(_QUICK, str(first), str(first + 20))
         site.assert_costs_nothing(before)
         site.publish()  # before restarts are allowed again, or what is published now had one of its own
     finally:
@@ -823,7 +864,7 @@ os.rename(f"{link}.new", link)
 
 def test_a_hostile_source(site: Site) -> None:
     """Whatever stands under a secret's name, and beside it: refused, told once, and it costs nothing."""
-    before = site.resources()
+    before = site.resources_at_rest()
     # A device is not even opened where the source is mounted as sops-nix does it.
     expected = {
         "huge": "is over the limit",
@@ -853,7 +894,7 @@ def test_another_vm_starts_for_ever(site: Site) -> None:
     site.host.run("systemctl", "daemon-reload")
     site.deployment.configure(
         "[source]\nquiet_seconds = 0.2\nresync_seconds = 1.0\n"
-        "[rollout]\nretry_seconds = 0.2\nstamp_seconds = 5.0\nslot_seconds = 1.0\n" + VMS
+        "[rollout]\nretry_seconds = 0.2\nstamp_seconds = 60.0\nslot_seconds = 1.0\n" + VMS
     )
     site.host.run("systemctl", "reload", AGENT)
     try:
@@ -862,6 +903,8 @@ def test_another_vm_starts_for_ever(site: Site) -> None:
         site.host.wait(
             lambda: site.deployment.unit("db")["SubState"] == "start-pre", 20, "the endless start"
         )
+        # Where its restart takes longer than the other's slot, a later value would overtake this one.
+        site.assert_arrives("another VM starts for ever")
         for _ in range(2):
             site.publish()
             site.assert_arrives("another VM starts for ever")
