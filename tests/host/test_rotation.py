@@ -285,10 +285,16 @@ def test_the_audit_tells_the_story(deployment: Deployment, sops: SopsNix) -> Non
     sops.publish(values(0) | {"api-key": b"canary-value-3141"})
     deployment.host.wait(lambda: deployment.starts("web") == 2, 20, "restart of web")
     deployment.wait_in_step("web")
-    deployment.host.wait(lambda: "runs generation 2" in deployment.credferry(*here), 10, "result")
-    records = json.loads(deployment.credferry(*here, "--records", "--vm", "web", "--json"))
-    run = next(record["run"] for record in records if "runs generation 2" in record["message"])
-    story = [record["event"] for record in records if record["run"] == run]
+    records: list[dict[str, str]] = []
+    story: list[str] = []
+
+    def is_told() -> bool:
+        records[:] = json.loads(deployment.credferry(*here, "--records", "--vm", "web", "--json"))
+        runs = [record["run"] for record in records if "runs generation 2" in record["message"]]
+        story[:] = [record["event"] for record in records if record["run"] in runs]
+        return "launched" in story  # the launcher reports to the agent first
+
+    deployment.host.wait(is_told, 10, "the whole story")
     assert sorted(story[2:]) == ["launched", "restart asked", "restarted"]
     assert story[:3] == ["published", "sealed", "restart asked"]
     assert "canary" not in json.dumps(records)
