@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RUN_SECONDS = 60.0
 POLL_SECONDS = 0.02
 _PATIENCE_MAX = 6.0
+_SELECT_SECONDS = 0.5
 _SYMLINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
 
 
@@ -210,16 +211,15 @@ class Host:
         self, predicate: Callable[[dict[str, str]], bool], deadline: float = 10.0, **matches: str
     ) -> dict[str, str]:
         """The first journal entry, old or new, that satisfies the predicate, within so many seconds."""
-        seconds = deadline * patience()
-        end = time.monotonic() + seconds
+        time_given = TimeGiven(deadline)
         with self._start(_journalctl(matches, "--follow", "--no-tail")) as process:
             try:
-                for entry in _entries_until(process, end):
+                for entry in _entries_until(process, time_given):
                     if predicate(entry):
                         return entry
             finally:
                 process.kill()
-        raise HostError(f"the journal has no such entry after {seconds:.0f} s: {matches}")
+        raise HostError(f"the journal has no such entry after {time_given.seconds:.0f} s: {matches}")
 
     def wait(self, predicate: Callable[[], object], deadline: float = 10.0, what: str = "condition") -> None:
         """Wait until the predicate holds; for what sends no event. Raises `HostError` when time is up."""
@@ -295,13 +295,13 @@ def _text(value: Any) -> str:  # noqa: ANN401 (journalctl's JSON: text, a list o
     return str(value)
 
 
-def _entries_until(process: subprocess.Popen[str], end: float) -> Iterator[dict[str, str]]:
+def _entries_until(process: subprocess.Popen[str], time_given: TimeGiven) -> Iterator[dict[str, str]]:
     assert process.stdout
     descriptor = process.stdout.fileno()
     pending = b""
-    while (left := end - time.monotonic()) > 0:
-        if not select.select([descriptor], [], [], left)[0]:
-            return
+    while not time_given.is_over():
+        if not select.select([descriptor], [], [], _SELECT_SECONDS)[0]:
+            continue
         data = os.read(descriptor, 65536)
         if not data:
             return
