@@ -6,17 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+import pytest_timeout  # type: ignore[import-untyped]  # no stubs exist for it
 from hypothesis import HealthCheck, settings
 
 from tests.support import boot
-from tests.support.host import patience
+from tests.support.host import PATIENCE_MAX
 from tests.support.nightly import IS_NIGHT
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 _TESTS = Path(__file__).parent
 # No test depends on speed: neither an example's own time, nor that of making it, which a busy machine slows.
@@ -35,17 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(tier)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Multiply the test's deadline as all others. pytest-timeout reads the mark after this.
-
-    What the command line says (``--timeout``) stays as it is.
-    """
-    if item.config.getoption("timeout") is None:
-        mark = item.get_closest_marker("timeout")
-        seconds = float(mark.args[0] if mark is not None else item.config.getini("timeout"))
-        item.add_marker(pytest.mark.timeout(seconds * patience()), append=False)
-    return (yield)
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool:
+    """Give each test as much more time as the deadlines of its own waits may get."""
+    settings = settings._replace(timeout=settings.timeout * PATIENCE_MAX)
+    return bool(pytest_timeout.pytest_timeout_set_timer(item, settings))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

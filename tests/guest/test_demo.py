@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.host import wait_until
+from tests.support.host import patience, wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
         if "Sealed, then started" in line:
             os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
             break
-    printed, errors = demo.communicate(timeout=120)
+    printed, errors = demo.communicate(timeout=120 * patience())
     assert printed.strip().splitlines()[-1] == "── Interrupted; nothing is left behind"
     assert (demo.returncode, errors) == (130, "")
     assert list(tmp_path.iterdir()) == []

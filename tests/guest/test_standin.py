@@ -25,6 +25,7 @@ from tests.support.guest import (
     reboots,
     sealing_identity,
 )
+from tests.support.host import patience
 from tests.support.hypervisor.harness import Hypervisor
 
 _BOOT_SECONDS = 120.0
@@ -176,6 +177,6 @@ def test_a_killed_hypervisor_takes_its_guest_along_and_shows_no_string(
             assert b"canary-41d7" not in process.joinpath(place).read_bytes()
         handle = os.pidfd_open(int(child))
         running.process.kill()
-        ended, _, _ = select.select([handle], [], [], 20)
+        ended, _, _ = select.select([handle], [], [], 20 * patience())
         os.close(handle)
         assert ended

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from credferry.launcher.handoff import PUSHED_PARENT, Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
-from tests.support.host import POLL_SECONDS, TimeGiven
+from tests.support.host import POLL_SECONDS, Deadline
 from tests.support.installation import CHECKOUT, HYPERVISOR
 from tests.support.kernel import kernel
 
@@ -162,17 +162,17 @@ class Deployment:
 
     def wait_in_step(self, name: str, deadline: float = 20.0) -> None:
         """Wait until a VM runs what is published."""
-        time_given = TimeGiven(deadline)
+        end = Deadline(deadline)
         seen, is_last = self._traces(name), False
         while not self._in_step(name):
             if is_last:
-                raise HostError(f"{name} in step: not within {time_given.seconds:.0f} s")
+                raise HostError(f"{name} in step: not within {end.seconds:.0f} s")
             # Each question takes a processor for half a second, which the rotation needs: it is asked again
             # once something has moved and the VM is not known to be behind, or a second has passed.
             again = time.monotonic() + 1
             while (self._traces(name) == seen or self._is_behind(name)) and time.monotonic() < again:
                 time.sleep(POLL_SECONDS)
-            seen, is_last = self._traces(name), time_given.is_over()
+            seen, is_last = self._traces(name), not end.left
 
     def wait_noted(self, name: str) -> None:
         """Wait until the agent has noted that a VM's restart went well: the VM is in step before that."""

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 60.0
 POLL_SECONDS = 0.02
-_PATIENCE_MAX = 6.0
-_SELECT_SECONDS = 0.5
+PATIENCE_MAX = 6.0
 _SYMLINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
 
 
@@ -40,23 +39,30 @@ def patience() -> float:
 
     A deadline ends a test that would wait for ever; it is no measure of how long something may take.
     """
-    return min(_PATIENCE_MAX, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
+    return min(PATIENCE_MAX, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
 
 
-class TimeGiven:
-    """The time that something is given, from now on: longer where the machine becomes busy meanwhile."""
+class Deadline:
+    """The end of a wait that began when this was made. It moves on if the machine gets busier meanwhile.
 
-    def __init__(self, deadline: float) -> None:
-        """``deadline`` is in seconds, on a machine that is not overloaded."""
+    The load is that of the last minute, so what it is when a wait begins says little of what is to come.
+    """
+
+    def __init__(self, seconds: float) -> None:
         self._began = time.monotonic()
-        self._deadline = deadline
-        self.seconds = deadline * patience()
+        self._seconds = seconds
+        self._patience = 1.0
 
-    def is_over(self) -> bool:
-        """Whether the time is over."""
-        # The load average follows the load by a minute: patience at the beginning may be too little.
-        self.seconds = max(self.seconds, self._deadline * patience())
-        return time.monotonic() > self._began + self.seconds
+    @property
+    def seconds(self) -> float:
+        """How long the whole wait may take."""
+        self._patience = max(self._patience, patience())
+        return self._seconds * self._patience
+
+    @property
+    def left(self) -> float:
+        """Seconds until it; 0 once it has passed."""
+        return max(0.0, self._began + self.seconds - time.monotonic())
 
 
 def wait_until(
@@ -73,14 +79,14 @@ def wait_until(
     ``rest`` times as long as the look before it, and at most ``pause_max`` seconds. Raises `HostError` after
     so many seconds, on a machine that is not overloaded: the last look begins when the time is over.
     """
-    time_given = TimeGiven(deadline)
+    end = Deadline(deadline)
     while True:
-        is_last = time_given.is_over()
+        is_last = not end.left
         began = time.monotonic()
         if predicate():
             return
         if is_last:
-            raise HostError(f"{what}: not within {time_given.seconds:.0f} s")
+            raise HostError(f"{what}: not within {end.seconds:.0f} s")
         time.sleep(min(pause_max, max(POLL_SECONDS, rest * (time.monotonic() - began))))
 
 
@@ -211,15 +217,15 @@ class Host:
         self, predicate: Callable[[dict[str, str]], bool], deadline: float = 10.0, **matches: str
     ) -> dict[str, str]:
         """The first journal entry, old or new, that satisfies the predicate, within so many seconds."""
-        time_given = TimeGiven(deadline)
+        end = Deadline(deadline)
         with self._start(_journalctl(matches, "--follow", "--no-tail")) as process:
             try:
-                for entry in _entries_until(process, time_given):
+                for entry in _entries_until(process, end):
                     if predicate(entry):
                         return entry
             finally:
                 process.kill()
-        raise HostError(f"the journal has no such entry after {time_given.seconds:.0f} s: {matches}")
+        raise HostError(f"the journal has no such entry after {end.seconds:.0f} s: {matches}")
 
     def wait(self, predicate: Callable[[], object], deadline: float = 10.0, what: str = "condition") -> None:
         """Wait until the predicate holds; for what sends no event. Raises `HostError` when time is up."""
@@ -295,12 +301,12 @@ def _text(value: Any) -> str:  # noqa: ANN401 (journalctl's JSON: text, a list o
     return str(value)
 
 
-def _entries_until(process: subprocess.Popen[str], time_given: TimeGiven) -> Iterator[dict[str, str]]:
+def _entries_until(process: subprocess.Popen[str], end: Deadline) -> Iterator[dict[str, str]]:
     assert process.stdout
     descriptor = process.stdout.fileno()
     pending = b""
-    while not time_given.is_over():
-        if not select.select([descriptor], [], [], _SELECT_SECONDS)[0]:
+    while left := end.left:
+        if not select.select([descriptor], [], [], left)[0]:
             continue
         data = os.read(descriptor, 65536)
         if not data:

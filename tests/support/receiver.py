@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tests.support.host import patience
 from tests.support.installation import CHECKOUT
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def plain_push(generation: int, credentials: Mapping[str, Block], **fields: str)
 
 def answer(connection: socket.socket, sent: bytes) -> list[str]:
     """Send, and read to the guest's last word as the host does: whoever answers first is heard first."""
-    connection.settimeout(_SECONDS)
+    connection.settimeout(_SECONDS * patience())
     lines: list[str] = []
     with connection, connection.makefile("r", encoding="ascii") as reader:
         # A reset counts as the end, too: systemd refuses a connection that is one too many in this way.
@@ -275,7 +276,7 @@ class Guest:
         """One connection: what the receiver says, without its hello where it says one."""
         process, connection = self.start()
         lines = answer(connection, sent)
-        process.wait(_SECONDS)
+        process.wait(_SECONDS * patience())
         return [line for line in lines if not line.startswith("credferry ")]
 
     def break_off(self, sent: bytes) -> None:
@@ -283,7 +284,7 @@ class Guest:
         process, connection = self.start()
         with connection, suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(sent)
-        process.wait(_SECONDS)
+        process.wait(_SECONDS * patience())
 
     def values(self) -> dict[str, bytes]:
         """What lies in @system, without the manifest."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Runs a hypervisor, the stand-in or a real one, for a test: its API, its console, its events, its end."""
+"""Runs a hypervisor, the stand-in or a real one, for a test: its API, its console, its events, its end.
+
+All seconds are those of a machine that is not overloaded (`tests.support.host.patience`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.support.host import patience
+from tests.support.host import Deadline, patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -94,7 +97,7 @@ class Hypervisor:
 
     def wait_for_line(self, wanted: str, seconds: float, *, times: int = 1) -> list[str]:
         """Read the console until so many lines contain a text; returns those lines."""
-        deadline = time.monotonic() + seconds * patience()
+        deadline = Deadline(seconds)
         while len(found := [line for line in self.console[:-1] if wanted in line]) < times:
             if not self._read(deadline):
                 shown = "\n".join(self.console[-25:])
@@ -103,11 +106,11 @@ class Hypervisor:
 
     def wait_for_end(self, seconds: float = _QUICK_SECONDS) -> int:
         """Exit status, once the hypervisor has ended; the console is read to its end."""
-        deadline = time.monotonic() + seconds * patience()
+        deadline = Deadline(seconds)
         while self._read(deadline):
             pass
         try:
-            return self.process.wait(max(0.0, deadline - time.monotonic()))
+            return self.process.wait(deadline.left)
         except subprocess.TimeoutExpired:
             shown = "\n".join(self.console[-25:])
             raise HarnessError(f"it does not end; events {self.events}; console:\n{shown}") from None
@@ -149,22 +152,23 @@ class Hypervisor:
                 received += data
         return received
 
-    def _read(self, deadline: float) -> bool:
+    def _read(self, deadline: Deadline) -> bool:
         """Take in what the console says next; False at its end or at the deadline."""
         if self.process.stdout is None:
             return False
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                return False
+            while not selector.select(deadline.left):
+                if not deadline.left:
+                    return False
         data = self.process.stdout.read1(65_536)  # type: ignore[attr-defined]  # a pipe's is buffered
         self._console += data
         return bool(data)
 
     def _poll(self, ready: Callable[[], bool], seconds: float, failed: str) -> None:
-        deadline = time.monotonic() + seconds * patience()
+        deadline = Deadline(seconds)
         while not ready():
-            if time.monotonic() > deadline or self.process.poll() is not None:
+            if not deadline.left or self.process.poll() is not None:
                 raise HarnessError(f"{failed}; events {self.events}\n{self.errors}")
             # A file and a socket that somebody else makes: there is nothing to wait on but time.
             time.sleep(0.01)
