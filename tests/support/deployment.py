@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from credferry.launcher.handoff import PUSHED_PARENT, Stamp
 from tests.support.boot import HostError
 from tests.support.guest import COMMAND_LINE
-from tests.support.host import POLL_SECONDS, Deadline
+from tests.support.host import POLL_SECONDS, Deadline, patience
 from tests.support.installation import CHECKOUT, HYPERVISOR
 from tests.support.kernel import kernel
 
@@ -256,7 +256,7 @@ def _vm_info(path: Path) -> list[dict[str, Any]]:
     request = b"GET /api/v1/vm.info HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with ExitStack() as stack:
         client = stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.settimeout(10)
+        client.settimeout(10 * patience())
         try:
             # Through a descriptor of its directory: the whole path is longer than a socket's may be.
             directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
