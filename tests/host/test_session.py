@@ -12,21 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.host import wait_until
+from tests.support.host import patience, wait_until
 from tests.support.modules import MODULES
 
 CHECKOUT = Path(__file__).parents[2]
 WORKERS = ("gw0", "gw1")
 ENDLESS = """\
-import os, pathlib, signal
+import os, pathlib, select, signal
 
 place, worker = pathlib.Path(__file__).parent, os.environ["PYTEST_XDIST_WORKER"]
 
 def test_endless(host):
-    (place / f"{worker}.new").write_text(f"{os.getpid()} {host.leader}")
-    (place / f"{worker}.new").rename(place / f"{worker}.begun")
+    # A signal right before signal.pause() would not end it; it ends this wait.
+    woken, wake = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(wake)
     try:
-        signal.pause()
+        (place / f"{worker}.new").write_text(f"{os.getpid()} {host.leader}")
+        (place / f"{worker}.new").rename(place / f"{worker}.begun")
+        select.select([woken], [], [])
     finally:
         (place / f"{worker}.ended").touch()
 """
@@ -65,10 +68,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, how: str) -> None:
             os.killpg(run.pid, signal.SIGINT)
         else:
             run.send_signal(signal.SIGTERM)
-        said, _ = run.communicate(timeout=60)
+        said, _ = run.communicate(timeout=60 * patience())
         assert run.returncode == pytest.ExitCode.INTERRUPTED, said
         for process in alive:
-            assert select.select([process], [], [], 20)[0], "still alive"
+            assert select.select([process], [], [], 20 * patience())[0], "still alive"
         assert all((tmp_path / f"{worker}.ended").exists() for worker in WORKERS)
     finally:
         run.kill()
