@@ -117,6 +117,7 @@ class Soak:
         self.host.run("credferry", "agent", "--once")
         self.host.run("systemctl", "start", *(f"{vm}.service" for vm in self._units()))
         self._starts = dict.fromkeys(self._vms, 1)
+        self._spare = dict.fromkeys(self._vms, 0)
         self._pushes = dict.fromkeys(self._live, 0)
         self._run = self.host.path("/run/credferry-vms")
         self._counts = self.host.path("/run/soak")
@@ -128,6 +129,8 @@ class Soak:
 
         There are at most so many of them. With ``kill`` the agent dies in it.
         """
+        if kill:
+            self.host.run("systemctl", "start", AGENT)  # it may be on its way up from the kill before
         hand = self._chance.choice(self._vms) if self._chance.random() < 0.02 else ""
         touched: list[str] = []
         began = time.monotonic()
@@ -205,10 +208,13 @@ class Soak:
             starts = (self._counts / f"{vm}.starts").stat().st_size // len("start\n")
             is_restarted = vm in touched and vm not in self._live
             least = self._starts[vm] + (is_restarted or vm == hand)
-            most = self._starts[vm] + is_restarted + (vm == hand)
+            most = self._starts[vm] + self._spare[vm] + is_restarted + (vm == hand)
             self.tally.restarts += starts - self._starts[vm]
             self.tally.doubled += max(0, starts - most)
             self._starts[vm] = max(starts, least)
+            # If the start by hand brought the new value, the agent may have asked for its own right before,
+            # and that one may come only after this count.
+            self._spare[vm] = max(0, most - self._starts[vm]) if vm == hand else 0
         for vm in self._live:
             pushes = self._loads(vm)
             self.tally.pushes += pushes - self._pushes[vm]

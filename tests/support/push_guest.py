@@ -153,11 +153,15 @@ class PushGuest:
             _, name, _, digest = line.split()
             with Path(Files.LOADS).open("a", encoding="ascii") as loads:
                 loads.write(f"{name} {digest}\n")
-        self.held = manifest
+        self._hold(manifest)
         self._step(6)
         units = b"unit app.service restarted\n" if changed else b""
         connection.sendall(units + f"done {_field(manifest, 'receipt')}\n".encode())
         self._step(7)
+
+    def _hold(self, manifest: list[str]) -> None:
+        """What was pushed is what it holds from now on; the loads are written by now."""
+        self.held = manifest
 
     def _step(self, number: int) -> None:
         """Stop here if a test asks for it, until it has done what it wants."""
