@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def test_a_rotation_is_told(deployment: Deployment, sops: SopsNix) -> None:
     host.run("systemctl", "daemon-reload")
     deployment.start_agent()
     host.wait(lambda: host.path(FILE).exists(), 20, "the first metrics")
+    published_at = time.monotonic()
     sops.publish({"metered-key": VALUES[1]})
     done = "credferry_restarts_total[('result', 'done'), ('vm', 'metered')]"
     host.wait(lambda: samples(host)[done] == 1, 30, "the rotation's metrics")
@@ -90,7 +92,7 @@ def test_a_rotation_is_told(deployment: Deployment, sops: SopsNix) -> None:
     found = samples(host)
     assert found["credferry_vm_out_of_step_seconds[('vm', 'metered')]"] == 0
     assert found["credferry_rotation_seconds_count"] == 1
-    assert 0 < found["credferry_rotation_seconds_sum"] < 120
+    assert 0 < found["credferry_rotation_seconds_sum"] < time.monotonic() - published_at
     head = json.loads(host.path("/var/lib/credferry/audit.json").read_bytes())
     assert found["credferry_audit_sequence"] == head["sequence"]
     text = host.run("cat", FILE, user="nobody").stdout
@@ -98,6 +100,7 @@ def test_a_rotation_is_told(deployment: Deployment, sops: SopsNix) -> None:
     published = deployment.status()["metered"]["published"]
     secret = {"METERED", "metered-key", published["digest"], *published["credentials"].values()}
     assert not [each for each in (*secret, *(value.decode() for value in VALUES)) if each in text]
+    host.run("systemctl", "stop", "credferry.service")  # it writes beside the file, then renames
     assert [path.name for path in host.path(DIRECTORY).iterdir()] == ["credferry.prom"]
 
 
