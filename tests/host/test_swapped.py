@@ -39,8 +39,10 @@ def deployment(host: Host) -> Iterator[Deployment]:
     deployment.start_vm("web", "db")
     sops.publish({"web-key": b"right", "db-key": b"another tenant's"})
     deployment.wait_in_step("web")
+    deployment.wait_noted("web")  # until then, a VM that is down is the agent's to bring up
     yield deployment
     deployment.close()
+    sops.remove()
 
 
 @pytest.mark.parametrize("source", ["db/generations/1", "web/generations/1"])
