@@ -118,8 +118,9 @@ def test_a_value_that_a_unit_in_the_guest_cannot_use(deployment: Deployment, sop
     host = deployment.host
     invocation = started(deployment, sops, "failed unit app.service")
     sops.publish({"api-key": b"bad"})
-    host.wait(lambda: deployment.status()["web"]["state"] == "failed", 30, "the failure")
+    assert "back on generation 1" in wait_event(deployment, Event.ROLLED_BACK)  # it has failed before that
     row = deployment.status()["web"]
+    assert row["state"] == "failed"
     assert (row["sealed"]["generation"], row["running"]["generation"]) == (1, 1)
     assert deployment.unit("web")["InvocationID"] == invocation
     asked = len(host.journal(MESSAGE_ID=Event.PUSH_ASKED.value))
