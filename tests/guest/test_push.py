@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from credferry.launcher.errors import Exit
 from tests.guest.test_main_job import MACHINE_IDS, SOURCE, seal_for
 from tests.support.deployment import Deployment, guest_files
 from tests.support.guest import (
@@ -58,12 +59,15 @@ def lines(deployment: Deployment, vm: str) -> list[str]:
 
 
 def push(host: Host, vm: str) -> str:
-    """Push until no other push is in the way, and return the line that the unit left in the journal."""
+    """Push until a receiver takes it, and return the line that the unit left in the journal.
+
+    While one handles another push or has yet to end, or the guest is slow to start it, a later push is due.
+    """
     unit = f"credferry-push@{vm}.service"
 
     def is_free() -> bool:
         host.run("systemctl", "start", unit, check=False, timeout=180)
-        return "handles another push" not in host.journal(_SYSTEMD_UNIT=unit)[-1]["MESSAGE"]
+        return host.unit(unit)["ExecMainStatus"] != str(int(Exit.LATER))
 
     host.wait(is_free, 60, "a receiver that is free")
     return host.journal(_SYSTEMD_UNIT=unit)[-1]["MESSAGE"]

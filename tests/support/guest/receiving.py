@@ -75,6 +75,7 @@ def receiver(units: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, Overla
             "[Service]",
             "Type=notify",
             "NotifyAccess=all",
+            "TimeoutStartSec=infinity",  # a test may hold a start up
             f"ExecStart=/bin/sh {_SCRIPTS}/load {name} {file}",
             *lines,
             "",
