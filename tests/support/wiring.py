@@ -24,9 +24,10 @@ NOTIFY = "io.systemd.credential:vmm.notify_socket=vsock-stream:2:8888"
 
 # The VM's unit gets what the guest's PID 1 says. microvm.nix has socat do this, with a process for each
 # message that may be gone before the host's PID 1 looks whose it was; this one stays. As there, a guest that
-# waits for us to hang up is not waited for (microvm.nix issue 474).
+# waits for us to hang up is not waited for (microvm.nix issue 474), once it has said something. Until then a
+# slow one may take any time.
 _RELAY = """\
-import contextlib, os, socket, sys
+import contextlib, os, socket, sys, threading
 
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
@@ -34,12 +35,14 @@ listener.listen()
 address = os.environ["NOTIFY_SOCKET"]
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unit:
     unit.connect("\\0" + address[1:] if address.startswith("@") else address)
-    while True:
-        stream, _ = listener.accept()
-        stream.settimeout(0.2)
+    def relay(stream):
         with stream, contextlib.suppress(TimeoutError):
             while said := stream.recv(4096):
                 unit.send(said)
+                stream.settimeout(0.2)
+    while True:
+        stream, _ = listener.accept()
+        threading.Thread(target=relay, args=(stream,), daemon=True).start()
 """
 _RELAY_FILE = "/usr/lib/credferry-test/notify-relay"
 
@@ -163,7 +166,7 @@ class Wiring:
         self._host.write("/usr/bin/vhost-device-vsock", vsock_device().read_bytes(), 0o755)
         self._host.write(_RELAY_FILE, _RELAY)
         drop_in = f"/etc/systemd/system/microvm@{self._vm}.service.d/60-notify.conf"
-        self._host.write(drop_in, "[Service]\nType=notify\n")
+        self._host.write(drop_in, "[Service]\nType=notify\nTimeoutStartSec=infinity\n")
         return (
             f"rm -f notify.vsock notify.vsock_8888\n/usr/bin/python3 -IS {_RELAY_FILE} notify.vsock_8888 &\n"
         )
