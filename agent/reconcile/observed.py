@@ -137,14 +137,30 @@ def is_to_resume(now: Observed) -> bool:
 
 
 def is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
-    """Whether the recorded restart or push has succeeded, or the VM has been stopped since."""
+    """Whether the recorded restart or push has succeeded or is not due any more, or the VM was stopped.
+
+    It is not due any more where the agent died in it and the VM runs what is published now: it never began,
+    and its change was taken back; or the VM has started since, on something newer.
+    """
     if now.attempt is None or now.attempt.outcome not in _PENDING or unit.has_job:
         return False
     if unit.is_active:
+        ends = {now.attempt.digest}
+        if now.attempt.outcome is Outcome.RESTARTING and isinstance(now.desired, Desired):
+            ends.add(now.desired.digest)
         is_launched = now.hint is not None or grace_over
-        is_on_it = is_launched and now.runs is not None and now.runs.digest == now.attempt.digest
+        is_on_it = is_launched and now.runs is not None and now.runs.digest in ends
         return is_on_it and not now.is_in_doubt and not is_unproven(now)
     return unit.is_stopped
+
+
+def came_of_attempt(now: Observed) -> Evidence | Pushed | None:
+    """What the VM got by the recorded restart or push, or by a start after it; None if by neither."""
+    attempt, proved, unit = now.attempt, now.proved, now.unit
+    if attempt is None or proved is None or unit is None or not unit.is_active:
+        return None
+    has_started = attempt.way is Way.RESTART and attempt.before not in {"", proved.invocation_id}
+    return proved if has_started or proved.digest == attempt.digest else None
 
 
 def is_to_be_proved(now: Observed) -> bool:

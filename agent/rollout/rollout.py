@@ -20,6 +20,7 @@ from credferry.agent.errors import OrderError
 from credferry.agent.reconcile import readiness
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
+from credferry.agent.reconcile.observed import came_of_attempt
 from credferry.agent.reconcile.way import choose
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.recording import record
@@ -270,12 +271,11 @@ class Rollout:
             with self._lock(decision.vm.name, wait=False) as had:
                 if not had or self.store.attempt(decision.vm.name) != observed.attempt:
                     continue
-                proved, unit = observed.proved, observed.unit
-                if proved is not None and unit is not None and unit.is_active:
+                if (got := came_of_attempt(observed)) is not None:
                     # Report what the VM was started on: a newer generation may be sealed by now.
-                    message = f"{decision.vm.name}: runs generation {proved.generation}"
-                    event = Event.RESTARTED if isinstance(proved, Evidence) else Event.PUSHED
-                    record(self.audit, event, message, decision.vm, proved, observed.attempt)
+                    message = f"{decision.vm.name}: runs generation {got.generation}"
+                    event = Event.RESTARTED if isinstance(got, Evidence) else Event.PUSHED
+                    record(self.audit, event, message, decision.vm, got, observed.attempt)
                 self.pacer.pause.note(decision.vm.name)  # it may have ended just now
                 self.store.record_attempt(decision.vm.name, None)
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Event
+from credferry.agent.reconcile.status import UNDER_WAY
 from tests.support.cache import cache_directory
 from tests.support.deployment import Deployment, VmFiles
 from tests.support.gate import Gate
@@ -259,6 +260,25 @@ def test_killed_while_the_vm_restarts(site: Site) -> None:
     assert site.deployment.starts("web") == site.starts
 
 
+def test_killed_before_it_asks_and_the_change_is_taken_back(site: Site) -> None:
+    """What the VM runs is published again while no agent runs: nothing is under way, nothing is restarted."""
+    step = next(step for step in steps_of_a_rotation(site) if step.what == RESTART)
+    before = site.value
+    while not kill_at_message(site, step):
+        site.restart_agent()
+        site.assert_arrives("not struck before the restart")
+        before = site.value
+    site.sops.publish({"api-key": before})
+    site.value, site.starts = before, site.starts - 1
+    site.restart_agent()
+    site.deployment.wait_noted("web")
+    site.deployment.wait_in_step("web")
+    assert UNDER_WAY not in json.dumps(site.deployment.status()["web"])
+    assert site.deployment.starts("web") == site.starts
+    site.publish()
+    site.assert_arrives("a rotation afterwards")
+
+
 def test_starting_restarts_nothing(site: Site) -> None:
     """However often the agent starts, and even when its state is gone, a VM in step is left alone."""
     invocation = site.deployment.unit("web")["InvocationID"]
@@ -412,7 +432,14 @@ def strike_call(site: Site, step: Step) -> bool:
 
 
 def strike_message(site: Site, step: Step) -> bool:
-    """One rotation whose messages are held back, with a SIGKILL while the step's is; whether it was."""
+    """One rotation with a SIGKILL before the step's message; whether it struck the step."""
+    was_struck = kill_at_message(site, step)
+    assert_killed_then_arrives(site, step)
+    return was_struck
+
+
+def kill_at_message(site: Site, step: Step) -> bool:
+    """Publish, and kill the agent while the step's message is held back. Returns whether it was."""
     tracer, calls = hold(site, step, f"delay_enter={int(HELD_SECONDS * 1e6)}")
     pid = int(site.host.unit(AGENT)["MainPID"])
     site.publish()
@@ -420,7 +447,6 @@ def strike_message(site: Site, step: Step) -> bool:
     site.kill_at_once(pid)
     tracer.communicate()
     site.host.wait(lambda: site.host.unit(AGENT)["Result"] == "signal", 10, f"{step}: the agent's end")
-    assert_killed_then_arrives(site, step)
     *_, last = (line for line in site.host.path(TRACE).read_text().splitlines() if "sendmsg(" in line)
     was_held = last.endswith("= ?")  # strace's sign for a call that has not ended
     return was_held and calls()[-1] == step.what and calls().count(step.what) == step.number

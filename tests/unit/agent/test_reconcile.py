@@ -590,9 +590,20 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
         seen(WANTED, SEALED, UP, None, Assumed(INVOCATION, NEW), went(NEW, R), CHECKED), True,
         Decision(CHECKED, State.IN_STEP, forget=True), "",
     ),
-    "healthy, and another change under way": (
+    "started on something newer than the restart that was under way": (
         seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R), vm=CHECKED), True,
-        Decision(CHECKED, State.IN_STEP), "",
+        Decision(CHECKED, State.IN_STEP, forget=True), "",
+    ),
+    "started on something newer, which may be short": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R), reported=False), False,
+        Decision(VM, State.CHANGING, look_again=True), "",
+    ),
+    "before its restart began, and its change was taken back": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=INVOCATION)), True,
+        replace(IN_STEP, forget=True), "",
+    ),
+    "in step, and another change to be tried again": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, Outcome.RETRY)), True, IN_STEP, "",
     ),
     "ignored": (
         seen(WANTED, BEHIND, UP, vm=IGNORED, reported=False), True,

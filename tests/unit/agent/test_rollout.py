@@ -374,6 +374,27 @@ def test_what_cannot_be_sealed_restarts_nothing(host: Host) -> None:
     assert host.units.restarts == []
 
 
+def test_a_start_on_something_newer_ends_the_recorded_restart(host: Host) -> None:
+    """The agent died in a restart, and the VM came up on what was sealed since: that is what is recorded."""
+    host.note(before=host.units.unit(A).invocation_id)
+    host.change("three")
+    host.loop.start_vm("a")
+    host.records()
+    host.rollout.forget_ended(host.look("a"))
+    assert host.store.attempt("a") is None
+    assert [(event, generation) for event, _, _, generation, _ in host.records()] == [(Event.RESTARTED, "3")]
+
+
+def test_a_restart_that_never_began_ends_with_its_change(host: Host) -> None:
+    """The agent died before it asked, and the change was taken back: nothing is due, nothing is recorded."""
+    host.note(before=host.units.unit(A).invocation_id)
+    host.change("one")
+    host.records()
+    host.rollout.forget_ended(host.look("a"))
+    assert host.store.attempt("a") is None
+    assert host.records() == []
+
+
 def test_an_order_restarts_what_is_in_step(host: Host) -> None:
     """Onto the same generation, which is also the one to roll back to; the records are the order's."""
     host.rollout.restart("a", host.units)
