@@ -261,7 +261,7 @@ def test_killed_while_the_vm_restarts(site: Site) -> None:
 
 
 def test_killed_before_it_asks_and_the_change_is_taken_back(site: Site) -> None:
-    """What the VM runs is published again while no agent runs: nothing is under way, nothing is restarted."""
+    """What the VM runs is published again while no agent runs: nothing is under way, or restarted."""
     step = next(step for step in steps_of_a_rotation(site) if step.what == RESTART)
     before = site.value
     while not kill_at_message(site, step):
