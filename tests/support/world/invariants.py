@@ -74,6 +74,9 @@ def _check_vm(host: Machine, vm: ModelVm) -> None:
         )
     else:
         assert vm.values == wanted, f"{vm.name} does not run what is published"
+        attempt = host.store.attempt(vm.name)
+        is_begun = attempt is not None and attempt.outcome is Outcome.RESTARTING
+        assert not is_begun, f"{vm.name} rests, and others wait for its end: {attempt}"
 
 
 def _is_way_back_closed(host: Machine, vm: ModelVm) -> bool:
