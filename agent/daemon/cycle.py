@@ -101,6 +101,7 @@ class Cycle:
             # an operator's unit has taken out of service returns to it.
             look = session.pacer.hold_back(session.observer.look_at(published, vms, manager))
             self._restarts.ask(look)
+            session.sealer.prune(look)  # a source that comes and goes must not fill the store
             owed = self._settle_with_fleet(look)
             self._metrics.looked(look, session.store, with_source=False)
             self._show(look)
@@ -113,7 +114,7 @@ class Cycle:
         look = session.observer.look_at(published, vms, manager)
         self._sources.tell_back(published, now)
         look, sealed = self._act_on(look, reading.unsettled)
-        session.sealer.prune()
+        session.sealer.prune(look)
         owed = self._settle_with_fleet(look)
         self._metrics.looked(look, session.store, with_source=True)
         self._show(look)

@@ -16,11 +16,11 @@ from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, 
 from credferry.agent.messages import Messages
 from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
+from credferry.agent.reconcile.pruning import Pruning
 from credferry.agent.sealing.credential import one_line, seal
 from credferry.agent.store.guest_keys import make_missing
 from credferry.agent.store.locks import rollout_lock
 from credferry.launcher.handoff import (
-    GENERATION_MAX,
     PUSH_MANIFEST,
     Kind,
     Manifest,
@@ -59,10 +59,13 @@ class Sealer:
     """Digests already recorded as published, by VM. A retry, after a full disk say, does not repeat them."""
     _unmade: dict[str, str] = field(default_factory=dict)
     """Reasons, already logged, why a guest's key cannot be made, by VM."""
-    _unpruned: dict[str, Observed] = field(default_factory=dict)
-    """What was observed of the VMs that have older generations to remove."""
     _owed: list[Callable[[], None]] = field(default_factory=list)
     """Audit records of sealed generations that are still to be written. No later check would write them."""
+    _pruning: Pruning = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Set up what removes older generations."""
+        object.__setattr__(self, "_pruning", Pruning(self.store, self.observer.starts))
 
     def make_guest_keys(self, vms: Iterable[VmConfig]) -> None:
         """Make the keys that guests get from the host, where they are missing. A VM without is refused."""
@@ -103,18 +106,9 @@ class Sealer:
                         sealed.append(decision.vm.name)
         return sealed
 
-    def prune(self) -> None:
-        """Remove the generations that nobody needs after a sealing. Raises `StoreError`.
-
-        A crash before this leaves them until the next sealing.
-        """
-        if not self._unpruned:
-            return
-        with self.store.lock():
-            while self._unpruned:
-                name, observed = self._unpruned.popitem()
-                number = self.store.current_number(name)
-                self.store.prune(name, number, _to_keep(self.store, observed))
+    def prune(self, look: Look) -> None:
+        """Remove the generations that nobody needs after a sealing. Raises `StoreError`."""
+        self._pruning.prune(look.observed)
 
     def _not_during_its_restart(self, vm: VmConfig) -> AbstractContextManager[bool]:
         """Whether a generation of the VM may become current now. A later check seals what may not."""
@@ -123,11 +117,15 @@ class Sealer:
         return self.store.lock(rollout_lock(vm.name), wait=False)
 
     def _is_sealed(self, vm: VmConfig, wanted: Desired, observed: Observed, run: str) -> bool:
-        """Seal a VM's values, unless they are sealed. Logs why, and returns False, if that fails."""
+        """Seal a VM's values, unless they are sealed. Logs why, and returns False, if that fails.
+
+        False too where generations must be removed first, which the VM's restart in progress may need.
+        """
         if not self._is_sealed_since(observed, wanted):
+            if self._pruning.is_owed(observed):
+                return False
             try:
                 self._seal(vm, wanted, run)
-                self._unpruned[vm.name] = observed
             except (SealError, KeyFileError) as error:
                 _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
                 return False
@@ -181,6 +179,7 @@ class Sealer:
         except UnsyncedStoreError as error:  # it is sealed all the same: the next check finds it
             unsynced = error
         self._told.pop(vm.name, None)
+        self._pruning.note_sealed(vm.name)
         self._owed.append(
             partial(
                 self.audit.record,
@@ -227,20 +226,6 @@ def _as_kind(entry: ManifestEntry, value: Secret, guest: CredentialKey | None) -
                     hint="make one: credferry guest-key create",
                 )
             return Secret(one_line(seal(value.reveal(), name=entry.name, key=guest)))
-
-
-def _to_keep(store: Store, observed: Observed) -> Container[int]:
-    """Generations that a rollback may need, regardless of how many were sealed since."""
-    if observed.unit is None:  # systemd was not asked, so it is not known what the VM runs
-        return range(GENERATION_MAX + 1)
-    kept, runs = set(), observed.runs
-    if runs is not None:
-        kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
-    if observed.pushed is not None:
-        kept.add(observed.pushed.asked)
-    if observed.attempt is not None:
-        kept |= {observed.attempt.previous, observed.attempt.ran}
-    return kept
 
 
 def _changed(before: Manifest | None, entries: Iterable[ManifestEntry]) -> dict[str, str]:

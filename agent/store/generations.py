@@ -35,7 +35,7 @@ from credferry.agent.store.locks import SEAL_LOCK, locked
 from credferry.agent.store.record_files import RecordFiles, written_at
 from credferry.agent.store.retention import Retention, generation_numbers
 from credferry.agent.store.sealed_files import SealedFiles
-from credferry.launcher.handoff import MANIFEST_FILE, value_file
+from credferry.launcher.handoff import GENERATION_MAX, MANIFEST_FILE, value_file
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -114,8 +114,12 @@ class Store(RecordFiles):
         return generation_numbers(self._generations(vm))
 
     def next_number(self, vm: str) -> int:
-        """The number of the VM's next generation: one more than the highest number that is there."""
-        return max(self.numbers(vm), default=0) + 1
+        """The number of the VM's next generation. No earlier one had it: no pruning removes the newest.
+
+        The directory of the current one may be gone, by hand. Its number is in the link.
+        """
+        current = self.current_number(vm)
+        return max(*self.numbers(vm), current if current < GENERATION_MAX else 0, 0) + 1
 
     def write(
         self, manifest: Manifest, values: Mapping[str, Secret], keep: Container[int] | None = ()
@@ -160,10 +164,10 @@ class Store(RecordFiles):
         return self._generations(vm) / str(number) if number and self.sealing.options is None else None
 
     def prune(self, vm: str, current: int, keep: Container[int]) -> None:
-        """Remove the generations that no rollback needs, after ``current`` has been written.
+        """Remove the generations that no rollback needs.
 
-        The store keeps the newest whole generations (`retention.KEEP`, with the current one) and those in
-        ``keep``.
+        The store keeps the newest whole generations (`retention.KEEP`, with the current one), as many newer
+        ones after a rollback, and those in ``keep``.
         """
         is_as_written = self.known.is_as_written(vm, current)
         self._retention.prune(self._generations(vm), current, keep)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from credferry.launcher.handoff import GENERATION_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
     from pathlib import Path
 
     from credferry.agent.store.sealed_files import SealedFiles
@@ -38,21 +38,31 @@ class Retention:
     _whole: dict[Path, set[int]] = field(default_factory=dict)
     """By directory: generations that are known to be whole. To open all of them each time would be slow."""
 
-    def prune(self, generations: Path, current: int, keep: Container[int]) -> None:
-        """Remove generations of a VM after a new one, ``current``, has been written whole.
+    def prune(self, generations: Path, current: int, keep: Container[int]) -> list[int]:
+        """Remove generations of a VM. Returns the numbers of those that stay.
 
-        The newest whole generations stay (`KEEP`, with the current one), and those in ``keep``.
+        The newest whole generations stay (`KEEP`, with the current one), and those in ``keep``. After a
+        rollback there are newer ones than the current one. As many of them stay: so the highest number is
+        never used again, and what failed again and again does not fill the store.
         """
         numbers = sorted(generation_numbers(generations), reverse=True)
-        older = (number for number in numbers if number <= current)
-        # A half-written generation, left by a crash, must not replace one that a rollback could use.
         known = self._whole.get(generations, set()) | {current}
-        whole = (
-            each
-            for each in older
-            if each in known or not self.files.is_half_written(generations / str(each))
-        )
-        kept = self._whole[generations] = set(islice(whole, KEEP))
+        older = self._newest_whole(generations, [each for each in numbers if each <= current], known)
+        newer = self._newest_whole(generations, [each for each in numbers if each > current], known)
+        kept = self._whole[generations] = older | newer
         for number in numbers:
             if number not in kept and number not in keep:
                 shutil.rmtree(generations / str(number), ignore_errors=True)
+        return [number for number in numbers if number in kept or number in keep]
+
+    def _newest_whole(self, generations: Path, numbers: Iterable[int], known: Container[int]) -> set[int]:
+        """The first `KEEP` of these generations that are whole, as those in ``known`` are.
+
+        A half-written generation, left by a crash, must not replace one that a rollback could use.
+        """
+        whole = (
+            each
+            for each in numbers
+            if each in known or not self.files.is_half_written(generations / str(each))
+        )
+        return set(islice(whole, KEEP))

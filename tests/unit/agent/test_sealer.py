@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from credferry.agent.audit.events import Event
 from credferry.agent.config.loading import parse
 from credferry.agent.errors import StoreError, UnsyncedStoreError
-from credferry.agent.reconcile import sealer
 from credferry.agent.reconcile.observer import Observer
+from credferry.agent.reconcile.pruning import needed
 from credferry.agent.reconcile.rekey import renew
 from credferry.agent.reconcile.sealer import Sealer
 from credferry.agent.sealing.credential import unseal
@@ -27,7 +27,6 @@ from credferry.agent.store.opening import guest_key_path
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.systemd.units import UnitState
 from credferry.launcher.handoff import (
-    GENERATION_MAX,
     PUSH_MANIFEST,
     Channel,
     Kind,
@@ -344,7 +343,7 @@ def test_what_a_look_found_out_is_written_down(recorded: tuple[Host, Recorded]) 
 
 
 def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Recorded]) -> None:
-    """What the VM runs, and what its last restart would go back to; all where systemd was not asked.
+    """What the VM runs, and what its last restart would go back to.
 
     If what the VM runs is gone, the newest generation with the same values takes its place.
     """
@@ -353,8 +352,6 @@ def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Rec
         host.rotate(f"value {number}")
         host.sealer.seal_due(look_at(host, "web"))
     (now,) = look_at(host, "web").observed
-    known = sealer._to_keep(host.store, now)
-    assert all(number in known for number in (0, 1, 99, GENERATION_MAX))
     unit = UnitState("microvm@web.service", "loaded", "active", "running", "a" * 32)
     second = host.store.generation("web", 2)
     assert second is not None
@@ -373,8 +370,7 @@ def test_generations_that_a_rollback_may_need_are_kept(recorded: tuple[Host, Rec
         ),
     ]
     for fields, kept in cases:
-        found = sealer._to_keep(host.store, dataclasses.replace(now, unit=unit, **fields))
-        assert {number for number in range(9) if number in found} == kept
+        assert needed(host.store, dataclasses.replace(now, unit=unit, **fields)) == kept
 
 
 def test_a_sealing_keeps_what_a_rollback_may_need(recorded: tuple[Host, Recorded]) -> None:
@@ -382,7 +378,9 @@ def test_a_sealing_keeps_what_a_rollback_may_need(recorded: tuple[Host, Recorded
     host, _ = recorded
     for number in range(1, 8):
         host.rotate(f"value {number}")
-        host.sealer.seal_due(look_at(host, "web"))
+        look = look_at(host, "web")
+        host.sealer.seal_due(look)
+        host.sealer.prune(look)
     assert all(host.store.generation("web", number) is not None for number in range(1, 8))
 
 
@@ -399,7 +397,7 @@ def test_a_sealing_keeps_the_generation_that_the_vm_runs(recorded: tuple[Host, R
         look = look_at(host, "web")
         running = dataclasses.replace(look.observed[0], unit=unit, evidence=evidence)
         assert host.sealer.seal_due(dataclasses.replace(look, observed=(running,))) == ["web"]
-        host.sealer.prune()
+        host.sealer.prune(dataclasses.replace(look, observed=(running,)))
     assert sorted(host.store.numbers("web")) == [1, 5, 6, 7]
 
 

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""Which generations go when, in the daemon's own loop: VMs roll back, restarts last, agents crash."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec import structs
+
+from credferry.agent.audit.events import Event
+from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.pruning import _MOST
+from credferry.agent.store.locks import rollout_lock
+from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.retention import KEEP
+from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
+from tests.support.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from credferry.agent.reconcile.observer import Look
+    from credferry.agent.store.generations import Store
+
+VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
+UNIT = "microvm@a.service"
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    """A service with one VM, which runs generation 1, and is restarted once for each change."""
+    made = Loop(tmp_path, VM)
+    made.configure(VM, "attempts = 1")
+    made.publish(x="one")
+    with made.running():
+        made.turn()
+        made.start_vm("a")
+        made.turn()
+        yield made
+
+
+def store_of(loop: Loop) -> Store:
+    """The store of the service."""
+    return loop.service._session.store
+
+
+def numbers(loop: Loop) -> list[int]:
+    """The generations of the VM that are there."""
+    return sorted(store_of(loop).numbers("a"))
+
+
+def look(loop: Loop) -> Look:
+    """A look at the VM."""
+    config = loop.service._session.config
+    return loop.service._session.observer.look_or_refuse(config.vms.values(), loop.units)
+
+
+def add(loop: Loop, *, to: int) -> None:
+    """Have the VM get more generations than the agent knows of, as those that a crash leaves."""
+    store = store_of(loop)
+    now = store.current("a")
+    assert now is not None
+    for number in range(now.generation + 1, to + 1):
+        store.write(now.but(generation=number, key=""), {"X": Secret(b"one")}, None)
+    loop.service._session.sealer._pruning.note_sealed("a")
+
+
+def fail_on(loop: Loop, *generations: int) -> threading.Event:
+    """Have the VM start on no generation of these. Returns what tells of a start on another one."""
+    started = threading.Event()
+
+    def job(_unit: str) -> str:
+        if store_of(loop).current_number("a") in generations:
+            loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
+            return "failed"
+        loop.start_vm("a")
+        started.set()
+        return "done"
+
+    loop.units.job = job
+    return started
+
+
+def test_a_number_is_never_used_again(loop: Loop) -> None:
+    """The generation that failed stays until newer ones exist, so the next one has another number."""
+    is_back = fail_on(loop, 2)
+    loop.publish(x="two")
+    loop.turn()  # the look at all VMs after this change is still owed, and prunes
+    assert is_back.wait(20)
+    with store_of(loop).lock(rollout_lock("a")):  # the worker has done its work
+        assert Event.ROLLED_BACK in loop.events()
+    loop.turn()
+    assert store_of(loop).current_number("a") == 1
+    assert numbers(loop) == [1, 2]
+    loop.publish(x="three")
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    sealed = [said for event, said in loop.told() if event is Event.SEALED]
+    assert sealed == [f"a: generation {number} is sealed" for number in (1, 2, 3)]
+
+
+def test_a_number_is_not_used_again_though_its_generation_was_removed(loop: Loop) -> None:
+    """An operator removed the current generation by hand: its number is known from the link."""
+    add(loop, to=4)
+    (loop.top / "state/vms/a/generations/4").rename(loop.top / "gone")
+    assert store_of(loop).next_number("a") == 5
+
+
+def test_the_way_back_stays_while_an_ordered_rollback_is_under_way(loop: Loop) -> None:
+    """The VM ran 2, is ordered back to 1, and 1 does not start: it goes back to 2, whatever looks do."""
+    on_two, on_one, looked = threading.Event(), threading.Event(), threading.Event()
+
+    def job(_unit: str) -> str:
+        if store_of(loop).current_number("a") == 1:
+            on_one.set()
+            assert looked.wait(20)
+            loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
+            return "failed"
+        loop.start_vm("a")
+        on_two.set()
+        return "done"
+
+    loop.units.job = job
+    loop.publish(x="two")
+    loop.turn()  # the look at all VMs after this change is still owed, and prunes
+    assert on_two.wait(20)
+    rollout = loop.service._session.rollout  # it waits for the VM's lock, so for the end of the restart
+    worker = threading.Thread(target=rollout.roll_back, args=("a", loop.units, "r" * 32))
+    worker.start()
+    assert on_one.wait(20)
+    loop.turn()
+    looked.set()
+    worker.join()
+    assert numbers(loop) == [1, 2]
+    assert store_of(loop).current_number("a") == 2
+    assert loop.units.unit(UNIT).is_active
+
+
+def test_generations_that_failed_do_not_fill_the_store(loop: Loop) -> None:
+    """Each change fails and is rolled back: the newest of them stay, beside what the VM runs."""
+    fail_on(loop, *range(2, 12))
+    for number in range(2, 12):
+        loop.publish(x=str(number))
+        loop.turn()
+        loop.turn(lambda: loop.events().count(Event.ROLLED_BACK) == number - 1)  # noqa: B023 (used at once)
+    loop.turn()
+    assert numbers(loop) == [1, 9, 10, 11]
+
+
+@pytest.mark.parametrize("which", ["previous", "ran"])
+def test_what_a_rollback_needs_is_read_again_when_others_are_removed(loop: Loop, which: str) -> None:
+    """What was observed before is old: the record of a restart that was written since counts."""
+    add(loop, to=8)
+    before = look(loop)
+    with store_of(loop).lock(rollout_lock("a")):
+        attempt = loop_attempt(loop, **{which: 3})
+        store_of(loop).record_attempt("a", attempt)
+        loop.service._session.sealer.prune(before)
+        assert numbers(loop) == list(range(1, 9)), "a worker is at the VM"
+    loop.service._session.sealer.prune(before)
+    assert numbers(loop) == [1, 3, 6, 7, 8]
+
+
+def loop_attempt(loop: Loop, **fields: int) -> Attempt:
+    """A failed restart of the VM onto what is current."""
+    manifest = store_of(loop).current("a")
+    assert manifest is not None
+    return structs.replace(Attempt(manifest.digest, Outcome.FAILED), **fields)
+
+
+def test_what_a_vm_has_been_started_on_since_the_look_stays(loop: Loop) -> None:
+    """Root's evidence of a later start than the one that the look saw is read again."""
+    add(loop, to=8)
+    before = look(loop)
+    started = store_of(loop).generation("a", 4)
+    assert started is not None
+    evidence = loop.top / "run" / EVIDENCE_PARENT
+    for each in evidence.iterdir():
+        each.unlink()
+    (evidence / evidence_name("a", "5" * 32)).write_bytes(started.to_bytes())
+    loop.service._session.sealer.prune(before)
+    assert numbers(loop) == [1, 4, 6, 7, 8]
+
+
+def test_nothing_is_removed_while_it_is_not_known_what_a_vm_runs(loop: Loop) -> None:
+    """Without systemd's word all stay, and they go once there is one."""
+    add(loop, to=8)
+    seen = look(loop)
+    blind = replace(seen, observed=tuple(replace(each, unit=None) for each in seen.observed))
+    loop.service._session.sealer.prune(blind)
+    assert numbers(loop) == list(range(1, 9))
+    loop.service._session.sealer.prune(seen)
+    assert numbers(loop) == [1, 6, 7, 8]
+
+
+def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> None:
+    """A producer publishes, and takes all away before the look at all VMs, again and again."""
+    for number in range(30):
+        loop.publish(x=str(number))
+        loop.turn()
+        (loop.top / "secrets").unlink()
+        loop.turn(lambda: True)
+        assert len(numbers(loop)) <= KEEP + 2
+    assert store_of(loop).current_number("a") == 31
+
+
+def test_no_more_is_sealed_than_a_bound_while_a_restart_lasts(loop: Loop) -> None:
+    """A restart may need what nothing names yet, so older generations stay. What is published waits then."""
+    loop.service._session.store.hold("a", held=True)
+    with store_of(loop).lock(rollout_lock("a")):
+        for number in range(_MOST + 5):
+            loop.publish(x=str(number))
+            loop.turn()
+            loop.turn()
+        assert numbers(loop) == list(range(1, KEEP + _MOST + 1))
+    loop.turn(lambda: loop.decision("a").seal is None)  # removes what is too much, and then seals
+    loop.turn()
+    assert numbers(loop) == [1, *range(KEEP + _MOST - 1, KEEP + _MOST + 2)]
+
+
+@pytest.mark.parametrize("how", ["reload", "start"])
+def test_what_a_crash_left_goes_with_the_first_look(loop: Loop, how: str) -> None:
+    """An agent that ended before it removed older generations does so at its next start, or at a reload."""
+    add(loop, to=9)
+    store_of(loop).revert("a", 9)
+    if how == "reload":
+        loop.service._reload()
+        loop.turn()
+    else:
+        loop.service._restarts.stop()
+        with loop.running():
+            loop.turn()
+            loop.turn()
+    assert numbers(loop) == [1, 7, 8, 9]
+
+
+def test_a_steady_look_reads_no_directory_of_generations(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been examined once is examined again only after a sealing."""
+    read: list[str] = []
+    monkeypatch.setattr("credferry.agent.store.generations.generation_numbers", read.append)
+    loop.turn()
+    loop.turn()
+    assert read == []
