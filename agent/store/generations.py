@@ -170,7 +170,7 @@ class Store(RecordFiles):
         ones after a rollback, and those in ``keep``.
         """
         is_as_written = self.known.is_as_written(vm, current)
-        self._retention.prune(self._generations(vm), current, keep)
+        self.known.keep(vm, self._retention.prune(self._generations(vm), current, keep))
         if is_as_written:  # one link less to a file changes its ctime
             self.known.note_files(vm, current)
 

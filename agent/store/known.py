@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from credferry.agent.store.sealed_files import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
     from pathlib import Path
 
     from credferry.launcher.handoff import Manifest
@@ -28,7 +28,7 @@ class KnownGenerations:
     state: Path
     _current: dict[str, tuple[object, Manifest | None]] = field(default_factory=dict)
     """By VM: what ``current`` was when it was opened last, and the manifest there."""
-    _digests: dict[tuple[str, int], tuple[object, str]] = field(default_factory=dict)
+    _digests: dict[str, dict[int, tuple[object, str]]] = field(default_factory=dict)
     """By VM and number: a generation's identity when it was opened, and its digest."""
     _written: dict[str, Files | None] = field(default_factory=dict)
     """By VM: the files of the generation that this process wrote last."""
@@ -47,15 +47,23 @@ class KnownGenerations:
     def digest(self, vm: str, number: int, open_it: Callable[[], Manifest | None]) -> str:
         """The digest of a generation; empty for none. It is opened if it is not as it was."""
         seen = identity(f"{self.state}/vms/{vm}/generations/{number}")
-        known = self._digests.get((vm, number))
+        of_vm = self._digests.setdefault(vm, {})
+        known = of_vm.get(number)
         if seen is not None and known is not None and known[0] == seen:
             return known[1]
         manifest = open_it() if seen is not None else None
         if manifest is None:
-            self._digests.pop((vm, number), None)
+            of_vm.pop(number, None)
             return ""
-        self._digests[vm, number] = seen, manifest.digest
+        of_vm[number] = seen, manifest.digest
         return manifest.digest
+
+    def keep(self, vm: str, numbers: Container[int]) -> None:
+        """Forget all generations of a VM but these: the others are gone."""
+        of_vm = self._digests.get(vm, {})
+        for number in [*of_vm]:
+            if number not in numbers:
+                of_vm.pop(number, None)  # another thread may have done so
 
     def note_written(self, manifest: Manifest) -> None:
         """Note a generation that this process has just written, and made current."""

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
+from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -246,3 +249,39 @@ def test_a_steady_look_reads_no_directory_of_generations(
     loop.turn()
     loop.turn()
     assert read == []
+
+
+def sizes(found: object, path: str, seen: dict[int, object], into: dict[str, int]) -> None:
+    """How many entries each collection has that can be reached from an object of the agent, by path."""
+    if id(found) in seen:
+        return
+    seen[id(found)] = found
+    children: list[tuple[str, object]] = []
+    if isinstance(found, (dict, list, set, frozenset, tuple, deque)):
+        into[path] = into.get(path, 0) + len(found)
+        children = [(f"{path}[]", each) for each in (found.values() if isinstance(found, dict) else found)]
+    elif type(found).__module__.startswith("credferry."):
+        slots = {name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ())}
+        names = slots | set(getattr(found, "__dict__", ()))
+        children = [(f"{path}.{name}", getattr(found, name, None)) for name in sorted(names)]
+    elif isinstance(found, MethodType):
+        children = [(f"{path}.__self__", found.__self__)]
+    elif isinstance(found, partial):
+        children = [(f"{path}.func", found.func), (f"{path}.args", found.args)]
+    for name, child in children:
+        sizes(child, name, seen, into)
+
+
+def test_no_memory_is_kept_for_a_rotation(loop: Loop) -> None:
+    """After many rotations the agent keeps as much in memory as after a few, in each of its collections."""
+    found: list[dict[str, int]] = []
+    for number in range(1, 31):
+        loop.publish(x=str(number))
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        loop.turn()
+        if number % 10 == 0:
+            found.append({})
+            sizes(loop.service, "service", {}, found[-1])
+    few, _, many = found
+    assert {path: (few.get(path, 0), size) for path, size in many.items() if size > few.get(path, 0)} == {}
+    assert any(path.endswith("store.known._digests") for path in many)
