@@ -44,6 +44,13 @@ def to_roll_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
             f"{observed.vm.name}: no kept generation before {manifest.generation} has other values",
             hint="publish the earlier values again",
         )
+    if not store.opens(observed.vm.name, previous.generation):
+        raise OrderError(
+            "NothingBefore",
+            f"{observed.vm.name}: generation {previous.generation}, the one before, cannot be opened: "
+            "its files are damaged, or the host's TPM does not open them now",
+            hint="publish the earlier values again",
+        )
     return manifest, previous
 
 

@@ -82,7 +82,10 @@ class Rollback:
         """
         manifest = self.store.revert(vm.name, attempt.previous)
         if manifest is None:
+            # A start onto it would fail, and would leave it as what the VM's next start gets, too.
             reason = "the previous generation no longer exists"
+            if self.store.generation(vm.name, attempt.previous) is not None:
+                reason = f"the previous generation, {attempt.previous}, cannot be opened"
             message = f"{vm.name}: {reason}"
             self.audit.record(Event.ROLLBACK_FAILED, message, run=attempt.order, vm=vm.name, unit=vm.unit)
             return reason

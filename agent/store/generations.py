@@ -27,7 +27,6 @@ from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from credferry.agent.errors import SealError, StoreError
-from credferry.agent.sealing.policy import OF_HOST
 from credferry.agent.store.at_rest import AtRest
 from credferry.agent.store.files import UnsyncedError, point, store_error, sync_directory
 from credferry.agent.store.known import KnownGenerations
@@ -216,13 +215,13 @@ class Store(RecordFiles):
         self.known.give_up(vm)
 
     def revert(self, vm: str, number: int) -> Manifest | None:
-        """Make an older generation current again. Returns its manifest; None where it cannot be opened.
+        """Make an older generation current again. Returns its manifest; None where not all of it opens.
 
         Raises `StoreError` where ``current`` cannot be changed.
         """
         directory = self.vm_directory(vm)
         manifest = self.generation(vm, number)
-        if manifest is not None and self._opens(vm, number):
+        if manifest is not None and self.opens(vm, number):
             try:
                 point(directory / "current", f"generations/{number}")
             except OSError as error:
@@ -230,10 +229,8 @@ class Store(RecordFiles):
             return manifest
         return None
 
-    def _opens(self, vm: str, number: int) -> bool:
-        """Whether the values of a generation open. The host's key opens all where it opens the manifest."""
-        if self.policies(vm, number) == {OF_HOST}:
-            return True
+    def opens(self, vm: str, number: int) -> bool:
+        """Whether all values of a generation open. One damaged file may be that of several generations."""
         try:
             self.values(vm, number)
         except (StoreError, SealError):

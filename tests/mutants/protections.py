@@ -675,6 +675,27 @@ PROTECTIONS: Final = (
         ("tests/unit/agent/test_approval.py::test_what_is_published_during_the_restart_is_not_approved",),
     ),
     Protection(
+        "no generation becomes current again of which a value does not open",
+        (
+            Edit(
+                "agent/store/generations.py",
+                "if manifest is not None and self.opens(vm, number):",
+                "if manifest is not None:",
+            ),
+        ),
+        (
+            "tests/unit/agent/store/test_generations.py::test_no_way_back_to_values_that_do_not_open",
+            "tests/unit/agent/test_service.py::test_a_vm_is_not_put_back_onto_what_does_not_open",
+        ),
+    ),
+    Protection(
+        "nothing is removed that a restart in progress may go back to",
+        (Edit("agent/reconcile/pruning.py", "if is_at_rest:", "if True:"),),
+        (
+            "tests/unit/agent/test_pruning.py::test_what_a_rollback_needs_is_read_again_when_others_are_removed",
+        ),
+    ),
+    Protection(
         "nothing but what is approved is restarted onto",
         (
             Edit(

@@ -33,6 +33,14 @@ def unbound(written: Manifest | None) -> Manifest:
     return written.but(key="", credentials=tuple(entry.but(digest="") for entry in written.credentials))
 
 
+def damage(file: Path) -> None:
+    """Have one byte of a file be another, in its place: each name of the file has it then."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    with file.open("r+b") as opened:
+        opened.write(content)
+
+
 def numbers(store: Store) -> set[int]:
     """The generations that are there."""
     return {int(path.name) for path in (store.vm_directory("web") / "generations").iterdir()}

@@ -15,7 +15,7 @@ import pytest
 from credferry.agent.audit import writer as journal
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.config.loading import load
-from credferry.agent.errors import KeyFileError
+from credferry.agent.errors import KeyFileError, OrderError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.sealing.keys import create_key, read_key
@@ -24,6 +24,7 @@ from credferry.agent.store import opening
 from credferry.agent.store.opening import guest_key_path, open_store
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.launcher.handoff import Secret
+from tests.support.generations import damage
 from tests.support.loop import MACHINE_ID, Loop
 
 if TYPE_CHECKING:
@@ -918,6 +919,41 @@ def test_an_order_restarts_no_vm_that_would_not_start_again(loop: Loop, order: O
     assert "chmod 0400" in loop.service._orders.result("a")
     assert loop.units.restarts == [UNIT]
     assert loop.service._session.store.attempt("a") is None
+
+
+def test_an_order_does_not_go_back_to_what_does_not_open(loop: Loop) -> None:
+    """The operator hears so at once. What the VM's next start gets stays what it runs."""
+    loop.publish(x="two")
+    loop.turn(lambda: Event.RESTARTED in loop.events())
+    damage(loop.top / "state/vms/a/generations/1/value.X")
+    with pytest.raises(OrderError, match="generation 1, the one before, cannot be opened"):
+        loop.service._orders.give("a", Order.ROLL_BACK, Operator.of_user(0, ""))
+    loop.turn()
+    assert loop.service._session.store.current_number("a") == 2
+    assert loop.units.restarts == [UNIT]
+    assert loop.service._session.store.attempt("a") is None
+
+
+def test_a_vm_is_not_put_back_onto_what_does_not_open(tmp_path: Path) -> None:
+    """Its restart failed, and what it ran before was damaged meanwhile: no start is tried onto that."""
+    loop = Loop(tmp_path, VM)
+    loop.configure(VM, "attempts = 1")
+    loop.publish(x="one")
+
+    def job(_unit: str) -> str:
+        damage(loop.top / "state/vms/a/generations/1/value.X")
+        loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
+        return "failed"
+
+    with loop.running() as service:
+        in_step(loop)
+        loop.units.job = job
+        loop.publish(x="two")
+        loop.turn(lambda: Event.ROLLBACK_FAILED in loop.events())
+        loop.turn()
+        assert loop.units.restarts == [UNIT]
+        assert service._session.store.current_number("a") == 2
+        assert (Event.ROLLBACK_FAILED, "a: the previous generation, 1, cannot be opened") in loop.told()
 
 
 def test_others_wait_for_a_canary_that_would_not_start_again(tmp_path: Path) -> None:

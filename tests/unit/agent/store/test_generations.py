@@ -21,7 +21,7 @@ from credferry.agent.store.records import Attempt, Outcome
 from credferry.agent.store.retention import KEEP
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import Channel, Secret, Stamp
-from tests.support.generations import CANARY, KEY, failing_sync, manifest, numbers, unbound
+from tests.support.generations import CANARY, KEY, damage, failing_sync, manifest, numbers, unbound
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,6 +189,18 @@ def test_the_way_back(store: Store) -> None:
     assert unbound(store.revert("web", 1)) == manifest(1, "A")
     assert store.values("web") == {"A": Secret(b"1")}
     assert store.next_number("web") == 3
+
+
+def test_no_way_back_to_values_that_do_not_open(store: Store) -> None:
+    """One damaged file is that of all generations with the same value. None becomes current again."""
+    for number, other in enumerate((b"1", b"2", b"3"), 1):
+        store.write(manifest(number, "A", "B"), {"A": Secret(b"same"), "B": Secret(other)})
+    damage(store.vm_directory("web") / "generations/1/value.A")
+    assert not any(store.opens("web", number) for number in (1, 2, 3))
+    assert [store.revert("web", number) for number in (1, 2)] == [None, None]
+    assert store.current_number("web") == 3
+    store.write(manifest(4, "A", "B"), {"A": Secret(b"same"), "B": Secret(b"3")})
+    assert store.opens("web", 4), "what is damaged is not used again"
 
 
 def test_times(store: Store) -> None:
