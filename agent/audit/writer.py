@@ -66,11 +66,9 @@ class Fact:
 
 @dataclass(slots=True)
 class _Own:
-    """The head that this object kept last. While the file is still that one, nothing need be read."""
+    """The head that this object kept last, and whether it was sent. So the note of that need not be read."""
 
     head: Head = field(default_factory=Head)
-    file: tuple[int, int, int] | None = None
-    """Identity of the head's file."""
     is_sent: bool = False
 
 
@@ -187,16 +185,18 @@ class Audit:
                 os.close(descriptor)
 
     def _head(self) -> Head:
-        """The chain's head. The caller holds the lock."""
-        file = _identity(self.store.state)
-        if file is not None and file == self._own.file:
-            return self._own.head
-        return kept_head(self.store.state) or Head()
+        """The chain's head. The caller holds the lock.
+
+        This reads the file each time. Its inode and times cannot show that no other process has replaced it:
+        file systems give freed inodes to new files, and before Linux 6.13 times can be 4 ms or more too old.
+        """
+        head = kept_head(self.store.state) or Head()
+        return self._own.head if head == self._own.head else head
 
     def _keep(self, head: Head) -> None:
         try:
             replace_durably(self.store.state / HEAD_FILE, msgspec.json.encode(head))
-            self._own.head, self._own.file, self._own.is_sent = head, _identity(self.store.state), False
+            self._own.head, self._own.is_sent = head, False
         except OSError as error:
             raise StoreError(
                 f"{self.store.state / HEAD_FILE}: the agent cannot write the number of its last audit "
@@ -223,15 +223,6 @@ def _is_with(head: Head, key: CredentialKey) -> bool:
         return head.key == _id(key)
     own = [each for each in head.fields if not each.startswith("CREDFERRY_HASH=")]
     return are_same(chain_hash(key.derive("audit"), own), head.hash)
-
-
-def _identity(state: Path) -> tuple[int, int, int] | None:
-    """Changes when somebody writes or replaces the head's file; None where there is none."""
-    try:
-        status = os.lstat(f"{state}/{HEAD_FILE}")
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def kept_head(state: Path) -> Head | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import tempfile
@@ -20,7 +21,7 @@ from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 KEY = CredentialKey(b"a key of the host's")
 
@@ -79,6 +80,31 @@ def test_what_is_sent_is_written_down(store: Store, journal: Journal) -> None:
         assert head
         assert sent(store.state) == (number, head.hash) == (head.sequence, head.hash)
     Audit(store, Sender(str(journal.path))).record(Event.RELEASED, "released", vm="web")
+    assert journal.numbers() == [1, 2, 3, 4]
+
+
+def always(real: Callable[..., os.stat_result], file: str, status: os.stat_result) -> object:
+    """A function as ``real`` that has this one status of the file, whatever becomes of it."""
+    return lambda path, **named: status if str(path) == file else real(path, **named)
+
+
+def test_a_head_that_another_process_wrote(
+    store: Store, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is used twice, even if the head's file has its former inode and times after the writes.
+
+    ext4 gives a file the inode of one that was just removed, and before Linux 6.13 all writes within 4 ms
+    have one time. This test cannot make a kernel do so: here every status of the file is the first one.
+    """
+    ours, theirs = (Audit(store, Sender(str(journal.path))) for _ in range(2))
+    ours.record(Event.HELD, "held", vm="web")
+    head = store.state / "audit.json"
+    status = head.stat()
+    for real in (os.stat, os.lstat):
+        monkeypatch.setattr(os, real.__name__, always(real, str(head), status))
+    for _ in range(2):
+        theirs.record(Event.HELD, "held", vm="web")
+    ours.record(Event.HELD, "held", vm="web")
     assert journal.numbers() == [1, 2, 3, 4]
 
 
