@@ -158,7 +158,8 @@ _RESTART_ENDS = {
 }
 _RESTARTING = {Order.ROTATE, Order.RESTART, Order.ROLL_BACK, Order.RETRY}
 """Orders that may lead to a restart, and so begin a story."""
-_ASKED = Event.RESTART_ASKED.label
+_LAUNCHING_ENDS = {Event.RESTARTED, Event.ROLLED_BACK, Event.ROLLBACK_FAILED}
+"""Results of a launch. The launcher writes its stamp before its record, so a result may come before it."""
 _LATE_SECONDS = 5.0
 _ENDED = {
     RotationOutcome.RESTARTED,
@@ -193,6 +194,15 @@ def tell(records: Sequence[Record], periods: Sequence[Period] = ()) -> Story:
     return Story(tuple(rotations), tuple(teller.facts))
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A result that came before the record of its launch."""
+
+    rotation: Rotation
+    generation: int | None
+    time: datetime
+
+
 class _RotationBuilder:
     def __init__(self) -> None:
         self.rotations: dict[tuple[str, str], Rotation] = {}
@@ -200,7 +210,9 @@ class _RotationBuilder:
         self._latest: dict[str, Rotation] = {}
         self._restarting: dict[str, Rotation] = {}
         self._pushing: dict[str, Rotation] = {}
-        self._ordered: dict[str, Rotation] = {}
+        self._launched: dict[str, set[int | None]] = {}
+        """By VM: the generations that it was launched with since a restart was asked for."""
+        self._ends: dict[str, _End] = {}
         self._values: dict[tuple[str, str], dict[str, Earlier]] = {}
         self._now: dict[tuple[str, str], str] = {}
 
@@ -211,10 +223,12 @@ class _RotationBuilder:
             return
         step = Step(record.time, record.event.label, _text(record))
         is_over = rotation.outcome in _ENDED and record.vm not in self._restarting
-        if record.event is Event.LAUNCHED and _lacks_launch(rotation, record):
-            # The launcher writes its stamp before its record, so the agent's record may come first.
-            rotation.steps.append(step)
-            return
+        if record.event is Event.LAUNCHED:
+            self._launched.setdefault(record.vm, set()).add(record.generation)
+            if self._ended_by(record) is rotation:
+                del self._ends[record.vm]
+                rotation.steps.append(step)
+                return
         if record.event in _OF_A_VM and is_over:
             rotation.later.append(step)
             return
@@ -243,10 +257,8 @@ class _RotationBuilder:
                 return restarting
             case Event.ROLLED_BACK | Event.ROLLBACK_FAILED if pushing:
                 return pushing
-            case Event.LAUNCHED if (ordered := self._ordered.get(record.vm)) and _lacks_launch(
-                ordered, record
-            ):
-                return ordered
+            case Event.LAUNCHED if found := self._ended_by(record) or self._put_back_by(record):
+                return found
             case Event.WAITING:
                 latest = self._latest.get(record.vm)
                 return latest if latest is not None and latest.outcome is RotationOutcome.SEALED else None
@@ -257,10 +269,30 @@ class _RotationBuilder:
         """Begin a story for an order. A sealed change that waits for its start is not superseded."""
         ordered = Ordered(record.order, record.caller, record.caller_uid, record.reason)
         rotation = Rotation(record.vm, record.run, ordered=ordered)
-        self.rotations[record.run, record.vm] = self._ordered[record.vm] = rotation
+        self.rotations[record.run, record.vm] = rotation
         if record.order == Order.ROLL_BACK:  # no record says that a rollback asks for its restart
-            self._restarting[record.vm] = rotation
+            self._begin(record.vm, self._restarting, rotation)
         return rotation
+
+    def _begin(self, vm: str, under_way: dict[str, Rotation], rotation: Rotation) -> None:
+        """Note that a restart or a push of a VM begins. Launches before it are not its own."""
+        under_way[vm] = rotation
+        self._launched.pop(vm, None)
+        self._ends.pop(vm, None)
+
+    def _ended_by(self, record: Record) -> Rotation | None:
+        """The rotation whose result was recorded a moment before this record of its launch."""
+        end = self._ends.get(record.vm)
+        if end is None or end.generation != record.generation:
+            return None
+        return end.rotation if (record.time - end.time).total_seconds() < _LATE_SECONDS else None
+
+    def _put_back_by(self, record: Record) -> Rotation | None:
+        """The rotation whose push has failed, if this is the launch of its rollback."""
+        pushing = self._pushing.get(record.vm)
+        if pushing is None or pushing.outcome is not RotationOutcome.FAILED:
+            return None
+        return pushing if pushing.generation != record.generation else None
 
     def _of_run(self, record: Record) -> Rotation:
         key = record.run, record.vm
@@ -275,17 +307,24 @@ class _RotationBuilder:
     def _judge(self, record: Record, rotation: Rotation) -> None:
         rotation.generation = rotation.generation or record.generation
         if record.event is Event.RESTART_ASKED:
-            self._restarting[record.vm] = rotation
+            self._begin(record.vm, self._restarting, rotation)
         elif record.event is Event.PUSH_ASKED:  # a launch meanwhile is no part of the push
-            self._pushing[record.vm] = rotation
+            self._begin(record.vm, self._pushing, rotation)
         elif record.event in _RESTART_ENDS:
             self._restarting.pop(record.vm, None)
             self._pushing.pop(record.vm, None)
+        is_launched = record.generation in self._launched.get(record.vm, ())
+        if record.event in _LAUNCHING_ENDS and not is_launched:
+            self._ends[record.vm] = _End(rotation, record.generation, record.time)
         if record.event in {Event.RESTARTED, Event.PUSHED} and rotation.ordered is not None:
             self._deliver(record)
         if record.event in _OUTCOMES:
             rotation.outcome = _OUTCOMES[record.event]
-        elif record.event is Event.LAUNCHED and record.vm not in self._restarting:
+        elif (
+            record.event is Event.LAUNCHED
+            and record.vm not in self._restarting
+            and record.generation == rotation.generation
+        ):
             rotation.outcome = RotationOutcome.STARTED
 
     def _deliver(self, record: Record) -> None:
@@ -305,20 +344,6 @@ class _RotationBuilder:
             # The last time that it was sealed: "back to" names the newest generation with this value.
             known[fingerprint] = Earlier(record.generation, record.time)
             self._now[record.vm, name] = fingerprint
-
-
-def _lacks_launch(rotation: Rotation, record: Record) -> bool:
-    """Whether this launch record belongs to a restart that was just recorded as successful."""
-    last = rotation.steps[-1] if rotation.steps else None
-    ends = {Event.RESTARTED.label, *({Event.ROLLED_BACK.label} if rotation.ordered else ())}
-    if last is None or last.label not in ends or record.generation != rotation.generation:
-        return False
-    labels = [step.label for step in rotation.steps]
-    asked = len(labels) - 1 - labels[::-1].index(_ASKED) if _ASKED in labels else 0
-    return (
-        Event.LAUNCHED.label not in labels[asked:]
-        and (record.time - last.time).total_seconds() < _LATE_SECONDS
-    )
 
 
 def _text(record: Record) -> str:

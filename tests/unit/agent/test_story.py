@@ -238,6 +238,62 @@ def test_a_launch_that_is_told_late() -> None:
     assert (story.outcome, story.later) == (RotationOutcome.RESTARTED, [])
 
 
+@pytest.mark.parametrize("failed", [Event.RESTART_FAILED, Event.PUSH_FAILED])
+@pytest.mark.parametrize("end", [Event.ROLLED_BACK, Event.ROLLBACK_FAILED])
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_a_rollback_s_launch_that_is_told_late(failed: Event, end: Event, *, is_ordered: bool) -> None:
+    """A rollback's launch belongs to the story of the failure, whether its record or the agent's is first.
+
+    A launch of the same generation after that one is a later start.
+    """
+    asked = Event.PUSH_ASKED if failed is Event.PUSH_FAILED else Event.RESTART_ASKED
+    run = "o" if is_ordered else "b"
+    bad = [asked, Event.LAUNCHED, failed] if failed is Event.RESTART_FAILED else [asked, failed]
+    before = [
+        *rotation("a", 0, 1, "1"),
+        *(record(event, 10, run="b", generation=2, value="2") for event in ROTATION[:2]),
+        *([ordered(Order.ROTATE, 11, "o")] if is_ordered else []),
+        *(
+            record(event, 12 + n, run="b" if event is Event.LAUNCHED else run, generation=2)
+            for n, event in enumerate(bad)
+        ),
+    ]
+    launch, back = Event.LAUNCHED, end
+    for order in ((launch, back), (back, launch)):
+        records = [
+            *before,
+            *(
+                record(event, 20 + n / 10, run=run if event is end and is_ordered else "a")
+                for n, event in enumerate(order)
+            ),
+            record(Event.LAUNCHED, 23, run="a"),
+        ]
+        first, *_, last = tell(records).rotations
+        *_, one, other = [step.label for step in last.steps]
+        assert {one, other} == {launch.label, back.label}
+        assert [step.time for step in first.later] == [at(23)]
+        assert [step.label for step in last.steps].count(launch.label) == 1 + bad.count(launch)
+        outcomes = {
+            Event.ROLLED_BACK: RotationOutcome.ROLLED_BACK,
+            Event.ROLLBACK_FAILED: RotationOutcome.DOWN,
+        }
+        assert (first.outcome, last.outcome) == (RotationOutcome.RESTARTED, outcomes[end])
+
+
+def test_a_rollback_s_launch_is_no_start_with_the_failed_values() -> None:
+    """While a VM is put back after a push that failed, its rotation has not come to a start."""
+    failed = [*ROTATION[:2], Event.PUSH_ASKED, Event.PUSH_FAILED]
+    records = [
+        *rotation("a", 0, 1, "1"),
+        *(record(event, 10 + number, run="b", generation=2) for number, event in enumerate(failed)),
+        record(Event.LAUNCHED, 20, run="a"),
+    ]
+    assert [each.outcome for each in tell(records).rotations] == [
+        RotationOutcome.RESTARTED,
+        RotationOutcome.FAILED,
+    ]
+
+
 def test_what_belongs_to_no_rotation() -> None:
     """What has no run is a fact of its own; that a restart waits belongs to what it waits for."""
     records = [
