@@ -45,7 +45,7 @@ class Target(Protocol):
 
 
 class ObjectServer:
-    """Publishes objects on one connection. Each method call goes to ``serve``."""
+    """Publishes objects on one connection. Each call, also a read of properties, goes to ``serve``."""
 
     def __init__(self, bus: Bus, serve: Serve) -> None:
         self.serve = serve
@@ -55,8 +55,9 @@ class ObjectServer:
     def publish(self, path: str, target: Target) -> Any:  # noqa: ANN401 (pydbus has no types)
         """Publish an object. The result has ``unregister``.
 
-        The connection's thread reads its properties. Each method call goes to `Serve`, which returns
-        whether it accepts the call. A method gets the `Caller` before its other arguments.
+        Each call goes to `Serve`, which returns whether it accepts the call: calls of methods, and reads of
+        properties, whose number and size grow with the number of VMs. A method gets the `Caller` before its
+        other arguments.
         """
 
         def register() -> object:
@@ -109,7 +110,7 @@ class ServedError(Exception):
 
 
 class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
-    """pydbus's wrapper with this project's error names, and no logged traceback. `Serve` runs methods."""
+    """pydbus's wrapper with this project's error names, and no logged traceback. `Serve` runs all calls."""
 
     def __init__(self, server: ObjectServer, target: Target, interfaces: list[Any]) -> None:
         super().__init__(target, interfaces)
@@ -137,16 +138,15 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
     ) -> None:
         """Answer one call. GDBus has checked it against the introspection data."""
         if interface == PROPERTIES_INTERFACE:
-            function = {"Get": self.Get, "GetAll": self.GetAll}[method]
-            signature = {"Get": "(v)", "GetAll": "(a{sv})"}[method]
-            self._answer(invocation, lambda: (function(*parameters),), signature)
-            return
-        outputs = self.outargs[f"{interface}.{method}"]
-        target = getattr(self.object, method)
+            outputs = {"Get": ["v"], "GetAll": ["a{sv}"]}[method]
+            read = {"Get": self.Get, "GetAll": self.GetAll}[method]
+        else:
+            outputs = self.outargs[f"{interface}.{method}"]
+            read = None
 
         def serve(caller: Caller | None) -> None:
             def call() -> tuple[Any, ...]:
-                result = target(caller, *parameters)
+                result = read(*parameters) if read else getattr(self.object, method)(caller, *parameters)
                 return () if not outputs else (result,) if len(outputs) == 1 else result
 
             def answer() -> None:
@@ -154,9 +154,7 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
 
             if caller is None:
                 invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not name the caller")
-            elif not self._server.serve(
-                caller, lambda: self._answer(invocation, call, f"({''.join(outputs)})")
-            ):
+            elif not self._server.serve(caller, answer):
                 invocation.return_dbus_error(
                     f"{_ERROR}.LimitsExceeded",
                     "too many calls at once: wait for the answers to earlier calls",

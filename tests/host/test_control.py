@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from credferry.agent.audit.events import Event
+from credferry.agent.bus.names import PROPERTIES_INTERFACE
 from credferry.agent.cli.documents import DOCUMENTS, ShowRow
 from credferry.agent.control.interface import AGENT_INTERFACE, NAME, PATH, VM_INTERFACE, vm_path
 from credferry.agent.errors import ExitStatus
@@ -135,7 +136,7 @@ _CALL = """
 import sys
 from gi.repository import Gio, GLib
 name, path, interface, method, *arguments = sys.argv[1:]
-bus, said = Gio.bus_get_sync(Gio.BusType.SYSTEM), GLib.Variant(f"({'s' * len(arguments)})", arguments)
+bus, said = Gio.bus_get_sync(Gio.BusType.SYSTEM), GLib.Variant(f"({'s' * len(arguments)})", tuple(arguments))
 try:
     bus.call_sync(name, path, interface, method, said, None, 0, -1, None)
 except GLib.Error as error:
@@ -146,12 +147,14 @@ except GLib.Error as error:
 _FLOOD = """
 import sys
 from gi.repository import Gio, GLib
-name, path, interface, connections, calls = sys.argv[1:4] + [int(each) for each in sys.argv[4:]]
+name, path, interface, method, connections, calls, *arguments = sys.argv[1:]
+connections, calls = int(connections), int(calls)
 loop, counts = GLib.MainLoop(), {}
 address = Gio.dbus_address_get_for_bus_sync(Gio.BusType.SYSTEM)
 flags = Gio.DBusConnectionFlags.AUTHENTICATION_CLIENT | Gio.DBusConnectionFlags.MESSAGE_BUS_CONNECTION
+asked = GLib.Variant(f"({'s' * len(arguments)})", tuple(arguments))
 def ask(bus):
-    bus.call(name, path, interface, "Plan", None, None, 0, -1, None, answered)
+    bus.call(name, path, interface, method, asked, None, 0, -1, None, answered)
 def answered(bus, result):
     try:
         bus.call_finish(result)
@@ -395,15 +398,26 @@ def test_the_audit_is_never_silent(bus: Bus) -> None:
     assert shown in bus.deployment.credferry("audit", "--records", "--since", moment).splitlines()
 
 
-def test_a_member_cannot_lock_root_out(bus: Bus) -> None:
+@pytest.mark.parametrize(
+    ("interface", "method", "arguments"),
+    [
+        (AGENT_INTERFACE, "Plan", ()),
+        (PROPERTIES_INTERFACE, "GetAll", (AGENT_INTERFACE,)),
+        (PROPERTIES_INTERFACE, "Get", (AGENT_INTERFACE, "ConfigurationId")),
+    ],
+    ids=["Plan", "GetAll", "Get"],
+)
+def test_a_member_cannot_lock_root_out(
+    bus: Bus, interface: str, method: str, arguments: tuple[str, ...]
+) -> None:
     """While a member of the group keeps 64 calls under way, each of root's calls is served."""
-    command = ("/usr/bin/python3", "-I", "-c", _FLOOD, NAME, PATH, AGENT_INTERFACE, "4", "16")
+    command = ("/usr/bin/python3", "-I", "-c", _FLOOD, NAME, PATH, interface, method, "4", "16", *arguments)
     hostile = bus.host.spawn(*command, user=MEMBER)
     assert hostile.stdout
     assert hostile.stdout.readline() == "flooding\n"
     for _ in range(10):
-        for method, *arguments in (("Plan",), ("Sync",), ("Hold", "db-1"), ("Release", "db-1")):
-            assert bus.call(method, *arguments) == "", method
+        for call in (("Plan",), ("Sync",), ("Hold", "db-1"), ("Release", "db-1")):
+            assert bus.call(*call) == "", call
     row = json.loads(bus.deployment.credferry("restart", "web", "--json"))[0]
     assert row["state"] == "in step"
     assert hostile.poll() is None

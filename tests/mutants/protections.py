@@ -112,6 +112,21 @@ PROTECTIONS: Final = (
         ),
     ),
     Protection(
+        "a read of properties over the bus counts as a call",
+        (
+            Edit(
+                "agent/bus/published.py",
+                "elif not self._server.serve(caller, answer):",
+                "elif read:\n                answer()\n"
+                "            elif not self._server.serve(caller, answer):",
+            ),
+        ),
+        (
+            "tests/host/test_control.py::test_a_member_cannot_lock_root_out",
+            "tests/unit/agent/test_bus.py::test_a_read_of_properties_counts_as_a_call",
+        ),
+    ),
+    Protection(
         "the audit has the user that the bus tells",
         (
             Edit(

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+
+from credferry.agent.bus.connection import Variant
 from credferry.agent.bus.names import PROPERTIES_INTERFACE
-from credferry.agent.bus.published import ObjectServer
+from credferry.agent.bus.published import Caller, ObjectServer
 from credferry.agent.control.interface import VM_INTERFACE, vm_path
 from credferry.agent.control.objects import VmObject, vm_properties
 from credferry.agent.reconcile.decision import State
@@ -18,9 +22,8 @@ from credferry.agent.reconcile.status import VmStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gi.repository import GLib
-
     from credferry.agent.bus.connection import Bus
+    from credferry.agent.bus.published import Serve
 
 
 def test_the_connection_needs_no_other_module_of_its_room() -> None:
@@ -87,6 +90,53 @@ def properties(state: State, sealed: int, running: int) -> dict[str, Any]:
     return vm_properties(status) | {"Order": "", "OrderResult": ""}
 
 
+CALLER = 1234
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of a published object, and what they were answered: the values, or an error's name."""
+
+    method: Callable[..., None]
+
+    def ask(self, name: str, *arguments: str) -> tuple[Any, ...]:
+        """Read properties."""
+        answers: list[tuple[Any, ...]] = []
+        invocation = SimpleNamespace(
+            return_value=lambda value: answers.append(value.unpack()),
+            return_dbus_error=lambda name, _text: answers.append((name,)),
+        )
+        self.method(None, ":1.1", vm_path("web"), PROPERTIES_INTERFACE, name, arguments, invocation)
+        (answer,) = answers
+        return answer
+
+
+def published(vm: VmObject, serve: Serve) -> Calls:
+    """A VM's object on a connection, which stands in for a bus: what that says when is not asked here."""
+    methods: list[Callable[..., None]] = []
+
+    def register_object(_path: str, _interface: object, method: Callable[..., None], *_: object) -> int:
+        methods.append(method)
+        return len(methods)
+
+    def call(*arguments: Any) -> None:  # noqa: ANN401 (as GDBus's)
+        *_, answered = arguments
+        answered(SimpleNamespace(call_finish=lambda _result: Variant("(u)", (CALLER,))), None)
+
+    connection = SimpleNamespace(register_object=register_object, call=call)
+    bus = SimpleNamespace(
+        invoke=lambda make: make(), pydbus=SimpleNamespace(con=connection), connection=connection
+    )
+    ObjectServer(cast("Bus", bus), serve).publish(vm_path("web"), vm)
+    return Calls(methods[0])
+
+
+def serve_at_once(_caller: Caller, answer: Callable[[], None]) -> bool:
+    """Answer a call in the thread that asks."""
+    answer()
+    return True
+
+
 def test_all_properties_of_a_vm_are_of_one_moment() -> None:
     """A VM that is behind is never shown as in step, though it changes while its properties are read."""
     vm = VmObject({})
@@ -97,20 +147,25 @@ def test_all_properties_of_a_vm_are_of_one_moment() -> None:
 
     before.replace = change
     vm.properties = before
-    answer: list[GLib.Variant] = []
-    call: list[Any] = []
-
-    def register_object(_path: str, _interface: object, method: object, *_: object) -> int:
-        call.append(method)
-        return len(call)
-
-    connection = SimpleNamespace(register_object=register_object)
-    # The bus stands in for a connection: what it says when is not asked here.
-    bus = SimpleNamespace(invoke=lambda make: make(), pydbus=SimpleNamespace(con=connection))
-    ObjectServer(cast("Bus", bus), lambda _caller, _answer: False).publish(vm_path("web"), vm)
-    invocation = SimpleNamespace(return_value=answer.append)
-    question = (PROPERTIES_INTERFACE, "GetAll", (VM_INTERFACE,), invocation)
-    call[0](None, ":1.1", vm_path("web"), *question)
-    (shown,) = answer[0].unpack()
+    calls = published(vm, serve_at_once)
+    (shown,) = calls.ask("GetAll", VM_INTERFACE)
     assert (shown["State"], shown["Sealed"], shown["Running"]) == ("in step", 1, 1)
     assert shown.keys() == before.keys()
+
+
+@pytest.mark.parametrize("question", [("Get", VM_INTERFACE, "State"), ("GetAll", VM_INTERFACE)])
+def test_a_read_of_properties_counts_as_a_call(question: tuple[str, ...]) -> None:
+    """It is served, and refused, as each method is, by the user that the bus names."""
+    served: list[Caller] = []
+
+    def serve(caller: Caller, answer: Callable[[], None]) -> bool:
+        served.append(caller)
+        if len(served) == 1:
+            answer()
+        return len(served) == 1
+
+    calls = published(VmObject(properties(State.IN_STEP, 1, 1)), serve)
+    (shown,) = calls.ask(*question)
+    assert (shown if isinstance(shown, str) else shown["State"]) == "in step"
+    assert calls.ask(*question) == ("org.freedesktop.DBus.Error.LimitsExceeded",)
+    assert served == [Caller(CALLER)] * 2

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,15 @@ def test_defaults() -> None:
     assert (vm.unit, vm.channel, vm.kind("K")) == ("microvm@web.service", Channel.API, Kind.PLAIN)
     assert config.source.path == "/run/secrets"
     assert config.secrets == {"": {"k"}}
+
+
+def test_the_id_of_a_configuration_is_computed_once() -> None:
+    """Whoever may read it over the bus cannot have the agent hash a large configuration again and again."""
+    config = parsed(VM)
+    assert config.id is config.id
+    other = msgspec.structs.replace(config, state_directory="/elsewhere")
+    assert other.id != config.id == parsed(VM).id
+    assert msgspec.structs.replace(other, state_directory=config.state_directory) == config
 
 
 def test_kinds() -> None:
