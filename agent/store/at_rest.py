@@ -11,6 +11,7 @@ no secret, in STATE/tpm.json. If the witness opens, so does all that was sealed 
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ WITNESS_FILE: Final = "tpm.json"
 _NAME: Final = "credferry_witness"
 _TEXT: Final = b"credferry: this TPM opens what this store holds\n"
 _RECORD_MAX: Final = 1 << 20
+_PUBLIC_KEY_MAX: Final = 1 << 16
 
 
 class Program(Protocol):
@@ -160,7 +162,7 @@ class AtRest:
     def _examined(self) -> Witness:
         if self.options is None:
             return Witness([], "")
-        asked = [*self.options.arguments, _identity_of(self.options.public_key)]
+        asked = [*self.options.arguments, _content_of(self.options.public_key)]
         known = self._read()
         if known is not None and known.options == asked and self._opens(known.sealed.encode()):
             if self._seen or self.options.with_key != AUTO:
@@ -222,12 +224,16 @@ class AtRest:
         self._seen = witness
 
 
-def _identity_of(public_key: str) -> str:
-    """What is another text once the public key is; empty where there is none."""
+def _content_of(public_key: str) -> str:
+    """The public key, as text; empty where there is none.
+
+    Its file's inode and times would not do: those of an image or of a Nix store can be the same for another
+    key, and those of a file in /run are others after each boot.
+    """
     if not public_key:
         return ""
     try:
-        status = Path(public_key).stat()
+        content = read_untrusted(Path(os.path.realpath(public_key)), limit=_PUBLIC_KEY_MAX)
     except OSError:
         return ""  # systemd says what is wrong with it
-    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    return content.decode(errors="backslashreplace")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -359,6 +360,20 @@ def test_ids_of_a_later_systemd(host: Host) -> None:
     host.turn()
     assert host.kinds() == {HOST}
     assert host.all_open()
+
+
+def test_another_public_key_of_the_same_file(tmp_path: Path) -> None:
+    """It is noticed by its content: files of an image, or of a Nix store, all have the same time."""
+    key, link = tmp_path / "key.pem", tmp_path / "link.pem"
+    link.symlink_to(key)
+    key.write_text("one key\n")
+    os.utime(key, (1, 1))
+    options = Options("tpm2", public_key=str(link))
+    first = AtRest(tmp_path, options, Later()).examine()
+    assert AtRest(tmp_path, options, Later()).examine() == first
+    key.write_text("another\n")
+    os.utime(key, (1, 1))
+    assert AtRest(tmp_path, options, Later()).examine().options != first.options
 
 
 def test_a_systemd_that_does_not_seal_as_it_is_asked_to(tmp_path: Path) -> None:
