@@ -13,6 +13,7 @@ systemd.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,13 +44,21 @@ if TYPE_CHECKING:
     from credferry.agent.store.generations import Store
 
 FileIdentity = tuple[int, int, int, int, int]
+_RECENT_NS = 20_000_000
+"""Twice the longest tick of Linux. Before 6.13, the times of files are those of the last tick."""
 
 
 def identity(path: Path) -> FileIdentity | None:
-    """Value that changes when a file is replaced, written, or gets another mode; None without a file."""
+    """Value that changes when a file is replaced, written, or gets another mode; None without a file.
+
+    None also for a file that has changed a moment ago: the kernel can give the times of that change to one
+    that follows, and its inode to another file.
+    """
     try:
         status = path.lstat()
     except OSError:
+        return None
+    if abs(time.time_ns() - status.st_ctime_ns) < _RECENT_NS:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -7,7 +7,9 @@ import errno
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,9 @@ import pytest
 from credferry.agent.audit import writer as journal
 from credferry.agent.audit.events import Event, Order
 from credferry.agent.config.loading import load
+from credferry.agent.daemon.host_key import HostKey
 from credferry.agent.errors import KeyFileError, OrderError
+from credferry.agent.reconcile import rekey
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.sealing.keys import create_key, read_key
@@ -29,7 +33,6 @@ from tests.support.loop import MACHINE_ID, Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.daemon.cycle import Turn
@@ -388,6 +391,19 @@ def test_a_vm_in_step_is_not_restarted_for_a_key_and_a_reload(loop: Loop) -> Non
     assert loop.decision("a").state is State.IN_STEP
     assert loop.units.restarts == []
     assert loop.verify() == ()
+
+
+def test_a_key_that_was_just_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another key may take its inode within the same tick of the kernel's clock, and so look the same."""
+    config = load(Loop(tmp_path, VM).file)
+    path, key = Path(config.host_key), HostKey()
+    written = path.lstat().st_ctime_ns
+    for after_ms, is_other in ((0, True), (15, True), (100, False)):
+        monkeypatch.setattr(time, "time_ns", lambda now=written + after_ms * 1_000_000: now)
+        key.use(rekey.identity(path))
+        assert key.is_other(config) is is_other, after_ms
+    path.chmod(0o400)
+    assert key.is_other(config)
 
 
 def test_a_key_that_is_replaced_while_it_is_read_is_noticed(
