@@ -26,6 +26,9 @@ def check_steady(host: Machine) -> None:
         return
     for name in VMS:
         attempt, current = host.store.attempt(name), host.store.current(name)
+        if current is not None:
+            run = host.numbers.setdefault((name, current.generation), current.run)
+            assert run == current.run, f"{name}: the number {current.generation} is used again"
         if attempt is not None and attempt.outcome is Outcome.ROLLED_BACK and attempt.previous:
             is_back = current is None or current.generation == attempt.previous
             is_back = is_back or host.systemd.vms[name].is_lost

@@ -119,6 +119,8 @@ class Machine:
     """When the agent last asked for a restart or a push of a VM."""
     blamed: dict[str, dict[str, bytes] | None] = field(default_factory=dict)
     """What a VM should have got when a job of its unit failed, whatever it was to start with."""
+    numbers: dict[tuple[str, int], str] = field(default_factory=dict)
+    """By VM and number: the run of the change that was sealed under it."""
     other: SecondSource = field(init=False)
     systemd: ModelSystemd = field(init=False)
     journal: ModelJournal = field(init=False)
