@@ -134,7 +134,7 @@ class Cycle:
     def _settle_with_fleet(self, look: Look) -> float:
         """Give back what no VM needs. Returns the seconds until the next call. Raises `StoreError`."""
         slots = self._session.pacer.slots
-        owed = slots.settle(look)
+        owed = slots.settle(look, self._restarts.is_ordered)
         view = slots.view()
         report(view, self._conditions, self._monotonic())
         if self._session.config.fleet is not None:

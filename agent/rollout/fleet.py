@@ -114,7 +114,7 @@ class FleetSlots(FleetCalls):
             )
         self._call(vm.name, self._tell_halt)
 
-    def settle(self, look: Look) -> float:
+    def settle(self, look: Look, is_ordered: Callable[[str], bool]) -> float:
         """See `Slots`."""
         self.thread.raise_error()
         now = self.clock.monotonic()
@@ -130,7 +130,7 @@ class FleetSlots(FleetCalls):
             if claim is None and turn is not None and turn.stage in {Stage.DENIED, Stage.GRANTED, Stage.HAD}:
                 claim = Claim(turn.group, self.me.host)  # its file is gone
             if claim is not None:
-                lefts.append(self._settle(decision, observed, claim))
+                lefts.append(self._settle(decision, observed, claim, is_ordered))
             if decision.awaits_slot:
                 lefts.append(self._ask_again(decision.vm, observed))
         return min(lefts)
@@ -159,11 +159,14 @@ class FleetSlots(FleetCalls):
                 return math.inf
             if turn.until > moment:
                 return turn.until - moment
-            self._enter(vm.name, turn.group, Stage.ASKING)
+            # An order that has asked before takes this answer for its own: it does not ask once more.
+            self._enter(vm.name, turn.group, Stage.ASKING).order = turn.order
         self._ask(vm.name, turn.group, now.sealed.run if now.sealed is not None else "")
         return math.inf
 
-    def _settle(self, decision: Decision, now: Observed, claim: Claim) -> float:
+    def _settle(
+        self, decision: Decision, now: Observed, claim: Claim, is_ordered: Callable[[str], bool]
+    ) -> float:
         """Do for one VM what is owed to the fleet. Returns the seconds until it must be looked at again."""
         name, moment = now.vm.name, self.clock.monotonic()
         wait = self._retry_at.get(name, 0.0) - moment
@@ -183,14 +186,22 @@ class FleetSlots(FleetCalls):
         needed = needed_for(decision, now, claim, canary_seconds, now.ran_for(self.clock.boot()))
         if needed > 0 or wait > 0:
             return max(needed, wait)
-        # A worker may have begun since the look.
+        # A worker may have begun since the look, or is yet to begin with an order.
         with self.store.lock(rollout_lock(name), wait=False) as had:
+            if had and self._is_for_order(name) and is_ordered(name):
+                return math.inf
             attempt = self.store.attempt(name)
             # A look leaves out what is recorded of a halt once its cause is over.
             is_halted = attempt is not None and attempt.outcome is Outcome.HALTED
             if had and (is_halted or attempt == now.attempt):
                 self._begin_to_return(name, claim)
         return math.inf
+
+    def _is_for_order(self, name: str) -> bool:
+        """Whether an order has asked for what the VM has got, and has not used it yet."""
+        with self._lock:
+            turn = self._memory.turns.get(name)
+            return turn is not None and bool(turn.order)
 
     def _ask(self, name: str, group: str, change: str) -> None:
         """Write the claim, and have the engine asked. Raises `StoreError`."""

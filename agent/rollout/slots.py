@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from credferry.agent.config.model import VmConfig
     from credferry.agent.reconcile.observer import Look
@@ -135,11 +135,12 @@ class Slots(Protocol):
         """
         ...
 
-    def settle(self, look: Look) -> float:
+    def settle(self, look: Look, is_ordered: Callable[[str], bool]) -> float:
         """Give back what no VM needs any more, and halt the groups of VMs that failed.
 
-        Returns the seconds until it must be called again. Raises `StoreError`, and what its thread could not
-        handle.
+        ``is_ordered`` says whether an operator's order on a VM is pending: it finds the answer that it has
+        asked for, however late its worker begins. Call this again once the order has ended. Returns the
+        seconds until it must be called again. Raises `StoreError`, and what its thread could not handle.
         """
         ...
 
@@ -175,7 +176,7 @@ class NoSlots:
     def failed(self, vm: VmConfig, change: str, reason: str) -> None:
         """See `Slots`."""
 
-    def settle(self, look: Look) -> float:  # noqa: ARG002 (as the protocol says)
+    def settle(self, look: Look, is_ordered: Callable[[str], bool]) -> float:  # noqa: ARG002 (as above)
         """See `Slots`."""
         return math.inf
 

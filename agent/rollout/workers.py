@@ -92,6 +92,10 @@ class RestartPool:
             due |= {name for name in self._orders.pending() if not slots.is_asking(name)}
             self._dispatcher.submit(name for name in self._order if name in due)
 
+    def is_ordered(self, name: str) -> bool:
+        """Whether an operator's order on a VM is pending. ``ended`` is called after its end."""
+        return self._orders.given(name) is not None
+
     def relieve(self) -> float:
         """See `Dispatcher.relieve`."""
         return self._dispatcher.relieve()

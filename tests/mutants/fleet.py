@@ -11,6 +11,7 @@ _ETCD: Final = "tests/unit/agent/fleet/test_etcd.py"
 _CLUSTER: Final = "tests/unit/agent/fleet/test_cluster.py"
 _GATEWAY: Final = "tests/unit/agent/fleet/test_gateway.py"
 _ROLLOUT: Final = "tests/unit/agent/test_fleet_rollout.py"
+_ORDERS: Final = "tests/unit/agent/test_fleet_orders.py"
 _TRANSACTIONS: Final = "tests/unit/agent/fleet/test_transactions.py"
 _FORMS: Final = "tests/unit/agent/fleet/test_forms.py"
 
@@ -58,6 +59,14 @@ FLEET: Final = (
             ),
         ),
         (f"{_ROLLOUT}::test_a_full_disk_takes_no_slot",),
+    ),
+    Protection(
+        "what an order was given is not taken back before its worker begins",
+        (Edit("agent/rollout/fleet.py", "self._is_for_order(name) and is_ordered(name)", "False"),),
+        (
+            f"{_ORDERS}::test_an_order_that_gets_no_slot_ends",
+            f"{_ORDERS}::test_an_order_that_gets_a_slot_ends",
+        ),
     ),
     Protection(
         "the agent takes a slot only if it is free, its group is not halted, and the limit is unchanged",

@@ -182,7 +182,7 @@ class Scale:
                 return
             self._work(host)
         look = self._look(host)
-        left = host.slots.settle(look)
+        left = host.slots.settle(look, lambda _vm: False)
         if self._work(host):
             self._later(number, 0.05)
         elif look.decisions[0].awaits_slot:
