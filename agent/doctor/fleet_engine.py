@@ -151,7 +151,7 @@ def _certificate(fleet: FleetConfig, credentials: Path | None, url: str) -> Iter
 
 def _cluster(chain: Chain, url: str, now: Seen) -> Iterator[Finding]:
     """Whether a member belongs to the cluster that the agent keeps to, and has lost nothing since."""
-    from credferry.agent.fleet.cluster import HINT, Seen, fault_of  # noqa: PLC0415 (loads requests)
+    from credferry.agent.fleet.cluster import Seen, fault_of  # noqa: PLC0415 (loads requests)
 
     try:
         kept = FleetCluster(Path(chain.config.state_directory)).read()
@@ -159,7 +159,7 @@ def _cluster(chain: Chain, url: str, now: Seen) -> Iterator[Finding]:
         yield problem("fleet.member.cluster", str(error), why=_WHY, remedy=error.hint)
         return
     if kept is not None and (fault := fault_of(Seen(*kept), now)):
-        yield problem("fleet.member.cluster", f"{url}: {fault}", why=_WHY, remedy=HINT)
+        yield problem("fleet.member.cluster", f"{url}: {fault.reason}", why=_WHY, remedy=fault.hint)
 
 
 def _clock(url: str, date: str) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ HINT: Final = (
     "if etcd was restored, replaced or made anew, no slot may be in use; then, on each host: "
     "credferry fleet forget-cluster"
 )
+AHEAD_MAX: Final = 1 << 44
+"""How far ahead an etcd may be of what was last seen: 50 years of 10,000 writes a second."""
 
 
 class Seen(NamedTuple):
@@ -39,15 +41,25 @@ class ClusterRecord(Protocol):
         ...
 
 
-def fault_of(known: Seen, now: Seen) -> str:
-    """Why an etcd cannot be the one that is known, in words; empty if it can."""
+def fault_of(known: Seen | None, now: Seen) -> EngineFault | None:
+    """Why an answer cannot be of the etcd that is known, or of any if none is; None if it can."""
+    if known is None:
+        known = Seen(now.cluster, 0)
     if now.cluster != known.cluster:
-        return "it belongs to another cluster than this host has used so far"
+        return EngineFault("it belongs to another cluster than this host has used so far", HINT)
     if now.revision < known.revision:
-        return (
-            f"it has lost changes: it is at revision {now.revision}, and this host has seen {known.revision}"
+        return EngineFault(
+            f"it has lost changes: it is at revision {now.revision}, "
+            f"and this host has seen {known.revision}",
+            HINT,
         )
-    return ""
+    if now.revision > known.revision + AHEAD_MAX:
+        # One such answer, believed, would have all others "lose changes" from then on.
+        return EngineFault(
+            f"it says that it is at revision {now.revision}, which no etcd reaches",
+            "this member is at fault: take it out of `endpoints` in [fleet]",
+        )
+    return None
 
 
 @dataclass(slots=True)
@@ -64,19 +76,25 @@ class Known:
     def check(self, now: Seen) -> None:
         """Accept an answer, or raise `EngineFault`. The first answer of all decides for the cluster."""
         self.is_sure = False
-        try:
-            if self.record is not None and (self.seen is None or fault_of(self.seen, now)):
-                kept = self.record.read()
-                if kept is None:  # nothing was used so far, or an operator has had it forgotten
-                    self.record.write(*now)
-                    self.seen = now
-                elif self.seen is None:
-                    self.seen = Seen(*kept)
-        except StoreError as error:
-            raise EngineFault(f"this host cannot tell which cluster it used: {error}", error.hint) from None
-        if self.seen is not None and (fault := fault_of(self.seen, now)):
-            raise EngineFault(fault, HINT)
+        if fault := self._fault(now):
+            raise fault
         self.seen, self.is_sure = now, True
+
+    def _fault(self, now: Seen) -> EngineFault | None:
+        """Why an answer does not count. Writes the record if there is none."""
+        fault = fault_of(self.seen, now)
+        if self.record is None or (self.seen is not None and fault is None):
+            return fault
+        try:
+            kept = self.record.read()
+            if kept is not None:
+                return fault_of(self.seen or Seen(*kept), now)
+            fault = fault_of(None, now)
+            if fault is None:  # nothing was used so far, or an operator has had it forgotten
+                self.record.write(*now)
+        except StoreError as error:
+            return EngineFault(f"this host cannot tell which cluster it used: {error}", error.hint)
+        return fault
 
     def keep(self) -> None:
         """Have the record say how far the cluster has come. Raises `EngineFault`."""

@@ -201,6 +201,7 @@ class Etcd:
                     faults.append((member.url, error))
                     continue
                 except transactions.AnswerError as error:
+                    self.known.is_sure = False  # the next member may be of another etcd
                     faults.append((member.url, EngineFault(str(error), "check that the URL is etcd's")))
                     continue
                 self._last = at

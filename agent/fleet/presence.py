@@ -17,9 +17,9 @@ import msgspec
 
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
-from credferry.agent.fleet.cluster import HINT, Seen, fault_of
+from credferry.agent.fleet.cluster import Seen, fault_of
 from credferry.agent.fleet.model import Applied, Present, Unavailable
-from credferry.agent.fleet.transactions import first_key
+from credferry.agent.fleet.transactions import Number, first_key
 from credferry.agent.fleet.transport import EngineFault
 from credferry.agent.printable import printable
 
@@ -121,7 +121,7 @@ class Presence:
         if kept is not None:
             header = member.transaction(first_key(keys.TOP.encode())).header
             if fault := fault_of(Seen(*kept), Seen(header.cluster_id, header.revision)):
-                raise EngineFault(fault, HINT)
+                raise fault
 
     def _is_kept(self, member: Member) -> bool:
         """Whether the lease still exists. etcd answers for one that has ended, too, but without a TTL."""
@@ -151,9 +151,12 @@ def _read(prefix: str, pair: Mapping[str, Any]) -> Present | None:
 
 
 def _number(document: object, name: str) -> int:
-    """A number of an answer, which the gateway writes as text; 0 if there is none."""
+    """A number of an answer, which the gateway writes as text; 0 if there is none that etcd can have."""
     found = document.get(name) if isinstance(document, dict) else None
-    return int(found) if isinstance(found, str) and found.isascii() and found.isdecimal() else 0
+    try:
+        return msgspec.convert(found, Number, strict=False) if isinstance(found, str) else 0
+    except msgspec.ValidationError:
+        return 0
 
 
 def _b64(data: str | bytes) -> str:

@@ -27,11 +27,20 @@ class AnswerError(ValueError):
     """An answer is not what etcd answers."""
 
 
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A revision, or the ID or time of a lease: an int64 of etcd that is never negative."""
+
+
 class Header(msgspec.Struct, frozen=True):
     """Of each answer: which cluster answers, and at which revision."""
 
-    cluster_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,20}\Z")]
-    revision: int = 0
+    cluster_id: Annotated[str, msgspec.Meta(pattern=r"\A[1-9][0-9]{0,19}\Z")]
+    revision: Number = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an ID that is not a uint64."""
+        if int(self.cluster_id) >= 1 << 64:
+            raise ValueError("not the ID of a cluster")
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -39,7 +48,7 @@ class Pair(msgspec.Struct, frozen=True):
 
     key: bytes
     value: bytes = b""
-    mod_revision: int = 0
+    mod_revision: Number = 0
 
 
 class _Range(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import msgspec
 
 from credferry.agent.errors import StoreError
 from credferry.agent.store.files import make_directory, replace_durably, store_error
-from credferry.agent.untrusted import read_untrusted
+from credferry.agent.untrusted import UntrustedFileError, read_untrusted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ _SIZE_MAX: Final = 4096
 
 class _Content(msgspec.Struct, frozen=True):
     cluster: str
-    revision: Annotated[int, msgspec.Meta(ge=0)]
+    revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,14 @@ class FleetCluster:
             found = msgspec.json.decode(text, type=_Content)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise store_error(self.path, error) from None
-        except (ValueError, RecursionError):
+        except (UntrustedFileError, ValueError, RecursionError):
+            # Too large, a link, or no record: room on the disk would not help.
             raise StoreError(
                 f"{self.path}: cannot be read",
                 hint="make sure that no slot is in use, then: credferry fleet forget-cluster",
             ) from None
+        except OSError as error:
+            raise store_error(self.path, error) from None
         return found.cluster, found.revision
 
     def write(self, cluster: str, revision: int) -> None:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
@@ -16,10 +19,13 @@ from credferry.agent.fleet.model import Applied, Granted, Group, Holder, Slot, U
 from credferry.agent.fleet.presence import Presence
 from credferry.agent.store.fleet_cluster import FleetCluster
 from tests.support.etcd import RealEtcd
+from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from credferry.agent.fleet.transactions import Txn, TxnAnswer
 
 ME = Holder("h1", "web", "1" * 32)
 GROUP = "web"
@@ -139,7 +145,86 @@ def test_the_record_goes_along_with_each_slot(etcd: RealEtcd, record: FleetClust
     assert record.read() == (etcd_id(etcd), 2)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"cluster": 7, "revision": 1}', b"\xff", b"[" * 4000])
+@dataclass
+class Liar(ModelMember):
+    """A member whose answers have another revision than its etcd is at."""
+
+    said: int = 0
+
+    def transaction(self, txn: Txn) -> TxnAnswer:
+        """See `Member`."""
+        found = super().transaction(txn)
+        return replace(found, header=replace(found.header, revision=self.said))
+
+
+@pytest.mark.parametrize("said", [2**44 + 100, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_revision_that_no_etcd_reaches(record: FleetCluster, said: int, *, is_first: bool) -> None:
+    """One answer of one faulty member is refused and not kept: the other members are believed as before."""
+    etcd = ModelEtcd()
+    good, liar = ModelMember(etcd, "http://good"), Liar(etcd, "http://liar", said=said)
+    engine = model_engine(good, liar, known=Known(record))
+    if not is_first:
+        assert engine.acquire(GROUP, ME, "r") == Granted(0)
+        assert engine.release(GROUP, ME) == Applied(1)
+    good.fate = lambda: "lost"
+    found = engine.acquire(GROUP, ME, "r")
+    assert isinstance(found, Unavailable)
+    assert f"http://liar: it says that it is at revision {said}, " in found.reason
+    assert (record.read() is None) is is_first
+    if not is_first:
+        presence = Presence([liar], record)  # type: ignore[list-item]  # it has the method that is called
+        told = presence.tell(ME.host, "0.3.0", {}, 5.0)
+        assert isinstance(told, Unavailable)
+        assert f"it says that it is at revision {said}, " in told.reason
+    good.fate = lambda: ""
+    assert engine.acquire(GROUP, ME, "r") == Granted(0)
+    assert model_engine(good, known=Known(record)).acquire(GROUP, ME, "r") == Granted(0, again=True)
+
+
+def test_a_revision_that_is_far_and_possible(record: FleetCluster) -> None:
+    """Others may have written ever so much since this host has asked."""
+    etcd = ModelEtcd()
+    engine = model_engine(ModelMember(etcd), known=Known(record))
+    assert engine.acquire(GROUP, ME, "r") == Granted(0)
+    etcd.revision += 10**13
+    assert engine.release(GROUP, ME) == Applied(1)
+
+
+def test_an_answer_that_is_none_makes_the_next_member_be_read_first(record: FleetCluster) -> None:
+    """After an answer that makes no sense, nothing is written to a member that was not looked at."""
+    good, bad, anew = ModelMember(ModelEtcd(), "http://good"), Odd(ModelEtcd()), ModelMember(ModelEtcd())
+    good.etcd.revision = bad.etcd.revision = 100
+    engine = model_engine(good, bad, anew, known=Known(record))
+    assert engine.acquire(GROUP, ME, "r") == Granted(0)
+    bad.etcd.revision = 200
+    good.fate = lambda: "lost"
+    found = engine.halt(GROUP, ME, "r", "it failed")
+    assert isinstance(found, Unavailable)
+    assert anew.etcd.pairs == {}
+
+
+class Odd(ModelMember):
+    """A member that answers a transaction with parts that were not asked for."""
+
+    def transaction(self, txn: Txn) -> TxnAnswer:
+        """See `Member`."""
+        return replace(super().transaction(txn), succeeded=False, responses=())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"cluster": 7, "revision": 1}',
+        b'{"cluster": "7", "revision": -5}',
+        b'{"cluster": "7", "revision": %d}' % 2**63,
+        b'{"cluster": "7", "revision": 1%s}' % (b"0" * 4200),
+        b"\xff",
+        b"[" * 4000,
+    ],
+)
 def test_a_record_that_cannot_be_read(etcd: RealEtcd, record: FleetCluster, content: bytes) -> None:
     """Garbage does not count as no record: the agent takes no slot, and says what to do."""
     record.state.mkdir()
@@ -149,6 +234,22 @@ def test_a_record_that_cannot_be_read(etcd: RealEtcd, record: FleetCluster, cont
     assert str(record.path) in found.reason
     assert "credferry fleet forget-cluster" in found.hint
     assert keys_of(etcd) == set()
+    assert record.forget()
+    assert started(etcd, record).acquire(GROUP, ME, "r") == Granted(0)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/nonexistent"), os.mkfifo])
+def test_something_else_in_the_place_of_the_record(
+    etcd: RealEtcd, record: FleetCluster, make: Callable[[Path], None]
+) -> None:
+    """It is no record, and it can be forgotten as one."""
+    record.state.mkdir()
+    make(record.path)
+    found = started(etcd, record).acquire(GROUP, ME, "r")
+    assert isinstance(found, Unavailable)
+    assert "credferry fleet forget-cluster" in found.hint
+    assert record.forget()
+    assert started(etcd, record).acquire(GROUP, ME, "r") == Granted(0)
 
 
 def test_a_record_that_cannot_be_written(etcd: RealEtcd, record: FleetCluster) -> None:

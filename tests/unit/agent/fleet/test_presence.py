@@ -74,7 +74,19 @@ def test_garbage_of_others(etcd: RealEtcd) -> None:
     assert "bad" in engine.groups()  # type: ignore[operator]  # Unavailable would fail the test
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"ID":"x"}', b'{"kvs":[1,{"key":3}]}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"ID":"x"}',
+        b'{"ID":"-1"}',
+        b'{"ID":"%d"}' % 2**63,
+        b'{"ID":"%s"}' % (b"9" * 5000),
+        b'{"kvs":[1,{"key":3}]}',
+    ],
+)
 def test_a_server_that_is_no_etcd(body: bytes) -> None:
     """Other answers give no lease and no host; nothing is raised."""
     with serve(Script(lambda handler, _: reply(handler, 200, body))) as script:

@@ -117,6 +117,29 @@ def slot(number: int, holder: Holder) -> Slot:
     return Slot(number, holder, "r", 1.0, 5)
 
 
+@pytest.mark.parametrize("number", ["-1", 2**63, str(2**64), "1" + "0" * 4200, 10**4200, "9" * 5000, "x"])
+def test_numbers_that_no_etcd_has(number: object) -> None:
+    """A revision has 63 bits; the ID of a cluster is text of 64 bits, without zeros before."""
+    header = {"cluster_id": "7", "revision": "3"}
+    pair = {"key": "eA==", "mod_revision": number}
+    for document in (
+        {"header": header | {"revision": number}},
+        {"header": header | {"cluster_id": number}},
+        {"header": header, "responses": [{"response_range": {"kvs": [pair]}}]},
+    ):
+        with pytest.raises(transactions.AnswerError):
+            transactions.answer(document)
+
+
+def test_the_largest_numbers_of_an_etcd() -> None:
+    """What etcd can have is accepted; the ID of a cluster is never zero."""
+    most = {"cluster_id": str(2**64 - 1), "revision": str(2**63 - 1)}
+    assert transactions.answer({"header": most}).header == transactions.Header(str(2**64 - 1), 2**63 - 1)
+    for cluster in ("0", "07", ""):
+        with pytest.raises(transactions.AnswerError):
+            transactions.answer({"header": {"cluster_id": cluster}})
+
+
 def test_what_a_vm_gets() -> None:
     """A free slot, the slot that it has, or why it has to wait."""
     me, other = HOLDERS[:2]
