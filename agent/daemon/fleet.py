@@ -70,6 +70,11 @@ class Fleet:
             self._slots.use(config, store, *opened)
         return self._slots
 
+    def stop(self) -> None:
+        """Write down what the next run of the agent must know. Waits for no call that is under way."""
+        if self._slots is not None:
+            self._slots.engine.write_down()
+
 
 def report(view: FleetView, conditions: Conditions, now: float) -> None:
     """Log once that the engine cannot be used, and once that it can be again."""

@@ -122,6 +122,7 @@ class Service:
                 if "reload" in self._hints.wait(turn.delay, is_unsteady=turn.is_unsteady):
                     self._reload()
             daemon.notify("STOPPING=1")
+        self._fleet.stop()
         self._orders.abandon()
         with suppress(StoreError):  # already reported, and no reason not to end
             message = "credferry stops; VMs keep running"

@@ -8,11 +8,18 @@ is at an earlier revision: one that is made anew with the same members and token
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet.transport import EngineFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HINT: Final = (
     "if etcd was restored, replaced or made anew, no slot may be in use; then, on each host: "
@@ -20,6 +27,11 @@ HINT: Final = (
 )
 AHEAD_MAX: Final = 1 << 44
 """How far ahead an etcd may be of what was last seen: 50 years of 10,000 writes a second."""
+
+KEEP_SECONDS: Final = 60.0
+"""How long the record may lag behind the last answer. Each write of it waits for the disk."""
+_WRITING: Final = threading.RLock()
+"""A record has one writer at a time: the engine's thread, or the loop's thread where an engine ends."""
 
 
 class Seen(NamedTuple):
@@ -72,6 +84,10 @@ class Known:
     is_sure: bool = False
     """Whether the last answer was of the cluster. If not, read before you write: a write adds a revision,
     and an etcd that was made anew is known by its low one."""
+    monotonic: Callable[[], float] = time.monotonic
+    _kept: Seen | None = None
+    """What the record said when this last read or wrote it."""
+    _kept_at: float = -math.inf
 
     def check(self, now: Seen) -> None:
         """Accept an answer, or raise `EngineFault`. The first answer of all decides for the cluster."""
@@ -91,18 +107,42 @@ class Known:
                 return fault_of(self.seen or Seen(*kept), now)
             fault = fault_of(None, now)
             if fault is None:  # nothing was used so far, or an operator has had it forgotten
-                self.record.write(*now)
+                self._write(self.record, now)
         except StoreError as error:
             return EngineFault(f"this host cannot tell which cluster it used: {error}", error.hint)
         return fault
 
     def keep(self) -> None:
-        """Have the record say how far the cluster has come. Raises `EngineFault`."""
+        """Have the record say how far the cluster has come, as a slot is taken. Raises `EngineFault`."""
         if self.record is None or self.seen is None:
             return
         try:
-            self.record.write(*self.seen)
+            self._write(self.record, self.seen)
         except StoreError as error:
             raise EngineFault(
                 f"this host cannot write down what it saw of it: {error}", error.hint
             ) from None
+
+    def keep_up(self) -> None:
+        """As `write_down`, if the record lags behind, and is not of the last minute."""
+        if self.seen != self._kept and self.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self.write_down()
+
+    def write_down(self) -> None:
+        """Have a record of this cluster say how far it has come. One that was forgotten stays so.
+
+        No slot waits for it, so a disk without room is no fault: what was seen is written later.
+        """
+        record, seen = self.record, self.seen
+        if record is None or seen is None or seen == self._kept:
+            return
+        self._kept_at = self.monotonic()
+        with suppress(StoreError), _WRITING:
+            kept = record.read()
+            if kept is not None and kept[0] == seen.cluster and kept[1] < seen.revision:
+                self._write(record, seen)
+
+    def _write(self, record: ClusterRecord, now: Seen) -> None:
+        with _WRITING:
+            record.write(*now)
+        self._kept, self._kept_at = now, self.monotonic()

@@ -121,6 +121,10 @@ class Etcd:
         keys.check_group(group)
         return self._ask(lambda member: self._read(member, group))
 
+    def write_down(self) -> None:
+        """See `Engine`."""
+        self.known.write_down()
+
     def close(self) -> None:
         """Close all connections."""
         for member in self.members:
@@ -205,6 +209,7 @@ class Etcd:
                     faults.append((member.url, EngineFault(str(error), "check that the URL is etcd's")))
                     continue
                 self._last = at
+                self.known.keep_up()
                 return result
         reasons = "; ".join(f"{url}: {fault.reason}" for url, fault in faults)
         return Unavailable(reasons, faults[0][1].hint)

@@ -85,6 +85,9 @@ class FleetLock:
         """FleetLock has no call for this."""
         return self._unsupported("show", group)
 
+    def write_down(self) -> None:
+        """FleetLock says nothing that would have to outlast the engine."""
+
     def close(self) -> None:
         """Close all connections."""
         self.session.close()

@@ -242,3 +242,7 @@ class Engine(Protocol):
     def state(self, group: str) -> Group | Unavailable | Unsupported:
         """The group as it is now."""
         ...
+
+    def write_down(self) -> None:
+        """Write down what this host's next engine must know. It asks nobody and raises nothing."""
+        ...

@@ -83,6 +83,7 @@ class FleetCalls:
 
     def use(self, config: Config, store: Store, engine: Engine, me: Holder) -> None:
         """Use another configuration from now on. A call that is under way ends with the former engine."""
+        self.engine.write_down()
         with self._lock:
             self.config, self.store, self.engine, self.me = config, store, engine, me
             for name in self._memory.turns.keys() - config.vms.keys():

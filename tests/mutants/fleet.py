@@ -205,6 +205,14 @@ FLEET: Final = (
         (f"{_CLUSTER}::test_an_etcd_that_was_made_anew_gives_no_slot",),
     ),
     Protection(
+        "what the agent has seen of etcd is known after its restart, too",
+        (Edit("agent/fleet/cluster.py", "and kept[1] < seen.revision", "and False"),),
+        (
+            f"{_CLUSTER}::test_what_was_seen_outlasts_the_agent",
+            f"{_ROLLOUT}::test_what_the_agent_has_seen_of_etcd_outlasts_it",
+        ),
+    ),
+    Protection(
         "one member that says it is far ahead does not put all others out of use",
         (Edit("agent/fleet/cluster.py", "now.revision > known.revision + AHEAD_MAX", "False"),),
         (f"{_CLUSTER}::test_a_revision_that_no_etcd_reaches",),

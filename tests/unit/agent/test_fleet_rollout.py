@@ -15,7 +15,7 @@ from credferry.agent.audit.events import Event, Order
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
 from credferry.agent.fleet.cluster import Known
-from credferry.agent.fleet.model import Granted, Halt, Holder, OfHost, machine_of
+from credferry.agent.fleet.model import Applied, Granted, Group, Halt, Holder, OfHost, machine_of
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.fleet import FleetSlots
 from credferry.agent.rollout.operators import Operator
@@ -320,6 +320,23 @@ def test_another_cluster_after_a_restart_of_the_agent_restarts_nothing(
         fleet.loop.turn(fleet.is_settled)
         assert fleet.loop.units.restarts == [UNIT]
         assert "".join(capsys.readouterr()).count("engine cannot be used") == 1
+
+
+@pytest.mark.parametrize("how", ["a reload", "an end"])
+def test_what_the_agent_has_seen_of_etcd_outlasts_it(fleet: Fleet, how: str) -> None:
+    """A reload makes another engine, and an end none: either writes down how far etcd had come."""
+    record = FleetCluster(fleet.loop.top / "state")
+    with fleet.loop.made() as service:
+        for _ in range(3):
+            assert fleet.other.limit("web", 2) == Applied(1)
+            assert isinstance(fleet.slots.engine.state("web"), Group)
+        assert record.read() != ("7", fleet.etcd.revision)
+        if how == "a reload":
+            service._reload()
+        else:
+            service._stop.set()
+            service.run()
+    assert record.read() == ("7", fleet.etcd.revision)
 
 
 def test_a_release_that_fails_is_tried_again(fleet: Fleet) -> None:

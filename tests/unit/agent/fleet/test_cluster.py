@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from msgspec.structs import replace
@@ -143,6 +144,127 @@ def test_the_record_goes_along_with_each_slot(etcd: RealEtcd, record: FleetClust
     assert record.read() == (etcd_id(etcd), 1)
     assert engine.acquire(GROUP, ME, "r") == Granted(0)
     assert record.read() == (etcd_id(etcd), 2)
+
+
+@dataclass
+class Anew:
+    """A host that asks an etcd which another host uses as well, until the etcd is made anew."""
+
+    record: FleetCluster
+    now: float = 0.0
+    etcd: ModelEtcd = field(default_factory=ModelEtcd)
+    writes: list[int] = field(default_factory=list)
+    """The revision of each write of the record."""
+
+    def started(self) -> Etcd:
+        """The engine of an agent that has just started."""
+        return model_engine(ModelMember(self.etcd), known=Known(self, monotonic=lambda: self.now))
+
+    def read(self) -> tuple[str, int] | None:
+        """See `ClusterRecord`."""
+        return self.record.read()
+
+    def write(self, cluster: str, revision: int) -> None:
+        """See `ClusterRecord`."""
+        self.writes.append(revision)
+        self.record.write(cluster, revision)
+
+    def use(self, times: int) -> None:
+        """Have the other host take slots and give them back."""
+        for _ in range(times):
+            self.etcd.put(b"/credferry/1/web/slots/0", b"")
+            self.etcd.delete(b"/credferry/1/web/slots/0")
+
+    def make_anew(self) -> None:
+        """An operator makes etcd anew: it has the same ID again, and a few revisions."""
+        self.etcd.pairs.clear()
+        self.etcd.revision = 10
+
+
+@pytest.fixture
+def anew(record: FleetCluster) -> Anew:
+    """A host that has had a slot."""
+    made = Anew(record)
+    engine = made.started()
+    assert engine.acquire(GROUP, ME, "r") == Granted(0)
+    assert engine.release(GROUP, ME) == Applied(1)
+    return made
+
+
+@pytest.mark.parametrize("how", ["a minute has passed", "the agent ends"])
+def test_what_was_seen_outlasts_the_agent(anew: Anew, how: str) -> None:
+    """An answer that gave no slot counts after a restart, too: an etcd that is behind it gives none."""
+    engine = anew.started()
+    assert isinstance(engine.state(GROUP), Group)
+    anew.use(20)
+    if how == "a minute has passed":
+        anew.now += 60.0
+    assert isinstance(engine.state(GROUP), Group)
+    if how == "the agent ends":
+        engine.write_down()
+    assert anew.read() == ("7", anew.etcd.revision)
+    anew.make_anew()
+    for each in (engine, anew.started()):
+        found = each.acquire(GROUP, ME, "r")
+        assert isinstance(found, Unavailable)
+        assert "it has lost changes: it is at revision 10, and this host has seen 43" in found.reason
+
+
+def test_the_record_is_written_once_a_minute_at_most(anew: Anew) -> None:
+    """However much others write, and however often this host asks; and not at all if nothing has changed."""
+    engine = anew.started()
+    anew.writes.clear()
+    for _ in range(600):
+        anew.use(1)
+        assert isinstance(engine.state(GROUP), Group)
+        anew.now += 1.0
+    assert len(anew.writes) == 600 / 60
+    anew.now += 60.0
+    assert isinstance(engine.state(GROUP), Group)
+    anew.writes.clear()
+    for _ in range(600):
+        assert isinstance(engine.state(GROUP), Group)
+        engine.write_down()
+        anew.now += 1.0
+    assert anew.writes == []
+
+
+def test_a_slot_writes_the_record_once(anew: Anew) -> None:
+    """Before a restart of a VM, the record goes to disk once, with the slot."""
+    anew.use(1)
+    anew.now += 60.0
+    anew.writes.clear()
+    assert anew.started().acquire(GROUP, ME, "r") == Granted(0)
+    assert anew.writes == [anew.etcd.revision]
+
+
+def test_what_an_operator_has_forgotten_is_not_written_again(anew: Anew) -> None:
+    """No answer of the former etcd, and no end of the agent, brings the record back."""
+    engine = anew.started()
+    assert isinstance(engine.state(GROUP), Group)
+    anew.use(1)
+    assert anew.record.forget()
+    anew.now += 60.0
+    assert isinstance(engine.state(GROUP), Group)
+    engine.write_down()
+    assert anew.read() is None
+    anew.record.write("8", 1)  # it keeps to another one by now
+    anew.use(1)
+    engine.write_down()
+    assert anew.read() == ("8", 1)
+
+
+def test_a_disk_that_is_full_takes_nothing_from_an_answer(anew: Anew) -> None:
+    """The record is written later. What etcd has answered stands, and an end of the agent raises nothing."""
+    engine = anew.started()
+    assert isinstance(engine.state(GROUP), Group)
+    anew.use(1)
+    anew.now += 60.0
+    with patch.object(FleetCluster, "write", side_effect=StoreError("full", hint="wait")):
+        assert isinstance(engine.state(GROUP), Group)
+        engine.write_down()
+    engine.write_down()
+    assert anew.read() == ("7", anew.etcd.revision)
 
 
 @dataclass
