@@ -163,9 +163,15 @@ class World(RuleBasedStateMachine):
 
     @rule(effects=EFFECTS, changed=SETTINGS)
     def reload_during_a_restart(self, effects: int, changed: Settings) -> None:
-        """The configuration changes while a VM is restarted."""
+        """The configuration changes while a VM is restarted.
+
+        That restart goes on with the former configuration. If that has no pause, no pause follows it.
+        """
+        had_a_pause = self.host.settings.pause_seconds > 0
         self.host.configure(changed)
         self.host.interrupted_turn(effects, self.host.when_free(self.host.reload, in_restart=True))
+        if not had_a_pause:
+            self.host.worked.clear()
         self.host.reload()
 
     @rule(changed=SETTINGS)
