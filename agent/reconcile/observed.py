@@ -159,7 +159,7 @@ def came_of_attempt(now: Observed) -> Evidence | Pushed | None:
     attempt, proved, unit = now.attempt, now.proved, now.unit
     if attempt is None or proved is None or unit is None or not unit.is_active:
         return None
-    has_started = attempt.way is Way.RESTART and attempt.before not in {"", proved.invocation_id}
+    has_started = attempt.way is Way.RESTART and attempt.before != proved.invocation_id
     return proved if has_started or proved.digest == attempt.digest else None
 
 
@@ -170,11 +170,14 @@ def is_to_be_proved(now: Observed) -> bool:
 
 
 def is_unproven(now: Observed) -> bool:
-    """Whether the agent's restart or push has worked so far, but the VM's health is not checked yet."""
-    attempt, proved = now.attempt, now.proved
-    if attempt is None or proved is None or not is_to_be_proved(now):
+    """Whether the agent's restart or push has worked so far, but the VM's health is not checked yet.
+
+    Also where the VM came up on something newer than what the restart was for.
+    """
+    attempt = now.attempt
+    if attempt is None or attempt.outcome is not Outcome.RESTARTING or not is_to_be_proved(now):
         return False
-    return attempt.outcome is Outcome.RESTARTING and proved.digest == attempt.digest
+    return came_of_attempt(now) is not None
 
 
 def must_roll_back(now: Observed, grace_over: bool) -> bool:

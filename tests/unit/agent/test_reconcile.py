@@ -591,7 +591,15 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
         Decision(CHECKED, State.IN_STEP, forget=True), "",
     ),
     "started on something newer than the restart that was under way": (
-        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R), vm=CHECKED), True,
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=OTHER)), True,
+        replace(IN_STEP, forget=True), "",
+    ),
+    "started on something newer, and to be found healthy": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=OTHER), vm=CHECKED), True,
+        Decision(CHECKED, State.CHANGING, prove=True), "",
+    ),
+    "never began, its change was taken back, and its health is of no interest": (
+        seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=INVOCATION), vm=CHECKED), True,
         Decision(CHECKED, State.IN_STEP, forget=True), "",
     ),
     "started on something newer, which may be short": (

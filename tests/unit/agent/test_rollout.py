@@ -395,6 +395,34 @@ def test_a_restart_that_never_began_ends_with_its_change(host: Host) -> None:
     assert host.records() == []
 
 
+def test_what_came_up_on_something_newer_is_checked_after_the_agent_s_end(checked: Host) -> None:
+    """A change is sealed while the VM is down, and the agent ends in the health check: the next checks."""
+    asked: list[int] = []
+
+    def job(unit: str) -> str:
+        if not asked:
+            checked.change("three")
+        return checked.loop._restart(unit)
+
+    def health(_name: str) -> str:
+        asked.append(checked.current().generation)
+        if len(asked) == 1:
+            checked.rollout.stop.set()
+            return "canceled"
+        return "failed"
+
+    checked.units.job, checked.units.health = job, health
+    checked.rollout.restart("a", checked.units)
+    checked.rollout.stop.clear()
+    look = checked.look("a")
+    assert look.decisions[0].prove
+    checked.rollout.forget_ended(look)
+    assert checked.store.attempt("a") is not None
+    assert checked.rollout.restart("a", checked.units) is State.FAILED
+    assert asked == [3, 3]
+    assert checked.current().generation == 1
+
+
 def test_an_order_restarts_what_is_in_step(host: Host) -> None:
     """Onto the same generation, which is also the one to roll back to; the records are the order's."""
     host.rollout.restart("a", host.units)
