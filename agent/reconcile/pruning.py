@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from credferry.agent.messages import Messages
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.retention import KEEP
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from credferry.agent.reconcile.starts import Starts
     from credferry.agent.store.generations import Store
 
+_log = Messages()
 _MOST = 16
 """So many generations of a VM may be sealed before older ones are removed. A restart may take minutes."""
 
@@ -28,17 +30,33 @@ class Pruning:
     starts: Starts
     _sealed: dict[str, int] = field(default_factory=dict)
     """By VM: generations sealed since it was pruned. A VM that is missing here was not examined yet."""
+    _needed: dict[str, set[int]] = field(default_factory=dict)
+    """By VM: what a rollback needed when it was sealed for the first time since it was pruned. Changes that
+    failed since, one after the other, must not take the place of the last one that worked."""
+    _told: set[str] = field(default_factory=set)
+    """VMs of which was logged that no more is sealed for them."""
 
-    def note_sealed(self, vm: str) -> None:
-        """Note that a VM has one more generation."""
+    def note_sealed(self, observed: Observed) -> None:
+        """Note that a VM has one more generation. ``observed`` is of before that."""
+        vm = observed.vm.name
         self._sealed[vm] = self._sealed.get(vm, 0) + 1
+        self._needed.setdefault(vm, needed(self.store, observed))
 
     def is_owed(self, observed: Observed) -> bool:
         """Whether so much is to be removed first that no more may be sealed for a VM.
 
         Never while systemd cannot be asked: then nothing can be removed, and sealing must go on.
         """
-        return observed.unit is not None and self._sealed.get(observed.vm.name, 0) >= _MOST
+        vm = observed.vm.name
+        is_owed = observed.unit is not None and self._sealed.get(vm, 0) >= _MOST
+        if is_owed and vm not in self._told:
+            self._told.add(vm)
+            _log.warning(
+                "many changes were sealed for a VM while it is being restarted; what is published now is "
+                "sealed once the restart has ended: see systemctl list-jobs",
+                vm=vm,
+            )
+        return is_owed
 
     def prune(self, observed: Iterable[Observed]) -> None:
         """Remove what no rollback needs of the VMs that have been sealed. Raises `StoreError`.
@@ -62,8 +80,13 @@ class Pruning:
             return False
         if len(self.store.numbers(vm)) > KEEP:
             return True
-        self._sealed[vm] = 0
+        self._note_pruned(vm)
         return False
+
+    def _note_pruned(self, vm: str) -> None:
+        self._sealed[vm] = 0
+        self._needed.pop(vm, None)
+        self._told.discard(vm)
 
     def _prune(self, observed: Observed, started: Mapping[str, str]) -> None:
         """Prune a VM. The caller has its locks, so what is read here stays true until this returns."""
@@ -79,8 +102,9 @@ class Pruning:
         evidence = self.starts.kept_evidence(vm) if started.get(vm.name, "") not in {"", known} else None
         if evidence is not None:
             keep |= {evidence.generation, store.find(vm.name, evidence.digest, evidence.generation)}
+        keep |= self._needed.get(vm.name, set())
         store.prune(vm.name, store.current_number(vm.name), keep)
-        self._sealed[vm.name] = 0
+        self._note_pruned(vm.name)
 
 
 def needed(store: Store, observed: Observed) -> set[int]:

@@ -125,7 +125,7 @@ class Sealer:
             if self._pruning.is_owed(observed):
                 return False
             try:
-                self._seal(vm, wanted, run)
+                self._seal(observed, wanted, run)
             except (SealError, KeyFileError) as error:
                 _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
                 return False
@@ -139,7 +139,8 @@ class Sealer:
             return False
         return (now.digest, now.delivery) == (wanted.digest, wanted.delivery)
 
-    def _seal(self, vm: VmConfig, wanted: Desired, run: str) -> None:
+    def _seal(self, observed: Observed, wanted: Desired, run: str) -> None:
+        vm = observed.vm
         before = self.store.current(vm.name)
         changed = _changed(before, wanted.entries)
         guest = self.observer.guest_key(vm)
@@ -179,7 +180,7 @@ class Sealer:
         except UnsyncedStoreError as error:  # it is sealed all the same: the next check finds it
             unsynced = error
         self._told.pop(vm.name, None)
-        self._pruning.note_sealed(vm.name)
+        self._pruning.note_sealed(observed)
         self._owed.append(
             partial(
                 self.audit.record,

@@ -69,7 +69,7 @@ def add(loop: Loop, *, to: int) -> None:
     assert now is not None
     for number in range(now.generation + 1, to + 1):
         store.write(now.but(generation=number, key=""), {"X": Secret(b"one")}, None)
-    loop.service._session.sealer._pruning.note_sealed("a")
+    loop.service._session.sealer._pruning.note_sealed(look(loop).observed[0])
 
 
 def fail_on(loop: Loop, *generations: int) -> threading.Event:
@@ -103,6 +103,23 @@ def test_a_number_is_never_used_again(loop: Loop) -> None:
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
     sealed = [said for event, said in loop.told() if event is Event.SEALED]
     assert sealed == [f"a: generation {number} is sealed" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_the_last_that_worked_stays_whatever_failed_since(loop: Loop, failures: int) -> None:
+    """Changes fail one after the other, and one works: the generation from before them is still there."""
+    bad = range(2, 2 + failures)
+    fail_on(loop, *bad)
+    for number in bad:
+        loop.publish(x=f"bad {number}")
+        loop.turn(lambda number=number: loop.events().count(Event.ROLLED_BACK) == number - 1)  # type: ignore[misc]  # a default binds it
+        with store_of(loop).lock(rollout_lock("a")):  # the worker has done its work
+            pass
+        loop.turn()
+    loop.publish(x="good again")
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    loop.turn()
+    assert {1, 2 + failures} <= set(numbers(loop))
 
 
 def test_a_number_is_not_used_again_though_its_generation_was_removed(loop: Loop) -> None:
