@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gi.repository import Gio, GLib
@@ -31,7 +32,8 @@ class Caller:
     uid: int
 
 
-Serve = Callable[[Caller, Callable[[], None]], bool]
+Serve = Callable[[Caller, Callable[[], Callable[[], None]]], bool]
+"""Accepts a call, or returns False. What it is given makes the answer, and returns what sends it."""
 
 
 class Target(Protocol):
@@ -149,8 +151,8 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
                 result = read(*parameters) if read else getattr(self.object, method)(caller, *parameters)
                 return () if not outputs else (result,) if len(outputs) == 1 else result
 
-            def answer() -> None:
-                self._answer(invocation, call, f"({''.join(outputs)})")
+            def answer() -> Callable[[], None]:
+                return self._answer(invocation, call, f"({''.join(outputs)})")
 
             if caller is None:
                 invocation.return_dbus_error(f"{_ERROR}.AccessDenied", "the bus does not name the caller")
@@ -163,10 +165,15 @@ class _Published(ObjectWrapper):  # type: ignore[misc]  # pydbus has no types
         self._server.find_caller(sender, serve)
 
     @staticmethod
-    def _answer(invocation: Any, call: Callable[[], tuple[Any, ...]], signature: str) -> None:  # noqa: ANN401 (see above)
+    def _answer(
+        invocation: Any,  # noqa: ANN401 (see above)
+        call: Callable[[], tuple[Any, ...]],
+        signature: str,
+    ) -> Callable[[], None]:
+        """What sends the answer to a call."""
         try:
-            invocation.return_value(GLib.Variant(signature, call()))
+            return partial(invocation.return_value, GLib.Variant(signature, call()))
         except ServedError as error:
-            invocation.return_dbus_error(error.name, str(error))
+            return partial(invocation.return_dbus_error, error.name, str(error))
         except Exception as error:  # noqa: BLE001 (answers its type only: its text may quote a secret)
-            invocation.return_dbus_error(f"{ERROR_PREFIX}Internal", type(error).__name__)
+            return partial(invocation.return_dbus_error, f"{ERROR_PREFIX}Internal", type(error).__name__)

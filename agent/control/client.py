@@ -38,6 +38,7 @@ _LOOK_AT_UNIT = "see: systemctl status credferry.service"
 
 _NO_OWNER = "org.freedesktop.DBus.Error.NameHasNoOwner"
 _DENIED = "org.freedesktop.DBus.Error.AccessDenied"
+_TOO_MANY = "org.freedesktop.DBus.Error.LimitsExceeded"
 _NO_OBJECT = {f"org.freedesktop.DBus.Error.{kind}" for kind in ("UnknownObject", "UnknownMethod")}
 
 
@@ -164,6 +165,8 @@ def find_agent(config: Config | None) -> RemoteAgent | None:
             return None
         if name == _DENIED:
             raise AgentError("this user may not call the agent", hint="run the verb as root") from None
+        if name == _TOO_MANY:
+            raise _busy(text) from None
         raise AgentError(f"the agent does not answer: {text}", hint=_LOOK_AT_UNIT) from None
     except AgentError:
         bus.close()
@@ -200,12 +203,18 @@ def _is_under_way(vm: dict[str, Any]) -> bool:
     )
 
 
+def _busy(text: str) -> AgentError:
+    return AgentError(f"the agent refuses this call: {text}", hint="run the verb again")
+
+
 def _translated(error: Any) -> CredferryError:  # noqa: ANN401 (GLib.Error has no stubs)
     name, text = remote_error(error)
     if name == _DENIED:
         return AgentError(
             "this user may not ask the agent for that: only root may", hint="run the verb as root"
         )
+    if name == _TOO_MANY:
+        return _busy(text)
     if name in _NO_OBJECT:
         return NoObjectError(text, hint="see: busctl tree org.credferry.Agent1")
     if not name.startswith(ERROR_PREFIX):

@@ -177,16 +177,18 @@ class Control:
         if self._objects is not None:
             self._registrations[path] = self._objects.publish(path, target)
 
-    def _serve(self, caller: Caller, answer: Callable[[], None]) -> bool:
+    def _serve(self, caller: Caller, answer: Callable[[], Callable[[], None]]) -> bool:
         """Answer a call in a thread of its own. Returns False if too many calls are under way."""
         if not self._admission.admit(caller.uid):
             return False
 
         def run() -> None:
             try:
-                answer()
+                send = answer()
             finally:
+                # Before the answer is sent: the caller's next call may come at once.
                 self._admission.leave(caller.uid)
+            send()
 
         threading.Thread(target=run, name="control-call", daemon=True).start()
         return True

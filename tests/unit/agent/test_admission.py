@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
+import queue
+from typing import TYPE_CHECKING, cast
+
+from credferry.agent.bus.published import Caller
 from credferry.agent.control.admission import OF_ALL, PER_USER, Admission
+from credferry.agent.control.server import Control
+from tests.support.host import patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from credferry.agent.rollout.orders import Orders
 
 ROOT, MEMBER = 0, 1000
 
@@ -34,3 +45,16 @@ def test_many_users_together_have_a_limit_and_root_has_none() -> None:
     for uid in admitted:
         admission.leave(uid)
     assert admission.admit(MEMBER), "root's calls do not count against other users"
+
+
+def test_a_user_who_has_an_answer_may_call_again() -> None:
+    """A call is over before its answer is sent: the user's next one may come at once, and is not refused."""
+    control = Control(cast("Orders", None))
+    counts: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def answer() -> Callable[[], None]:
+        counts.put(control._admission._under_way[MEMBER])
+        return lambda: counts.put(control._admission._under_way[MEMBER])
+
+    assert control._serve(Caller(MEMBER), answer)
+    assert [counts.get(timeout=20 * patience()) for _ in range(2)] == [1, 0]

@@ -131,9 +131,9 @@ def published(vm: VmObject, serve: Serve) -> Calls:
     return Calls(methods[0])
 
 
-def serve_at_once(_caller: Caller, answer: Callable[[], None]) -> bool:
+def serve_at_once(_caller: Caller, answer: Callable[[], Callable[[], None]]) -> bool:
     """Answer a call in the thread that asks."""
-    answer()
+    answer()()
     return True
 
 
@@ -158,10 +158,10 @@ def test_a_read_of_properties_counts_as_a_call(question: tuple[str, ...]) -> Non
     """It is served, and refused, as each method is, by the user that the bus names."""
     served: list[Caller] = []
 
-    def serve(caller: Caller, answer: Callable[[], None]) -> bool:
+    def serve(caller: Caller, answer: Callable[[], Callable[[], None]]) -> bool:
         served.append(caller)
         if len(served) == 1:
-            answer()
+            answer()()
         return len(served) == 1
 
     calls = published(VmObject(properties(State.IN_STEP, 1, 1)), serve)
