@@ -141,6 +141,7 @@ class ModelSystemd:
 
     def _restart(self, vm: ModelVm) -> str:
         self.before_restart(vm)
+        self.clock.pass_time(0.001)  # the start is later than an order that asked for it
         result, vm.next_result = vm.next_result, "done"
         match result:
             case "done":
