@@ -51,7 +51,7 @@ class Pruning:
         is_owed = observed.unit is not None and self._sealed.get(vm, 0) >= _MOST
         if is_owed and vm not in self._told:
             self._told.add(vm)
-            _log.warning(
+            _log.info(  # no warning: a source that changes all the time has it at each restart
                 "many changes were sealed for a VM while it is being restarted; what is published now is "
                 "sealed once the restart has ended: see systemctl list-jobs",
                 vm=vm,
