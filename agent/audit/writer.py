@@ -118,7 +118,7 @@ class Audit:
         facts = []
         with self.store.lock("audit.lock"):
             head = self._head()
-            is_sent = head is self._own.head and self._own.is_sent
+            is_sent = head == self._own.head and self._own.is_sent
             if head.fields and not is_sent and sent(self.store.state)[1] != head.hash:
                 # The process that kept it ended before sending it, or journald did not take it.
                 self._send(head)
@@ -171,7 +171,7 @@ class Audit:
         """Send a record that is kept, and note that it was sent."""
         if not self.sender.send([*head.fields, *_SENDER]):
             return
-        self._own.is_sent = head is self._own.head
+        self._own.is_sent = head == self._own.head
         path = self.store.state / SENT_FILE
         # Written in place and not fsynced: if the note is lost, the record is sent once more.
         with suppress(OSError):
@@ -190,8 +190,7 @@ class Audit:
         This reads the file each time. Its inode and times cannot show that no other process has replaced it:
         file systems give freed inodes to new files, and before Linux 6.13 times can be 4 ms or more too old.
         """
-        head = kept_head(self.store.state) or Head()
-        return self._own.head if head == self._own.head else head
+        return kept_head(self.store.state) or Head()
 
     def _keep(self, head: Head) -> None:
         try:

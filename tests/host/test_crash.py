@@ -125,7 +125,7 @@ class Site:
 
     def kill_at_once(self, pid: int) -> None:
         """Send SIGKILL to a process of the host; it takes no program to do so, and no time."""
-        # A directory of /proc stands for its process (pidfd_send_signal(2)), whatever its PID is here.
+        # A directory of /proc stands for its process (pidfd_send_signal(2)). Its PID outside is another one.
         descriptor = os.open(self.host.path(f"/proc/{pid}"), os.O_RDONLY | os.O_DIRECTORY)
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)

@@ -72,14 +72,19 @@ def add(loop: Loop, *, to: int) -> None:
     loop.service._session.sealer._pruning.note_sealed(look(loop).observed[0])
 
 
+def not_started(loop: Loop) -> str:
+    """Have the VM's unit fail. Returns the result of the start."""
+    loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
+    return "failed"
+
+
 def fail_on(loop: Loop, *generations: int) -> threading.Event:
     """Have the VM start on no generation of these. Returns what tells of a start on another one."""
     started = threading.Event()
 
     def job(_unit: str) -> str:
         if store_of(loop).current_number("a") in generations:
-            loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-            return "failed"
+            return not_started(loop)
         loop.start_vm("a")
         started.set()
         return "done"
@@ -137,8 +142,7 @@ def test_the_way_back_stays_while_an_ordered_rollback_is_under_way(loop: Loop) -
         if store_of(loop).current_number("a") == 1:
             on_one.set()
             assert looked.wait(20)
-            loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-            return "failed"
+            return not_started(loop)
         loop.start_vm("a")
         on_two.set()
         return "done"

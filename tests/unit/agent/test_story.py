@@ -281,7 +281,7 @@ def test_a_rollback_s_launch_that_is_told_late(failed: Event, end: Event, *, is_
 
 
 def test_a_rollback_s_launch_is_no_start_with_the_failed_values() -> None:
-    """While a VM is put back after a push that failed, its rotation has not come to a start."""
+    """A rollback's launch, after a push that failed, does not make the rotation count as started."""
     failed = [*ROTATION[:2], Event.PUSH_ASKED, Event.PUSH_FAILED]
     records = [
         *rotation("a", 0, 1, "1"),
