@@ -118,10 +118,13 @@ class FleetSlots(FleetCalls):
         """See `Slots`."""
         self.thread.raise_error()
         now = self.clock.monotonic()
-        if now >= self._strays_at:
-            self._strays_at = now + _STRAYS_SECONDS
+        with self._lock:
+            is_due = now >= self._strays_at
+            if is_due:
+                self._strays_at = now + _STRAYS_SECONDS
+            lefts = [self._strays_at - now]
+        if is_due:
             self.thread.submit(self._find_strays)
-        lefts = [self._strays_at - now]
         for decision, observed in zip(look.decisions, look.observed, strict=True):
             name = decision.vm.name
             claim = self.store.claim(name)

@@ -44,11 +44,9 @@ class Submits(Protocol):
 
     def submit(self, job: Callable[[], None]) -> None:
         """Carry out a job soon."""
-        ...
 
     def raise_error(self) -> None:
         """Raise an error that a job could not handle, if there is one."""
-        ...
 
 
 @dataclass(slots=True)
@@ -78,6 +76,7 @@ class FleetCalls:
     _calling: set[str] = field(default_factory=set)
     """VMs of whose failure the engine is being told or asked."""
     _strays_at: float = 0.0
+    """When to search for slots and halts that no claim of this host knows."""
     _away: Away | None = None
     _halted: dict[str, str] = field(default_factory=dict)
 
@@ -137,6 +136,8 @@ class FleetCalls:
                 turn.reason, turn.detail = denial(group, found)
                 turn.until = now + (0.0 if stale else self.uniform(*(_AWAY if turn.is_away else ASK_AGAIN)))
             self._note(group, found)
+            if isinstance(found, Halted) and self._strays().is_stray(found.halt):
+                self._strays_at = 0.0
         self.hint()
 
     def _return(self, name: str, claim: Claim) -> None:
@@ -205,13 +206,15 @@ class FleetCalls:
 
     def _find_strays(self) -> None:
         with self._lock:
-            config, me = self.config, self.me
-        groups = {self._group(vm) for vm in config.vms.values()}
-        strays = Strays(config, self.store, self.engine, me, self.clock.wall)
+            strays = self._strays()
+        groups = {self._group(vm) for vm in strays.config.vms.values()}
         for found in strays.find(groups, self._writing):
             with self._lock:
                 self._note("", found)
         self.hint()
+
+    def _strays(self) -> Strays:
+        return Strays(self.config, self.store, self.engine, self.me, self.clock.wall)
 
     @property
     def _stale_seconds(self) -> float:
@@ -229,6 +232,8 @@ class FleetCalls:
         """Note what an answer says about the engine and the group."""
         match found:
             case Unavailable(reason, hint):
+                # The request may still arrive, after what was to undo it.
+                self._strays_at = min(self._strays_at, self.clock.monotonic() + self.uniform(*_AWAY))
                 if self._away is None:
                     self._away = Away(reason, hint, self.clock.wall())
                 return

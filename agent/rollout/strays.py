@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Finds slots and halts of this host that no claim of it knows, and claims of VMs that are gone.
 
-A request that the network delivers late can leave such a slot: it costs capacity, never safety.
+A request that the network delivers late can leave such a slot or halt: it costs time, never safety.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from credferry.agent.store.records import Claim, Outcome
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeGuard
 
     from credferry.agent.config.model import Config
-    from credferry.agent.fleet.model import Changed, Engine, Slot
+    from credferry.agent.fleet.model import Changed, Engine, Slot, UnreadableHalt
     from credferry.agent.store.generations import Store
 
 _log = Messages()
@@ -79,15 +80,21 @@ class Strays:
         if not isinstance(found, Unavailable):
             _log.warning("gave back a slot that no VM of this host needs", vm=vm, group=group)
 
-    def _end_halt(self, group: Group, writing: threading.Lock) -> Iterator[Changed]:
-        """A halt in the name of a VM of this host that nothing on this host knows of."""
-        halt = group.halt
+    def is_stray(self, halt: Halt | UnreadableHalt | None) -> TypeGuard[Halt]:
+        """Whether a halt is in the name of a VM of this host, and no claim of it knows the halt."""
         if not isinstance(halt, Halt) or not self._is_mine(halt.holder):
+            return False
+        vm = halt.holder.vm
+        claim = self.store.claim(vm)
+        return vm in self.config.vms and (claim is None or not claim.halt)
+
+    def _end_halt(self, group: Group, writing: threading.Lock) -> Iterator[Changed]:
+        """Resume a group for which nothing on this host has failed, or record its halt in a claim."""
+        halt = group.halt
+        if not self.is_stray(halt):
             return
         vm = halt.holder.vm
         claim, attempt = self.store.claim(vm), self.store.attempt(vm)
-        if vm not in self.config.vms or (claim is not None and claim.halt):
-            return
         if attempt is not None and has_failed(attempt, claim):
             with writing:  # its claim was lost
                 self.store.record_claim(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -17,6 +18,7 @@ from credferry.agent.fleet import keys
 from credferry.agent.fleet.cluster import Known
 from credferry.agent.fleet.model import Applied, Granted, Group, Halt, Holder, OfHost, machine_of
 from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.clock import Clock
 from credferry.agent.rollout.fleet import FleetSlots
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.store.fleet_cluster import FleetCluster
@@ -431,6 +433,47 @@ def test_strays_are_given_back_at_the_start(tmp_path: Path) -> None:
         fleet.hurry()
         fleet.loop.turn()
         fleet.loop.turn(lambda: fleet.held() == ["a on h2"])
+
+
+def test_a_halt_that_arrives_after_its_end_is_ended(fleet: Fleet) -> None:
+    """A halt in this host's name that no claim knows holds up no VM of it: the agent ends it."""
+    assert fleet.other.halt("web", ME, "r", "it arrived late") == Applied()
+    fleet.loop.publish(x="two")
+    fleet.loop.turn(fleet.is_settled)
+    assert fleet.halt is None
+
+
+def test_a_halt_that_a_claim_knows_is_not_ended(tmp_path: Path) -> None:
+    """Another VM of the host waits for the operator, as on every other host."""
+    fleet = Fleet(tmp_path, A + B.replace('"x"', '"y"'))
+    fleet.loop.publish(x="one", y="one")
+    with fleet.loop.running():
+        fleet.begin()
+        fleet.loop.units.job = fleet.fail
+        fleet.loop.publish(x="bad", y="one")
+        fleet.loop.turn(lambda: fleet.state() is State.FAILED and fleet.halt is not None)
+        fleet.loop.publish(x="bad", y="two")
+        asked = fleet.member.requests
+        fleet.loop.turn(lambda: fleet.shown("b")[0] is State.WAITING and fleet.member.requests > asked + 5)
+        assert fleet.halt is not None
+        assert not fleet.loop.units.unit("microvm@b.service").has_job
+
+
+def test_a_slot_that_arrives_after_it_was_given_back_is_searched(fleet: Fleet) -> None:
+    """The agent searches soon after a call without an answer for what came of it, not only once an hour."""
+    passed = 0.0
+    fleet.slots.clock = Clock(monotonic=lambda: time.monotonic() + passed)
+    fleet.slots.uniform = lambda _, most: most
+    fates = ["", "late"]
+    fleet.member.fate = lambda: fates.pop(0) if fates else ""
+    fleet.loop.publish(x="two")
+    fleet.loop.turn(lambda: fleet.view.away is not None)
+    fleet.loop.publish(x="one")
+    fleet.loop.turn(lambda: fleet.claim() is None and fleet.state() is State.IN_STEP)
+    fleet.member.arrive()
+    assert fleet.held() == ["a on h1"]
+    passed = 61.0
+    fleet.loop.turn(lambda: not fleet.held())
 
 
 def test_a_claim_that_was_lost_is_made_anew(fleet: Fleet) -> None:
