@@ -315,8 +315,11 @@ def test_vms_that_were_there_before(crash_host: Host) -> None:
         sops.publish({"api-key": b"after"})
         crash_host.wait(lambda: deployment.status()["old"]["state"] == "refused", 30, "the refusal")
         assert "keeps no evidence" in deployment.status()["old"]["reasons"][0]
-        told = crash_host.journal(MESSAGE_ID=Event.REFUSED.value, CREDFERRY_VM="old")
-        assert "credferry doctor" in told[-1]["MESSAGE"]
+        crash_host.wait_journal(
+            lambda entry: "credferry doctor" in entry["MESSAGE"],
+            MESSAGE_ID=Event.REFUSED.value,
+            CREDFERRY_VM="old",
+        )
         for _ in range(2):
             site.restart_agent()
             crash_host.wait(lambda: deployment.status()["old"]["state"] == "refused", 20, "the refusal")
