@@ -178,7 +178,10 @@ class Control:
             self._registrations[path] = self._objects.publish(path, target)
 
     def _serve(self, caller: Caller, answer: Callable[[], Callable[[], None]]) -> bool:
-        """Answer a call in a thread of its own. Returns False if too many calls are under way."""
+        """Answer a call in a thread of its own. Returns False if too many calls are under way.
+
+        Also where the system gives no thread: the caller may try again, and the limits stay as they are.
+        """
         if not self._admission.admit(caller.uid):
             return False
 
@@ -190,7 +193,11 @@ class Control:
                 self._admission.leave(caller.uid)
             send()
 
-        threading.Thread(target=run, name="control-call", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="control-call", daemon=True).start()
+        except RuntimeError:  # the unit or the host has as many threads as it may
+            self._admission.leave(caller.uid)
+            return False
         return True
 
     def _show(self, standings: tuple[VmStatus, ...]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from typing import TYPE_CHECKING, cast
 
 from credferry.agent.bus.published import Caller
@@ -13,6 +14,8 @@ from tests.support.host import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     from credferry.agent.rollout.orders import Orders
 
@@ -58,3 +61,19 @@ def test_a_user_who_has_an_answer_may_call_again() -> None:
 
     assert control._serve(Caller(MEMBER), answer)
     assert [counts.get(timeout=20 * patience()) for _ in range(2)] == [1, 0]
+
+
+def test_a_call_that_gets_no_thread_is_refused_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the system gives no thread, a user's calls are refused; after that they are served again."""
+    control = Control(cast("Orders", None))
+    answered = threading.Event()
+
+    def refuse(_thread: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert not any(control._serve(Caller(MEMBER), lambda: answered.set) for _ in range(PER_USER))
+    assert control._serve(Caller(MEMBER), lambda: answered.set)
+    assert answered.wait(20 * patience())
