@@ -136,7 +136,8 @@ def _register_orders(verbs: typer.Typer) -> None:
     ) -> None:
         """End the halt of a group, whoever halted it.
 
-        The VM that failed keeps its slot until it is well: see credferry retry on its host.
+        The VM that failed keeps its slot until it is up. If another VM has failed as well, it halts the
+        group within a minute: make it well, or resume the group again. See credferry retry on its host.
         """
         fleet = open_fleet(config)
         require_group(fleet, group, is_new=False)

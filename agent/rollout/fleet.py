@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from credferry.agent.rollout.fleet_calls import FleetCalls
+from credferry.agent.rollout.fleet_halts import FleetHalts
 from credferry.agent.rollout.fleet_memory import Stage
 from credferry.agent.rollout.slot_need import has_failed, needed_for
 from credferry.agent.rollout.slots import (
@@ -44,7 +42,7 @@ _STRAYS_SECONDS: Final = 3600.0
 
 
 @dataclass(slots=True)
-class FleetSlots(FleetCalls):
+class FleetSlots(FleetHalts):
     """`Slots` of a fleet, for the whole run of an agent."""
 
     def left(self, vm: VmConfig) -> Awaiting | None:
@@ -104,16 +102,6 @@ class FleetSlots(FleetCalls):
             if turn is not None and turn.stage is Stage.WORKING:
                 self._enter(vm, turn.group, Stage.HAD)
 
-    def failed(self, vm: VmConfig, change: str, reason: str) -> None:
-        """See `Slots`."""
-        group = self._group(vm)
-        with self._writing:
-            claim = self.store.claim(vm.name) or Claim(group, self.me.host, change, self.clock.wall())
-            self.store.record_claim(
-                vm.name, msgspec.structs.replace(claim, change=change, halt=reason, is_told=False)
-            )
-        self._call(vm.name, self._tell_halt)
-
     def settle(self, look: Look, is_ordered: Callable[[str], bool]) -> float:
         """See `Slots`."""
         self.thread.raise_error()
@@ -172,21 +160,19 @@ class FleetSlots(FleetCalls):
     ) -> float:
         """Do for one VM what is owed to the fleet. Returns the seconds until it must be looked at again."""
         name, moment = now.vm.name, self.clock.monotonic()
-        wait = self._retry_at.get(name, 0.0) - moment
-        if claim.halt and not claim.is_told:
-            return wait if wait > 0 else self._call(name, self._tell_halt)
-        if has_failed(now.attempt, claim):
-            # An operator may have ended the halt. A VM that is up again then needs no slot any more.
-            is_up = now.unit is not None and (now.unit.is_active or now.unit.is_stopped)
-            if not claim.halt or not is_up or decision.needs_work:
-                return math.inf
-            wait = max(wait, self._resumed_at.get(name, 0.0) - moment)
-            return wait if wait > 0 else self._call(name, self._ask_for_resume)
         with self._lock:
             turn = self._memory.turns.get(name)
         is_unused = turn is not None and turn.stage in {Stage.DENIED, Stage.GRANTED}
         canary_seconds = 0.0 if is_unused else self.config.rollout.canary_seconds
         needed = needed_for(decision, now, claim, canary_seconds, now.ran_for(self.clock.boot()))
+        if needed > 0 and claim.halt and not claim.is_told:
+            return self._tell(name)
+        if has_failed(now.attempt, claim):
+            # An operator may have ended the halt. A VM that is up again then needs no slot any more.
+            is_up = now.unit is not None and (now.unit.is_active or now.unit.is_stopped)
+            is_halter = bool(claim.halt) and is_up and not decision.needs_work
+            return self._look_for_resume(name) if is_halter else math.inf
+        wait = self._retry_at.get(name, 0.0) - moment
         if needed > 0 or wait > 0:
             return max(needed, wait)
         # A worker may have begun since the look, or is yet to begin with an order.
@@ -223,11 +209,3 @@ class FleetSlots(FleetCalls):
             self.thread.submit(partial(self._return, name, claim))
             return
         self.thread.submit(partial(self._acquire, name, group, change))
-
-    def _call(self, name: str, work: Callable[[str], None]) -> float:
-        """Have the engine called for a VM that failed, unless that is under way."""
-        with self._lock:
-            if name not in self._calling:
-                self._calling.add(name)
-                self.thread.submit(partial(work, name))
-        return math.inf

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
-
 from credferry.agent.fleet.model import Applied, Full, Granted, Group, Halted, Holder, Unavailable
 from credferry.agent.messages import Messages
 from credferry.agent.rollout.fleet_memory import Memory, SlotTurn, Stage
@@ -21,13 +19,12 @@ from credferry.agent.rollout.slot_denial import denial
 from credferry.agent.rollout.slots import Away
 from credferry.agent.rollout.stale import Stale
 from credferry.agent.rollout.strays import Strays
-from credferry.agent.store.locks import rollout_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from credferry.agent.config.model import Config, VmConfig
-    from credferry.agent.fleet.model import Acquired, Changed, Engine, Unsupported
+    from credferry.agent.fleet.model import Acquired, Changed, Engine
     from credferry.agent.rollout.clock import Clock
     from credferry.agent.store.generations import Store
     from credferry.agent.store.records import Claim
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 _log = Messages()
 ASK_AGAIN: Final = (5.0, 15.0)
 """Between how many seconds a VM waits, by chance, before it asks again for a slot."""
-_AWAY: Final = (30.0, 60.0)
+AWAY: Final = (30.0, 60.0)
 """The same where the engine does not answer, and for calls other than that for a slot."""
 
 
@@ -134,7 +131,7 @@ class FleetCalls:
                 )
                 turn.order, turn.is_away = former.order, isinstance(found, Unavailable)
                 turn.reason, turn.detail = denial(group, found)
-                turn.until = now + (0.0 if stale else self.uniform(*(_AWAY if turn.is_away else ASK_AGAIN)))
+                turn.until = now + (0.0 if stale else self.uniform(*(AWAY if turn.is_away else ASK_AGAIN)))
             self._note(group, found)
             if isinstance(found, Halted) and self._strays().is_stray(found.halt):
                 self._strays_at = 0.0
@@ -161,49 +158,6 @@ class FleetCalls:
         finally:
             self.hint()
 
-    def _tell_halt(self, name: str) -> None:
-        try:
-            claim = self.store.claim(name)
-            if claim is None or not claim.halt or claim.is_told:
-                return
-            holder = self._holder(name, claim.host)
-            found = self.engine.halt(claim.group, holder, claim.change, claim.halt)
-            with self._lock:
-                self._after_call(name, claim.group, found)
-                if isinstance(found, Applied):
-                    self._halted[claim.group] = f"{holder.name}: {claim.halt}"
-            if not isinstance(found, Unavailable):
-                self._note_told(name, claim)
-        finally:
-            self._end_call(name)
-
-    def _note_told(self, name: str, claim: Claim) -> None:
-        with self._writing:
-            if self.store.claim(name) == claim:  # else a later failure is to be told
-                self.store.record_claim(name, msgspec.structs.replace(claim, is_told=True))
-
-    def _ask_for_resume(self, name: str) -> None:
-        try:
-            claim = self.store.claim(name)
-            if claim is None:
-                return
-            found: Group | Unavailable | Unsupported = self.engine.state(claim.group)
-            with self._lock:
-                self._after_call(name, claim.group, found)
-                self._resumed_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
-        finally:
-            self._end_call(name)
-        if isinstance(found, Group) and found.halt is None:
-            with self.store.lock(rollout_lock(name), wait=False) as had:
-                if had and self.store.claim(name) == claim:
-                    _log.info("an operator has resumed the group: the slot is given back", vm=name)
-                    self._begin_to_return(name, claim)
-
-    def _end_call(self, name: str) -> None:
-        with self._lock:
-            self._calling.discard(name)
-        self.hint()
-
     def _find_strays(self) -> None:
         with self._lock:
             strays = self._strays()
@@ -222,8 +176,8 @@ class FleetCalls:
 
     def _after_call(self, name: str, group: str, found: Changed | Halted | Group) -> None:
         """Note whether a call other than that for a slot succeeded, or when to try it again."""
-        if isinstance(found, Unavailable):
-            self._retry_at[name] = self.clock.monotonic() + self.uniform(*_AWAY)
+        if isinstance(found, Unavailable | Halted):
+            self._retry_at[name] = self.clock.monotonic() + self.uniform(*AWAY)
         else:
             self._retry_at.pop(name, None)
         self._note(group, found)
@@ -233,7 +187,7 @@ class FleetCalls:
         match found:
             case Unavailable(reason, hint):
                 # The request may still arrive, after what was to undo it.
-                self._strays_at = min(self._strays_at, self.clock.monotonic() + self.uniform(*_AWAY))
+                self._strays_at = min(self._strays_at, self.clock.monotonic() + self.uniform(*AWAY))
                 if self._away is None:
                     self._away = Away(reason, hint, self.clock.wall())
                 return

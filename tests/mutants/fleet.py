@@ -11,6 +11,7 @@ _ETCD: Final = "tests/unit/agent/fleet/test_etcd.py"
 _CLUSTER: Final = "tests/unit/agent/fleet/test_cluster.py"
 _GATEWAY: Final = "tests/unit/agent/fleet/test_gateway.py"
 _ROLLOUT: Final = "tests/unit/agent/test_fleet_rollout.py"
+_HALTS: Final = "tests/unit/agent/test_fleet_halts.py"
 _ORDERS: Final = "tests/unit/agent/test_fleet_orders.py"
 _TRANSACTIONS: Final = "tests/unit/agent/fleet/test_transactions.py"
 _FORMS: Final = "tests/unit/agent/fleet/test_forms.py"
@@ -37,6 +38,11 @@ FLEET: Final = (
             ),
         ),
         (f"{_ROLLOUT}::test_a_failure_halts_the_group_and_keeps_the_slot",),
+    ),
+    Protection(
+        "a VM that fails in a halted group halts it once the other halt ends",
+        (Edit("agent/rollout/fleet_halts.py", "if not isinstance(found, Unavailable | Halted)", "if True"),),
+        (f"{_HALTS}::test_a_vm_that_gets_well_leaves_the_halt_of_another",),
     ),
     Protection(
         "a slot that is found again is written anew, so that a late release does not remove it",

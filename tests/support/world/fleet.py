@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from credferry.agent.fleet import keys
 from credferry.agent.fleet.cluster import Known
 from credferry.agent.fleet.model import Applied, Holder, Limit, OfHost, Slot, UnreadableSlot
+from credferry.agent.rollout.slot_need import has_failed
 from tests.support.world.clock import ModelClock
 from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
 from tests.support.world.invariants import check_steady
@@ -32,18 +33,33 @@ _ROUNDS: Final = 12
 """How often all hosts get time and turns until the fleet must be settled."""
 
 
+@dataclass
 class WatchedEtcd(ModelEtcd):
     """An etcd that is not written against the contract: no slot beyond the limit, none while halted."""
+
+    resumed: set[Holder] = field(default_factory=set)
+    """For whom an operator has ended the halt, which was not told anew since."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """See `ModelEtcd`."""
         is_new = key not in self.pairs
         super().put(key, value)
+        if key == keys.halt_key(GROUP).encode():
+            self.resumed -= {self._halter()}
         if is_new and key.startswith(keys.slots(GROUP).encode()):
             group = self.group(GROUP)
             assert isinstance(group.limit, Limit)
             assert len(group.held) <= group.limit.number, "more slots are held than the limit"
             assert group.halt is None, "a slot is taken in a halted group"
+
+    def resume(self) -> None:
+        """An operator ends the halt, whoever has halted the group."""
+        self.resumed.add(self._halter())
+        assert isinstance(model_engine(ModelMember(self)).resume(GROUP), Applied)
+
+    def _halter(self) -> Holder:
+        halt = self.group(GROUP).halt
+        return halt.holder if halt is not None and halt.holder is not None else Holder("", "", "")
 
 
 @dataclass(slots=True)
@@ -144,7 +160,7 @@ class FleetWorld:
 
     def resume(self) -> None:
         """An operator ends the halt."""
-        model_engine(ModelMember(self.etcd)).resume(GROUP)
+        self.etcd.resume()
 
     def arrive(self) -> None:
         """All requests that were late arrive now, from whichever host."""
@@ -171,6 +187,21 @@ class FleetWorld:
                 self.taken.discard((name, vm))
         lacking = self.taken - self.holders() if self.taken else set()
         assert not lacking, f"these VMs are down by their agents, and have no slot: {lacking}"
+        for host in self.alive:
+            self._check_halts(host)
+
+    def _check_halts(self, host: Host) -> None:
+        """While a VM that failed is not well, its halt is there, unless an operator has ended it."""
+        if host.machine.service is None:
+            return
+        store = host.machine.store
+        for name in store.claimed():
+            claim, attempt = store.claim(name), store.attempt(name)
+            if claim is not None and claim.is_told and has_failed(attempt, claim):
+                halt = self.etcd.group(GROUP).halt
+                halter = None if halt is None or halt.holder is None else (halt.holder.host, halt.holder.vm)
+                resumed = {(each.host, each.vm) for each in self.etcd.resumed}
+                assert (host.name, name) in {halter, *resumed}, f"{name} on {host.name} halts nobody"
 
     def check_hosts(self) -> None:
         """What holds on each host for itself."""
@@ -196,7 +227,7 @@ class FleetWorld:
             if not busy and self._is_free():
                 break
             if self._is_orphaned():
-                operator.resume(GROUP)
+                self.etcd.resume()
             self.clock.pass_time(seconds)
             for host in busy or self.alive:
                 self.turn(host.name)
