@@ -107,10 +107,11 @@ class FleetSlots(FleetHalts):
         self.thread.raise_error()
         now = self.clock.monotonic()
         with self._lock:
-            is_due = now >= self._strays_at
+            is_due = now >= self._strays_at and not self._is_searching
             if is_due:
-                self._strays_at = now + _STRAYS_SECONDS
-            lefts = [self._strays_at - now]
+                self._strays_at, self._is_searching = now + _STRAYS_SECONDS, True
+            # The end of a search makes the loop look again.
+            lefts = [math.inf if self._is_searching else self._strays_at - now]
         if is_due:
             self.thread.submit(self._find_strays)
         for decision, observed in zip(look.decisions, look.observed, strict=True):

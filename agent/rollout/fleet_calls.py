@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -74,6 +75,7 @@ class FleetCalls:
     """VMs of whose failure the engine is being told or asked."""
     _strays_at: float = 0.0
     """When to search for slots and halts that no claim of this host knows."""
+    _is_searching: bool = False
     _away: Away | None = None
     _halted: dict[str, str] = field(default_factory=dict)
 
@@ -159,13 +161,20 @@ class FleetCalls:
             self.hint()
 
     def _find_strays(self) -> None:
-        with self._lock:
-            strays = self._strays()
-        groups = {self._group(vm) for vm in strays.config.vms.values()}
-        for found in strays.find(groups, self._writing):
+        try:
             with self._lock:
-                self._note("", found)
-        self.hint()
+                strays = self._strays()
+            groups = {self._group(vm) for vm in strays.config.vms.values()}
+            with closing(strays.find(groups, self._writing)) as answers:
+                for found in answers:
+                    with self._lock:
+                        self._note("", found)
+                    if isinstance(found, Unavailable):
+                        break  # each further call may take as long to fail; the search is made again soon
+        finally:
+            with self._lock:
+                self._is_searching = False
+            self.hint()
 
     def _strays(self) -> Strays:
         return Strays(self.config, self.store, self.engine, self.me, self.clock.wall)

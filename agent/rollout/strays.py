@@ -17,7 +17,7 @@ from credferry.agent.store.records import Claim, Outcome
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import TypeGuard
 
     from credferry.agent.config.model import Config
@@ -38,7 +38,7 @@ class Strays:
     me: Holder
     wall: Callable[[], float]
 
-    def find(self, groups: Iterable[str], writing: threading.Lock) -> Iterator[Changed | Group]:
+    def find(self, groups: Iterable[str], writing: threading.Lock) -> Generator[Changed | Group, None, None]:
         """Give back what is not needed, and yield each answer of the engine. Raises `StoreError`."""
         claims = {name: claim for name in self.store.claimed() if (claim := self.store.claim(name))}
         for name, claim in claims.items():

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -18,16 +19,19 @@ from credferry.agent.fleet import keys
 from credferry.agent.fleet.cluster import Known
 from credferry.agent.fleet.model import Applied, Granted, Group, Halt, Holder, OfHost, machine_of
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout.clock import Clock
 from credferry.agent.rollout.fleet import FleetSlots
+from credferry.agent.rollout.fleet_calls import AWAY
 from credferry.agent.rollout.operators import Operator
+from credferry.agent.source import published
 from credferry.agent.store.fleet_cluster import FleetCluster
 from credferry.agent.store.records import Claim, Outcome
 from tests.support.loop import MACHINE_ID, Loop
 from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from credferry.agent.config.fleet import FleetConfig
@@ -42,6 +46,7 @@ ME = Holder("h1", "a", machine_of(MACHINE_ID.encode()))
 OTHER = Holder("h2", "a", "f" * 32)
 UNIT = "microvm@a.service"
 ROOT = Operator(0)
+NOTHING = Look(published.NOTHING, (), ())
 RESUME = "once that is corrected: credferry fleet resume web"
 
 
@@ -474,6 +479,39 @@ def test_a_slot_that_arrives_after_it_was_given_back_is_searched(fleet: Fleet) -
     assert fleet.held() == ["a on h1"]
     passed = 61.0
     fleet.loop.turn(lambda: not fleet.held())
+
+
+def test_one_search_at_a_time(tmp_path: Path) -> None:
+    """While etcd hangs, a search ends with its first call, and no other one waits behind it."""
+    vms = "".join(
+        f'[vms.v{n}]\nfleet_group = "g{n}"\n[vms.v{n}.credentials]\nX = {{ secret = "x" }}\n' for n in "123"
+    )
+    fleet = Fleet(tmp_path, vms)
+    passed = 0.0
+    searches: list[Callable[[], None]] = []
+
+    def hang() -> str:
+        nonlocal passed
+        passed += 100.0
+        fleet.slots.settle(NOTHING, lambda _: False)
+        return "lost"
+
+    with fleet.loop.running():
+        slots = fleet.slots
+        slots.thread = Mock(submit=searches.append)
+        slots.clock = Clock(monotonic=lambda: passed)
+        slots._strays_at = 0.0
+        fleet.member.fate = hang
+        before = fleet.member.requests
+        for number in range(1, 4):
+            slots.settle(NOTHING, lambda _: False)
+            assert len(searches) == 1
+            assert slots.settle(NOTHING, lambda _: False) == math.inf
+            searches.pop()()
+            assert not searches
+            assert fleet.member.requests == before + number
+            assert slots.settle(NOTHING, lambda _: False) <= AWAY[1]
+            passed += AWAY[1]
 
 
 def test_a_claim_that_was_lost_is_made_anew(fleet: Fleet) -> None:
