@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Finds slots and halts of this host that no claim of it knows, and claims of VMs that are gone.
 
-A request that the network delivers late can leave such a slot or halt: it costs time, never safety.
+A request that the network delivers late can leave such a slot or halt: it costs time, never safety. So what
+belongs to a VM whose records cannot be read stays until they can be, or until an operator takes it away.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from credferry.agent.errors import StoreError
 from credferry.agent.fleet.model import Group, Halt, Holder, Unavailable
 from credferry.agent.messages import Messages
 from credferry.agent.rollout.slot_need import has_failed
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
     from credferry.agent.config.model import Config
     from credferry.agent.fleet.model import Changed, Engine, Slot, UnreadableHalt
     from credferry.agent.store.generations import Store
+    from credferry.agent.store.records import Attempt
 
 _log = Messages()
 _NEEDS = {Outcome.RESTARTING, Outcome.FAILED, Outcome.ROLLED_BACK}
+
+
+class _Records(NamedTuple):
+    claim: Claim | None
+    attempt: Attempt | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +78,10 @@ class Strays:
         """A slot that is held in the name of a VM of this host."""
         vm = slot.holder.vm
         with writing:
-            if self.store.claim(vm) is not None:
+            records = self._records(vm)
+            if records is None or records.claim is not None:
                 return
-            attempt = self.store.attempt(vm) if vm in self.config.vms else None
+            attempt = records.attempt if vm in self.config.vms else None
             if attempt is not None and attempt.outcome in _NEEDS:  # its claim was lost
                 self.store.record_claim(vm, Claim(group, self.me.host, attempt.run, self.wall()))
                 return
@@ -80,13 +89,20 @@ class Strays:
         if not isinstance(found, Unavailable):
             _log.warning("gave back a slot that no VM of this host needs", vm=vm, group=group)
 
+    def _records(self, vm: str) -> _Records | None:
+        """What is recorded of a VM; None if that cannot be read, and nothing may be taken back for it."""
+        try:
+            return _Records(*self.store.claim_and_attempt(vm))
+        except StoreError:
+            return None
+
     def is_stray(self, halt: Halt | UnreadableHalt | None) -> TypeGuard[Halt]:
         """Whether a halt is in the name of a VM of this host, and no claim of it knows the halt."""
         if not isinstance(halt, Halt) or not self._is_mine(halt.holder):
             return False
         vm = halt.holder.vm
-        claim = self.store.claim(vm)
-        return vm in self.config.vms and (claim is None or not claim.halt)
+        records = self._records(vm) if vm in self.config.vms else None
+        return records is not None and (records.claim is None or not records.claim.halt)
 
     def _end_halt(self, group: Group, writing: threading.Lock) -> Iterator[Changed]:
         """Resume a group for which nothing on this host has failed, or record its halt in a claim."""
@@ -94,8 +110,11 @@ class Strays:
         if not self.is_stray(halt):
             return
         vm = halt.holder.vm
-        claim, attempt = self.store.claim(vm), self.store.attempt(vm)
-        if attempt is not None and has_failed(attempt, claim):
+        records = self._records(vm)
+        if records is None:
+            return
+        attempt = records.attempt
+        if attempt is not None and has_failed(attempt, records.claim):
             with writing:  # its claim was lost
                 self.store.record_claim(
                     vm, Claim(group.name, self.me.host, attempt.run, self.wall(), halt.why, is_told=True)

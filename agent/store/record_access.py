@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from credferry.agent.errors import StoreError
 from credferry.agent.store.files import make_directory, replace_durably, store_error
 from credferry.agent.untrusted import read_untrusted
 
@@ -23,7 +24,7 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class RecordAccess:
-    """Files below ``STATE/vms/VM``. A record that cannot be read counts as missing."""
+    """Files below ``STATE/vms/VM``. To `_load`, a record that cannot be read is missing."""
 
     state: Path
     _places: dict[str, Path] = field(default_factory=dict, init=False)
@@ -43,10 +44,22 @@ class RecordAccess:
         if not os.access(f"{self.state}/vms/{vm}/{name}", os.F_OK):
             return None
         try:
-            return msgspec.json.decode(self._read(self.vm_directory(vm) / name), type=kind)
-        except (OSError, ValueError, RecursionError):
-            # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
+            return self._load_surely(vm, name, kind)
+        except StoreError:
             return None
+
+    def _load_surely(self, vm: str, name: str, kind: type[_T]) -> _T | None:
+        """As `_load`, but None means missing. Raises `StoreError` for a record that cannot be read."""
+        path = self.vm_directory(vm) / name
+        try:
+            return msgspec.json.decode(self._read(path), type=kind)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(path, error) from None
+        except (ValueError, RecursionError):
+            # msgspec raises DecodeError, or lets a UnicodeDecodeError through. Both are ValueErrors.
+            raise StoreError(f"{path}: not a record", hint="remove the file") from None
 
     def _write(self, vm: str, name: str, record: msgspec.Struct | None) -> None:
         """Write a record or, with None, remove it. Raises `StoreError`."""

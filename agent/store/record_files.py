@@ -16,7 +16,8 @@
     STATE/vms/VM/slot.json         the slot of its fleet that it has, or may have
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
-A record that cannot be read counts as missing: the agent then finds out anew what it can.
+A record that cannot be read counts as missing: the agent then finds out anew what it can. Only who takes
+something away because a record is missing asks for `RecordFiles.claim_and_attempt`.
 
 One job: one pair of methods for each record.
 """
@@ -104,7 +105,10 @@ class RecordFiles(RecordAccess):
     def attempt(self, vm: str) -> Attempt | None:
         """The VM's last rollout, where it has not succeeded; else None."""
         noted = self._load(vm, "rollout.json", Attempt)
-        return noted and msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
+        return noted and self._in_present_terms(vm, noted)
+
+    def _in_present_terms(self, vm: str, noted: Attempt) -> Attempt:
+        return msgspec.structs.replace(noted, digest=self.in_present_terms(vm, noted.digest))
 
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Write what `attempt` returns or, with None, remove it. Raises `StoreError`."""
@@ -179,6 +183,14 @@ class RecordFiles(RecordAccess):
     def record_claim(self, vm: str, claim: Claim | None) -> None:
         """Write what `claim` returns or, with None, remove it. Raises `StoreError`."""
         self._write(vm, "slot.json", claim)
+
+    def claim_and_attempt(self, vm: str) -> tuple[Claim | None, Attempt | None]:
+        """`claim` and `attempt`, for who does something because they are missing.
+
+        Raises `StoreError` for a record that is there and cannot be read.
+        """
+        attempt = self._load_surely(vm, "rollout.json", Attempt)
+        return self._load_surely(vm, "slot.json", Claim), attempt and self._in_present_terms(vm, attempt)
 
     def claimed(self) -> list[str]:
         """Names of all VMs with a `claim`, also of those that no configuration names any more."""

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 
 from credferry.agent.fleet.model import Applied
 from credferry.agent.reconcile.decision import State
+from credferry.agent.store.record_access import RecordAccess
 from tests.support.host import patience
 from tests.unit.agent.test_fleet_rollout import FLEET, ME, OTHER, A, B, Fleet
 
@@ -93,6 +96,35 @@ def test_a_vm_that_gets_well_under_the_halt_of_another_halts_nothing(two: Fleet)
     two.loop.turn(lambda: two.claim("b") is None)
     assert two.halt is not None
     assert two.halt.holder == OTHER
+
+
+@pytest.mark.parametrize("unreadable", [("slot.json",), ("rollout.json",), ("slot.json", "rollout.json")])
+@pytest.mark.parametrize("way", ["an error", "no record"])
+def test_a_search_takes_nothing_from_a_vm_whose_records_cannot_be_read(
+    two: Fleet, unreadable: tuple[str, ...], way: str
+) -> None:
+    """A record that cannot be read for a moment is not missing: the VM's slot and its halt stay."""
+    two.loop.units.job = two.fail
+    two.loop.publish(x="bad", y="one")
+    two.loop.turn(lambda: two.state() is State.FAILED and _told(two) == ["a"])
+    claim, read, stumbles = two.claim(), RecordAccess._read, []
+
+    def stumble(self: RecordAccess, path: Path) -> bytes:
+        if path.name not in unreadable:
+            return read(self, path)
+        stumbles.append(path.name)
+        if way == "no record":
+            return b"{"
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with patch.object(RecordAccess, "_read", stumble):
+        two.slots._find_strays()
+    assert stumbles
+    for _ in range(3):
+        two.loop.turn()
+    assert _halter(two) == "a"
+    assert two.held() == ["a on h1"]
+    assert two.claim() == claim
 
 
 def test_a_late_halt_that_is_ended_leaves_that_of_a_vm_that_failed(two: Fleet) -> None:
