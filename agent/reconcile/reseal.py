@@ -66,7 +66,7 @@ class Resealing:
                 if not opens and number == current:
                     if self.store.current(vm) is not None:
                         _log.warning("what is sealed does not open; sealing it again", vm=vm)
-                    self.store.give_up(vm)
+                    self.store.give_up(vm, number)
                     lost.append(vm)
         return lost, has_sealed
 

@@ -59,7 +59,8 @@ class Rollback:
             attempt = msgspec.structs.replace(attempt, previous=attempt.ran, ran=0, reason=reason)
             self.store.record_attempt(vm.name, attempt)
             return self.roll_back(vm, attempt, manager, is_left_down=True)
-        if not reason and (now := self.store.current(vm.name)) is not None and now.digest == attempt.digest:
+        now = self.store.generation(vm.name, attempt.previous)  # a newer one may be sealed by now
+        if not reason and now is not None and now.digest == attempt.digest:
             # It runs again what it ran before, and that is what it should run.
             self.store.record_attempt(vm.name, None)
             return State.IN_STEP

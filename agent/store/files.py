@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -78,6 +79,17 @@ def _opened(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def _locked(directory: Path) -> Iterator[int]:
+    """Open a directory, and lock it against others that replace something in it.
+
+    Nothing else is locked or waited for meanwhile. So this is safe whatever the caller holds.
+    """
+    with _opened(directory) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+
+
 def _sync_last(directory: int) -> None:
     """Sync a directory after a rename in it. Raises `UnsyncedError`."""
     try:
@@ -87,19 +99,22 @@ def _sync_last(directory: int) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """The temporary path for a replacement: always the same, so that crashes do not leave more and more."""
+    """The temporary path for a replacement: always the same, so that crashes do not leave more and more.
+
+    The caller has locked the directory, so nobody else uses it.
+    """
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     return temporary
 
 
 def point(link: Path, target: str) -> None:
-    """Make a symlink point to another target, in one step.
+    """Make a symlink point to another target, in one step. Any thread and process may do so at any time.
 
     Raises `UnsyncedError` where it points to the new target, but a power failure may undo that. Raises any
     other OSError where it does not point there.
     """
-    with _opened(link.parent) as directory:
+    with _locked(link.parent) as directory:
         temporary = _beside(link)
         try:
             temporary.symlink_to(target)
@@ -113,11 +128,10 @@ def point(link: Path, target: str) -> None:
 def replace_durably(path: Path, content: bytes) -> None:
     """Replace a file's content whole, mode 0600, so that it survives a power failure.
 
-    The caller must prevent other processes and threads from doing the same at the same time. Raises
-    `UnsyncedError` where the file has the new content, but a power failure may undo that. Raises any other
-    OSError where it does not have the new content.
+    Any thread and process may do so at any time. Raises `UnsyncedError` where the file has the new content,
+    but a power failure may undo that. Raises any other OSError where it does not have the new content.
     """
-    with _opened(path.parent) as directory:
+    with _locked(path.parent) as directory:
         temporary = _beside(path)
         try:
             with ExitStack() as stack:

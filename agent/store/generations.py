@@ -210,9 +210,9 @@ class Store(RecordFiles):
         except OSError:
             return set()
 
-    def give_up(self, vm: str) -> None:
+    def give_up(self, vm: str, number: int) -> None:
         """Count the VM's current generation as none until it is another: its values do not open."""
-        self.known.give_up(vm)
+        self.known.give_up(vm, number)
 
     def revert(self, vm: str, number: int) -> Manifest | None:
         """Make an older generation current again. Returns its manifest; None where not all of it opens.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from credferry.launcher.handoff import Manifest
 
+_Place = tuple[str, tuple[int, ...]]
 Files = tuple[tuple[str, int, int, int], ...]
 
 
@@ -26,7 +27,7 @@ class KnownGenerations:
     """The generations of all VMs below ``state`` that this process has opened or written."""
 
     state: Path
-    _current: dict[str, tuple[object, Manifest | None]] = field(default_factory=dict)
+    _current: dict[str, tuple[_Place | None, Manifest | None]] = field(default_factory=dict)
     """By VM: what ``current`` was when it was opened last, and the manifest there."""
     _digests: dict[str, dict[int, tuple[object, str]]] = field(default_factory=dict)
     """By VM and number: a generation's identity when it was opened, and its digest."""
@@ -37,12 +38,15 @@ class KnownGenerations:
         """The manifest of a VM's current generation. It is opened if ``current`` is not as it was."""
         seen, known = self._place(vm), self._current.get(vm)
         if known is None or known[0] != seen or seen is None:
-            known = self._current[vm] = (seen, open_it())
+            manifest = open_it()
+            if manifest is None or _leads_to(seen, manifest.generation):
+                self._current[vm] = seen, manifest
+            return manifest
         return known[1]
 
-    def give_up(self, vm: str) -> None:
-        """Count the VM's current generation as none until ``current`` is another."""
-        self._current[vm] = self._place(vm), None
+    def give_up(self, vm: str, number: int) -> None:
+        """Count a generation as none for as long as ``current`` leads to it."""
+        self._note_current(vm, number, None)
 
     def digest(self, vm: str, number: int, open_it: Callable[[], Manifest | None]) -> str:
         """The digest of a generation; empty for none. It is opened if it is not as it was."""
@@ -66,9 +70,18 @@ class KnownGenerations:
                 of_vm.pop(number, None)  # another thread may have done so
 
     def note_written(self, manifest: Manifest) -> None:
-        """Note a generation that this process has just written, and made current."""
-        self._current[manifest.vm] = self._place(manifest.vm), manifest
+        """Note a generation that this process has just written, and made current.
+
+        A rollback may have made another one current since.
+        """
+        self._note_current(manifest.vm, manifest.generation, manifest)
         self.note_files(manifest.vm, manifest.generation)
+
+    def _note_current(self, vm: str, number: int, manifest: Manifest | None) -> None:
+        """Note what a generation is, if it is still the current one."""
+        seen = self._place(vm)
+        if _leads_to(seen, number):
+            self._current[vm] = seen, manifest
 
     def note_files(self, vm: str, number: int) -> None:
         """Note that the files of a generation are now what this process wrote."""
@@ -86,7 +99,7 @@ class KnownGenerations:
     def _generation(self, vm: str, number: int) -> str:
         return f"{self.state}/vms/{vm}/generations/{number}"
 
-    def _place(self, vm: str) -> object:
+    def _place(self, vm: str) -> _Place | None:
         """What ``current`` is: the link, and the generation's identity; None if there is none."""
         link = f"{self.state}/vms/{vm}/current"
         try:
@@ -95,6 +108,11 @@ class KnownGenerations:
             return None
         seen = identity(link)
         return None if seen is None else (target, seen)
+
+
+def _leads_to(place: _Place | None, number: int) -> bool:
+    """Whether ``current`` is a link to a generation of this number."""
+    return place is not None and place[0] == f"generations/{number}"
 
 
 def files_of(directory: str) -> Files:

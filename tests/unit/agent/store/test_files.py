@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import resource
+import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,7 +29,7 @@ from tests.support.descriptors import opened
 from tests.support.generations import failing_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
@@ -118,6 +120,43 @@ def test_a_link_is_pointed_elsewhere(tmp_path: Path) -> None:
         point(tmp_path / "current", target)
         assert [path.name for path in tmp_path.iterdir()] == ["current"]
         assert str((tmp_path / "current").readlink()) == target
+
+
+@pytest.mark.parametrize("change", [point, replace_durably])
+def test_two_that_replace_the_same_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Any], None]
+) -> None:
+    """Two threads share the path beside it, so the second begins when the first is done. Both succeed."""
+    waits, ends = threading.Event(), list[str]()
+    rename, flock = Path.rename, fcntl.flock
+
+    def replaced(text: str) -> None:
+        change(tmp_path / "it", text if change is point else text.encode())
+        ends.append(text)
+
+    other = threading.Thread(target=replaced, args=["second"])
+
+    def renamed(path: Path, target: Path) -> Path:
+        if threading.current_thread() is not other:
+            other.start()
+            assert waits.wait(20)
+        return rename(path, target)
+
+    def locked(descriptor: int, operation: int) -> None:
+        if threading.current_thread() is other:
+            with pytest.raises(BlockingIOError):
+                flock(descriptor, operation | fcntl.LOCK_NB)
+            waits.set()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(fcntl, "flock", locked)
+    replaced("first")
+    other.join()
+    made = tmp_path / "it"
+    assert sorted(ends) == ["first", "second"]
+    assert (str(made.readlink()) if change is point else made.read_text()) == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 @pytest.mark.parametrize("change", [point, replace_durably])

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from credferry.agent.errors import SealError, StoreError, UnsyncedStoreError
 from credferry.agent.sealing.credential import PLAINTEXT_MAX
 from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store import generations
+from credferry.agent.store.files import point
 from credferry.agent.store.generations import Store
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.agent.store.retention import KEEP
@@ -394,3 +397,41 @@ def test_a_generation_can_be_sealed_anew(store: Store) -> None:
     assert place.stat().st_mtime_ns == before
     assert store.values("web") == {"A": Secret(CANARY)}
     assert not (store.vm_directory("web") / "renewed").exists()
+
+
+def test_a_rollback_right_after_a_new_generation_became_current(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store knows that the older generation is current, and that no other one is."""
+    for number in (1, 2):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")}, None)
+
+    def pointed(link: Path, target: str) -> None:
+        point(link, target)
+        if target == "generations/3":
+            store.revert("web", 1)
+
+    monkeypatch.setattr(generations, "point", pointed)
+    store.write(manifest(3, "A"), {"A": Secret(b"a")}, None)
+    assert store.current_number("web") == 1
+    assert unbound(store.current("web")) == manifest(1, "A")
+
+
+def test_a_generation_that_became_current_while_another_was_opened(store: Store) -> None:
+    """What was opened is not taken for the generation that was current before."""
+    for number in (1, 2):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")}, None)
+    known = Store(store.state, store.key).known
+    known.current("web", partial(store.generation, "web", 1))
+    assert unbound(known.current("web", partial(store.generation, "web", 2))) == manifest(2, "A")
+
+
+def test_only_the_generation_that_does_not_open_is_given_up(store: Store) -> None:
+    """Where a rollback has made another generation current meanwhile, that one still counts."""
+    for number in (1, 2):
+        store.write(manifest(number, "A"), {"A": Secret(b"a")}, None)
+    store.revert("web", 1)
+    store.give_up("web", 2)
+    assert unbound(store.current("web")) == manifest(1, "A")
+    store.give_up("web", 1)
+    assert store.current("web") is None
