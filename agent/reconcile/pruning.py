@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError
 from credferry.agent.messages import Messages
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.retention import KEEP
@@ -78,8 +79,11 @@ class Pruning:
         """Whether a VM may have generations to remove. Reads its directory only if it was sealed."""
         if self._sealed.get(vm) == 0:
             return False
-        if len(self.store.numbers(vm)) > KEEP:
-            return True
+        try:
+            if len(self.store.numbers(vm)) > KEEP:
+                return True
+        except StoreError:
+            return False  # a later look examines it, and the others are pruned now
         self._note_pruned(vm)
         return False
 

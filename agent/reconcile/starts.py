@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.evidence import Evidence, EvidenceDirectory
 from credferry.agent.untrusted import read_untrusted
@@ -82,13 +83,19 @@ class Starts:
         return len(set(digests)) == 1
 
     def ran(self, now: Observed) -> Manifest | None:
-        """The generation that a VM runs, if it is not the newest and a push depends on what has changed."""
+        """The generation that a VM runs, if it is not the newest and a push depends on what has changed.
+
+        None too where the store cannot be listed: a look must tell of the other VMs.
+        """
         vm, runs = now.vm, now.runs
         newest = (now.desired if isinstance(now.desired, Desired) else None, now.sealed)
         is_newest = runs is not None and all(each and each.digest == runs.digest for each in newest)
         if runs is None or is_newest or all(each.live for each in vm.credentials.values()):
             return None
-        return self.store.generation(vm.name, self.store.find(vm.name, runs.digest, runs.generation))
+        try:
+            return self.store.generation(vm.name, self.store.find(vm.name, runs.digest, runs.generation))
+        except StoreError:
+            return None
 
     def hint(self, vm: VmConfig, unit: UnitState) -> Stamp | None:
         """The launcher's report of the unit's present invocation; None if there is none.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -109,13 +109,14 @@ class Store(RecordFiles):
         return known[1]
 
     def numbers(self, vm: str) -> list[int]:
-        """The numbers of all generations that are there, whole or not, in any order."""
+        """The numbers of all generations that are there, whole or not, in any order. Raises `StoreError`."""
         return generation_numbers(self._generations(vm))
 
     def next_number(self, vm: str) -> int:
         """The number of the VM's next generation. No earlier one had it: no pruning removes the newest.
 
-        The directory of the current one may be gone, by hand. Its number is in the link.
+        The directory of the current one may be gone, by hand. Its number is in the link. Raises
+        `StoreError`.
         """
         current = self.current_number(vm)
         return max(*self.numbers(vm), current if current < GENERATION_MAX else 0, 0) + 1
@@ -152,7 +153,8 @@ class Store(RecordFiles):
             raise store_error(generation, error) from None
         self.known.note_written(bound)
         if keep is not None:
-            self.prune(manifest.vm, manifest.generation, keep)
+            with suppress(StoreError):  # it is written all the same
+                self.prune(manifest.vm, manifest.generation, keep)
 
     def _reusable(self, vm: str) -> Path | None:
         """The directory of the current generation, whose sealed files another one can have as well.
@@ -166,7 +168,7 @@ class Store(RecordFiles):
         """Remove the generations that no rollback needs.
 
         The store keeps the newest whole generations (`retention.KEEP`, with the current one), as many newer
-        ones after a rollback, and those in ``keep``.
+        ones after a rollback, and those in ``keep``. Raises `StoreError`.
         """
         is_as_written = self.known.is_as_written(vm, current)
         self.known.keep(vm, self._retention.prune(self._generations(vm), current, keep))
@@ -238,7 +240,10 @@ class Store(RecordFiles):
         return True
 
     def previous(self, vm: str) -> Manifest | None:
-        """The newest generation before the current one with another digest; None for none."""
+        """The newest generation before the current one with another digest; None for none.
+
+        Raises `StoreError`.
+        """
         current = self.current(vm)
         if current is None:
             return None
@@ -253,7 +258,7 @@ class Store(RecordFiles):
         """The number of a generation with this digest, for a rollback; 0 for none.
 
         The result is ``number`` if that generation has the digest, else the newest one that has it. A
-        generation that was sealed again has another number.
+        generation that was sealed again has another number. Raises `StoreError`.
         """
         if number and self._digest(vm, number) == digest:
             return number

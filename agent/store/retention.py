@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from credferry.agent.store.files import store_error
 from credferry.launcher.handoff import GENERATION_MAX
 
 if TYPE_CHECKING:
@@ -21,11 +22,16 @@ KEEP = 3
 
 
 def generation_numbers(generations: Path) -> list[int]:
-    """The numbers of all generations in a VM's directory of them, whole or not, in any order."""
+    """The numbers of all generations in a VM's directory of them, whole or not, in any order.
+
+    Empty where there is no such directory. Raises `StoreError` where it cannot be listed.
+    """
     try:
         names = [path.name for path in generations.iterdir()]
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise store_error(generations, error) from None
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
     return [number for number in numbers if number < GENERATION_MAX]
 
@@ -39,7 +45,7 @@ class Retention:
     """By directory: generations that are known to be whole. To open all of them each time would be slow."""
 
     def prune(self, generations: Path, current: int, keep: Container[int]) -> list[int]:
-        """Remove generations of a VM. Returns the numbers of those that stay.
+        """Remove generations of a VM. Returns the numbers of those that stay. Raises `StoreError`.
 
         The newest whole generations stay (`KEEP`, with the current one), and those in ``keep``. After a
         rollback there are newer ones than the current one. As many of them stay: so the highest number is

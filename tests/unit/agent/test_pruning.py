@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections import deque
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ import pytest
 from msgspec import structs
 
 from credferry.agent.audit.events import Event
+from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.pruning import _MOST
 from credferry.agent.store.locks import rollout_lock
@@ -24,7 +28,6 @@ from tests.support.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.store.generations import Store
@@ -218,6 +221,31 @@ def test_nothing_is_removed_while_it_is_not_known_what_a_vm_runs(loop: Loop) -> 
     assert numbers(loop) == list(range(1, 9))
     loop.service._session.sealer.prune(seen)
     assert numbers(loop) == [1, 6, 7, 8]
+
+
+def test_a_vm_whose_generations_cannot_be_listed_holds_no_look_up(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is removed or sealed then, and a later look does both, under a number of its own."""
+    add(loop, to=8)
+    iterdir = Path.iterdir
+
+    def failing(path: Path) -> Iterator[Path]:
+        if path.name == "generations":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    loop.turn()
+    assert loop.turned.failure is None
+    loop.publish(x="two")
+    loop.turn()
+    assert isinstance(loop.turned.failure, StoreError)
+    assert loop.units.restarts == []
+    monkeypatch.undo()
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP and 9 in numbers(loop))
+    loop.turn()
+    assert numbers(loop) == [1, 7, 8, 9]
 
 
 def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +24,6 @@ from tests.unit.agent.test_rollout import ORDER, A, Host, hosted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -60,6 +62,26 @@ def test_all_that_is_read_at_boot_is_named(tmp_path: Path) -> None:
         host.loop.publish(x="two", boot="b", also="a")
         host.seal()
         assert host.look("a").decisions[0].why == "its guest reads ALSO, BOOT only when it boots"
+
+
+def test_a_vm_whose_generations_cannot_be_listed_hides_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look goes on where the disk fails. It takes all that is read at boot for changed."""
+    host.loop.publish(x="two")
+    host.seal()
+    generations = host.loop.top / "state/vms/a/generations"
+    (generations / "1").rename(host.loop.top / "gone")
+    iterdir = Path.iterdir
+
+    def failing(path: Path) -> Iterator[Path]:
+        if path == generations:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    assert host.look("a").decisions[0].why == "its guest reads BOOT only when it boots"
+    assert host.look("a", "b").decisions[1].way is Way.PUSH
 
 
 def test_an_order_pushes_too_where_what_is_read_at_boot_stays(host: Host) -> None:

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from credferry.agent.errors import StoreError
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
 from credferry.agent.untrusted import read_untrusted
@@ -15,7 +20,7 @@ from credferry.launcher.handoff import GENERATION_MAX, Secret
 from tests.support.generations import KEY, manifest, numbers, unbound
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def test_old_generations_are_pruned(store: Store) -> None:
@@ -88,3 +93,31 @@ def test_generations_that_are_known_to_be_whole_are_not_opened_again(
     assert read == [generations / str(number) / "manifest" for number in (5, 4)]
     again.write(manifest(7), {})
     assert len(read) == 2
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is given then, as it might be used already, and nothing is removed or missed."""
+    for number in range(1, 6):
+        store.write(manifest(number), {}, None)
+    store.revert("web", 1)
+    iterdir = Path.iterdir
+
+    def failing(path: Path) -> Iterator[Path]:
+        if path.name == "generations":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+    for ask in (
+        partial(store.next_number, "web"),
+        partial(store.find, "web", "no such digest", 0),
+        partial(store.previous, "web"),
+        partial(store.prune, "web", 1, ()),
+    ):
+        with pytest.raises(StoreError, match="vms/web/generations: Input/output error"):
+            ask()
+    monkeypatch.undo()
+    assert store.next_number("web") == 6
+    assert numbers(store) == {1, 2, 3, 4, 5}
