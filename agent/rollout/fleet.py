@@ -204,9 +204,11 @@ class FleetSlots(FleetHalts):
             with self._lock:
                 self._memory.turns.pop(name, None)
             raise
-        if claim is not None and (claim.group, claim.host) != (group, self.me.host):
+        # What a reload has renamed is given back first. But a halt, and its slot, stay until the VM is well.
+        host = claim.host if claim is not None and claim.halt else self.me.host
+        if claim is not None and (claim.group, claim.host) != (group, host):
             with self._lock:
                 self._enter(name, group, Stage.RETURNING)
             self.thread.submit(partial(self._return, name, claim))
             return
-        self.thread.submit(partial(self._acquire, name, group, change))
+        self.thread.submit(partial(self._acquire, name, group, host, change))

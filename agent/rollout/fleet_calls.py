@@ -89,6 +89,10 @@ class FleetCalls:
             self._strays_at = 0.0
 
     def _group(self, vm: VmConfig) -> str:
+        """The VM's group. A VM that has halted its group stays in it until the halt is over."""
+        claim = self.store.claim(vm.name)
+        if claim is not None and claim.halt:
+            return claim.group
         fleet = self.config.fleet
         return fleet.group_of(vm) if fleet is not None else ""
 
@@ -111,11 +115,11 @@ class FleetCalls:
             self._enter(name, claim.group, Stage.RETURNING)
         self.thread.submit(partial(self._return, name, claim))
 
-    def _holder(self, vm: str, host: str = "") -> Holder:
-        return Holder(host or self.me.host, vm, self.me.machine)
+    def _holder(self, vm: str, host: str) -> Holder:
+        return Holder(host, vm, self.me.machine)
 
-    def _acquire(self, name: str, group: str, change: str) -> None:
-        found = self.engine.acquire(group, self._holder(name), change)
+    def _acquire(self, name: str, group: str, host: str, change: str) -> None:
+        found = self.engine.acquire(group, self._holder(name, host), change)
         now = self.clock.monotonic()
         stale = self._stale.found(group, found, self._stale_seconds, now)
         for each in stale:

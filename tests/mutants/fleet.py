@@ -45,6 +45,16 @@ FLEET: Final = (
         (f"{_HALTS}::test_a_vm_that_gets_well_leaves_the_halt_of_another",),
     ),
     Protection(
+        "a halt outlasts a reload that gives the host or the group another name",
+        (Edit("agent/rollout/fleet.py", "if claim is not None and claim.halt else", "if None else"),),
+        (f"{_HALTS}::test_a_halt_outlasts_a_reload_with_other_names",),
+    ),
+    Protection(
+        "a search takes nothing from a VM whose records cannot be read",
+        (Edit("agent/rollout/strays.py", "  return None", "  return _Records(None, None)"),),
+        (f"{_HALTS}::test_a_search_takes_nothing_from_a_vm_whose_records_cannot_be_read",),
+    ),
+    Protection(
         "a slot that is found again is written anew, so that a late release does not remove it",
         (
             Edit(

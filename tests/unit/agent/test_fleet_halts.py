@@ -127,6 +127,35 @@ def test_a_search_takes_nothing_from_a_vm_whose_records_cannot_be_read(
     assert two.claim() == claim
 
 
+@pytest.mark.parametrize(
+    "config", [FLEET.replace('"h1"', '"h9"'), FLEET + '[vms.a]\nfleet_group = "db"\n'], ids=["host", "group"]
+)
+def test_a_halt_outlasts_a_reload_with_other_names(two: Fleet, config: str) -> None:
+    """A VM that halted its group tries a newer value with its slot. Once it is well, both end."""
+    two.loop.units.job = two.fail
+    two.loop.publish(x="bad", y="one")
+    two.loop.turn(lambda: two.state() is State.FAILED and _told(two) == ["a"])
+    seen: list[tuple[str, list[str]]] = []
+
+    def watch(unit: str) -> str:
+        seen.append((_halter(two), two.held()))
+        return two.loop._restart(unit)
+
+    two.loop.units.job = watch
+    two.loop.configure(config + VMS, "attempts = 1\nconcurrency = 2")
+    two.loop.service._reload()
+    two.hurry()
+    two.loop.publish(x="newer", y="one")
+    two.loop.turn(lambda: two.state() is State.IN_STEP and two.claim() is None)
+    assert seen == [("a", ["a on h1"])]
+    assert two.halt is None
+    two.loop.publish(x="newest", y="one")
+    two.loop.turn(lambda: len(seen) > 1 and two.claim() is None)
+    assert seen[1][1] in (["a on h9"], [])
+    assert not two.held()
+    assert not two.etcd.group("db").held
+
+
 def test_a_late_halt_that_is_ended_leaves_that_of_a_vm_that_failed(two: Fleet) -> None:
     """A VM fails while a halt is there that nobody needs. That one is ended, and the group stays halted."""
 
