@@ -154,13 +154,22 @@ def is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
     return unit.is_stopped
 
 
+def has_started(now: Observed) -> bool:
+    """Whether the VM is up, by a start after the agent recorded its restart."""
+    attempt, unit = now.attempt, now.unit
+    if attempt is None or attempt.way is not Way.RESTART or unit is None:
+        return False
+    return unit.is_active and attempt.before != unit.invocation_id
+
+
 def came_of_attempt(now: Observed) -> Evidence | Pushed | None:
     """What the VM got by the recorded restart or push, or by a start after it; None if by neither."""
     attempt, proved, unit = now.attempt, now.proved, now.unit
     if attempt is None or proved is None or unit is None or not unit.is_active:
         return None
-    has_started = attempt.way is Way.RESTART and attempt.before != proved.invocation_id
-    return proved if has_started or proved.digest == attempt.digest else None
+    # The digest says nothing of a restart: an operator may have ordered one onto what the VM runs.
+    is_pushed = attempt.way is Way.PUSH and proved.digest == attempt.digest
+    return proved if is_pushed or has_started(now) else None
 
 
 def is_to_be_proved(now: Observed) -> bool:

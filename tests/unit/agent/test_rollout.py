@@ -395,6 +395,17 @@ def test_a_restart_that_never_began_ends_with_its_change(host: Host) -> None:
     assert host.records() == []
 
 
+def test_an_ordered_restart_that_never_began_is_not_recorded(checked: Host) -> None:
+    """The VM ran what is sealed, and the agent died before it asked: no restart, nothing to be checked."""
+    checked.loop.start_vm("a")
+    checked.note(before=checked.units.unit(A).invocation_id, order=ORDER)
+    look = checked.look("a")
+    assert not look.decisions[0].prove
+    checked.rollout.forget_ended(look)
+    assert checked.store.attempt("a") is None
+    assert checked.records() == []
+
+
 def test_what_came_up_on_something_newer_is_checked_after_the_agent_s_end(checked: Host) -> None:
     """A change is sealed while the VM is down, and the agent ends in the health check: the next checks."""
     asked: list[int] = []
