@@ -181,12 +181,12 @@ def is_to_be_proved(now: Observed) -> bool:
 def is_unproven(now: Observed) -> bool:
     """Whether the agent's restart or push has worked so far, but the VM's health is not checked yet.
 
-    Also where the VM came up on something newer than what the restart was for.
+    Also where the VM came up on something newer than what the restart was for, or left no evidence.
     """
     attempt = now.attempt
     if attempt is None or attempt.outcome is not Outcome.RESTARTING or not is_to_be_proved(now):
         return False
-    return came_of_attempt(now) is not None
+    return has_started(now) or came_of_attempt(now) is not None
 
 
 def must_roll_back(now: Observed, grace_over: bool) -> bool:

@@ -16,6 +16,7 @@ import msgspec
 from credferry.agent.audit.events import Event
 from credferry.agent.config.units import AfterFails
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.desired import are_of_one_key
 from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.endings import Failed, Overruled, Succeeded
 from credferry.agent.rollout.jobs import run_job
@@ -188,7 +189,10 @@ class Restarter:
         record(self.audit, event, f"{vm.name}: {what}: {reason}", vm, ran, attempt)
         # A guest takes no older generation: the way back from a push is a restart.
         attempt = msgspec.structs.replace(attempt, way=Way.RESTART)
-        if attempt.previous == manifest.generation:
+        if ran is not manifest and are_of_one_key(ran.digest, attempt.digest):
+            # It may have come up on something newer. That has failed, and must not be tried again.
+            attempt = msgspec.structs.replace(attempt, digest=ran.digest, run=ran.run)
+        if attempt.previous == ran.generation:
             # It ran this generation before: another restart would not make it healthy.
             attempt = msgspec.structs.replace(attempt, previous=0)
         return self.fail(vm, attempt, reason, manager)

@@ -10,6 +10,7 @@ import msgspec
 
 from credferry.agent.audit.events import Event
 from credferry.agent.reconcile.decision import State
+from credferry.agent.reconcile.observed import is_unproven
 from credferry.agent.rollout.endings import Failed
 from credferry.agent.rollout.recording import failure, record
 from credferry.agent.rollout.slots import NoSlots
@@ -122,14 +123,17 @@ class Rollback:
 
 
 def generation_before(store: Store, observed: Observed) -> int:
-    """Generation to roll back to: the one that runs, or the one before if that failed; 0 for none."""
+    """Generation to roll back to: the one that runs, or the one before if that failed; 0 for none.
+
+    What has not passed its health check yet is used only if there is nothing else.
+    """
     runs, attempt, name = observed.runs, observed.attempt, observed.vm.name
     if attempt is not None and (runs is None or runs.digest == attempt.digest):
         return attempt.ran or attempt.previous
     if runs is None:
         return 0
-    # Its recorded restart never began, so the record is still true.
-    is_as_before = attempt is not None and attempt.before == runs.invocation_id
-    if attempt is not None and is_as_before and store.generation(name, attempt.previous) is not None:
+    # If its recorded restart never began, or its end is still to be checked, the record is still true.
+    is_true = attempt is not None and (attempt.before == runs.invocation_id or is_unproven(observed))
+    if attempt is not None and is_true and store.generation(name, attempt.previous) is not None:
         return attempt.previous
     return store.find(name, runs.digest, runs.generation)

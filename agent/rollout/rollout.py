@@ -83,6 +83,8 @@ class Rollout:
                     return self.rollback.roll_back(vm, attempt, manager)
             if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
                 began = self.monotonic()
+                # A newer one may be sealed by now, and the start may have left no evidence.
+                manifest = self.store.generation(name, self.store.find(name, attempt.digest, 0)) or manifest
                 with self.pacer.pause.turn(name):
                     return self.restarter.check_health(
                         vm, manifest, attempt, manager, began=began, unit=observed.unit

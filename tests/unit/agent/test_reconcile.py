@@ -586,9 +586,9 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
         seen(WANTED, NEWER_DELIVERY, UP, kept(NEW), attempt=went(NEW, R), vm=CHECKED), True,
         Decision(CHECKED, State.CHANGING, seal=WANTED, prove=True), "",
     ),
-    "healthy by no evidence": (
-        seen(WANTED, SEALED, UP, None, Assumed(INVOCATION, NEW), went(NEW, R), CHECKED), True,
-        Decision(CHECKED, State.IN_STEP, forget=True), "",
+    "to be found healthy, without evidence": (
+        seen(WANTED, SEALED, UP, None, Assumed(INVOCATION, NEW), went(NEW, R, before=OTHER), CHECKED), True,
+        Decision(CHECKED, State.CHANGING, prove=True), "",
     ),
     "started on something newer than the restart that was under way": (
         seen(WANTED, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=OTHER)), True,

@@ -434,6 +434,73 @@ def test_what_came_up_on_something_newer_is_checked_after_the_agent_s_end(checke
     assert checked.current().generation == 1
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["seen", "after the agent's end"])
+def test_something_newer_that_fails_its_check_is_not_tried_again(checked: Host, ends: bool) -> None:
+    """It came up on what was sealed while it was down: just that has failed, and halts who waits for it."""
+    newer: list[Manifest] = []
+
+    def job(unit: str) -> str:
+        if not newer:
+            checked.change("three")
+            newer.append(checked.current())
+        return checked.loop._restart(unit)
+
+    def dies(_: str) -> str:
+        checked.rollout.stop.set()
+        return "canceled"
+
+    checked.units.job = job
+    if ends:
+        checked.units.health = dies
+        checked.rollout.restart("a", checked.units)
+        checked.rollout.stop.clear()
+    checked.units.health = lambda _: "failed"
+    assert checked.rollout.restart("a", checked.units) is State.FAILED
+    checked.seal("a")
+    assert checked.current().generation == 1
+    assert not checked.look("a").decisions[0].needs_rollout
+    attempt = checked.store.attempt("a")
+    assert attempt is not None
+    assert (attempt.digest, attempt.run) == (newer[0].digest, newer[0].run)
+    assert checked.units.restarts == [A, A]
+    assert checked.rollout.restart("b", checked.units) is State.HALTED
+
+
+def test_a_start_without_evidence_is_checked_after_the_agent_s_end(checked: Host) -> None:
+    """The agent ends in the health check: the next makes up for it, and ends the story."""
+
+    def job(unit: str) -> str:
+        checked.loop._restart(unit)
+        (checked.loop.top / "run" / EVIDENCE_PARENT / f"a@{checked.units.unit(A).invocation_id}").unlink()
+        return "done"
+
+    def ends(_: str) -> str:
+        checked.rollout.stop.set()
+        return "canceled"
+
+    checked.units.job, checked.units.health = job, ends
+    checked.rollout.restart("a", checked.units)
+    checked.rollout.stop.clear()
+    look = checked.look("a")
+    assert (look.decisions[0].prove, look.decisions[0].forget) == (True, False)
+    checked.units.health = lambda _: "done"
+    checked.records()
+    assert checked.rollout.restart("a", checked.units) is State.IN_STEP
+    assert [(event, number) for event, _, _, number, _ in checked.records()] == [(Event.RESTARTED, "2")]
+    invocation, digest = checked.units.unit(A).invocation_id, checked.current().digest
+    assert checked.store.assumed("a") == Assumed(invocation, digest, 2)
+
+
+@pytest.mark.parametrize(("previous", "back"), [(1, 1), (0, 3)], ids=["known", "none"])
+def test_what_was_not_checked_is_no_way_back(checked: Host, previous: int, back: int) -> None:
+    """It came up on something newer, and the agent ended in the check. It is better than nothing, though."""
+    checked.note(before="f" * 32, previous=previous)
+    checked.change("three")
+    checked.loop.start_vm("a")
+    checked.change("four")
+    assert generation_before(checked.store, checked.look("a").observed[0]) == back
+
+
 def test_an_order_restarts_what_is_in_step(host: Host) -> None:
     """Onto the same generation, which is also the one to roll back to; the records are the order's."""
     host.rollout.restart("a", host.units)
