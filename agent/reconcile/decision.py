@@ -18,6 +18,7 @@ from credferry.agent.config.model import OnLiveFailure, Policy
 from credferry.agent.reconcile.desired import Desired, Refused, Unpaired
 from credferry.agent.reconcile.limits import over_limit
 from credferry.agent.reconcile.observed import (
+    has_started,
     is_accepted,
     is_delivered_as,
     is_down_by_us,
@@ -26,6 +27,7 @@ from credferry.agent.reconcile.observed import (
     is_to_resume,
     is_unproven,
     launched,
+    must_prove,
     must_roll_back,
     not_reported,
     running_digest,
@@ -80,7 +82,7 @@ class Decision:
     """Why ``way`` is a restart, though the VM is configured as live; else empty."""
     roll_back: bool = False
     prove: bool = False
-    """Whether the restarted VM still has to pass its health check."""
+    """Whether the restarted VM still has to pass its health check. What ``way`` says comes first."""
     run_after: bool = False
     """Whether the operator's unit after a restart is to run now. Only the pacing sets this."""
     forget: bool = False
@@ -125,19 +127,31 @@ class Decision:
 
 def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     """What to do about one VM. ``grace_over``: whether its launcher has had the time to report its start."""
+    decision = _toward(now, grace_over=grace_over)
+    if now.unit is None:
+        return decision
+    # What the agent has begun comes to its end, also while nothing more can be done, or must wait.
+    prove = not decision.roll_back and must_prove(now, grace_over)
+    return replace(decision, prove=prove, forget=is_over(now, now.unit, grace_over))
+
+
+def _kept(now: Observed, state: State, reasons: tuple[str, ...], *, grace_over: bool) -> Decision:
+    """What to do about a VM for which nothing can be sealed. It keeps what it has."""
+    # It may be up by a restart of the agent, whose end is not known yet.
+    look_again = has_started(now) and now.hint is None and not grace_over
+    roll_back = must_roll_back(now, grace_over)
+    return Decision(now.vm, state, roll_back=roll_back, reasons=reasons, look_again=look_again)
+
+
+def _toward(now: Observed, *, grace_over: bool) -> Decision:
+    """What to do to bring a VM to what is published."""
     vm = now.vm
     match now.desired:
         case Unpaired(reasons):
-            roll_back = must_roll_back(now, grace_over)
-            return Decision(vm, State.WAITING, roll_back=roll_back, reasons=reasons)
+            return _kept(now, State.WAITING, reasons, grace_over=grace_over)
         case Refused(reasons, passing):
-            return Decision(
-                vm,
-                State.REFUSED,
-                roll_back=must_roll_back(now, grace_over),
-                reasons=reasons,
-                look_again=passing,
-            )
+            kept = _kept(now, State.REFUSED, reasons, grace_over=grace_over)
+            return replace(kept, look_again=passing or kept.look_again)
         case Desired() as wanted:
             pass
     limit = None
@@ -145,7 +159,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         limit = over_limit(vm, wanted, now.room)
     if limit is not None:
         reasons = (f"{limit.message}: {limit.hint}",)
-        return Decision(vm, State.REFUSED, roll_back=must_roll_back(now, grace_over), reasons=reasons)
+        return _kept(now, State.REFUSED, reasons, grace_over=grace_over)
     stale = now.sealed is None or now.sealed.digest != wanted.digest
     # If only the delivery differs, or whether the VM is live, the agent seals it for the next start and
     # restarts nothing: the guest would get the same values.
@@ -155,8 +169,7 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
         seal = None  # do not make a failed generation current again
     if now.unit is None:
         return Decision(vm, State.SEAL_DUE if seal else State.IN_STEP, seal=seal)
-    decision = _running(now, wanted, seal, now.unit, grace_over=grace_over)
-    return replace(decision, forget=is_over(now, now.unit, grace_over))
+    return _running(now, wanted, seal, now.unit, grace_over=grace_over)
 
 
 def _running(
@@ -205,7 +218,7 @@ def _active(
         return Decision(vm, State.CHANGING, seal=seal, assume=assume, look_again=True)
     if running == wanted.digest and not now.is_in_doubt:
         if is_unproven(now):
-            return Decision(vm, State.CHANGING, seal=seal, prove=True)
+            return Decision(vm, State.CHANGING, seal=seal)
         state = State.SEAL_DUE if seal else State.IN_STEP
         reasons = (not_reported(vm),) if now.hint is None else ()
         return Decision(vm, state, seal=seal, assume=assume, reasons=reasons)

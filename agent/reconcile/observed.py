@@ -139,18 +139,22 @@ def is_to_resume(now: Observed) -> bool:
 def is_over(now: Observed, unit: UnitState, grace_over: bool) -> bool:
     """Whether the recorded restart or push has succeeded or is not due any more, or the VM was stopped.
 
-    It is not due any more where the agent died in it and the VM runs what is published now: it never began,
-    and its change was taken back; or the VM has started since, on something newer.
+    It is not due any more where the agent died in it and the VM has started since, on whatever is newer; or
+    where it never began, and the VM runs what is published now, because its change was taken back.
     """
     if now.attempt is None or now.attempt.outcome not in _PENDING or unit.has_job:
         return False
     if unit.is_active:
-        ends = {now.attempt.digest}
-        if now.attempt.outcome is Outcome.RESTARTING and isinstance(now.desired, Desired):
-            ends.add(now.desired.digest)
         is_launched = now.hint is not None or grace_over
-        is_on_it = is_launched and now.runs is not None and now.runs.digest in ends
-        return is_on_it and not now.is_in_doubt and not is_unproven(now)
+        if not is_launched or now.is_in_doubt or is_unproven(now):
+            return False
+        ends = {now.attempt.digest}
+        if now.attempt.outcome is Outcome.RESTARTING:
+            if now.attempt.before and has_started(now):
+                return True
+            if isinstance(now.desired, Desired):
+                ends.add(now.desired.digest)
+        return now.runs is not None and now.runs.digest in ends
     return unit.is_stopped
 
 
@@ -187,6 +191,13 @@ def is_unproven(now: Observed) -> bool:
     if attempt is None or attempt.outcome is not Outcome.RESTARTING or not is_to_be_proved(now):
         return False
     return has_started(now) or came_of_attempt(now) is not None
+
+
+def must_prove(now: Observed, grace_over: bool) -> bool:
+    """Whether the VM's health is to be checked now, whatever is published since."""
+    is_launched = now.hint is not None or grace_over
+    is_steady = now.unit is not None and not now.unit.is_changing
+    return is_unproven(now) and is_launched and is_steady
 
 
 def must_roll_back(now: Observed, grace_over: bool) -> bool:

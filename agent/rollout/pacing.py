@@ -250,8 +250,8 @@ def _waiting(decision: Decision, wait: Wait) -> Decision:
 def _is_under_way(decision: Decision, now: Observed) -> bool:
     """Whether a VM needs a rollout, cannot start it yet, or is being restarted.
 
-    A restart or push that was interrupted is not under way while the VM is held, ignored or refused: others
-    would wait for it without an end.
+    A restart or push that was interrupted is not under way while the VM is held, ignored, refused or waits
+    for its pair: others would wait for it without an end.
     """
     is_begun = now.attempt is not None and now.attempt.outcome is Outcome.RESTARTING
     is_restarting = is_begun and decision.state not in {
@@ -259,6 +259,7 @@ def _is_under_way(decision: Decision, now: Observed) -> bool:
         State.APPROVAL,
         State.IGNORED,
         State.REFUSED,
+        State.WAITING,
     }
     return decision.needs_rollout or decision.unready or is_restarting
 

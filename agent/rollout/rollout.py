@@ -81,7 +81,8 @@ class Rollout:
             if decision.roll_back and attempt is not None:
                 with self.pacer.pause.turn(name):
                     return self.rollback.roll_back(vm, attempt, manager)
-            if decision.prove and attempt is not None and manifest is not None and observed.unit is not None:
+            is_to_prove = decision.prove and decision.way is None
+            if is_to_prove and attempt is not None and manifest is not None and observed.unit is not None:
                 began = self.monotonic()
                 # A newer one may be sealed by now, and the start may have left no evidence.
                 manifest = self.store.generation(name, self.store.find(name, attempt.digest, 0)) or manifest

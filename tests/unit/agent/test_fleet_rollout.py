@@ -26,7 +26,7 @@ from credferry.agent.rollout.fleet_calls import AWAY
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.source import published
 from credferry.agent.store.fleet_cluster import FleetCluster
-from credferry.agent.store.records import Claim, Outcome
+from credferry.agent.store.records import Attempt, Claim, Outcome
 from tests.support.loop import MACHINE_ID, Loop
 from tests.support.world.etcd import ModelEtcd, ModelMember, model_engine
 
@@ -539,6 +539,21 @@ def test_a_vm_that_is_gone_gives_its_slot_back(tmp_path: Path) -> None:
         fleet.loop.service._reload()
         fleet.hurry()
         fleet.loop.turn(lambda: not fleet.held() and fleet.claim("b") is None)
+
+
+def test_a_refused_vm_that_came_up_well_gives_its_slot_back(fleet: Fleet) -> None:
+    """The agent died in its restart, and its secret is gone: what was begun ends all the same."""
+    store = fleet.loop.service._session.store
+    manifest = store.current("a")
+    assert manifest is not None
+    assert isinstance(fleet.other.acquire("web", ME, manifest.run), Granted)
+    store.record_claim("a", Claim("web", "h1", manifest.run))
+    attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=1, run=manifest.run, before="e" * 32)
+    store.record_attempt("a", attempt)
+    fleet.loop.publish(other="x")
+    fleet.loop.turn(lambda: not fleet.held())
+    assert fleet.loop.decision("a").state is State.REFUSED
+    assert store.attempt("a") is None
 
 
 def test_another_group_gives_the_old_slot_back_first(fleet: Fleet) -> None:

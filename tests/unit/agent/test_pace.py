@@ -191,7 +191,13 @@ def test_what_waits_for_a_canary_is_due(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("state", "is_waited_for"),
-    [(State.CHANGING, True), (State.HELD, False), (State.IGNORED, False), (State.REFUSED, False)],
+    [
+        (State.CHANGING, True),
+        (State.HELD, False),
+        (State.IGNORED, False),
+        (State.REFUSED, False),
+        (State.WAITING, False),
+    ],
 )
 def test_an_interrupted_canary_that_is_held_blocks_nobody(
     world: World, state: State, is_waited_for: bool

@@ -15,7 +15,7 @@ from credferry.agent.config.loading import parse
 from credferry.agent.config.model import DEFAULT_PATH, Config, Policy, VmConfig
 from credferry.agent.config.secrets import CredentialConfig
 from credferry.agent.reconcile.decision import Decision, State, decide
-from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, desired
+from credferry.agent.reconcile.desired import Desired, Fingerprints, Refused, Unpaired, desired
 from credferry.agent.reconcile.observed import NOT_REPORTED, Observed
 from credferry.agent.sealing.keys import KEY_DIGITS, CredentialKey
 from credferry.agent.source.published import Publication
@@ -494,6 +494,7 @@ def went(digest: str, outcome: Outcome, previous: int = 7, **more: Any) -> Attem
 
 
 REFUSED = Refused(("it is absent",), passing=True)
+GONE_SECRET = Refused(("x",))
 LARGE = Desired(NEW, (), {"K": Secret(b"v" * 4000)}, VM.delivery)
 FULL_VM = msgspec.structs.replace(VM, credentials={"Kxxx": CredentialConfig(secret="k")})
 FULL = Desired(NEW, (), {"Kxxx": Secret(b"v" * 3042)}, VM.delivery)
@@ -535,6 +536,49 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     "refused, systemd not asked": (seen(Refused(("x",)), SEALED, attempt=went(NEW, R)), True, KEPT, "x"),
     "refused, and up after some starts": (
         seen(Refused(("x",)), SEALED, FLAPPING, attempt=went(NEW, R), reported=False), True, KEPT, "x",
+    ),
+    "refused, and came up well": (
+        seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER)), True,
+        replace(KEPT, forget=True), "x",
+    ),
+    "refused, and came up on something newer": (
+        seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(OLD, R, before=OTHER)), True,
+        replace(KEPT, forget=True), "x",
+    ),
+    "refused, and came up without evidence": (
+        seen(GONE_SECRET, SEALED, UP, attempt=went(NEW, R, before=OTHER)), True,
+        replace(KEPT, forget=True), "x",
+    ),
+    "refused, and came up a moment ago": (
+        seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER), reported=False), False,
+        replace(KEPT, look_again=True), "x",
+    ),
+    "refused before its restart began": (
+        seen(GONE_SECRET, SEALED, UP, kept(OLD), attempt=went(NEW, R, before=INVOCATION)), True, KEPT, "x",
+    ),
+    "refused, and to be found healthy": (
+        seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER), vm=CHECKED), True,
+        Decision(CHECKED, State.REFUSED, prove=True), "x",
+    ),
+    "refused, and about to stop before its health is known": (
+        seen(GONE_SECRET, SEALED, unit(job=True), kept(NEW), attempt=went(NEW, R, before=OTHER), vm=CHECKED),
+        True, Decision(CHECKED, State.REFUSED), "x",
+    ),
+    "without its pair, and came up well": (
+        seen(Unpaired(("x",)), SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER)), True,
+        Decision(VM, State.WAITING, forget=True), "x",
+    ),
+    "too large, and came up well on what was before": (
+        seen(LARGE, BEHIND, UP, kept(OLD), attempt=went(OLD, R, before=OTHER)), True,
+        replace(KEPT, forget=True), "4091 bytes",
+    ),
+    "held, and to be found healthy": (
+        seen(WANTED, SEALED, UP, kept(OLD), attempt=went(OLD, R, before=OTHER), vm=CHECKED, held=True), True,
+        Decision(CHECKED, State.HELD, prove=True), "operator",
+    ),
+    "due before it was found healthy": (
+        seen(WANTED, SEALED, UP, kept(OLD), attempt=went(OLD, R, before=OTHER), vm=CHECKED), True,
+        Decision(CHECKED, State.RESTART_DUE, way=Way.RESTART, prove=True), "",
     ),
     "too large, and down by us": (seen(LARGE, BEHIND, DOWN, attempt=went(NEW, R)), True, AWAY, "4091 bytes"),
     "too large, and up after some starts": (

@@ -23,7 +23,7 @@ from credferry.agent.reconcile.observed import NOT_REPORTED
 from credferry.agent.rollout.rollback import generation_before
 from credferry.agent.rollout.session import Session
 from credferry.agent.store.locks import rollout_lock
-from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Outcome, Way
 from credferry.launcher.handoff import EVIDENCE_PARENT, evidence_name, stamp_path
 from tests.support.loop import Loop
 
@@ -489,6 +489,52 @@ def test_a_start_without_evidence_is_checked_after_the_agent_s_end(checked: Host
     assert [(event, number) for event, _, _, number, _ in checked.records()] == [(Event.RESTARTED, "2")]
     invocation, digest = checked.units.unit(A).invocation_id, checked.current().digest
     assert checked.store.assumed("a") == Assumed(invocation, digest, 2)
+
+
+@pytest.mark.parametrize("why", ["refused", "held", "waits"])
+def test_an_interrupted_check_waits_for_nothing(tmp_path: Path, why: str) -> None:
+    """Also a VM that gets no newer value now has its health checked, and is put back if that fails."""
+    vms = CHECKED.replace("health", "restarts_per_hour = 1\nhealth", 1)
+    for host in hosted(tmp_path, vms):
+        host.loop.start_vm("a")
+        host.note(before="f" * 32)
+        if why == "refused":
+            host.loop.publish(other="x")
+        else:
+            host.change("three")
+        if why == "held":
+            host.store.hold("a", held=True)
+        if why == "waits":
+            host.rollout.pacer.note(host.rollout.config.vm("a"), Way.RESTART)
+        asked: list[str] = []
+
+        def health(unit: str, asked: list[str] = asked) -> str:
+            asked.append(unit)
+            return "failed"
+
+        host.units.health = health
+        assert host.rollout.restart("a", host.units) is State.FAILED
+        assert (asked, host.units.restarts) == ([CHECK], [A])
+        assert host.current().generation == 1
+        attempt = host.store.attempt("a")
+        assert attempt is not None
+        assert attempt.outcome is Outcome.ROLLED_BACK
+
+
+def test_what_is_due_comes_before_an_interrupted_check(checked: Host) -> None:
+    """The VM is restarted onto the newer value at once, and checked on that."""
+    checked.loop.start_vm("a")
+    checked.note(before="f" * 32)
+    checked.change("three")
+    asked: list[int] = []
+
+    def health(_: str) -> str:
+        asked.append(checked.look("a").observed[0].runs.generation)  # type: ignore[union-attr]  # it is up
+        return "done"
+
+    checked.units.health = health
+    assert checked.rollout.restart("a", checked.units) is State.IN_STEP
+    assert asked == [3]
 
 
 @pytest.mark.parametrize(("previous", "back"), [(1, 1), (0, 3)], ids=["known", "none"])
