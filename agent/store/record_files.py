@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from credferry.agent.errors import StoreError
 from credferry.agent.store.files import replace_durably, store_error
 from credferry.agent.store.record_access import RecordAccess
 from credferry.agent.store.records import (
@@ -131,7 +132,11 @@ class RecordFiles(RecordAccess):
         """Known translations: from digests of earlier host keys to digests of the present key."""
         known = self._renewed.get(vm)
         if known is None:
-            known = self._renewed[vm] = (self._load(vm, "renewed.json", Renewed) or Renewed()).digests
+            try:
+                noted = self._load_surely(vm, "renewed.json", Renewed) or Renewed()
+            except StoreError:  # the next call may read it
+                return {}
+            known = self._renewed[vm] = noted.digests
         return known
 
     def record_renewed(self, vm: str, digests: Mapping[str, str]) -> None:

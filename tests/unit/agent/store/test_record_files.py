@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from unittest.mock import patch
 
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
+from credferry.agent.store.record_access import RecordAccess
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.launcher.handoff import Channel, Stamp
 from tests.support.generations import KEY, manifest
@@ -102,6 +105,15 @@ def test_records_are_read_in_terms_of_the_present_key(store: Store) -> None:
     assert other.in_present_terms("web", old) == old, "that was noted for another key"
     (store.vm_directory("web") / "renewed.json").unlink()
     assert store.renewed("web") == {old: new}, "the file is read once"
+
+
+def test_renewed_digests_that_cannot_be_read_for_a_moment_are_read_again(store: Store) -> None:
+    """An agent out of file descriptors does not take its VMs for others until its end."""
+    store.record_renewed("web", {"1" * 64: "2" * 64})
+    store._renewed.clear()
+    with patch.object(RecordAccess, "_read", side_effect=OSError(errno.EMFILE, "Too many open files")):
+        assert store.renewed("web") == {}
+    assert store.renewed("web") == {"1" * 64: "2" * 64}
 
 
 def test_renewed_digests_are_known_as_they_were_written(store: Store) -> None:
