@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Removes generations that no start and no rollback of a VM needs any more."""
+"""Notes which generations a VM runs well, and removes those that no start and no rollback needs any more."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.errors import StoreError
 from credferry.agent.messages import Messages
+from credferry.agent.reconcile.observed import is_to_be_proved, is_unproven
 from credferry.agent.store.locks import rollout_lock
+from credferry.agent.store.records import Outcome
 from credferry.agent.store.retention import KEEP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.starts import Starts
+    from credferry.agent.store.evidence import Evidence
     from credferry.agent.store.generations import Store
+    from credferry.agent.store.records import Assumed, Pushed
 
 _log = Messages()
 _MOST = 16
@@ -31,9 +35,6 @@ class Pruning:
     starts: Starts
     _sealed: dict[str, int] = field(default_factory=dict)
     """By VM: generations sealed since it was pruned. A VM that is missing here was not examined yet."""
-    _needed: dict[str, set[int]] = field(default_factory=dict)
-    """By VM: what a rollback needed when it was sealed for the first time since it was pruned. Changes that
-    failed since, one after the other, must not take the place of the last one that worked."""
     _told: set[str] = field(default_factory=set)
     """VMs of which was logged that no more is sealed for them."""
 
@@ -41,7 +42,12 @@ class Pruning:
         """Note that a VM has one more generation. ``observed`` is of before that."""
         vm = observed.vm.name
         self._sealed[vm] = self._sealed.get(vm, 0) + 1
-        self._needed.setdefault(vm, needed(self.store, observed))
+
+    def note_worked(self, observed: Observed) -> None:
+        """Note what a VM runs well. A rollback goes back to that, whatever was sealed and failed since."""
+        grace_over = self.starts.is_grace_over(observed.unit)
+        if (works := works_with(observed, grace_over)) is not None:
+            self.store.note_worked(observed.vm.name, works.generation, works.digest)
 
     def is_owed(self, observed: Observed) -> bool:
         """Whether so much is to be removed first that no more may be sealed for a VM.
@@ -59,12 +65,14 @@ class Pruning:
             )
         return is_owed
 
-    def prune(self, observed: Iterable[Observed]) -> None:
+    def prune(self, observed: Sequence[Observed]) -> None:
         """Remove what no rollback needs of the VMs that have been sealed. Raises `StoreError`.
 
         Later: a VM that is being restarted, whose rollback may need what nothing names yet; and a VM of
         which it is not known what it runs, as systemd was not asked.
         """
+        for each in observed:
+            self.note_worked(each)
         due = [each for each in observed if each.unit is not None and self._has_too_many(each.vm.name)]
         if not due:
             return
@@ -89,7 +97,6 @@ class Pruning:
 
     def _note_pruned(self, vm: str) -> None:
         self._sealed[vm] = 0
-        self._needed.pop(vm, None)
         self._told.discard(vm)
 
     def _prune(self, observed: Observed, started: Mapping[str, str]) -> None:
@@ -106,16 +113,30 @@ class Pruning:
         evidence = self.starts.kept_evidence(vm) if started.get(vm.name, "") not in {"", known} else None
         if evidence is not None:
             keep |= {evidence.generation, store.find(vm.name, evidence.digest, evidence.generation)}
-        keep |= self._needed.get(vm.name, set())
         store.prune(vm.name, store.current_number(vm.name), keep)
         self._note_pruned(vm.name)
 
 
+def works_with(now: Observed, grace_over: bool) -> Evidence | Pushed | Assumed | None:
+    """What the VM runs, if it has come up with it and nothing says that it fails; else None."""
+    runs, attempt = now.runs, now.attempt
+    if runs is None or now.unit is None or not now.unit.is_active or now.is_in_doubt or is_unproven(now):
+        return None
+    if now.hint is None and not grace_over:
+        return None
+    if attempt is not None and attempt.digest == runs.digest:
+        is_unwell = attempt.outcome is Outcome.FAILED and is_to_be_proved(now)
+        if is_unwell or attempt.outcome is Outcome.RESTARTING:
+            return None
+    return runs
+
+
 def needed(store: Store, observed: Observed) -> set[int]:
     """Generations that a rollback may need, regardless of how many were sealed since."""
-    kept, runs = set[int](), observed.runs
+    name, runs = observed.vm.name, observed.runs
+    kept = {store.find(name, each.digest, each.generation) for each in store.worked(name)}
     if runs is not None:
-        kept |= {runs.generation, store.find(observed.vm.name, runs.digest, runs.generation)}
+        kept |= {runs.generation, store.find(name, runs.digest, runs.generation)}
     if observed.pushed is not None:
         kept.add(observed.pushed.asked)
     if observed.attempt is not None:

@@ -99,6 +99,7 @@ class Sealer:
                     self.store.assume(decision.vm.name, decision.assume)
                 if observed.hint is not None:
                     self.store.note_report(decision.vm.name, observed.hint)
+                self._pruning.note_worked(observed)
                 if decision.seal is None:
                     continue
                 with self._not_during_its_restart(decision.vm) as may_seal:

@@ -43,7 +43,11 @@ class Rollback:
     def roll_back(
         self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool = False
     ) -> State:
-        """Roll a VM back to what it ran before. It is safe to interrupt this at any point and repeat it."""
+        """Roll a VM back to what it ran before. It is safe to interrupt this at any point and repeat it.
+
+        Where the generation that an operator ordered does not start, and the VM goes back to what it ran,
+        the result is `State.FAILED`.
+        """
         if attempt.outcome is not Outcome.FAILED:
             # Record the failure first: from then on no check seals the failed secrets again.
             reason = attempt.reason or "it was down when its restart was interrupted"
@@ -59,7 +63,8 @@ class Rollback:
             # The ordered generation does not start. What the VM ran before is better than a VM that is down.
             attempt = msgspec.structs.replace(attempt, previous=attempt.ran, ran=0, reason=reason)
             self.store.record_attempt(vm.name, attempt)
-            return self.roll_back(vm, attempt, manager, is_left_down=True)
+            state = self.roll_back(vm, attempt, manager, is_left_down=True)
+            return State.FAILED if state in {State.IN_STEP, State.ROLLED_BACK} else state
         now = self.store.generation(vm.name, attempt.previous)  # a newer one may be sealed by now
         if not reason and now is not None and now.digest == attempt.digest:
             # It runs again what it ran before, and that is what it should run.

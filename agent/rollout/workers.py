@@ -141,9 +141,13 @@ class RestartPool:
         if state is None:
             return State.SEAL_DUE
         has_failed = state in {State.FAILED, State.WAITING}
-        self._orders.complete(name, given, self._why(name) if has_failed else "")
+        self._orders.complete(name, given, self._why(name, given.order) if has_failed else "")
         return state
 
-    def _why(self, name: str) -> str:
+    def _why(self, name: str, order: Order) -> str:
         attempt = self._store.attempt(name)
-        return attempt.reason if attempt is not None else "its restart failed"
+        if attempt is not None:
+            return attempt.reason
+        if order is Order.ROLL_BACK:
+            return "the generation before does not start, so the VM runs again what it ran"
+        return "its restart failed"

@@ -240,17 +240,19 @@ class Store(RecordFiles):
         return True
 
     def previous(self, vm: str) -> Manifest | None:
-        """The newest generation before the current one with another digest; None for none.
+        """The generation before the current one, with another digest; None for none. Raises `StoreError`.
 
-        Raises `StoreError`.
+        That is the one that the VM last ran well. Where none is noted, it is the newest. A newer one than
+        the current one is never before it: the VM was rolled back from that.
         """
         current = self.current(vm)
         if current is None:
             return None
+        worked = [self.find(vm, each.digest, each.generation) for each in reversed(self.worked(vm))]
         older = (
             self.generation(vm, number)
-            for number in sorted(self.numbers(vm), reverse=True)
-            if number < current.generation
+            for number in (*worked, *sorted(self.numbers(vm), reverse=True))
+            if 0 < number < current.generation
         )
         return next((each for each in older if each is not None and each.digest != current.digest), None)
 

@@ -9,6 +9,7 @@
     STATE/vms/VM/rollout.json      the last rollout, where it has not succeeded
     STATE/vms/VM/renewed.json      digests of earlier host keys, with the present key
     STATE/vms/VM/restarts.json     the moments of the last restarts
+    STATE/vms/VM/worked.json       the last generations that it has run well
     STATE/vms/VM/ages.json         since when its credentials have had their values
     STATE/vms/VM/last.json         when its last restart or push began or ended
     STATE/vms/VM/approved.json     what an operator last approved for it
@@ -45,6 +46,8 @@ from credferry.agent.store.records import (
     Pushed,
     Renewed,
     Restarts,
+    Worked,
+    WorkedWith,
 )
 from credferry.launcher.handoff import HandoffError, Stamp
 
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from credferry.agent.sealing.keys import CredentialKey
+
+WORKED_MAX = 2
+"""So many generations that a VM has run well are noted, and kept: what it runs, and what it ran before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,8 @@ class RecordFiles(RecordAccess):
     """By VM: the invocation whose report is noted."""
     _renewed: dict[str, Mapping[str, str]] = field(default_factory=dict)
     """By VM: see `renewed`."""
+    _worked: dict[str, WorkedWith] = field(default_factory=dict)
+    """By VM: what `note_worked` noted last."""
 
     def is_held(self, vm: str) -> bool:
         """Whether an operator holds the VM."""
@@ -114,6 +122,29 @@ class RecordFiles(RecordAccess):
     def record_attempt(self, vm: str, attempt: Attempt | None) -> None:
         """Write what `attempt` returns or, with None, remove it. Raises `StoreError`."""
         self._write(vm, "rollout.json", attempt)
+
+    def worked(self, vm: str) -> list[WorkedWith]:
+        """The last generations that the VM has run well, the latest last; at most `WORKED_MAX`."""
+        noted = (self._load(vm, "worked.json", Worked) or Worked()).generations
+        return [
+            WorkedWith(each.generation, self.in_present_terms(vm, each.digest))
+            for each in noted[-WORKED_MAX:]
+        ]
+
+    def note_worked(self, vm: str, generation: int, digest: str) -> None:
+        """Write that the VM runs a generation well now. Writes nothing if that is noted.
+
+        A power failure may undo it. The next look then writes it again.
+        """
+        now = WorkedWith(generation, digest)
+        if self._worked.get(vm) == now:
+            return
+        worked = self.worked(vm)
+        with suppress(OSError):
+            if worked[-1:] != [now]:
+                others = [each for each in worked if each.digest != digest]
+                self._note(vm, "worked.json", msgspec.json.encode(Worked([*others, now][-WORKED_MAX:])))
+            self._worked[vm] = now
 
     def attempted_at(self, vm: str) -> float | None:
         """When `attempt` was last written, in seconds since 1970; None where there is none."""

@@ -139,6 +139,19 @@ class Ages(msgspec.Struct, frozen=True):
     since: dict[str, float] = {}
 
 
+class WorkedWith(msgspec.Struct, frozen=True):
+    """A generation that a VM has run well."""
+
+    generation: int
+    digest: str
+
+
+class Worked(msgspec.Struct, frozen=True):
+    """The generations that a VM has run well, each once, in the order in which it last did."""
+
+    generations: list[WorkedWith] = []
+
+
 class Restarts(msgspec.Struct, frozen=True):
     """When the agent last restarted a VM, in seconds since the host's boot."""
 

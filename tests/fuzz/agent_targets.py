@@ -27,6 +27,7 @@ from credferry.agent.rollout.pacing import restart_order
 from credferry.agent.sealing.credential import is_valid_name, seal, unseal
 from credferry.agent.sealing.keys import CredentialKey, hashed_machine_id
 from credferry.agent.store.generations import Store
+from credferry.agent.store.record_files import WORKED_MAX
 from credferry.launcher.handoff import is_credential_name, is_vm_name
 from tests.fuzz.target import MARKER, Target, check, check_silent, directory
 
@@ -187,9 +188,10 @@ def state_files(data: bytes) -> None:
     """What the agent remembers of a VM: a file that a crash or a full disk has spoiled counts as none."""
     store = Store(directory(), KEY)
     store.vm_directory("web").mkdir(parents=True, exist_ok=True)
-    for name in ("assumed.json", "rollout.json", "restarts.json", "last.json", "slot.json"):
+    for name in ("assumed.json", "rollout.json", "restarts.json", "last.json", "slot.json", "worked.json"):
         store.vm_directory("web").joinpath(name).write_bytes(data)
     assert all(math.isfinite(moment) for moment in store.restarts("web"))
+    assert len(store.worked("web")) <= WORKED_MAX
     for held in (store.assumed("web"), store.attempt("web"), store.last_turn("web"), store.claim("web")):
         if held is None:
             continue

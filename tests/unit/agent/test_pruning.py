@@ -21,6 +21,7 @@ from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.pruning import _MOST
 from credferry.agent.store.locks import rollout_lock
+from credferry.agent.store.record_files import WORKED_MAX
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.agent.store.retention import KEEP
 from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
@@ -255,7 +256,7 @@ def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> Non
         loop.turn()
         (loop.top / "secrets").unlink()
         loop.turn(lambda: True)
-        assert len(numbers(loop)) <= KEEP + 2
+        assert len(numbers(loop)) <= KEEP + WORKED_MAX
     assert store_of(loop).current_number("a") == 31
 
 

@@ -17,7 +17,15 @@ from tests.support.generations import KEY, manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECORDS = ("assumed.json", "rollout.json", "restarts.json", "last.json", "slot.json", "reported.json")
+RECORDS = (
+    "assumed.json",
+    "rollout.json",
+    "restarts.json",
+    "last.json",
+    "slot.json",
+    "reported.json",
+    "worked.json",
+)
 
 
 def _planted(path: Path, what: str) -> None:
@@ -54,12 +62,14 @@ def test_what_the_agent_s_user_can_plant_is_taken_for_nothing(store: Store, what
     store.record_last_turn("web", LastTurn(1.0, 2.0))
     store.record_claim("web", Claim("web", "h1"))
     store.note_report("web", Stamp("web", 1, "1" * 64, "0" * 32, "a" * 32, Channel.API, 10))
+    store.note_worked("web", 1, "0" * 64)
     directory = store.vm_directory("web")
     for name in RECORDS:
         _planted(directory / name, what)
     assert (store.assumed("web"), store.attempt("web"), store.restarts("web")) == (None, None, [])
     assert store.last_turn("web") is None
     assert store.claim("web") is None
+    assert store.worked("web") == []
     assert store.reported("web", "a" * 32) is None
     _planted(directory / "generations" / "1" / "manifest", what)
     assert Store(store.state, KEY).current("web") is None
