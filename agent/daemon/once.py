@@ -38,6 +38,7 @@ def seal_once(
     session.sealer.make_guest_keys(vms)
     look = settled_look(config, session.observer, time.monotonic() + wait, vms)
     sealed = session.sealer.seal_due(look)
+    session.sealer.prune(look)
     Reporter(session.audit).report(look.decisions)
     found = []
     for decision in look.decisions:

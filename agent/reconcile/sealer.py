@@ -181,7 +181,7 @@ class Sealer:
         except UnsyncedStoreError as error:  # it is sealed all the same: the next check finds it
             unsynced = error
         self._told.pop(vm.name, None)
-        self._pruning.note_sealed(observed)
+        self._pruning.note_sealed(vm.name)
         self._owed.append(
             partial(
                 self.audit.record,

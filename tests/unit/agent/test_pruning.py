@@ -17,12 +17,14 @@ import pytest
 from msgspec import structs
 
 from credferry.agent.audit.events import Event
+from credferry.agent.config.loading import load
+from credferry.agent.daemon.once import seal_once
 from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.pruning import _MOST
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.record_files import WORKED_MAX
-from credferry.agent.store.records import Attempt, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.store.retention import KEEP
 from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
 from tests.support.loop import Loop
@@ -73,7 +75,7 @@ def add(loop: Loop, *, to: int) -> None:
     assert now is not None
     for number in range(now.generation + 1, to + 1):
         store.write(now.but(generation=number, key=""), {"X": Secret(b"one")}, None)
-    loop.service._session.sealer._pruning.note_sealed(look(loop).observed[0])
+    loop.service._session.sealer._pruning.note_sealed("a")
 
 
 def not_started(loop: Loop) -> str:
@@ -214,7 +216,7 @@ def test_what_a_vm_has_been_started_on_since_the_look_stays(loop: Loop) -> None:
 
 
 def test_nothing_is_removed_while_it_is_not_known_what_a_vm_runs(loop: Loop) -> None:
-    """Without systemd's word all stay, and they go once there is one."""
+    """Without systemd's word all stay, up to a bound, and they go once there is one."""
     add(loop, to=8)
     seen = look(loop)
     blind = replace(seen, observed=tuple(replace(each, unit=None) for each in seen.observed))
@@ -247,6 +249,62 @@ def test_a_vm_whose_generations_cannot_be_listed_holds_no_look_up(
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP and 9 in numbers(loop))
     loop.turn()
     assert numbers(loop) == [1, 7, 8, 9]
+
+
+def test_above_a_bound_what_nothing_names_is_removed_without_systemd_s_word(loop: Loop) -> None:
+    """What a record or root's evidence names stays, and all stay where the evidence does not tell."""
+    add(loop, to=KEEP + _MOST + 1)
+    store, seen = store_of(loop), look(loop)
+    started = store.generation("a", 6)
+    assert started is not None
+    store.assume("a", Assumed("5" * 32, started.digest, 4))
+    store.record_attempt("a", loop_attempt(loop, previous=5))
+    evidence = loop.top / "run" / EVIDENCE_PARENT
+    (evidence / evidence_name("a", "5" * 32)).write_bytes(started.to_bytes())
+    blind = replace(seen, observed=tuple(replace(each, unit=None, evidence=None) for each in seen.observed))
+    loop.service._session.sealer.prune(blind)
+    assert numbers(loop) == list(range(1, KEEP + _MOST + 2)), "there is evidence of two starts"
+    for each in evidence.iterdir():
+        if "5" * 32 not in each.name:
+            each.unlink()
+    with store.lock(rollout_lock("a")):
+        loop.service._session.sealer.prune(blind)
+        assert numbers(loop) == list(range(1, KEEP + _MOST + 2)), "it is being restarted"
+    loop.service._session.sealer.prune(blind)
+    assert numbers(loop) == [1, 4, 5, 6, 18, 19, 20]
+
+
+def test_what_another_process_seals_does_not_fill_the_store(loop: Loop) -> None:
+    """The agent removes what is too much, though it has sealed nothing itself."""
+    store_of(loop).hold("a", held=True)
+    loop.turn()
+    for number in range(10):
+        loop.publish(x=str(number))
+        seal_once(load(loop.file))
+        loop.turn()
+    assert numbers(loop) == [1, 9, 10, 11]
+
+
+def test_sealing_alone_does_not_fill_the_store(tmp_path: Path) -> None:
+    """Where no agent runs, what seals removes what is too much."""
+    made = Loop(tmp_path, VM)
+    most = 0
+    with made.made():
+        for number in range(2 * _MOST):
+            made.publish(x=str(number))
+            seal_once(load(made.file))
+            found = [int(each.name) for each in (made.top / "state/vms/a/generations").iterdir()]
+            most = max(most, len(found))
+    assert most == KEEP + _MOST
+    assert sorted(found)[-KEEP:] == [30, 31, 32]
+
+
+def test_many_generations_do_not_keep_a_change_from_being_sealed(loop: Loop) -> None:
+    """What is too much and not needed goes first, and the change is sealed in the same look."""
+    add(loop, to=KEEP + _MOST + 5)
+    loop.publish(x="two")
+    loop.turn()
+    assert store_of(loop).current_number("a") == KEEP + _MOST + 6
 
 
 def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> None:
