@@ -23,7 +23,7 @@ from credferry.agent.messages import Messages
 from credferry.agent.rollout import preconditions
 from credferry.agent.rollout.holding import approve, hold, is_halted, retry
 from credferry.agent.rollout.operators import Operator, record
-from credferry.agent.rollout.requests import LoopRequest
+from credferry.agent.rollout.requests import LoopRequest, SharedWork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +74,8 @@ class Orders:
         """Ask for a check of all VMs now. Its error is that of the source, the bus or the store."""
         self.reload = LoopRequest(lambda: hint("reload"), "reload", _REQUEST_SECONDS)
         """Ask for a new read of the configuration. Its error is that of the file."""
-        self._planning, self._giving = threading.Lock(), threading.Lock()
+        self._planning: SharedWork[Look] = SharedWork()
+        self._giving = threading.Lock()
         self._session: Session | None = None
         self._manager: Callable[[], SystemManager | None] = _no_manager
 
@@ -127,16 +128,18 @@ class Orders:
     # The operators' side.
 
     def plan(self) -> Look:
-        """Check all VMs in the caller's thread and change nothing.
+        """Check all VMs in the caller's thread and change nothing. Callers that wait share one check.
 
         Raises `OrderError`, `SourceError`, `BusError`.
         """
+        return self._planning.do(self._look)
+
+    def _look(self) -> Look:
         session = self._at_work()
         manager = self._manager()
         if manager is None:
             raise BusError("the agent has no connection to systemd", hint="the agent retries every 5 s")
-        with self._planning:  # one check at a time, for any number of callers
-            return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
+        return session.pacer.hold_back(session.observer.look(session.config.vms.values(), manager))
 
     def give(
         self, name: str, order: Order, operator: Operator, change: str = "", *, with_slot: bool = True

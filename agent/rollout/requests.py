@@ -1,15 +1,65 @@
 # SPDX-License-Identifier: MIT
-"""Work of the agent's loop that any thread may ask for, and wait for: a look, a reload."""
+"""Work that any thread may ask for and wait for, and that is done once for all that ask at the same time."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from credferry.agent.errors import CredferryError, OrderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_T = TypeVar("_T")
+
+
+class SharedWork(Generic[_T]):
+    """Work that a caller's own thread does, for all callers that wait for it. It is done once at a time."""
+
+    def __init__(self) -> None:
+        self._changed, self._at_work = threading.Lock(), threading.Lock()
+        self._next: _Round[_T] | None = None
+        """The round that waits for the one under way. Who asks now takes part in it."""
+
+    def do(self, work: Callable[[], _T]) -> _T:
+        """The result of the work, which began after this call. Raises what the work raises."""
+        with self._changed:
+            is_mine, mine = self._next is None, self._next or _Round()
+            self._next = mine
+        if not is_mine:
+            return mine.result()
+        with self._at_work:
+            with self._changed:
+                self._next = None
+            mine.do(work)
+        return mine.result()
+
+
+class _Round(Generic[_T]):
+    """One time that the work is done. Only its callers keep it: the result may have secrets."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._results: list[_T] = []
+        self._error: BaseException | None = None
+
+    def do(self, work: Callable[[], _T]) -> None:
+        """Do the work, and end the others' wait, however it ends."""
+        try:
+            self._results.append(work())
+        except BaseException as error:  # noqa: BLE001 (raised in each caller's thread)
+            self._error = error
+        finally:
+            self._over.set()
+
+    def result(self) -> _T:
+        """The work's result, once it is over. Raises what the work raised."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
 
 
 class LoopRequest:
