@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from credferry.launcher.handoff import Manifest
 
-_Place = tuple[str, tuple[int, ...]]
+_Current = tuple[str, tuple[int, ...]]
 Files = tuple[tuple[str, int, int, int], ...]
 
 
@@ -27,7 +27,7 @@ class KnownGenerations:
     """The generations of all VMs below ``state`` that this process has opened or written."""
 
     state: Path
-    _current: dict[str, tuple[_Place | None, Manifest | None]] = field(default_factory=dict)
+    _current: dict[str, tuple[_Current | None, Manifest | None]] = field(default_factory=dict)
     """By VM: what ``current`` was when it was opened last, and the manifest there."""
     _digests: dict[str, dict[int, tuple[object, str]]] = field(default_factory=dict)
     """By VM and number: a generation's identity when it was opened, and its digest."""
@@ -99,7 +99,7 @@ class KnownGenerations:
     def _generation(self, vm: str, number: int) -> str:
         return f"{self.state}/vms/{vm}/generations/{number}"
 
-    def _place(self, vm: str) -> _Place | None:
+    def _place(self, vm: str) -> _Current | None:
         """What ``current`` is: the link, and the generation's identity; None if there is none."""
         link = f"{self.state}/vms/{vm}/current"
         try:
@@ -110,7 +110,7 @@ class KnownGenerations:
         return None if seen is None else (target, seen)
 
 
-def _leads_to(place: _Place | None, number: int) -> bool:
+def _leads_to(place: _Current | None, number: int) -> bool:
     """Whether ``current`` is a link to a generation of this number."""
     return place is not None and place[0] == f"generations/{number}"
 
