@@ -118,6 +118,10 @@ class UnsyncedStoreError(StoreError):
     """The store was written, but a power failure may undo that: the last sync failed."""
 
 
+class UnlistableError(StoreError):
+    """The generations of one VM cannot be listed. Those of the others may be fine."""
+
+
 class JournalError(CredferryError):
     """The journal to read does not exist, or this process may not read it."""
 

@@ -131,7 +131,8 @@ def decide(now: Observed, *, grace_over: bool = True) -> Decision:
     if now.unit is None:
         return decision
     # What the agent has begun comes to its end, also while nothing more can be done, or must wait.
-    prove = not decision.roll_back and must_prove(now, grace_over)
+    # Without a generation that opens, the rollout has nothing to check a VM for.
+    prove = not decision.roll_back and now.sealed is not None and must_prove(now, grace_over)
     return replace(decision, prove=prove, forget=is_over(now, now.unit, grace_over))
 
 

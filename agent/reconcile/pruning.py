@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import StoreError
+from credferry.agent.errors import UnlistableError
 from credferry.agent.messages import Messages
 from credferry.agent.reconcile.observed import is_to_be_proved, is_unproven
 from credferry.agent.store.locks import rollout_lock
@@ -51,8 +51,8 @@ class Pruning:
     def is_owed(self, observed: Observed) -> bool:
         """Whether so much is to be removed first that no more may be sealed for a VM. Raises `StoreError`.
 
-        What can be removed now is. The caller holds the lock for sealing. Never while systemd cannot be
-        asked: then sealing must go on.
+        This removes at once what it can. The caller holds the lock for sealing. Never while systemd cannot
+        be asked: then sealing must go on.
         """
         vm = observed.vm.name
         if observed.unit is None or len(self.store.numbers(vm)) < KEEP + _MOST:
@@ -72,8 +72,8 @@ class Pruning:
         """Remove what no rollback needs of the VMs that have been sealed. Raises `StoreError`.
 
         Later: a VM that is being restarted, whose rollback may need what nothing names yet; and a VM of
-        which it is not known what it runs, as systemd was not asked. Of that one, only what is above a bound
-        goes, and never what a record or root's evidence names.
+        which it is not known what it runs, as systemd was not asked. Of such a VM this removes only what
+        exceeds a bound, and nothing that a record or root's evidence names.
         """
         for each in observed:
             self.note_worked(each)
@@ -91,7 +91,7 @@ class Pruning:
             return False
         try:
             number = len(self.store.numbers(observed.vm.name))
-        except StoreError:
+        except UnlistableError:
             return False  # a later look examines it, and the others are pruned now
         if number > KEEP:
             return observed.unit is not None or number > KEEP + _MOST
@@ -138,7 +138,7 @@ def works_with(now: Observed, grace_over: bool) -> Evidence | Pushed | Assumed |
     if now.hint is None and not grace_over:
         return None
     if attempt is not None and attempt.digest == runs.digest:
-        is_unwell = attempt.outcome is Outcome.FAILED and is_to_be_proved(now)
+        is_unwell = attempt.outcome in {Outcome.FAILED, Outcome.ROLLED_BACK} and is_to_be_proved(now)
         if is_unwell or attempt.outcome is Outcome.RESTARTING:
             return None
     return runs

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import KeyFileError, SealError, StoreError, TpmError, describe
+from credferry.agent.errors import KeyFileError, SealError, StoreError, TpmError, UnlistableError, describe
 from credferry.agent.reconcile.desired import (
     Fingerprints,
     Identity,
@@ -124,7 +124,11 @@ class _Renewal:
 
     def _generations(self) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
         """For each generation that the old key opens: its old manifest, its new manifest, its values."""
-        for number in self.before.numbers(self.name):
+        try:
+            numbers = self.before.numbers(self.name)
+        except UnlistableError:
+            return  # as if none of them opened: the other VMs need the present key now
+        for number in numbers:
             old = self.before.generation(self.name, number)
             if old is None:
                 continue

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import SealError, StoreError, TpmError
+from credferry.agent.errors import SealError, StoreError, TpmError, UnlistableError
 from credferry.agent.messages import Messages
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ class Resealing:
         lost, has_sealed = [], False
         for vm in vms:
             current = self.store.current_number(vm)
-            for number in sorted(self.store.numbers(vm)):
+            try:
+                numbers = sorted(self.store.numbers(vm))
+            except UnlistableError:  # a later call seals it again, and this one the others
+                lost.append(vm)
+                continue
+            for number in numbers:
                 opens, sealed = self._renew_one(vm, number, wanted)
                 has_sealed |= sealed
                 if not opens and number == current:

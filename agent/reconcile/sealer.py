@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from credferry.agent.audit.events import Event
 from credferry.agent.config.model import Policy
-from credferry.agent.errors import KeyFileError, SealError, UnsyncedStoreError, describe
+from credferry.agent.errors import KeyFileError, SealError, UnlistableError, UnsyncedStoreError, describe
 from credferry.agent.messages import Messages
 from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
@@ -108,7 +108,7 @@ class Sealer:
         return sealed
 
     def prune(self, look: Look) -> None:
-        """Remove the generations that nobody needs after a sealing. Raises `StoreError`."""
+        """Note what VMs run well, and remove the generations that nobody needs. Raises `StoreError`."""
         self._pruning.prune(look.observed)
 
     def _not_during_its_restart(self, vm: VmConfig) -> AbstractContextManager[bool]:
@@ -123,11 +123,11 @@ class Sealer:
         False too where generations must be removed first, which the VM's restart in progress may need.
         """
         if not self._is_sealed_since(observed, wanted):
-            if self._pruning.is_owed(observed):
-                return False
             try:
+                if self._pruning.is_owed(observed):
+                    return False
                 self._seal(observed, wanted, run)
-            except (SealError, KeyFileError) as error:
+            except (SealError, KeyFileError, UnlistableError) as error:
                 _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
                 return False
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import OrderError
+from credferry.agent.errors import OrderError, UnlistableError
 from credferry.agent.reconcile.desired import Desired
 from credferry.agent.store.records import Attempt, Outcome
 
@@ -37,7 +37,10 @@ def to_rotate(store: Store, observed: Observed) -> Manifest:
 def to_roll_back(store: Store, observed: Observed) -> tuple[Manifest, Manifest]:
     """The current generation, and the one to roll back to. Raises `OrderError`."""
     manifest = _sealed(store, observed)
-    previous = store.previous(observed.vm.name)
+    try:
+        previous = store.previous(observed.vm.name)
+    except UnlistableError as error:
+        raise OrderError("NothingBefore", f"{observed.vm.name}: {error}", hint=error.hint) from None
     if previous is None:
         raise OrderError(
             "NothingBefore",

@@ -28,13 +28,17 @@ class SharedWork(Generic[_T]):
         with self._changed:
             is_mine, mine = self._next is None, self._next or _Round()
             self._next = mine
-        if not is_mine:
+        try:
+            if is_mine:
+                with self._at_work:
+                    with self._changed:
+                        self._next = None
+                    mine.do(work)
             return mine.result()
-        with self._at_work:
-            with self._changed:
-                self._next = None
-            mine.do(work)
-        return mine.result()
+        finally:
+            # An error's traceback has this frame. It must not have the error: that would keep both, and what
+            # the work had read. `concurrent.futures` does the same.
+            del mine
 
 
 class _Round(Generic[_T]):
@@ -53,13 +57,17 @@ class _Round(Generic[_T]):
             self._error = error
         finally:
             self._over.set()
+            del self  # as in `SharedWork.do`
 
     def result(self) -> _T:
         """The work's result, once it is over. Raises what the work raised."""
-        self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+        try:
+            self._over.wait()
+            if self._error is not None:
+                raise self._error
+            return self._results[0]
+        finally:
+            del self  # as in `SharedWork.do`
 
 
 class LoopRequest:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from credferry.agent.audit.events import Event
-from credferry.agent.errors import OrderError
+from credferry.agent.errors import OrderError, UnlistableError
 from credferry.agent.reconcile import readiness
 from credferry.agent.reconcile.decision import Decision, State
 from credferry.agent.reconcile.desired import Desired
@@ -85,7 +85,9 @@ class Rollout:
             if is_to_prove and attempt is not None and manifest is not None and observed.unit is not None:
                 began = self.monotonic()
                 # A newer one may be sealed by now, and the start may have left no evidence.
-                manifest = self.store.generation(name, self.store.find(name, attempt.digest, 0)) or manifest
+                with suppress(UnlistableError):  # the current one stands for it
+                    number = self.store.find(name, attempt.digest, 0)
+                    manifest = self.store.generation(name, number) or manifest
                 with self.pacer.pause.turn(name):
                     return self.restarter.check_health(
                         vm, manifest, attempt, manager, began=began, unit=observed.unit

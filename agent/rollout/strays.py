@@ -7,6 +7,7 @@ belongs to a VM whose records cannot be read stays until they can be, or until a
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,7 +55,9 @@ class Strays:
                 with self.store.lock(rollout_lock(name), wait=False) as had:
                     if had:  # else it is being restarted, as the former configuration says
                         yield from self._give_back(name, claim, writing)
-        for group in sorted({*groups, *(each.group for each in claims.values())}):
+        every = sorted({*groups, *(each.group for each in claims.values())})
+        # The caller ends a search with its first failure: a group that always fails must hide no other.
+        for group in random.sample(every, len(every)):
             found = self.engine.state(group)
             yield found
             if isinstance(found, Group):

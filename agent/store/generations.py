@@ -213,7 +213,7 @@ class Store(RecordFiles):
             return set()
 
     def give_up(self, vm: str, number: int) -> None:
-        """Count the VM's current generation as none until it is another: its values do not open."""
+        """Count a generation as none for as long as ``current`` leads to it: its values do not open."""
         self.known.give_up(vm, number)
 
     def revert(self, vm: str, number: int) -> Manifest | None:

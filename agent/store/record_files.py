@@ -17,8 +17,8 @@
     STATE/vms/VM/slot.json         the slot of its fleet that it has, or may have
     STATE/vms/VM/reported.json     the launcher's first report of the last start
 
-A record that cannot be read counts as missing: the agent then finds out anew what it can. Only who takes
-something away because a record is missing asks for `RecordFiles.claim_and_attempt`.
+A record that cannot be read counts as missing: the agent then finds out anew what it can. Code that takes
+something away because a record is missing calls `RecordFiles.claim_and_attempt` instead.
 
 One job: one pair of methods for each record.
 """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import UnlistableError
 from credferry.agent.store.files import store_error
 from credferry.launcher.handoff import GENERATION_MAX
 
@@ -24,14 +25,15 @@ KEEP = 3
 def generation_numbers(generations: Path) -> list[int]:
     """The numbers of all generations in a VM's directory of them, whole or not, in any order.
 
-    Empty where there is no such directory. Raises `StoreError` where it cannot be listed.
+    Empty where there is no such directory. Raises `UnlistableError` where it cannot be listed.
     """
     try:
         names = [path.name for path in generations.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise store_error(generations, error) from None
+        failure = store_error(generations, error)
+        raise UnlistableError(str(failure), hint=failure.hint) from None
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
     return [number for number in numbers if number < GENERATION_MAX]
 

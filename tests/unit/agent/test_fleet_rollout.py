@@ -17,7 +17,16 @@ from credferry.agent.audit.events import Event, Order
 from credferry.agent.errors import StoreError
 from credferry.agent.fleet import keys
 from credferry.agent.fleet.cluster import Known
-from credferry.agent.fleet.model import Applied, Granted, Group, Halt, Holder, OfHost, machine_of
+from credferry.agent.fleet.model import (
+    Applied,
+    Granted,
+    Group,
+    Halt,
+    Holder,
+    OfHost,
+    Unavailable,
+    machine_of,
+)
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observer import Look
 from credferry.agent.rollout.clock import Clock
@@ -512,6 +521,24 @@ def test_one_search_at_a_time(tmp_path: Path) -> None:
             assert fleet.member.requests == before + number
             assert slots.settle(NOTHING, lambda _: False) <= AWAY[1]
             passed += AWAY[1]
+
+
+def test_a_group_that_always_fails_hides_no_other(tmp_path: Path) -> None:
+    """Where etcd refuses one group of the host, a late halt of another one is found all the same."""
+    vms = "".join(f'[vms.{vm}]\nfleet_group = "{vm}"\n{table}' for vm, table in (("a", A), ("b", B)))
+    fleet = Fleet(tmp_path, vms)
+    plain = type(fleet.other).state
+
+    def state(engine: Etcd, group: str) -> Group | Unavailable:
+        return (
+            Unavailable("it refuses the request", "see etcd's log") if group == "a" else plain(engine, group)
+        )
+
+    with fleet.loop.running(), patch.object(type(fleet.other), "state", state):
+        fleet.hurry()
+        assert fleet.other.halt("b", replace(ME, vm="b"), "r", "it arrived late") == Applied()
+        fleet.slots._strays_at = 0.0
+        fleet.loop.turn(lambda: fleet.etcd.group("b").halt is None)
 
 
 def test_a_claim_that_was_lost_is_made_anew(fleet: Fleet) -> None:

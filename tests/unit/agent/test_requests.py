@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -65,3 +68,25 @@ def test_all_that_wait_get_the_error_of_their_look(monkeypatch: pytest.MonkeyPat
             each.result()
     assert callers.looks == ["first", "next"]
     assert callers.shared.do(lambda: "later") == "later"
+
+
+def test_an_error_keeps_nothing_of_the_look() -> None:
+    """What a look had read when it failed is gone at once, without the garbage collector."""
+    read: list[weakref.ref[set[str]]] = []
+
+    def fail() -> str:
+        values = _Values()
+        read.append(weakref.ref(values))
+        raise BusError("the bus is away", hint="wait")
+
+    gc.disable()
+    try:
+        with suppress(BusError):
+            SharedWork[str]().do(fail)
+        assert read[0]() is None
+    finally:
+        gc.enable()
+
+
+class _Values(set[str]):
+    """Stands for what a look has read. A plain set has no weak references."""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""A fault of one VM that lasts: the daemon's real loop goes on with the other VMs, and does not spin."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from credferry.agent.audit.events import Order
+from credferry.agent.reconcile.decision import State
+from credferry.agent.rollout.operators import Operator
+from credferry.agent.rollout.rollout import Rollout
+from credferry.agent.store.records import Attempt, Outcome
+from tests.support.loop import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from credferry.agent.systemd.units import SystemManager
+
+VMS = """
+[vms.a.credentials]
+X = { secret = "x" }
+[vms.b.credentials]
+Y = { secret = "y" }
+"""
+HEALTH = '[vms.a]\nhealth = ["true"]\n'
+B = "microvm@b.service"
+
+
+@pytest.fixture(params=[""], ids=["plain"])
+def loop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Loop]:
+    """Two VMs in step; the first one has the lines of the parameter."""
+    made = Loop(tmp_path, request.param + VMS)
+    made.configure(request.param + VMS, "attempts = 1")
+    made.publish(x="one", y="one")
+    with made.running():
+        made.turn()
+        made.start_vm("a")
+        made.start_vm("b")
+        made.turn(lambda: all(made.decision(vm).state is State.IN_STEP for vm in "ab"))
+        yield made
+
+
+def cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, the disk fails where the first VM's generations are listed."""
+    plain = Path.iterdir
+
+    def failing(path: Path) -> Iterator[Path]:
+        if (path.parent.name, path.name) == ("a", "generations"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
+
+
+def test_another_host_key_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One VM's generations cannot be listed when the host's key changes: the others are sealed with it."""
+    cannot_be_listed(monkeypatch)
+    loop.new_key()
+    loop.publish(x="one", y="two")
+    loop.turn(lambda: B in loop.units.restarts)
+
+
+def test_sealing_again_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same after a change of the TPM: what does not open of another VM is sealed again."""
+    store = loop.service._session.store
+    (store.state / "tpm.json").write_text("{}")
+    value = store.vm_directory("b") / "generations/1/value.Y"
+    value.write_bytes(b"of a TPM that was cleared")
+    cannot_be_listed(monkeypatch)
+    loop.service._session.resealing._examined_at = float("-inf")
+    loop.turn(lambda: store.current_number("b") == 2)
+
+
+def test_an_order_that_cannot_be_given_keeps_no_other_vm_waiting(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback is ordered whose generation cannot be found: the order ends, and another VM goes on."""
+    orders = loop.service._orders
+    loop.publish(x="two", y="one")
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    loop.units.restarts.clear()
+    orders.give("a", Order.ROLL_BACK, Operator(0))
+    cannot_be_listed(monkeypatch)
+    loop.publish(x="two", y="two")
+    loop.turn(lambda: B in loop.units.restarts and orders.given("a") is None)
+
+
+@pytest.mark.parametrize("loop", [HEALTH], indirect=True, ids=["health"])
+def test_nothing_is_proved_without_a_generation_that_opens(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A health check was interrupted, and now nothing of the VM opens: no worker begins in vain."""
+    store = loop.service._session.store
+    now = store.current("a")
+    assert now is not None
+    attempt = Attempt(now.digest, Outcome.RESTARTING, run=now.run, before="f" * 32)
+    store.record_attempt("a", attempt)
+    generation = store.vm_directory("a") / "generations/1"
+    (generation / "manifest").write_bytes(b"damaged")
+    os.utime(generation, (1, 1))  # it counts as known until it changes
+    began: list[str] = []
+    plain = Rollout.restart
+
+    def restart(rollout: Rollout, name: str, manager: SystemManager) -> State:
+        began.append(name)
+        return plain(rollout, name, manager)
+
+    monkeypatch.setattr(Rollout, "restart", restart)
+    loop.publish(y="one")  # the source lacks the VM's secret, so nothing is sealed in its place
+    for _ in range(5):
+        loop.turn()
+        loop.turn(lambda: True)
+    assert began == []
+
+
+@pytest.mark.parametrize("loop", [HEALTH], indirect=True, ids=["health"])
+def test_what_failed_its_check_is_never_noted_as_well(loop: Loop) -> None:
+    """A value fails its health check, and the one before opens no more: the VM stays up, not well."""
+    store = loop.service._session.store
+
+    def health(_unit: str) -> str:
+        for file in (store.vm_directory("a") / "generations/1").iterdir():
+            file.unlink()
+        return "failed"
+
+    loop.units.health = health
+    loop.publish(x="sick", y="one")
+    loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
+    loop.turn()
+    assert [each.generation for each in store.worked("a")] == [1]
