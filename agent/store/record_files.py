@@ -221,7 +221,7 @@ class RecordFiles(RecordAccess):
         self._write(vm, "slot.json", claim)
 
     def claim_and_attempt(self, vm: str) -> tuple[Claim | None, Attempt | None]:
-        """`claim` and `attempt`, for who does something because they are missing.
+        """`claim` and `attempt`, for code that does something because they are missing.
 
         Raises `StoreError` for a record that is there and cannot be read.
         """

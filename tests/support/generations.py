@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     import pytest
 
@@ -44,6 +45,18 @@ def damage(file: Path) -> None:
 def numbers(store: Store) -> set[int]:
     """The generations that are there."""
     return {int(path.name) for path in (store.vm_directory("web") / "generations").iterdir()}
+
+
+def failing_listing(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
+    """Have the disk fail wherever a VM's generations are listed."""
+    plain = Path.iterdir
+
+    def failing(path: Path) -> Iterator[Path]:
+        if (path.parent.name, path.name) == (vm, "generations"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "iterdir", failing)
 
 
 def failing_sync(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:

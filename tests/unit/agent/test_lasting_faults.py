@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +13,12 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.rollout.rollout import Rollout
 from credferry.agent.store.records import Attempt, Outcome
+from tests.support.generations import failing_listing
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from credferry.agent.systemd.units import SystemManager
 
@@ -46,21 +46,9 @@ def loop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Loop]:
         yield made
 
 
-def cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, the disk fails where the first VM's generations are listed."""
-    plain = Path.iterdir
-
-    def failing(path: Path) -> Iterator[Path]:
-        if (path.parent.name, path.name) == ("a", "generations"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return plain(path)
-
-    monkeypatch.setattr(Path, "iterdir", failing)
-
-
 def test_another_host_key_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """One VM's generations cannot be listed when the host's key changes: the others are sealed with it."""
-    cannot_be_listed(monkeypatch)
+    failing_listing(monkeypatch, "a")
     loop.new_key()
     loop.publish(x="one", y="two")
     loop.turn(lambda: B in loop.units.restarts)
@@ -72,7 +60,7 @@ def test_sealing_again_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.Mon
     (store.state / "tpm.json").write_text("{}")
     value = store.vm_directory("b") / "generations/1/value.Y"
     value.write_bytes(b"of a TPM that was cleared")
-    cannot_be_listed(monkeypatch)
+    failing_listing(monkeypatch, "a")
     loop.service._session.resealing._examined_at = float("-inf")
     loop.turn(lambda: store.current_number("b") == 2)
 
@@ -86,7 +74,7 @@ def test_an_order_that_cannot_be_given_keeps_no_other_vm_waiting(
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
     loop.units.restarts.clear()
     orders.give("a", Order.ROLL_BACK, Operator(0))
-    cannot_be_listed(monkeypatch)
+    failing_listing(monkeypatch, "a")
     loop.publish(x="two", y="two")
     loop.turn(lambda: B in loop.units.restarts and orders.given("a") is None)
 

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -26,10 +23,12 @@ from credferry.agent.store.record_files import WORKED_MAX
 from credferry.agent.store.records import Assumed, Attempt, Outcome
 from credferry.agent.store.retention import KEEP
 from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
+from tests.support.generations import failing_listing
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from credferry.agent.reconcile.observer import Look
     from credferry.agent.store.generations import Store
@@ -230,14 +229,7 @@ def test_a_vm_whose_generations_cannot_be_listed_holds_no_look_up(
 ) -> None:
     """Nothing of it is removed or sealed then, and a later look does both, under a number of its own."""
     add(loop, to=8)
-    iterdir = Path.iterdir
-
-    def failing(path: Path) -> Iterator[Path]:
-        if path.name == "generations":
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return iterdir(path)
-
-    monkeypatch.setattr(Path, "iterdir", failing)
+    failing_listing(monkeypatch, "a")
     loop.turn()
     assert loop.turned.failure is None
     loop.publish(x="two")

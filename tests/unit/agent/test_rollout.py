@@ -493,7 +493,7 @@ def test_a_start_without_evidence_is_checked_after_the_agent_s_end(checked: Host
 
 @pytest.mark.parametrize("why", ["refused", "held", "waits"])
 def test_an_interrupted_check_waits_for_nothing(tmp_path: Path, why: str) -> None:
-    """Also a VM that gets no newer value now has its health checked, and is put back if that fails."""
+    """The agent checks the health of a VM that gets no newer value, too, and rolls it back if that fails."""
     vms = CHECKED.replace("health", "restarts_per_hour = 1\nhealth", 1)
     for host in hosted(tmp_path, vms):
         host.loop.start_vm("a")

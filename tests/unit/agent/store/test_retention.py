@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,10 +14,10 @@ from credferry.agent.sealing.keys import CredentialKey
 from credferry.agent.store.generations import Store
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import GENERATION_MAX, Secret
-from tests.support.generations import KEY, manifest, numbers, unbound
+from tests.support.generations import KEY, failing_listing, manifest, numbers, unbound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def test_old_generations_are_pruned(store: Store) -> None:
@@ -102,14 +99,7 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
     for number in range(1, 6):
         store.write(manifest(number), {}, None)
     store.revert("web", 1)
-    iterdir = Path.iterdir
-
-    def failing(path: Path) -> Iterator[Path]:
-        if path.name == "generations":
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return iterdir(path)
-
-    monkeypatch.setattr(Path, "iterdir", failing)
+    failing_listing(monkeypatch, "web")
     for ask in (
         partial(store.next_number, "web"),
         partial(store.find, "web", "no such digest", 0),
