@@ -16,6 +16,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.sealer import new_run
 from credferry.agent.reconcile.status import standing
 from credferry.agent.source.watch import LOOK_SECONDS
+from credferry.agent.store.failures import StoreFailures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -113,7 +114,8 @@ class Cycle:
             return Turn(_LOOK_OWED_SECONDS, is_settled=False, owes_look=True, is_unsteady=before.is_unsteady)
         look = session.observer.look_at(published, vms, manager)
         self._sources.tell_back(published, now)
-        look, sealed = self._act_on(look, reading.unsettled)
+        failures = StoreFailures()
+        look, sealed = self._act_on(look, reading.unsettled, failures)
         session.sealer.prune(look)
         owed = self._settle_with_fleet(look)
         self._metrics.looked(look, session.store, with_source=True)
@@ -122,6 +124,7 @@ class Cycle:
         if any(decision.vm.name in sealed and not decision.needs_rollout for decision in look.decisions):
             self._hint("sealed")  # to publish it; a restart causes a look anyway
         daemon.notify(f"STATUS={_summary(look)}")
+        failures.raise_first()
         is_settled = not any(SETTLES in decision.reasons for decision in look.decisions)
         is_unsteady = any(decision.look_again for decision in look.decisions)
         waits = [decision.wait_seconds for decision in look.decisions if decision.wait_seconds] + [owed]
@@ -155,17 +158,23 @@ class Cycle:
         look = session.observer.look_at(reading.published, vms, manager)
         # If no VM waits for another, each VM is restarted while the next one is sealed.
         for part in [look] if self._sources.is_ordered else look.each():
-            self._act_on(part, reading.unsettled, run)
+            self._act_on(part, reading.unsettled, StoreFailures(), run)  # the next look meets them, too
 
-    def _act_on(self, look: Look, unsettled: Mapping[str, float], run: str = "") -> tuple[Look, list[str]]:
+    def _act_on(
+        self, look: Look, unsettled: Mapping[str, float], failures: StoreFailures, run: str = ""
+    ) -> tuple[Look, list[str]]:
         """Seal, and ask for restarts. Returns the look after limits, and the names of sealed VMs.
 
         A VM with values that have not settled waits. If some VMs go after others, all wait: what is sealed
-        later would count as another change.
+        later would count as another change. One VM's `StoreError` is left in ``failures``: what was due to
+        be sealed then counts as not sealed, until the next look.
         """
-        self._session.rollout.forget_ended(look)
+        sealed: list[str] = []
+        with failures.kept():
+            self._session.rollout.forget_ended(look)
         settled = self._sources.settled(look, unsettled)
-        sealed = self._session.sealer.seal_due(settled, run)
+        with failures.kept():
+            sealed = self._session.sealer.seal_due(settled, run)
         look = self._sources.settled(self._session.pacer.hold_back(look), unsettled)
         self._restarts.ask(look, _unsealed(look, sealed))
         return look, sealed

@@ -243,7 +243,7 @@ class Service:
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.begin("store", str(error), self._monotonic()):
-            _log.error("cannot use the store; the agent seals and restarts nothing", reason=describe(error))
+            _log.error("cannot use all of the store; what needs the rest waits", reason=describe(error))
 
     def _tell_over(self, key: str, message: str) -> None:
         if counted := self._conditions.end(key, self._monotonic()):

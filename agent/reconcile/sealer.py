@@ -18,6 +18,7 @@ from credferry.agent.reconcile.desired import guest_id
 from credferry.agent.reconcile.live import with_push_manifest
 from credferry.agent.reconcile.pruning import Pruning
 from credferry.agent.sealing.credential import one_line, seal
+from credferry.agent.store.failures import StoreFailures
 from credferry.agent.store.guest_keys import make_missing
 from credferry.agent.store.locks import rollout_lock
 from credferry.launcher.handoff import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from credferry.agent.audit.writer import Audit
     from credferry.agent.config.model import VmConfig
+    from credferry.agent.reconcile.decision import Decision
     from credferry.agent.reconcile.desired import Desired
     from credferry.agent.reconcile.observed import Observed
     from credferry.agent.reconcile.observer import Look, Observer
@@ -88,24 +90,31 @@ class Sealer:
 
         Without ``run``, this makes a new correlation id. If a VM's values cannot be sealed now, the VM keeps
         its current generation, and the next check reports what is missing. A change that needs an approval
-        is not sealed during the VM's restart, which would then be onto that change. Raises `StoreError`.
+        is not sealed during the VM's restart, which would then be onto that change. Raises `StoreError`, of
+        one VM only once the others are sealed.
         """
         run = run or new_run()
-        sealed = []
+        sealed, failures = [], StoreFailures()
         with self.store.lock():
             self._pay()
             for decision, observed in zip(look.decisions, look.observed, strict=True):
-                if decision.assume is not None:
-                    self.store.assume(decision.vm.name, decision.assume)
-                if observed.hint is not None:
-                    self.store.note_report(decision.vm.name, observed.hint)
-                self._pruning.note_worked(observed)
-                if decision.seal is None:
-                    continue
-                with self._not_during_its_restart(decision.vm) as may_seal:
-                    if may_seal and self._is_sealed(decision.vm, decision.seal, observed, run):
+                with failures.kept():
+                    if self._keep_up(decision, observed, run):
                         sealed.append(decision.vm.name)
+        failures.raise_first()
         return sealed
+
+    def _keep_up(self, decision: Decision, observed: Observed, run: str) -> bool:
+        """Note what is known of a VM now, and seal what is due for it. Whether that is sealed."""
+        if decision.assume is not None:
+            self.store.assume(decision.vm.name, decision.assume)
+        if observed.hint is not None:
+            self.store.note_report(decision.vm.name, observed.hint)
+        self._pruning.note_worked(observed)
+        if decision.seal is None:
+            return False
+        with self._not_during_its_restart(decision.vm) as may_seal:
+            return may_seal and self._is_sealed(decision.vm, decision.seal, observed, run)
 
     def prune(self, look: Look) -> None:
         """Note what VMs run well, and remove the generations that nobody needs. Raises `StoreError`."""

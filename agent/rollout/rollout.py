@@ -27,6 +27,7 @@ from credferry.agent.rollout.recording import record
 from credferry.agent.rollout.rollback import generation_before
 from credferry.agent.rollout.slots import Asking, Denied, Free
 from credferry.agent.store.evidence import Evidence
+from credferry.agent.store.failures import StoreFailures
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.records import Attempt, Outcome, Way
 
@@ -268,21 +269,29 @@ class Rollout:
         return True
 
     def forget_ended(self, look: Look) -> None:
-        """Clear the records of rollouts that ended while the agent was not watching. Raises `StoreError`."""
+        """Clear the records of rollouts that ended while the agent was not watching.
+
+        Raises `StoreError`, of one VM only after the others.
+        """
+        failures = StoreFailures()
         for decision, observed in zip(look.decisions, look.observed, strict=True):
-            if not decision.forget:
-                continue
-            # Skip a VM that another thread or process is working on: its record is not over.
-            with self._lock(decision.vm.name, wait=False) as had:
-                if not had or self.store.attempt(decision.vm.name) != observed.attempt:
-                    continue
-                if (got := came_of_attempt(observed)) is not None:
-                    # Report what the VM was started on: a newer generation may be sealed by now.
-                    message = f"{decision.vm.name}: runs generation {got.generation}"
-                    event = Event.RESTARTED if isinstance(got, Evidence) else Event.PUSHED
-                    record(self.audit, event, message, decision.vm, got, observed.attempt)
-                self.pacer.pause.note(decision.vm.name)  # it may have ended just now
-                self.store.record_attempt(decision.vm.name, None)
+            if decision.forget:
+                with failures.kept():
+                    self._forget(decision.vm, observed)
+        failures.raise_first()
+
+    def _forget(self, vm: VmConfig, observed: Observed) -> None:
+        # Skip a VM that another thread or process is working on: its record is not over.
+        with self._lock(vm.name, wait=False) as had:
+            if not had or self.store.attempt(vm.name) != observed.attempt:
+                return
+            if (got := came_of_attempt(observed)) is not None:
+                # Report what the VM was started on: a newer generation may be sealed by now.
+                message = f"{vm.name}: runs generation {got.generation}"
+                event = Event.RESTARTED if isinstance(got, Evidence) else Event.PUSHED
+                record(self.audit, event, message, vm, got, observed.attempt)
+            self.pacer.pause.note(vm.name)  # it may have ended just now
+            self.store.record_attempt(vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         return self.store.lock(rollout_lock(name), wait=wait)

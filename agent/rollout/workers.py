@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from credferry.agent.audit.events import Order
-from credferry.agent.errors import OrderError, describe
+from credferry.agent.errors import OrderError, StoreError, UnlistableError, describe
 from credferry.agent.messages import Messages
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.dispatcher import Dispatcher
 from credferry.agent.rollout.pacing import restart_order
+from credferry.agent.store.failures import StoreFailures
 from credferry.agent.store.records import Way
 
 if TYPE_CHECKING:
@@ -101,9 +102,13 @@ class RestartPool:
         return self._dispatcher.relieve()
 
     def raise_error(self) -> None:
-        """Raise an error that a thread could not handle, if there is one."""
+        """Raise an error that a thread could not handle, if there is one. One `StoreError` tells of all."""
+        failures = StoreFailures()
         with suppress(queue.Empty):
-            raise self._errors.get_nowait()
+            while True:
+                with failures.kept():
+                    raise self._errors.get_nowait()
+        failures.raise_first()
 
     def _restart(self, name: str) -> None:
         rollout, manager = self._rollout, self._connection.present
@@ -116,7 +121,8 @@ class RestartPool:
                     state = self._carry_out(name, given, rollout, manager)
                 _log.info("rollout", vm=name, state=state.value)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
-            self._dispatcher.forget_waiting()
+            if not isinstance(error, StoreError):  # which may be of this VM's directory alone
+                self._dispatcher.forget_waiting()
             self._errors.put(error)
         finally:
             self._ended()
@@ -135,7 +141,7 @@ class RestartPool:
                 )
             else:
                 state = rollout.roll_back(name, manager, given.run, stands, with_slot=given.with_slot)
-        except OrderError as error:
+        except (OrderError, UnlistableError) as error:
             self._orders.drop(name, given, describe(error))
             return State.CHANGING
         if state is None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from credferry.agent.sealing.keys import CredentialKey
 from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
@@ -57,6 +57,32 @@ def failing_listing(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
         return plain(path)
 
     monkeypatch.setattr(Path, "iterdir", failing)
+
+
+def refusing_writes(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
+    """Have one VM's directory be another user's: nothing is made or removed there."""
+
+    def refuse(path: object, *, is_change: bool = True) -> None:
+        if is_change and f"/vms/{vm}/" in str(path):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    plain, mkdir, unlink = os.open, Path.mkdir, Path.unlink
+
+    def opened(path: Any, flags: int, *arguments: Any, **named: Any) -> int:  # noqa: ANN401 (as os.open)
+        refuse(path, is_change=bool(flags & os.O_CREAT))
+        return plain(path, flags, *arguments, **named)
+
+    def made(path: Path, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 (as Path.mkdir)
+        refuse(path)
+        mkdir(path, *arguments, **named)
+
+    def removed(path: Path, *, missing_ok: bool = False) -> None:
+        refuse(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(Path, "mkdir", made)
+    monkeypatch.setattr(Path, "unlink", removed)
 
 
 def failing_sync(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:

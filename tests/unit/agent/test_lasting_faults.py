@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from credferry.agent.audit.events import Order
+from credferry.agent.errors import StoreError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.rollout.rollout import Rollout
+from credferry.agent.rollout.workers import RestartPool
 from credferry.agent.store.records import Attempt, Outcome
-from tests.support.generations import failing_listing
+from tests.support.generations import failing_listing, refusing_writes
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ X = { secret = "x" }
 Y = { secret = "y" }
 """
 HEALTH = '[vms.a]\nhealth = ["true"]\n'
-B = "microvm@b.service"
+A, B = "microvm@a.service", "microvm@b.service"
 
 
 @pytest.fixture(params=[""], ids=["plain"])
@@ -122,3 +124,73 @@ def test_what_failed_its_check_is_never_noted_as_well(loop: Loop) -> None:
     loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
     loop.turn()
     assert [each.generation for each in store.worked("a")] == [1]
+
+
+def seal_alone(loop: Loop, **secrets: str) -> None:
+    """Publish values, and have them sealed, with no restart asked for yet."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RestartPool, "ask", lambda *_: None)
+        loop.publish(**secrets)
+        loop.turn()
+        loop.turn()
+
+
+def test_a_directory_that_takes_no_generation_keeps_no_other_vm_waiting(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VM's directory has another owner, as after a restore: others go on, and it is reported."""
+    refusing_writes(monkeypatch, "a")
+    loop.publish(x="two", y="two")
+    loop.turn(lambda: B in loop.units.restarts)
+    assert A not in loop.units.restarts
+    loop.turn(lambda: isinstance(loop.turned.failure, StoreError))
+    monkeypatch.undo()
+    loop.turn(lambda: A in loop.units.restarts)
+
+
+def test_a_record_that_cannot_be_removed_keeps_no_other_vm_waiting(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VM's restart is over, and its record stays: the error is told, and other VMs go on."""
+    store = loop.service._session.store
+    now = store.current("a")
+    assert now is not None
+    store.record_attempt("a", Attempt(now.digest, Outcome.RESTARTING, run=now.run, before="f" * 32))
+    refusing_writes(monkeypatch, "a")
+    loop.publish(x="one", y="two")
+    loop.turn(lambda: B in loop.units.restarts)
+    loop.turn()
+    assert isinstance(loop.turned.failure, StoreError)
+
+
+def test_a_restart_that_cannot_be_recorded_keeps_no_other_vm_waiting(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VM's restart is due and fails each time, with one thread for all: other VMs have their turn."""
+    loop.configure(VMS, "attempts = 1\nconcurrency = 1")
+    loop.service._reload()
+    seal_alone(loop, x="two", y="two")
+    refusing_writes(monkeypatch, "a")
+    loop.turn(lambda: B in loop.units.restarts)
+    assert A not in loop.units.restarts
+
+
+def test_many_restarts_that_cannot_be_recorded_cost_one_turn(loop: Loop) -> None:
+    """On a full disk all restarts fail. One turn tells it, and the next one looks again."""
+    for vm in "ab":
+        loop.service._restarts._errors.put(StoreError(f"no room for {vm}", hint="make room"))
+    loop.turn()
+    assert str(loop.turned.failure) == "no room for a"
+    loop.turn()
+    assert loop.turned.failure is None
+
+
+def test_an_order_without_a_way_back_ends(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart is ordered, and what the VM runs cannot be found: the order ends with the reason."""
+    orders = loop.service._orders
+    seal_alone(loop, x="two", y="one")
+    (loop.service._session.store.vm_directory("a") / "generations/1/manifest").write_bytes(b"damaged")
+    failing_listing(monkeypatch, "a")
+    orders.give("a", Order.RESTART, Operator(0))
+    loop.turn(lambda: orders.given("a") is None)
+    assert "Input/output error" in orders.result("a")
