@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from credferry.agent.errors import StoreError
 from credferry.agent.reconcile import rekey
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ class HostKey:
         self._identity: rekey.FileIdentity | None = None
         self._unfinished: tuple[Store, ...] = ()
         """The store with each key that the agent began to go over to and has not, the newest first."""
+        self._former: tuple[Store, ...] = ()
+        """The store with each earlier key that may still have sealed something of `_left`."""
+        self._left: set[str] = set()
+        """VMs whose generations could not be listed when the agent went over to another key."""
 
     def is_other(self, config: Config) -> bool:
         """Whether the key file may be another one than the file that was read."""
@@ -35,11 +41,19 @@ class HostKey:
         """
         is_other = store.key != present.key
         if is_other or self._unfinished:
-            befores = (*self._unfinished, present)
+            befores = (*self._unfinished, present, *self._former)
             if store.key not in [each.key for each in befores]:
                 self._unfinished = (store, *self._unfinished)
-            rekey.renew(configs, befores, store)
+            self._left = rekey.renew(configs, befores, store)
+            self._former = befores if self._left else ()
         return is_other
+
+    def catch_up(self, configs: Sequence[Config], store: Store) -> None:
+        """Seal what could not be listed at the move to the key of ``store``, once it can be."""
+        if self._left:
+            with suppress(StoreError):  # the VM's own sealing tells of it, and the next call tries again
+                self._left = rekey.renew(configs, self._former, store, self._left)
+                self._former = self._former if self._left else ()
 
     def use(self, identity: rekey.FileIdentity | None) -> None:
         """Note that everything is sealed with the key of this file."""

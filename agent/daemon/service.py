@@ -222,6 +222,7 @@ class Service:
     def _heed_host_key(self) -> None:
         """Switch to the host's key if it is another one: PID 1 opens nothing sealed with the old key."""
         if not self._host_key.is_other(self._session.config):
+            self._host_key.catch_up([self._session.config], self._session.store)
             return
         try:
             self._go_over_to(self._session.config)

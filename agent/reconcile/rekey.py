@@ -27,6 +27,7 @@ from credferry.agent.reconcile.desired import (
 )
 from credferry.agent.reconcile.observer import Observer
 from credferry.agent.sealing.credential import unseal
+from credferry.agent.store.failures import StoreFailures
 from credferry.launcher.handoff import (
     PUSH_MANIFEST,
     Kind,
@@ -36,7 +37,7 @@ from credferry.launcher.handoff import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from credferry.agent.config.model import Config, VmConfig
@@ -63,32 +64,53 @@ def identity(path: Path) -> FileIdentity | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def renew(configs: Sequence[Config], befores: Iterable[Store], after: Store) -> None:
+def renew(
+    configs: Sequence[Config], befores: Iterable[Store], after: Store, only: Container[str] | None = None
+) -> set[str]:
     """Seal with the key of ``after`` what the keys of ``befores`` open, and store the new digests.
 
     ``befores`` are the same store with earlier keys, the newest first: an unfinished renewal leaves
     generations of several keys. For each generation, this uses the first configuration that reproduces its
-    old digest. If it was interrupted, it must be run again. Raises `StoreError`.
+    old digest. If it was interrupted, it must be run again. Returns the VMs whose generations could not be
+    listed: it must be run again for them, as ``only`` says. Raises `StoreError`, of one VM only once the
+    others are done.
     """
     befores = [each for each in befores if each.key != after.key]
     keys = (after.key, *(each.key for each in befores))
-    for before in befores:
-        _renew(configs, before, after, keys)
+    names = {name for config in configs for name in config.vms if only is None or name in only}
+    return {name for before in befores for name in _renew(configs, before, after, keys, sorted(names))}
 
 
-def _renew(configs: Sequence[Config], before: Store, after: Store, keys: Sequence[CredentialKey]) -> None:
+def _renew(
+    configs: Sequence[Config],
+    before: Store,
+    after: Store,
+    keys: Sequence[CredentialKey],
+    names: Iterable[str],
+) -> list[str]:
     observers = [Observer(config, before) for config in configs]
+    left, failures = [], StoreFailures()
     with after.lock():
-        for name in sorted({name for config in configs for name in config.vms}):
-            try:
-                of_vm = [each for each in observers if name in each.config.vms]
-                _Renewal(name, of_vm, before, after, keys).do()
-            except (OSError, SealError) as error:
-                reason = error.strerror if isinstance(error, OSError) else describe(error)
-                raise StoreError(
-                    f"{after.vm_directory(name)}: cannot seal this again with the host's new key: {reason}",
-                    hint="the store must be on a writable file system with room; the agent retries",
-                ) from None
+        for name in names:
+            of_vm = [each for each in observers if name in each.config.vms]
+            with failures.kept():
+                if not _is_renewed(_Renewal(name, of_vm, before, after, keys)):
+                    left.append(name)
+    failures.raise_first()
+    return left
+
+
+def _is_renewed(renewal: _Renewal) -> bool:
+    """Renew one VM's generations. Returns whether they could be listed. Raises `StoreError`."""
+    try:
+        return renewal.do()
+    except (OSError, SealError) as error:
+        reason = error.strerror if isinstance(error, OSError) else describe(error)
+        place = renewal.after.vm_directory(renewal.name)
+        raise StoreError(
+            f"{place}: cannot seal this again with the host's new key: {reason}",
+            hint="the store must be on a writable file system with room; the agent retries",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +124,16 @@ class _Renewal:
     keys: Sequence[CredentialKey]
     """All keys of this renewal. Digests of other keys are of no use any more."""
 
-    def do(self) -> None:
-        """Renew all. Digests come first: they cannot be computed after the generations are sealed again."""
-        renewed = list(self._generations())
+    def do(self) -> bool:
+        """Renew all. Digests come first: they cannot be computed after the generations are sealed again.
+
+        Returns False where the generations cannot be listed. Then none counts as known, until a later call.
+        """
+        try:
+            numbers, is_listed = self.before.numbers(self.name), True
+        except UnlistableError:
+            numbers, is_listed = [], False
+        renewed = list(self._generations(numbers))
         digests = {old.digest: new.digest for old, new, _ in renewed}
         known = self.after.renewed(self.name)
         for digest in self._noted_digests():
@@ -118,16 +147,15 @@ class _Renewal:
             self.after.record_renewed(self.name, told)
         for _, manifest, values in renewed:
             self.after.replace(manifest, values)
+        return is_listed
 
     def _is_of_use(self, digest: str) -> bool:
         return any(key.has_made(digest) for key in self.keys)
 
-    def _generations(self) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
+    def _generations(
+        self, numbers: Iterable[int]
+    ) -> Iterator[tuple[Manifest, Manifest, Mapping[str, Secret]]]:
         """For each generation that the old key opens: its old manifest, its new manifest, its values."""
-        try:
-            numbers = self.before.numbers(self.name)
-        except UnlistableError:
-            return  # as if none of them opened: the other VMs need the present key now
         for number in numbers:
             old = self.before.generation(self.name, number)
             if old is None:

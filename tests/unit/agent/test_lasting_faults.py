@@ -14,7 +14,9 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.rollout.rollout import Rollout
 from credferry.agent.rollout.workers import RestartPool
+from credferry.agent.store.opening import open_store
 from credferry.agent.store.records import Attempt, Outcome
+from credferry.launcher.handoff import Secret
 from tests.support.generations import failing_listing, refusing_writes
 from tests.support.loop import Loop
 
@@ -54,6 +56,39 @@ def test_another_host_key_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.
     loop.new_key()
     loop.publish(x="one", y="two")
     loop.turn(lambda: B in loop.units.restarts)
+
+
+def test_what_cannot_be_listed_for_a_moment_keeps_its_generations_with_another_key(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's key changes just then: later the agent still opens, runs and rolls back to what it had."""
+    loop.publish(x="two", y="one")
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    loop.units.restarts.clear()
+    (loop.top / "secrets").unlink()  # nothing can be sealed anew from it
+    with monkeypatch.context() as patched:
+        failing_listing(patched, "a")
+        loop.new_key()
+        loop.turn(lambda: loop.service._session.store.key == open_store(loop.service._session.config).key)
+    store = loop.service._session.store
+    assert store.generation("a", 1) is None
+    loop.turn(lambda: store.generation("a", 1))
+    assert [store.values("a", number) for number in (1, 2)] == [{"X": Secret(b"one")}, {"X": Secret(b"two")}]
+    loop.publish(x="two", y="one")
+    loop.turn()
+    loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+    assert loop.units.restarts == []
+
+
+def test_another_host_key_that_one_directory_does_not_take_reaches_the_other_vms(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VM's files cannot be sealed anew, so the agent does not go over yet: the other VMs can start."""
+    refusing_writes(monkeypatch, "a")
+    loop.new_key()
+    loop.turn()
+    assert isinstance(loop.turned.failure, StoreError)
+    assert open_store(loop.service._session.config).current("b") is not None
 
 
 def test_sealing_again_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
