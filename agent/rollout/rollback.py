@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from credferry.agent.audit.events import Event
+from credferry.agent.errors import UnsyncedStoreError
 from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.observed import is_unproven
 from credferry.agent.rollout.endings import Failed
@@ -87,7 +88,10 @@ class Rollback:
 
         Returns why that failed, empty if it did not, or the VM's state if a later check must go on.
         """
-        manifest = self.store.revert(vm.name, attempt.previous)
+        try:
+            manifest = self.store.revert(vm.name, attempt.previous)
+        except UnsyncedStoreError:  # it is in place: a VM that is down does not wait for the disk
+            manifest = self.store.generation(vm.name, attempt.previous)
         if manifest is None:
             # A start onto it would fail, and would leave it as what the VM's next start gets, too.
             reason = "the previous generation no longer exists"

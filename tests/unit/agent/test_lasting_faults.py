@@ -17,7 +17,7 @@ from credferry.agent.rollout.workers import RestartPool
 from credferry.agent.store.opening import open_store
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.launcher.handoff import Secret
-from tests.support.generations import failing_listing, refusing_writes
+from tests.support.generations import failing_listing, failing_sync, refusing_writes
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
@@ -229,3 +229,25 @@ def test_an_order_without_a_way_back_ends(loop: Loop, monkeypatch: pytest.Monkey
     orders.give("a", Order.RESTART, Operator(0))
     loop.turn(lambda: orders.given("a") is None)
     assert "Input/output error" in orders.result("a")
+
+
+def test_a_vm_that_is_down_is_put_back_where_the_disk_is_not_synced(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart fails, and from then on each sync of the VM's directory: it comes up on what it ran."""
+    store = loop.service._session.store
+    directory = store.vm_directory("a")
+
+    def job(unit: str) -> str:
+        if store.current_number("a") == 1:
+            return loop._restart(unit)
+        failing_sync(monkeypatch, directory)
+        loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="e" * 32)
+        return "failed"
+
+    loop.units.job = job
+    loop.publish(x="bad", y="one")
+    loop.turn(lambda: loop.units.restarts == [A, A] and loop.units.unit(A).is_active)
+    monkeypatch.undo()
+    loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
+    assert loop.units.restarts == [A, A]
