@@ -199,7 +199,8 @@ class Service:
             self._lose_store(error)
             turn = replace(before, failure=error, delay=_STORE_RETRY_SECONDS)
         else:
-            self._tell_over("store", "the store can be written again")
+            if not self._restarts.lacks_store:
+                self._tell_over("store", "the store can be written again")
         if turn.failure is not None or turn.is_settled:
             self._orders.check.end(turn.failure)
         config = self._session.config

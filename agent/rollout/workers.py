@@ -53,6 +53,8 @@ class RestartPool:
         self._stop = stop
         self._ended = ended
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._unrecorded: set[str] = set()
+        """VMs on which the store failed the last work, which is still due."""
         limits = config.rollout
         self._dispatcher = hire(self._restart, limits.concurrency, limits.slot_seconds)
 
@@ -91,7 +93,13 @@ class RestartPool:
             }
             slots = self._rollout.slots
             due |= {name for name in self._orders.pending() if not slots.is_asking(name)}
+            self._unrecorded.difference_update({each.vm.name for each in look.decisions} - due)
             self._dispatcher.submit(name for name in self._order if name in due)
+
+    @property
+    def lacks_store(self) -> bool:
+        """Whether the store has failed the last work on a VM, and the next try is still to come."""
+        return not self._unrecorded.isdisjoint(self._order)  # a reload may have removed a VM
 
     def is_ordered(self, name: str) -> bool:
         """Whether an operator's order on a VM is pending. ``ended`` is called after its end."""
@@ -120,8 +128,11 @@ class RestartPool:
                 else:
                     state = self._carry_out(name, given, rollout, manager)
                 _log.info("rollout", vm=name, state=state.value)
+                self._unrecorded.discard(name)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)
-            if not isinstance(error, StoreError):  # which may be of this VM's directory alone
+            if isinstance(error, StoreError):  # which may be of this VM's directory alone
+                self._unrecorded.add(name)
+            else:
                 self._dispatcher.forget_waiting()
             self._errors.put(error)
         finally:

@@ -210,6 +210,21 @@ def test_a_restart_that_cannot_be_recorded_keeps_no_other_vm_waiting(
     assert A not in loop.units.restarts
 
 
+def test_a_restart_that_cannot_be_recorded_is_told_once(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is not told to be well between two tries. It is once the restart works, or is not due."""
+    conditions = loop.service._conditions
+    for sealed, later in (("two", "two"), ("three", "two")):
+        seal_alone(loop, x=sealed, y="one")
+        with monkeypatch.context() as patched:
+            refusing_writes(patched, "a")
+            loop.turn(lambda: "store" in conditions.keys)
+            for _ in range(4):
+                loop.turn(lambda: True)
+                assert "store" in conditions.keys
+        loop.publish(x=later, y="one")
+        loop.turn(lambda: "store" not in conditions.keys and loop.decision("a").state is State.IN_STEP)
+
+
 def test_many_restarts_that_cannot_be_recorded_cost_one_turn(loop: Loop) -> None:
     """On a full disk all restarts fail. One turn tells it, and the next one looks again."""
     for vm in "ab":
