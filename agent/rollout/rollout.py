@@ -67,6 +67,8 @@ class Rollout:
     monotonic: Callable[[], float] = time.monotonic
     _overtaken: dict[str, int] = field(default_factory=dict)
     """How many times in a row newer secrets were published right before the restart."""
+    _ended: dict[str, Attempt | None] = field(default_factory=dict)
+    """By VM: the attempt whose end is in the audit, and whose record could not be removed yet."""
 
     def restart(self, name: str, manager: SystemManager) -> State:
         """Check a VM again, restart it or push to it if it still needs that, and return its final state.
@@ -285,13 +287,16 @@ class Rollout:
         with self._lock(vm.name, wait=False) as had:
             if not had or self.store.attempt(vm.name) != observed.attempt:
                 return
-            if (got := came_of_attempt(observed)) is not None:
+            got = came_of_attempt(observed)
+            if got is not None and self._ended.get(vm.name) != observed.attempt:
                 # Report what the VM was started on: a newer generation may be sealed by now.
                 message = f"{vm.name}: runs generation {got.generation}"
                 event = Event.RESTARTED if isinstance(got, Evidence) else Event.PUSHED
                 record(self.audit, event, message, vm, got, observed.attempt)
+                self._ended[vm.name] = observed.attempt
             self.pacer.pause.note(vm.name)  # it may have ended just now
             self.store.record_attempt(vm.name, None)
+            self._ended.pop(vm.name, None)
 
     def _lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
         return self.store.lock(rollout_lock(name), wait=wait)

@@ -186,7 +186,7 @@ def test_a_directory_that_takes_no_generation_keeps_no_other_vm_waiting(
 def test_a_record_that_cannot_be_removed_keeps_no_other_vm_waiting(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One VM's restart is over, and its record stays: the error is told, and other VMs go on."""
+    """One VM's restart is over, and its record stays: both are told once, and other VMs go on."""
     store = loop.service._session.store
     now = store.current("a")
     assert now is not None
@@ -196,6 +196,7 @@ def test_a_record_that_cannot_be_removed_keeps_no_other_vm_waiting(
     loop.turn(lambda: B in loop.units.restarts)
     loop.turn()
     assert isinstance(loop.turned.failure, StoreError)
+    assert [said for _, said in loop.told()].count("a: runs generation 1") == 1
 
 
 def test_a_restart_that_cannot_be_recorded_keeps_no_other_vm_waiting(
