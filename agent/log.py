@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from credferry.agent.hardening import Hardening
 
 
+_TEXTS_MAX = 16
+"""So many texts of a condition are remembered, the latest."""
+
+
 @dataclass(slots=True)
 class _Condition:
-    text: str
+    texts: list[str]
     began: float
     times: int = 1
 
@@ -38,12 +42,16 @@ class Conditions:
     _known: dict[str, _Condition] = field(default_factory=dict)
 
     def begin(self, key: str, text: str, now: float) -> bool:
-        """Note that a condition holds. Returns whether it, or its text, is new and must be reported."""
+        """Note that a condition holds. Returns whether it, or its text, is new and must be reported.
+
+        Several texts may take turns, as where a disk fails for several VMs: each is new once.
+        """
         condition = self._known.get(key)
-        if condition is not None and condition.text == text:
+        if condition is not None and text in condition.texts:
             condition.times += 1
             return False
-        self._known[key] = _Condition(text, condition.began if condition else now)
+        texts = condition.texts if condition is not None else []
+        self._known[key] = _Condition([*texts, text][-_TEXTS_MAX:], condition.began if condition else now)
         return True
 
     @property

@@ -61,6 +61,8 @@ class Sealer:
     """Digests already recorded as published, by VM. A retry, after a full disk say, does not repeat them."""
     _unmade: dict[str, str] = field(default_factory=dict)
     """Reasons, already logged, why a guest's key cannot be made, by VM."""
+    _unsealed: dict[str, str] = field(default_factory=dict)
+    """Reasons, already logged, why nothing can be sealed for a VM, by VM."""
     _owed: list[Callable[[], None]] = field(default_factory=list)
     """Audit records of sealed generations that are still to be written. No later check would write them."""
     _pruning: Pruning = field(init=False)
@@ -137,8 +139,11 @@ class Sealer:
                     return False
                 self._seal(observed, wanted, run)
             except (SealError, KeyFileError, UnlistableError) as error:
-                _log.error("cannot seal for a VM", vm=vm.name, reason=describe(error))
+                if self._unsealed.get(vm.name) != (reason := describe(error)):
+                    _log.error("cannot seal for a VM", vm=vm.name, reason=reason)
+                self._unsealed[vm.name] = reason
                 return False
+        self._unsealed.pop(vm.name, None)
         return True
 
     def _is_sealed_since(self, observed: Observed, wanted: Desired) -> bool:

@@ -25,6 +25,16 @@ def test_another_text_is_told() -> None:
     assert conditions.end("disk", 20.0) == "20 s (1 failed check)"
 
 
+def test_texts_that_take_turns_are_told_once() -> None:
+    """Where several things are the matter at once, each is told once, and only so many are remembered."""
+    conditions = Conditions()
+    told = [conditions.begin("disk", text, 0.0) for text in ("full", "broken") * 500]
+    assert told == [True, True, *[False] * 998]
+    told = [conditions.begin("disk", str(number), 0.0) for number in range(1000)]
+    assert all(told)
+    assert conditions.begin("disk", "full", 0.0)
+
+
 def test_keys_are_apart() -> None:
     """One condition being over leaves the others."""
     conditions = Conditions()

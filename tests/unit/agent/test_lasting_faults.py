@@ -267,3 +267,18 @@ def test_a_vm_that_is_down_is_put_back_where_the_disk_is_not_synced(
     monkeypatch.undo()
     loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
     assert loop.units.restarts == [A, A]
+
+
+def test_what_cannot_be_sealed_is_logged_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One VM's generations cannot be listed for long: the reason is logged once, until it ends."""
+    for value in ("two", "three"):
+        with monkeypatch.context() as patched:
+            failing_listing(patched, "a")
+            loop.publish(x=value, y="one")
+            for _ in range(5):
+                loop.turn()
+        loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
+        output = capsys.readouterr()
+        assert (output.out + output.err).count("cannot seal for a VM") == 1
