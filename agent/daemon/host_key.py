@@ -27,7 +27,7 @@ class HostKey:
         self._former: tuple[Store, ...] = ()
         """The store with each earlier key that may still have sealed something of `_left`."""
         self._left: set[str] = set()
-        """VMs whose generations could not be listed when the agent went over to another key."""
+        """VMs for which the store failed when the agent went over to another key."""
 
     def is_other(self, config: Config) -> bool:
         """Whether the key file may be another one than the file that was read."""
@@ -49,7 +49,7 @@ class HostKey:
         return is_other
 
     def catch_up(self, configs: Sequence[Config], store: Store) -> None:
-        """Seal what could not be listed at the move to the key of ``store``, once it can be."""
+        """Seal what could not be read or written at the move to the key of ``store``, once it can be."""
         if self._left:
             with suppress(StoreError):  # the VM's own sealing tells of it, and the next call tries again
                 self._left = rekey.renew(configs, self._former, store, self._left)

@@ -222,16 +222,15 @@ class Service:
 
     def _heed_host_key(self) -> None:
         """Switch to the host's key if it is another one: PID 1 opens nothing sealed with the old key."""
-        if not self._host_key.is_other(self._session.config):
-            self._host_key.catch_up([self._session.config], self._session.store)
-            return
-        try:
-            self._go_over_to(self._session.config)
-        except KeyFileError as error:
-            if self._conditions.begin("key", str(error), self._monotonic()):
-                _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
-        else:
-            self._tell_over("key", "the agent uses the new host key")
+        if self._host_key.is_other(self._session.config):
+            try:
+                self._go_over_to(self._session.config)
+            except KeyFileError as error:
+                if self._conditions.begin("key", str(error), self._monotonic()):
+                    _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
+            else:
+                self._tell_over("key", "the agent uses the new host key")
+        self._host_key.catch_up([self._session.config], self._session.store)
 
     def _heed_tpm(self) -> None:
         """Keep the store sealed as configured, while the host's TPM changes or cannot be used."""

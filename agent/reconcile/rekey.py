@@ -71,9 +71,8 @@ def renew(
 
     ``befores`` are the same store with earlier keys, the newest first: an unfinished renewal leaves
     generations of several keys. For each generation, this uses the first configuration that reproduces its
-    old digest. If it was interrupted, it must be run again. Returns the VMs whose generations could not be
-    listed: it must be run again for them, as ``only`` says. Raises `StoreError`, of one VM only once the
-    others are done.
+    old digest. If it was interrupted, it must be run again. Returns the VMs for which the store failed: it
+    must be run again for them, as ``only`` says. Raises `StoreError` where it failed for all.
     """
     befores = [each for each in befores if each.key != after.key]
     keys = (after.key, *(each.key for each in befores))
@@ -86,17 +85,19 @@ def _renew(
     before: Store,
     after: Store,
     keys: Sequence[CredentialKey],
-    names: Iterable[str],
+    names: Sequence[str],
 ) -> list[str]:
     observers = [Observer(config, before) for config in configs]
     left, failures = [], StoreFailures()
     with after.lock():
         for name in names:
             of_vm = [each for each in observers if name in each.config.vms]
+            left.append(name)
             with failures.kept():
-                if not _is_renewed(_Renewal(name, of_vm, before, after, keys)):
-                    left.append(name)
-    failures.raise_first()
+                if _is_renewed(_Renewal(name, of_vm, before, after, keys)):
+                    left.remove(name)
+    if left == [*names]:
+        failures.raise_first()
     return left
 
 
