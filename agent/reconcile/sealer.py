@@ -90,10 +90,9 @@ class Sealer:
     def seal_due(self, look: Look, run: str = "") -> list[str]:
         """Seal each new generation that a check found due; return the names of the VMs sealed.
 
-        Without ``run``, this makes a new correlation id. If a VM's values cannot be sealed now, the VM keeps
-        its current generation, and the next check reports what is missing. A change that needs an approval
-        is not sealed during the VM's restart, which would then be onto that change. Raises `StoreError`, of
-        one VM only once the others are sealed.
+        Without ``run``, this makes a new correlation id. A VM whose values cannot be sealed now keeps its
+        current generation, and the next check reports what is missing. A change that needs an approval is
+        not sealed during the VM's restart. Raises a VM's `StoreError` once the others are sealed.
         """
         run = run or new_run()
         sealed, failures = [], StoreFailures()
@@ -114,6 +113,7 @@ class Sealer:
             self.store.note_report(decision.vm.name, observed.hint)
         self._pruning.note_worked(observed)
         if decision.seal is None:
+            self._unsealed.pop(decision.vm.name, None)
             return False
         with self._not_during_its_restart(decision.vm) as may_seal:
             return may_seal and self._is_sealed(decision.vm, decision.seal, observed, run)

@@ -286,3 +286,19 @@ def test_what_cannot_be_sealed_is_logged_once(
         loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
         output = capsys.readouterr()
         assert (output.out + output.err).count("cannot seal for a VM") == 1
+
+
+def test_what_cannot_be_sealed_is_logged_each_time_it_begins(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The source goes back to what is sealed, so nothing is due. The fault is logged when it returns."""
+    failing_listing(monkeypatch, "a")
+    for _ in range(2):
+        loop.publish(x="two", y="one")
+        loop.turn(lambda: loop.decision("a").seal is not None)
+        loop.turn()
+        loop.publish(x="one", y="one")
+        loop.turn(lambda: loop.decision("a").seal is None)
+        loop.turn()
+        output = capsys.readouterr()
+        assert (output.out + output.err).count("cannot seal for a VM") == 1
