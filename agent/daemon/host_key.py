@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from credferry.agent.errors import StoreError
 from credferry.agent.reconcile import rekey
+from credferry.agent.store.failures import StoreFailures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +27,7 @@ class HostKey:
         """The store with each earlier key that may still have sealed something of `_left`."""
         self._left: set[str] = set()
         """VMs for which the store failed when the agent went over to another key."""
+        self._failures = StoreFailures()
 
     def is_other(self, config: Config) -> bool:
         """Whether the key file may be another one than the file that was read."""
@@ -46,14 +46,25 @@ class HostKey:
                 self._unfinished = (store, *self._unfinished)
             self._left = rekey.renew(configs, befores, store)
             self._former = befores if self._left else ()
+        store.of_earlier_key.update(self._left)
         return is_other
 
     def catch_up(self, configs: Sequence[Config], store: Store) -> None:
-        """Seal what could not be read or written at the move to the key of ``store``, once it can be."""
-        if self._left:
-            with suppress(StoreError):  # the VM's own sealing tells of it, and the next call tries again
-                self._left = rekey.renew(configs, self._former, store, self._left)
+        """Seal what could not be read or written at the move to the key of ``store``, once it can be.
+
+        Each call tries again, except for a VM that no configuration has now: it may come back.
+        """
+        known, self._failures = {name for config in configs for name in config.vms}, StoreFailures()
+        if self._left & known:
+            with self._failures.kept():
+                left = rekey.renew(configs, self._former, store, self._left)
+                self._left = left | (self._left - known)
                 self._former = self._former if self._left else ()
+            store.of_earlier_key.intersection_update(self._left)
+
+    def raise_failure(self) -> None:
+        """Raise the `StoreError` of the last `catch_up`, if there was one."""
+        self._failures.raise_first()
 
     def use(self, identity: rekey.FileIdentity | None) -> None:
         """Note that everything is sealed with the key of this file."""

@@ -191,6 +191,7 @@ class Service:
                 # The restart threads need the processor now. The next look does the rest.
                 daemon.notify("WATCHDOG=1")
                 return turn
+            self._host_key.raise_failure()
             turn = replace(turn, delay=min(turn.delay, self._restarts.relieve()))
         except BusError as error:
             self._connection.lose(error)
@@ -230,6 +231,7 @@ class Service:
                     _log.error("cannot read the new host key; keeping the old one", reason=describe(error))
             else:
                 self._tell_over("key", "the agent uses the new host key")
+        # A failure is reported after the work on the other VMs.
         self._host_key.catch_up([self._session.config], self._session.store)
 
     def _heed_tpm(self) -> None:
@@ -244,7 +246,7 @@ class Service:
 
     def _lose_store(self, error: StoreError) -> None:
         if self._conditions.begin("store", str(error), self._monotonic()):
-            _log.error("cannot use all of the store; what needs the rest waits", reason=describe(error))
+            _log.error("cannot use part of the store; the work that needs it waits", reason=describe(error))
 
     def _tell_over(self, key: str, message: str) -> None:
         if counted := self._conditions.end(key, self._monotonic()):

@@ -84,13 +84,14 @@ class RestartPool:
         """Queue the VMs that need a rollout or have an order. Does nothing without a systemd connection.
 
         A restart or push of a VM that this look could not seal waits for the sealing, except for an order.
+        A VM with generations of an earlier host key waits: it could not be rolled back.
         """
         if self._connection.present is not None:
             due = {
                 each.vm.name
                 for each in look.decisions
                 if each.needs_work and (each.way is None or each.vm.name not in unsealed)
-            }
+            } - self._store.of_earlier_key
             slots = self._rollout.slots
             due |= {name for name in self._orders.pending() if not slots.is_asking(name)}
             self._unrecorded.difference_update({each.vm.name for each in look.decisions} - due)
@@ -123,10 +124,12 @@ class RestartPool:
         try:
             if manager is not None and not self._stop.is_set() and name in self._order:
                 given = self._orders.given(name)
-                if given is None:
-                    state = rollout.restart(name, manager)
-                else:
+                if given is not None:
                     state = self._carry_out(name, given, rollout, manager)
+                elif name in self._store.of_earlier_key:  # since it was queued
+                    state = State.CHANGING
+                else:
+                    state = rollout.restart(name, manager)
                 _log.info("rollout", vm=name, state=state.value)
                 self._unrecorded.discard(name)
         except BaseException as error:  # noqa: BLE001 (handed to the loop, which raises it)

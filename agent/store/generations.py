@@ -56,6 +56,8 @@ class Store(RecordFiles):
     _retention: Retention = field(init=False)
     known: KnownGenerations = field(init=False)
     """What this process knows of generations. Their files need not be opened again."""
+    of_earlier_key: set[str] = field(default_factory=set)
+    """VMs with generations that are still to be sealed with this key: until then they have no way back."""
     _known_ages: dict[str, tuple[int, Mapping[str, float]]] = field(default_factory=dict)
     """By VM: the generation for which ages were read, and the ages."""
 

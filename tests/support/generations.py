@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from credferry.agent.sealing.keys import CredentialKey
+from credferry.agent.store.generations import Store
 from credferry.launcher.handoff import Delivery, Kind, Manifest, ManifestEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import pytest
 
-    from credferry.agent.store.generations import Store
+    from credferry.launcher.handoff import Secret
 
 KEY = CredentialKey(b"k" * 4096)
 CANARY = b"canary-0451"
@@ -95,3 +96,15 @@ def failing_sync(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
+
+
+def refusing_renewal(monkeypatch: pytest.MonkeyPatch, vm: str) -> None:
+    """Have no room for a VM's generations where they are sealed anew, and for smaller files only."""
+    plain = Store.replace
+
+    def replace(store: Store, manifest: Manifest, values: Mapping[str, Secret], **named: bool) -> None:
+        if manifest.vm == vm:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(store, manifest, values, **named)
+
+    monkeypatch.setattr(Store, "replace", replace)

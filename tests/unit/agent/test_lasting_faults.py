@@ -17,7 +17,7 @@ from credferry.agent.rollout.workers import RestartPool
 from credferry.agent.store.opening import open_store
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.launcher.handoff import Secret
-from tests.support.generations import failing_listing, failing_sync, refusing_writes
+from tests.support.generations import failing_listing, failing_sync, refusing_renewal, refusing_writes
 from tests.support.loop import Loop
 
 if TYPE_CHECKING:
@@ -93,6 +93,72 @@ def test_another_host_key_that_one_directory_does_not_take_reaches_the_other_vms
     loop.turn(lambda: store.generation("a", 1) and loop.decision("a").state is State.IN_STEP)
     assert store.numbers("a") == [1]
     assert A not in loop.units.restarts
+
+
+def test_a_rollback_waits_until_its_generation_is_sealed_with_another_host_key(
+    loop: Loop,
+) -> None:
+    """A VM is down when the key changes, and cannot be sealed anew yet: it is rolled back later."""
+    patched = pytest.MonkeyPatch()
+
+    def job(unit: str) -> str:
+        present = open_store(loop.service._session.config)
+        if present.current("a") is not None and present.values("a") == {"X": Secret(b"one")}:
+            return loop._restart(unit)
+        if loop.units.restarts == [A]:
+            refusing_renewal(patched, "a")
+            loop.new_key()
+        loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="e" * 32)
+        return "failed"
+
+    loop.units.job = job
+    try:
+        loop.publish(x="bad", y="one")
+        loop.turn(lambda: A in loop.units.restarts)
+        for _ in range(5):
+            loop.turn()
+            loop.turn(lambda: True)
+        assert loop.units.restarts == [A]
+    finally:
+        patched.undo()
+    loop.turn(lambda: loop.units.unit(A).is_active)
+    store = loop.service._session.store
+    loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
+    assert store.values("a") == {"X": Secret(b"one")}
+
+
+def test_what_cannot_be_sealed_with_another_host_key_is_told(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One VM's generations stay with the earlier key: this is told until they are sealed anew."""
+    conditions = loop.service._conditions
+    with monkeypatch.context() as patched:
+        refusing_renewal(patched, "a")
+        loop.new_key()
+        for _ in range(3):
+            loop.turn()
+            assert isinstance(loop.turned.failure, StoreError)
+            assert "store" in conditions.keys
+    loop.turn()
+    assert "store" not in conditions.keys
+    assert loop.service._session.store.generation("a", 1) is not None
+
+
+def test_a_vm_that_comes_back_has_its_generations_with_another_host_key(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration lacks a VM for a while, whose generations could not be listed at the change."""
+    with monkeypatch.context() as patched:
+        failing_listing(patched, "a")
+        loop.new_key()
+        loop.turn()
+        loop.configure('[vms.b.credentials]\nY = { secret = "y" }\n')
+        loop.service._reload()
+    loop.turn()
+    loop.configure(VMS)
+    loop.service._reload()
+    loop.turn()
+    assert loop.service._session.store.generation("a", 1) is not None
 
 
 def test_sealing_again_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
