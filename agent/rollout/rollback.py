@@ -40,6 +40,8 @@ class Rollback:
     audit: Audit
     jobs: RestartJobs
     slots: Slots = field(default_factory=NoSlots)
+    _told: dict[str, tuple[Event, Attempt]] = field(default_factory=dict)
+    """By VM: the end of a rollback that is in the audit, and whose record could not be written yet."""
 
     def roll_back(
         self, vm: VmConfig, attempt: Attempt, manager: SystemManager, *, is_left_down: bool = False
@@ -70,6 +72,7 @@ class Rollback:
         if not reason and now is not None and now.digest == attempt.digest:
             # It runs again what it ran before, and that is what it should run.
             self.store.record_attempt(vm.name, None)
+            self._told.pop(vm.name, None)
             return State.IN_STEP
         back = f"rolled back to generation {attempt.previous}"
         if attempt.by_operator:
@@ -79,6 +82,7 @@ class Rollback:
             attempt, outcome=Outcome.ROLLED_BACK, reason=said.removeprefix("; "), ran=0
         )
         self.store.record_attempt(vm.name, done)
+        self._told.pop(vm.name, None)
         return State.ROLLED_BACK if attempt.by_operator and not reason else State.FAILED
 
     def _to(
@@ -114,7 +118,9 @@ class Rollback:
         if reason:
             event = Event.ROLLBACK_FAILED
             message = f"{vm.name}: generation {manifest.generation} does not start either: {reason}"
-        record(self.audit, event, message, vm, manifest, attempt)
+        if self._told.get(vm.name) != (event, attempt):
+            record(self.audit, event, message, vm, manifest, attempt)
+            self._told[vm.name] = event, attempt
         return reason
 
     def _start(self, vm: VmConfig, manifest: Manifest, manager: SystemManager) -> str:

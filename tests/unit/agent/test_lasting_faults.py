@@ -14,6 +14,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.rollout.operators import Operator
 from credferry.agent.rollout.rollout import Rollout
 from credferry.agent.rollout.workers import RestartPool
+from credferry.agent.store.generations import Store
 from credferry.agent.store.opening import open_store
 from credferry.agent.store.records import Attempt, Outcome
 from credferry.launcher.handoff import Secret
@@ -368,3 +369,36 @@ def test_what_cannot_be_sealed_is_logged_each_time_it_begins(
         loop.turn()
         output = capsys.readouterr()
         assert (output.out + output.err).count("cannot seal for a VM") == 1
+
+
+def test_a_rollback_that_cannot_be_recorded_is_in_the_audit_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM is back on what it ran, and the record of that cannot be written: each try adds nothing."""
+    plain, units, store = Store.record_attempt, loop.units, loop.service._session.store
+
+    def record(of: Store, vm: str, attempt: Attempt | None) -> None:
+        if attempt is not None and attempt.outcome is Outcome.ROLLED_BACK:
+            raise StoreError("no room for it", hint="make room")
+        plain(of, vm, attempt)
+
+    def job(unit: str) -> str:
+        if store.current_number("a") == 1:
+            return loop._restart(unit)
+        units.set(
+            unit, active="failed", sub="failed", result="exit-code", invocation_id=f"{len(units.restarts):x}"
+        )
+        return "failed"
+
+    units.job = job
+    for times, value in ((1, "bad"), (2, "worse")):
+        units.restarts.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "record_attempt", record)
+            loop.publish(x=value, y="one")
+            loop.turn(lambda: units.restarts == [A, A])
+            for _ in range(3):
+                loop.turn()
+                loop.turn(lambda: True)
+        assert [said for _, said in loop.told()].count("a: back on generation 1") == times
+        loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
