@@ -60,7 +60,9 @@ class HostKey:
                 left = rekey.renew(configs, self._former, store, self._left)
                 self._left = left | (self._left - known)
                 self._former = self._former if self._left else ()
-            store.of_earlier_key.intersection_update(self._left)
+        # Also after a `renew` that has returned to this key: ``store`` is then still the former one.
+        store.of_earlier_key.update(self._left)
+        store.of_earlier_key.intersection_update(self._left)
 
     def raise_failure(self) -> None:
         """Raise the `StoreError` of the last `catch_up`, if there was one."""

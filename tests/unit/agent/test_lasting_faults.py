@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,6 +127,24 @@ def test_a_rollback_waits_until_its_generation_is_sealed_with_another_host_key(
     store = loop.service._session.store
     loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
     assert store.values("a") == {"X": Secret(b"one")}
+
+
+def test_a_vm_waits_no_longer_where_the_host_has_the_agents_key_again(loop: Loop) -> None:
+    """One VM is still to be sealed anew when a third key comes that no directory takes, and goes again."""
+    kept = loop.key.with_name("kept")
+    with pytest.MonkeyPatch.context() as patched:
+        refusing_renewal(patched, "a")
+        loop.new_key()
+        shutil.copy2(loop.key, kept)
+        loop.turn()
+        assert loop.service._session.store.of_earlier_key == {"a"}
+        refusing_renewal(patched, "b")
+        loop.new_key()
+        loop.turn()
+    kept.rename(loop.key)
+    loop.turn(lambda: loop.turned.failure is None)
+    loop.publish(x="two", y="one")
+    loop.turn(lambda: A in loop.units.restarts)
 
 
 def test_what_cannot_be_sealed_with_another_host_key_is_told(
