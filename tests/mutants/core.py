@@ -56,9 +56,16 @@ MODULES: Final = {
     "agent/rollout/rollback.py": _ROLLOUT,
     "agent/rollout/rollout.py": _ROLLOUT,
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer", "aging", "pairs"),
+    "agent/reconcile/observer.py": _near(
+        _AGENT, "observe", "reconcile", "lasting_faults", "turns", "keys", "live"
+    ),
+    "agent/reconcile/pruning.py": _near(_AGENT, "needed", "pruning", "worked"),
+    "agent/daemon/hints.py": _near(_AGENT, "hints"),
+    "agent/rollout/dispatcher.py": _near(_AGENT, "dispatch"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
     "agent/store/files.py": _near(_STORE, "files"),
     "agent/store/generations.py": _near(_STORE, "generations", "errors", "locks", "retention"),
+    "agent/store/known.py": _near(_STORE, "known", "generations", "retention"),
     "agent/store/locks.py": _near(_STORE, "locks"),
     "agent/store/record_access.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),
     "agent/store/record_files.py": _near(_STORE, "record_files", "errors", "planted_files", "generations"),

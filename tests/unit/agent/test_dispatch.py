@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -141,6 +142,19 @@ def test_other_limits() -> None:
     assert work.most_at_once == 1
 
 
+def test_threads_that_are_not_needed_end() -> None:
+    """Fewer slots end the threads that have nothing to do, at once."""
+    before = set(threading.enumerate())
+    dispatcher = Dispatcher(Work(), 3, 60)
+    dispatcher.start()
+    made = set(threading.enumerate()) - before
+    assert len(made) == 3
+    dispatcher.adjust(1, 60)
+    wait_until(lambda: sum(each.is_alive() for each in made) == 1, WAIT, "the end of two threads")
+    dispatcher.stop(WAIT)
+    assert not any(each.is_alive() for each in made)
+
+
 def test_stopping_begins_nothing_more() -> None:
     """What waits is let go of, what is at work is waited for."""
     work = Work()
@@ -163,3 +177,30 @@ def test_stopping_begins_nothing_more() -> None:
     helper.join()
     assert work.begun == ["a"]
     assert not dispatcher.is_at_work("a")
+
+
+def test_a_stop_waits_for_no_longer_than_it_may() -> None:
+    """Work that does not end is left to itself, and no thread of it keeps the process from its end."""
+    work = Work()
+    work.gates = {name: threading.Event() for name in "ab"}
+    dispatcher = Dispatcher(work, 2, 60)
+    dispatcher.start()
+    dispatcher.submit("ab")
+    work.wait("a", "b")
+    began = time.monotonic()
+    dispatcher.stop(0.2)
+    assert time.monotonic() - began < WAIT / 2
+    left = [each for each in threading.enumerate() if each.name.startswith("rollout-")]
+    assert sorted(each.name for each in left) == ["rollout-0", "rollout-1"]
+    assert all(each.daemon for each in left)
+    for gate in work.gates.values():
+        gate.set()
+    dispatcher.stop(WAIT)
+    assert not any(each.is_alive() for each in left)
+
+
+def test_nothing_is_overdue_while_nothing_is_at_work() -> None:
+    """Then the loop has no reason to look again."""
+    dispatcher = Dispatcher(Work(), 1, 60)
+    assert dispatcher.relieve() == math.inf
+    dispatcher.stop(WAIT)

@@ -20,7 +20,7 @@ from credferry.agent.reconcile.decision import State
 from credferry.agent.reconcile.pruning import _MOST
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.record_files import WORKED_MAX
-from credferry.agent.store.records import Assumed, Attempt, Outcome
+from credferry.agent.store.records import Assumed, Attempt, Outcome, Pushed
 from credferry.agent.store.retention import KEEP
 from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
 from tests.support.generations import failing_listing
@@ -213,6 +213,21 @@ def test_what_a_vm_has_been_started_on_since_the_look_stays(loop: Loop) -> None:
     assert numbers(loop) == [1, 4, 6, 7, 8]
 
 
+def test_what_a_vm_has_been_pushed_since_the_look_stays(loop: Loop) -> None:
+    """The record of a push to what runs is read again; that of an earlier start counts for nothing."""
+    add(loop, to=8)
+    before, store = look(loop), store_of(loop)
+    assert before.observed[0].unit is not None
+    now = before.observed[0].unit.invocation_id
+    pushed = store.generation("a", 4)
+    assert pushed is not None
+    for invocation, stay in ((now, [1, 4, 6, 7, 8]), ("5" * 32, [1, 6, 7, 8])):
+        store.record_pushed("a", Pushed(invocation, pushed.digest, 4))
+        loop.service._session.sealer._pruning.note_sealed("a")
+        loop.service._session.sealer.prune(before)
+        assert numbers(loop) == stay
+
+
 def test_nothing_is_removed_while_it_is_not_known_what_a_vm_runs(loop: Loop) -> None:
     """Without systemd's word all stay, up to a bound, and they go once there is one."""
     add(loop, to=8)
@@ -250,6 +265,7 @@ def test_above_a_bound_what_nothing_names_is_removed_without_systemd_s_word(loop
     assert started is not None
     store.assume("a", Assumed("5" * 32, started.digest, 4))
     store.record_attempt("a", loop_attempt(loop, previous=5))
+    store.record_pushed("a", Pushed("6" * 32, started.digest, 7))
     evidence = loop.top / "run" / EVIDENCE_PARENT
     (evidence / evidence_name("a", "5" * 32)).write_bytes(started.to_bytes())
     blind = replace(seen, observed=tuple(replace(each, unit=None, evidence=None) for each in seen.observed))
@@ -262,7 +278,7 @@ def test_above_a_bound_what_nothing_names_is_removed_without_systemd_s_word(loop
         loop.service._session.sealer.prune(blind)
         assert numbers(loop) == list(range(1, KEEP + _MOST + 2)), "it is being restarted"
     loop.service._session.sealer.prune(blind)
-    assert numbers(loop) == [1, 4, 5, 6, 18, 19, 20]
+    assert numbers(loop) == [1, 4, 5, 6, 7, 18, 19, 20]
 
 
 def test_what_another_process_seals_does_not_fill_the_store(loop: Loop) -> None:
@@ -342,7 +358,10 @@ def test_what_a_crash_left_goes_with_the_first_look(loop: Loop, how: str) -> Non
 def test_a_steady_look_reads_no_directory_of_generations(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has been examined once is examined again only after a sealing."""
+    """What has been examined once is examined again only after a sealing, though more stay than usual."""
+    add(loop, to=8)
+    loop.turn()
+    assert len(numbers(loop)) == KEEP + 1
     read: list[str] = []
     monkeypatch.setattr("credferry.agent.store.generations.generation_numbers", read.append)
     loop.turn()

@@ -499,9 +499,14 @@ LARGE = Desired(NEW, (), {"K": Secret(b"v" * 4000)}, VM.delivery)
 FULL_VM = msgspec.structs.replace(VM, credentials={"Kxxx": CredentialConfig(secret="k")})
 FULL = Desired(NEW, (), {"Kxxx": Secret(b"v" * 3042)}, VM.delivery)
 """Its one OEM string takes 4,091 bytes with its NUL."""
-CHECKED, IGNORED, HELD = (
+CHECKED, IGNORED, HELD, ASKS = (
     msgspec.structs.replace(VM, **setting)
-    for setting in ({"health": True}, {"policy": Policy.IGNORE}, {"policy": Policy.HOLD})
+    for setting in (
+        {"health": True},
+        {"policy": Policy.IGNORE},
+        {"policy": Policy.HOLD},
+        {"policy": Policy.APPROVE},
+    )
 )
 SEALED, BEHIND, NEWER_DELIVERY = manifest(NEW), manifest(OLD), manifest(NEW, Delivery(guest_systemd=257))
 UP, DOWN, GONE = unit(), unit("failed"), unit("inactive")
@@ -560,6 +565,11 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
         seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER), vm=CHECKED), True,
         Decision(CHECKED, State.REFUSED, prove=True), "x",
     ),
+    "refused, and to be found healthy, with no report": (
+        seen(GONE_SECRET, SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER), vm=CHECKED,
+             reported=False),
+        True, Decision(CHECKED, State.REFUSED, prove=True), "x",
+    ),
     "refused, and about to stop before its health is known": (
         seen(GONE_SECRET, SEALED, unit(job=True), kept(NEW), attempt=went(NEW, R, before=OTHER), vm=CHECKED),
         True, Decision(CHECKED, State.REFUSED), "x",
@@ -567,6 +577,10 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     "without its pair, and came up well": (
         seen(Unpaired(("x",)), SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER)), True,
         Decision(VM, State.WAITING, forget=True), "x",
+    ),
+    "without its pair, and came up with no report": (
+        seen(Unpaired(("x",)), SEALED, UP, kept(NEW), attempt=went(NEW, R, before=OTHER), reported=False),
+        True, Decision(VM, State.WAITING, forget=True), "x",
     ),
     "too large, and came up well on what was before": (
         seen(LARGE, BEHIND, UP, kept(OLD), attempt=went(OLD, R, before=OTHER)), True,
@@ -668,6 +682,14 @@ SITUATIONS: dict[str, tuple[Observed, bool, Decision, str]] = {
     "held by an operator": (
         seen(WANTED, BEHIND, UP, held=True), True,
         replace(SEAL, state=State.HELD, assume=WAS_OLD), "operator",
+    ),
+    "to be approved once it is sealed": (
+        seen(WANTED, BEHIND, UP, vm=ASKS), True,
+        Decision(ASKS, State.APPROVAL, seal=WANTED, assume=WAS_OLD), "about to be sealed",
+    ),
+    "to be approved": (
+        seen(WANTED, SEALED, UP, kept(OLD), vm=ASKS), True, Decision(ASKS, State.APPROVAL),
+        f"credferry approve web --run {SEALED.run}",
     ),
     "without a way to keep evidence": (
         seen(WANTED, BEHIND, MUTE), True, replace(SEAL, state=State.REFUSED, assume=WAS_OLD), "drop-in",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +17,6 @@ from credferry.agent.store.generations import Store
 from credferry.agent.untrusted import read_untrusted
 from credferry.launcher.handoff import GENERATION_MAX, Secret
 from tests.support.generations import KEY, failing_listing, manifest, numbers, unbound
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_old_generations_are_pruned(store: Store) -> None:
@@ -90,6 +89,45 @@ def test_generations_that_are_known_to_be_whole_are_not_opened_again(
     assert read == [generations / str(number) / "manifest" for number in (5, 4)]
     again.write(manifest(7), {})
     assert len(read) == 2
+
+
+def test_what_stays_is_not_opened_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a removal, the store still knows each generation that stays, and finds no other."""
+    for number in range(1, 9):
+        store.write(manifest(number), {}, None)
+    store.revert("web", 2)
+    assert [store.find("web", f"{number:064x}", 0) for number in range(1, 9)] == [*range(1, 9)]
+    store.prune("web", 2, {4})
+    read: list[Path] = []
+
+    def counted(path: Path, *, limit: int, below: Path) -> bytes:
+        read.append(path)
+        return read_untrusted(path, limit=limit, below=below)
+
+    monkeypatch.setattr("credferry.agent.store.sealed_files.read_untrusted", counted)
+    assert [store.find("web", f"{number:064x}", 0) for number in range(1, 9)] == [1, 2, 0, 4, 0, 6, 7, 8]
+    assert read == []
+
+
+def test_a_generation_that_cannot_be_removed_stops_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are removed, and the next time it goes as well."""
+    for number in range(1, 6):
+        store.write(manifest(number), {}, None)
+    remove = os.rmdir
+
+    def busy(path: str, *arguments: object, **more: int) -> None:
+        if Path(path).name == "2":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        remove(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    store.prune("web", 5, ())
+    assert numbers(store) == {2, 3, 4, 5}
+    monkeypatch.undo()
+    store.prune("web", 5, ())
+    assert numbers(store) == {3, 4, 5}
 
 
 def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
