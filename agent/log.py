@@ -41,17 +41,18 @@ class Conditions:
 
     _known: dict[str, _Condition] = field(default_factory=dict)
 
-    def begin(self, key: str, text: str, now: float) -> bool:
+    def begin(self, key: str, text: str, now: float, *, of_several: bool = False) -> bool:
         """Note that a condition holds. Returns whether it, or its text, is new and must be reported.
 
-        Several texts may take turns, as where a disk fails for several VMs: each is new once.
+        A text is new if it differs from the last one. With ``of_several``, each text is new once: several
+        faults may last under one key, as where a disk fails for several VMs, and their texts take turns.
         """
         condition = self._known.get(key)
-        if condition is not None and text in condition.texts:
+        known = condition.texts if condition is not None else []
+        if condition is not None and text in (known if of_several else known[-1:]):
             condition.times += 1
             return False
-        texts = condition.texts if condition is not None else []
-        self._known[key] = _Condition([*texts, text][-_TEXTS_MAX:], condition.began if condition else now)
+        self._known[key] = _Condition([*known, text][-_TEXTS_MAX:], condition.began if condition else now)
         return True
 
     @property

@@ -245,7 +245,7 @@ class Service:
             self._tell_over("tpm", "the agent can seal again")
 
     def _lose_store(self, error: StoreError) -> None:
-        if self._conditions.begin("store", str(error), self._monotonic()):
+        if self._conditions.begin("store", str(error), self._monotonic(), of_several=True):
             _log.error("cannot use part of the store; the work that needs it waits", reason=describe(error))
 
     def _tell_over(self, key: str, message: str) -> None:

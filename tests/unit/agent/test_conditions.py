@@ -22,17 +22,20 @@ def test_another_text_is_told() -> None:
     conditions = Conditions()
     assert conditions.begin("disk", "full", 0.0)
     assert conditions.begin("disk", "read-only", 10.0)
-    assert conditions.end("disk", 20.0) == "20 s (1 failed check)"
+    assert conditions.begin("disk", "full", 20.0)
+    assert conditions.end("disk", 30.0) == "30 s (1 failed check)"
 
 
-def test_texts_that_take_turns_are_told_once() -> None:
-    """Where several things are the matter at once, each is told once, and only so many are remembered."""
+def test_texts_of_several_faults_are_told_once() -> None:
+    """Where several faults last at once, each is told once, and only so many are remembered."""
     conditions = Conditions()
-    told = [conditions.begin("disk", text, 0.0) for text in ("full", "broken") * 500]
-    assert told == [True, True, *[False] * 998]
-    told = [conditions.begin("disk", str(number), 0.0) for number in range(1000)]
-    assert all(told)
-    assert conditions.begin("disk", "full", 0.0)
+
+    def told(*texts: str) -> list[bool]:
+        return [conditions.begin("disk", text, 0.0, of_several=True) for text in texts]
+
+    assert told(*("full", "broken") * 500) == [True, True, *[False] * 998]
+    assert all(told(*map(str, range(1000))))
+    assert told("full") == [True]
 
 
 def test_keys_are_apart() -> None:
