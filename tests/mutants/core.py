@@ -56,9 +56,6 @@ MODULES: Final = {
     "agent/rollout/rollback.py": _ROLLOUT,
     "agent/rollout/rollout.py": _ROLLOUT,
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer", "aging", "pairs"),
-    "agent/reconcile/observer.py": _near(
-        _AGENT, "observe", "reconcile", "lasting_faults", "turns", "keys", "live"
-    ),
     "agent/reconcile/pruning.py": _near(_AGENT, "needed", "pruning", "worked"),
     "agent/daemon/hints.py": _near(_AGENT, "hints"),
     "agent/rollout/dispatcher.py": _near(_AGENT, "dispatch"),

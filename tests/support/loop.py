@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from credferry.agent.reconcile.decision import Decision
+    from credferry.agent.store.generations import Store
 
 MACHINE_ID = "5ea1ed00c0ffee00c0ffee00c0ffee00"
 _SECONDS = 20.0
@@ -184,6 +185,11 @@ class Loop:
         (self.top / "new").symlink_to(directory)
         (self.top / "new").rename(self.top / "secrets")
 
+    @property
+    def store(self) -> Store:
+        """The store of the service."""
+        return self.service._session.store
+
     def new_key(self) -> None:
         """Give the host another key."""
         made = self.key.with_name("made")
@@ -214,6 +220,17 @@ class Loop:
             invocation_id=invocation,
             active_seconds=99.0,
         )
+
+    def fail_vm(self, vm: str) -> str:
+        """The VM's unit does not start. Returns systemd's word for the end of the job."""
+        self.units.set(
+            f"microvm@{vm}.service",
+            active="failed",
+            sub="failed",
+            result="exit-code",
+            invocation_id="9" * 32,
+        )
+        return "failed"
 
     def push(self, unit: str) -> str:
         """A push of what is current: the guest takes it, and root keeps the proof."""
@@ -293,3 +310,21 @@ class Loop:
         kept = chain.Kept(head.sequence, head.hash, head.sequence, head.sequence)
         links = [link(fields, number) for number, fields in enumerate(self.sent)]
         return chain.verify(links, store.key.derive("audit"), kept).findings
+
+
+ONE_VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
+"""The configuration of `one_vm`. Its unit is `ONE_UNIT`."""
+ONE_UNIT = "microvm@a.service"
+
+
+@contextmanager
+def one_vm(top: Path) -> Iterator[Loop]:
+    """A running service with one VM, which runs generation 1, and is restarted once for each change."""
+    made = Loop(top, ONE_VM)
+    made.configure(ONE_VM, "attempts = 1")
+    made.publish(x="one")
+    with made.running():
+        made.turn()
+        made.start_vm("a")
+        made.turn()
+        yield made

@@ -67,7 +67,7 @@ def told(loop: Loop, days: float = 0.0) -> tuple[str, ...]:
 
 def backdate(loop: Loop, days: float) -> None:
     """Have all that is sealed be older."""
-    store = loop.service._session.store
+    store = loop.store
     store.note_ages("a", dict.fromkeys(("X", "TOKEN"), time.time() - days * DAY))
     store._known_ages.clear()
 
@@ -105,7 +105,7 @@ def test_a_secret_is_as_old_as_its_value(loop: Loop) -> None:
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"since": {"X": "y"}}'])
 def test_without_a_record_a_value_is_as_old_as_the_generation(loop: Loop, content: bytes | None) -> None:
     """A store of before, or a record that a power failure has spoiled, still has an age."""
-    store = loop.service._session.store
+    store = loop.store
     record = store.vm_directory("a") / "ages.json"
     if content is not None:
         record.write_bytes(content)

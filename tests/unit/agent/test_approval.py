@@ -45,7 +45,7 @@ def is_sealed(loop: Loop) -> bool:
 
 def run(loop: Loop) -> str:
     """The run of what is sealed."""
-    manifest = loop.service._session.store.current("web")
+    manifest = loop.store.current("web")
     assert manifest is not None
     return manifest.run
 

@@ -90,7 +90,7 @@ def test_the_order(site: Site) -> None:
     with site.loop.running():
         site.loop.turn(until=site.ends("undrain"))
         assert site.ran == ["drain", "restart", "undrain"]
-        assert site.loop.service._session.store.owed("web") is None
+        assert site.loop.store.owed("web") is None
         site.loop.turn()
         assert site.ran == ["drain", "restart", "undrain"]
 
@@ -131,7 +131,7 @@ def test_a_failure_after_is_a_warning(site: Site) -> None:
         site.loop.turn(until=site.ends("undrain"))
         message = next(message for event, message in site.loop.told() if event is Event.RESTARTED)
         assert message.endswith("; undrain@web.service ended with 'failed'")
-        owed = site.loop.service._session.store.owed("web")
+        owed = site.loop.store.owed("web")
         assert owed is not None
         assert owed.unit == "undrain@web.service"
         site.loop.turn()
@@ -189,7 +189,7 @@ def test_a_crash_loses_no_unit_after(site: Site, moment: str) -> None:
         site.loop.turn(until=lambda: False)
     site.do, site.loop.units.job = lambda _name: None, job
     with site.loop.running():
-        site.loop.turn(until=lambda: not site.loop.service._session.store.owed("web"))
+        site.loop.turn(until=lambda: not site.loop.store.owed("web"))
         assert site.state() is State.IN_STEP
     assert site.ran[-1] == "undrain"
     assert site.ran.count("restart") == 1
@@ -226,7 +226,7 @@ def test_a_unit_that_is_active_already_has_not_run(site: Site, which: str) -> No
         else:
             site.loop.turn(until=lambda: Event.RESTARTED in site.loop.events())
             assert site.ran == ["drain", "restart"]
-            owed = site.loop.service._session.store.owed("web")
+            owed = site.loop.store.owed("web")
             assert owed is not None
             assert owed.reason == said
 

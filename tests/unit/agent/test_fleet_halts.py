@@ -40,7 +40,7 @@ def _fail_both(fleet: Fleet) -> tuple[str, str]:
     both = threading.Barrier(2, timeout=20 * patience())
 
     def fail(unit: str) -> str:
-        manifest = fleet.loop.service._session.store.current(unit.removeprefix("microvm@")[0])
+        manifest = fleet.loop.store.current(unit.removeprefix("microvm@")[0])
         if manifest is not None and manifest.generation == 2:
             both.wait()  # each has its slot
         return fleet.fail(unit)

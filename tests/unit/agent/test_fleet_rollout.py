@@ -130,7 +130,7 @@ class Fleet:
 
     def claim(self, vm: str = "a") -> Claim | None:
         """The claim on disk."""
-        return self.loop.service._session.store.claim(vm)
+        return self.loop.store.claim(vm)
 
     def _restart(self, unit: str) -> str:
         self.during.append(self.held())
@@ -144,7 +144,7 @@ class Fleet:
         """A restart fails, but for one onto the first generation or the third."""
         self.during.append(self.held())
         vm = unit.removeprefix("microvm@").removesuffix(".service")
-        manifest = self.loop.service._session.store.current(vm)
+        manifest = self.loop.store.current(vm)
         assert manifest is not None
         if manifest.generation == 2:
             self.loop.units.set(
@@ -299,7 +299,7 @@ def test_an_engine_that_is_away_stops_restarts_and_nothing_else(
         State.WAITING,
         "until its fleet's engine can be used; http://model: it does not answer: wait",
     )
-    manifest = fleet.loop.service._session.store.current("a")
+    manifest = fleet.loop.store.current("a")
     assert manifest is not None
     assert manifest.generation == 2
     assert not fleet.loop.units.restarts
@@ -326,7 +326,7 @@ def test_another_cluster_after_a_restart_of_the_agent_restarts_nothing(
         assert fleet.view.away is not None
         assert "another cluster" in fleet.view.away.reason
         assert "credferry fleet forget-cluster" in fleet.shown()[1]
-        manifest = fleet.loop.service._session.store.current("a")
+        manifest = fleet.loop.store.current("a")
         assert manifest is not None
         assert manifest.generation == 2
         assert not fleet.loop.units.restarts
@@ -403,7 +403,7 @@ def test_a_slow_engine_holds_up_no_sealing_and_no_stop(fleet: Fleet) -> None:
         fleet.loop.publish(x="three")
 
         def is_sealed() -> bool:
-            manifest = fleet.loop.service._session.store.current("a")
+            manifest = fleet.loop.store.current("a")
             return manifest is not None and manifest.generation == 3
 
         fleet.loop.turn(is_sealed)
@@ -425,7 +425,7 @@ def test_a_vm_that_is_down_by_the_agent_asks_nobody(fleet: Fleet) -> None:
 def test_a_full_disk_takes_no_slot(fleet: Fleet) -> None:
     """Without a claim on disk, the engine is not asked; the agent goes on once there is room."""
     asked = fleet.member.requests
-    with patch.object(type(fleet.loop.service._session.store), "record_claim", side_effect=_full):
+    with patch.object(type(fleet.loop.store), "record_claim", side_effect=_full):
         fleet.loop.publish(x="two")
         fleet.loop.turn(lambda: fleet.loop.turned.failure is not None)
     assert fleet.member.requests == asked
@@ -546,7 +546,7 @@ def test_a_claim_that_was_lost_is_made_anew(fleet: Fleet) -> None:
     fleet.loop.units.job = fleet.fail
     fleet.loop.publish(x="bad")
     fleet.loop.turn(lambda: fleet.state() is State.FAILED and fleet.halt is not None)
-    store = fleet.loop.service._session.store
+    store = fleet.loop.store
     store.record_claim("a", None)
     fleet.slots._strays_at = 0.0
     fleet.loop.turn(lambda: (claim := store.claim("a")) is not None and bool(claim.halt))
@@ -561,7 +561,7 @@ def test_a_vm_that_is_gone_gives_its_slot_back(tmp_path: Path) -> None:
         fleet.begin()
         holder = replace(ME, vm="b")
         fleet.other.acquire("web", holder, "r")
-        fleet.loop.service._session.store.record_claim("b", Claim("web", "h1", "r"))
+        fleet.loop.store.record_claim("b", Claim("web", "h1", "r"))
         fleet.loop.configure(FLEET + A)
         fleet.loop.service._reload()
         fleet.hurry()
@@ -570,7 +570,7 @@ def test_a_vm_that_is_gone_gives_its_slot_back(tmp_path: Path) -> None:
 
 def test_a_refused_vm_that_came_up_well_gives_its_slot_back(fleet: Fleet) -> None:
     """The agent died in its restart, and its secret is gone: what was begun ends all the same."""
-    store = fleet.loop.service._session.store
+    store = fleet.loop.store
     manifest = store.current("a")
     assert manifest is not None
     assert isinstance(fleet.other.acquire("web", ME, manifest.run), Granted)
@@ -586,7 +586,7 @@ def test_a_refused_vm_that_came_up_well_gives_its_slot_back(fleet: Fleet) -> Non
 def test_another_group_gives_the_old_slot_back_first(fleet: Fleet) -> None:
     """A VM that changes its group asks in the new one once the slot of the old one is given back."""
     fleet.other.acquire("web", ME, "r")
-    fleet.loop.service._session.store.record_claim("a", Claim("web", "h1", "r"))
+    fleet.loop.store.record_claim("a", Claim("web", "h1", "r"))
     fleet.loop.publish(x="two")
     fleet.loop.configure(FLEET + '[vms.a]\nfleet_group = "db"\n' + A)
     fleet.loop.service._reload()
@@ -736,7 +736,7 @@ def test_a_retry_tries_the_same_value_with_the_slot_that_is_held(fleet: Fleet) -
 def test_a_vm_that_is_stopped_by_hand_gives_its_slot_back(fleet: Fleet) -> None:
     """A VM that an operator stops while it waits is not down by the agent."""
     fleet.other.acquire("web", ME, "r")
-    fleet.loop.service._session.store.record_claim("a", Claim("web", "h1", "r"))
+    fleet.loop.store.record_claim("a", Claim("web", "h1", "r"))
     fleet.loop.stop_vm("a")
     fleet.loop.turn(lambda: not fleet.held() and fleet.claim() is None)
 
@@ -767,7 +767,7 @@ def test_a_host_without_a_fleet_is_not_held_up(tmp_path: Path) -> None:
 
 def test_the_attempt_says_that_it_failed_only_after_the_claim(fleet: Fleet) -> None:
     """A crash between the two records leaves a claim that halts the group."""
-    store = fleet.loop.service._session.store
+    store = fleet.loop.store
     record, seen = type(store).record_attempt, []
 
     def watch(self: object, vm: str, attempt: object) -> None:

@@ -71,8 +71,8 @@ def test_what_cannot_be_listed_for_a_moment_keeps_its_generations_with_another_k
     with monkeypatch.context() as patched:
         failing_listing(patched, "a")
         loop.new_key()
-        loop.turn(lambda: loop.service._session.store.key == open_store(loop.service._session.config).key)
-    store = loop.service._session.store
+        loop.turn(lambda: loop.store.key == open_store(loop.service._session.config).key)
+    store = loop.store
     assert store.generation("a", 1) is None
     loop.turn(lambda: store.generation("a", 1))
     assert [store.values("a", number) for number in (1, 2)] == [{"X": Secret(b"one")}, {"X": Secret(b"two")}]
@@ -91,7 +91,7 @@ def test_another_host_key_that_one_directory_does_not_take_reaches_the_other_vms
         loop.new_key()
         loop.publish(x="one", y="two")
         loop.turn(lambda: B in loop.units.restarts)
-    store = loop.service._session.store
+    store = loop.store
     loop.turn(lambda: store.generation("a", 1) and loop.decision("a").state is State.IN_STEP)
     assert store.numbers("a") == [1]
     assert A not in loop.units.restarts
@@ -124,7 +124,7 @@ def test_a_rollback_waits_until_its_generation_is_sealed_with_another_host_key(
     finally:
         patched.undo()
     loop.turn(lambda: loop.units.unit(A).is_active)
-    store = loop.service._session.store
+    store = loop.store
     loop.turn(lambda: (now := store.attempt("a")) is not None and now.outcome is Outcome.ROLLED_BACK)
     assert store.values("a") == {"X": Secret(b"one")}
 
@@ -137,7 +137,7 @@ def test_a_vm_waits_no_longer_where_the_host_has_the_agents_key_again(loop: Loop
         loop.new_key()
         shutil.copy2(loop.key, kept)
         loop.turn()
-        assert loop.service._session.store.of_earlier_key == {"a"}
+        assert loop.store.of_earlier_key == {"a"}
         refusing_renewal(patched, "b")
         loop.new_key()
         loop.turn()
@@ -161,7 +161,7 @@ def test_what_cannot_be_sealed_with_another_host_key_is_told(
             assert "store" in conditions.keys
     loop.turn()
     assert "store" not in conditions.keys
-    assert loop.service._session.store.generation("a", 1) is not None
+    assert loop.store.generation("a", 1) is not None
 
 
 def test_a_vm_that_comes_back_has_its_generations_with_another_host_key(
@@ -178,12 +178,12 @@ def test_a_vm_that_comes_back_has_its_generations_with_another_host_key(
     loop.configure(VMS)
     loop.service._reload()
     loop.turn()
-    assert loop.service._session.store.generation("a", 1) is not None
+    assert loop.store.generation("a", 1) is not None
 
 
 def test_sealing_again_reaches_the_other_vms(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same after a change of the TPM: what does not open of another VM is sealed again."""
-    store = loop.service._session.store
+    store = loop.store
     (store.state / "tpm.json").write_text("{}")
     value = store.vm_directory("b") / "generations/1/value.Y"
     value.write_bytes(b"of a TPM that was cleared")
@@ -211,7 +211,7 @@ def test_nothing_is_proved_without_a_generation_that_opens(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A health check was interrupted, and now nothing of the VM opens: no worker begins in vain."""
-    store = loop.service._session.store
+    store = loop.store
     now = store.current("a")
     assert now is not None
     attempt = Attempt(now.digest, Outcome.RESTARTING, run=now.run, before="f" * 32)
@@ -237,7 +237,7 @@ def test_nothing_is_proved_without_a_generation_that_opens(
 @pytest.mark.parametrize("loop", [HEALTH], indirect=True, ids=["health"])
 def test_what_failed_its_check_is_never_noted_as_well(loop: Loop) -> None:
     """A value fails its health check, and the one before opens no more: the VM stays up, not well."""
-    store = loop.service._session.store
+    store = loop.store
 
     def health(_unit: str) -> str:
         for file in (store.vm_directory("a") / "generations/1").iterdir():
@@ -277,7 +277,7 @@ def test_a_record_that_cannot_be_removed_keeps_no_other_vm_waiting(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One VM's restart is over, and its record stays: both are told once, and other VMs go on."""
-    store = loop.service._session.store
+    store = loop.store
     now = store.current("a")
     assert now is not None
     store.record_attempt("a", Attempt(now.digest, Outcome.RESTARTING, run=now.run, before="f" * 32))
@@ -330,7 +330,7 @@ def test_an_order_without_a_way_back_ends(loop: Loop, monkeypatch: pytest.Monkey
     """A restart is ordered, and what the VM runs cannot be found: the order ends with the reason."""
     orders = loop.service._orders
     seal_alone(loop, x="two", y="one")
-    (loop.service._session.store.vm_directory("a") / "generations/1/manifest").write_bytes(b"damaged")
+    (loop.store.vm_directory("a") / "generations/1/manifest").write_bytes(b"damaged")
     failing_listing(monkeypatch, "a")
     orders.give("a", Order.RESTART, Operator(0))
     loop.turn(lambda: orders.given("a") is None)
@@ -341,7 +341,7 @@ def test_a_vm_that_is_down_is_put_back_where_the_disk_is_not_synced(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restart fails, and from then on each sync of the VM's directory: it comes up on what it ran."""
-    store = loop.service._session.store
+    store = loop.store
     directory = store.vm_directory("a")
 
     def job(unit: str) -> str:
@@ -394,7 +394,7 @@ def test_a_rollback_that_cannot_be_recorded_is_in_the_audit_once(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A VM is back on what it ran, and the record of that cannot be written: each try adds nothing."""
-    plain, units, store = Store.record_attempt, loop.units, loop.service._session.store
+    plain, units, store = Store.record_attempt, loop.units, loop.store
 
     def record(of: Store, vm: str, attempt: Attempt | None) -> None:
         if attempt is not None and attempt.outcome is Outcome.ROLLED_BACK:

@@ -67,7 +67,7 @@ def break_a(loop: Loop) -> None:
 
 def fail_a(loop: Loop, unit: str) -> str:
     """A restart of the first VM fails where it is onto the second value; all else goes well."""
-    manifest = loop.service._session.store.current("a")
+    manifest = loop.store.current("a")
     if unit == UNITS["a"] and manifest is not None and manifest.generation != 1:
         loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="f" * 32)
         return "failed"
@@ -214,7 +214,7 @@ def test_an_order_that_cannot_be_recorded_is_not_given(
     monkeypatch.undo()
     loop.turn(lambda: in_step(loop))
     assert loop.units.restarts == restarts
-    assert not loop.service._session.store.is_held("a")
+    assert not loop.store.is_held("a")
     assert loop.service._orders.pending() == set()
 
 
@@ -231,7 +231,7 @@ def test_a_refused_order_is_not_recorded(loop: Loop) -> None:
 def test_a_halt_of_an_older_agent_stands(loop: Loop) -> None:
     """It does not say for whom it halted: it ends with another value, or by an operator, as before."""
     break_a(loop)
-    store = loop.service._session.store
+    store = loop.store
     halted = store.attempt("b")
     assert halted is not None
     assert (halted.outcome, halted.halted_for) == (Outcome.HALTED, "a")

@@ -24,40 +24,25 @@ from credferry.agent.store.records import Assumed, Attempt, Outcome, Pushed
 from credferry.agent.store.retention import KEEP
 from credferry.launcher.handoff import EVIDENCE_PARENT, Secret, evidence_name
 from tests.support.generations import failing_listing
-from tests.support.loop import Loop
+from tests.support.loop import ONE_UNIT, ONE_VM, Loop, one_vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from credferry.agent.reconcile.observer import Look
-    from credferry.agent.store.generations import Store
-
-VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
-UNIT = "microvm@a.service"
 
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Loop]:
-    """A service with one VM, which runs generation 1, and is restarted once for each change."""
-    made = Loop(tmp_path, VM)
-    made.configure(VM, "attempts = 1")
-    made.publish(x="one")
-    with made.running():
-        made.turn()
-        made.start_vm("a")
-        made.turn()
+    """A service with one VM."""
+    with one_vm(tmp_path) as made:
         yield made
-
-
-def store_of(loop: Loop) -> Store:
-    """The store of the service."""
-    return loop.service._session.store
 
 
 def numbers(loop: Loop) -> list[int]:
     """The generations of the VM that are there."""
-    return sorted(store_of(loop).numbers("a"))
+    return sorted(loop.store.numbers("a"))
 
 
 def look(loop: Loop) -> Look:
@@ -68,7 +53,7 @@ def look(loop: Loop) -> Look:
 
 def add(loop: Loop, *, to: int) -> None:
     """Have the VM get more generations than the agent knows of, as those that a crash leaves."""
-    store = store_of(loop)
+    store = loop.store
     now = store.current("a")
     assert now is not None
     for number in range(now.generation + 1, to + 1):
@@ -76,19 +61,13 @@ def add(loop: Loop, *, to: int) -> None:
     loop.service._session.sealer._pruning.note_sealed("a")
 
 
-def not_started(loop: Loop) -> str:
-    """Have the VM's unit fail. Returns the result of the start."""
-    loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-    return "failed"
-
-
 def fail_on(loop: Loop, *generations: int) -> threading.Event:
     """Have the VM start on no generation of these. Returns what tells of a start on another one."""
     started = threading.Event()
 
     def job(_unit: str) -> str:
-        if store_of(loop).current_number("a") in generations:
-            return not_started(loop)
+        if loop.store.current_number("a") in generations:
+            return loop.fail_vm("a")
         loop.start_vm("a")
         started.set()
         return "done"
@@ -103,10 +82,10 @@ def test_a_number_is_never_used_again(loop: Loop) -> None:
     loop.publish(x="two")
     loop.turn()  # the look at all VMs after this change is still owed, and prunes
     assert is_back.wait(20)
-    with store_of(loop).lock(rollout_lock("a")):  # the worker has done its work
+    with loop.store.lock(rollout_lock("a")):  # the worker has done its work
         assert Event.ROLLED_BACK in loop.events()
     loop.turn()
-    assert store_of(loop).current_number("a") == 1
+    assert loop.store.current_number("a") == 1
     assert numbers(loop) == [1, 2]
     loop.publish(x="three")
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
@@ -122,7 +101,7 @@ def test_the_last_that_worked_stays_whatever_failed_since(loop: Loop, failures: 
     for number in bad:
         loop.publish(x=f"bad {number}")
         loop.turn(lambda number=number: loop.events().count(Event.ROLLED_BACK) == number - 1)  # type: ignore[misc]  # a default binds it
-        with store_of(loop).lock(rollout_lock("a")):  # the worker has done its work
+        with loop.store.lock(rollout_lock("a")):  # the worker has done its work
             pass
         loop.turn()
     loop.publish(x="good again")
@@ -135,7 +114,7 @@ def test_a_number_is_not_used_again_though_its_generation_was_removed(loop: Loop
     """An operator removed the current generation by hand: its number is known from the link."""
     add(loop, to=4)
     (loop.top / "state/vms/a/generations/4").rename(loop.top / "gone")
-    assert store_of(loop).next_number("a") == 5
+    assert loop.store.next_number("a") == 5
 
 
 def test_the_way_back_stays_while_an_ordered_rollback_is_under_way(loop: Loop) -> None:
@@ -143,10 +122,10 @@ def test_the_way_back_stays_while_an_ordered_rollback_is_under_way(loop: Loop) -
     on_two, on_one, looked = threading.Event(), threading.Event(), threading.Event()
 
     def job(_unit: str) -> str:
-        if store_of(loop).current_number("a") == 1:
+        if loop.store.current_number("a") == 1:
             on_one.set()
             assert looked.wait(20)
-            return not_started(loop)
+            return loop.fail_vm("a")
         loop.start_vm("a")
         on_two.set()
         return "done"
@@ -163,8 +142,8 @@ def test_the_way_back_stays_while_an_ordered_rollback_is_under_way(loop: Loop) -
     looked.set()
     worker.join()
     assert numbers(loop) == [1, 2]
-    assert store_of(loop).current_number("a") == 2
-    assert loop.units.unit(UNIT).is_active
+    assert loop.store.current_number("a") == 2
+    assert loop.units.unit(ONE_UNIT).is_active
 
 
 def test_generations_that_failed_do_not_fill_the_store(loop: Loop) -> None:
@@ -183,9 +162,9 @@ def test_what_a_rollback_needs_is_read_again_when_others_are_removed(loop: Loop,
     """What was observed before is old: the record of a restart that was written since counts."""
     add(loop, to=8)
     before = look(loop)
-    with store_of(loop).lock(rollout_lock("a")):
+    with loop.store.lock(rollout_lock("a")):
         attempt = loop_attempt(loop, **{which: 3})
-        store_of(loop).record_attempt("a", attempt)
+        loop.store.record_attempt("a", attempt)
         loop.service._session.sealer.prune(before)
         assert numbers(loop) == list(range(1, 9)), "a worker is at the VM"
     loop.service._session.sealer.prune(before)
@@ -194,7 +173,7 @@ def test_what_a_rollback_needs_is_read_again_when_others_are_removed(loop: Loop,
 
 def loop_attempt(loop: Loop, **fields: int) -> Attempt:
     """A failed restart of the VM onto what is current."""
-    manifest = store_of(loop).current("a")
+    manifest = loop.store.current("a")
     assert manifest is not None
     return structs.replace(Attempt(manifest.digest, Outcome.FAILED), **fields)
 
@@ -203,7 +182,7 @@ def test_what_a_vm_has_been_started_on_since_the_look_stays(loop: Loop) -> None:
     """Root's evidence of a later start than the one that the look saw is read again."""
     add(loop, to=8)
     before = look(loop)
-    started = store_of(loop).generation("a", 4)
+    started = loop.store.generation("a", 4)
     assert started is not None
     evidence = loop.top / "run" / EVIDENCE_PARENT
     for each in evidence.iterdir():
@@ -216,7 +195,7 @@ def test_what_a_vm_has_been_started_on_since_the_look_stays(loop: Loop) -> None:
 def test_what_a_vm_has_been_pushed_since_the_look_stays(loop: Loop) -> None:
     """The record of a push to what runs is read again; that of an earlier start counts for nothing."""
     add(loop, to=8)
-    before, store = look(loop), store_of(loop)
+    before, store = look(loop), loop.store
     assert before.observed[0].unit is not None
     now = before.observed[0].unit.invocation_id
     pushed = store.generation("a", 4)
@@ -260,7 +239,7 @@ def test_a_vm_whose_generations_cannot_be_listed_holds_no_look_up(
 def test_above_a_bound_what_nothing_names_is_removed_without_systemd_s_word(loop: Loop) -> None:
     """What a record or root's evidence names stays, and all stay where the evidence does not tell."""
     add(loop, to=KEEP + _MOST + 1)
-    store, seen = store_of(loop), look(loop)
+    store, seen = loop.store, look(loop)
     started = store.generation("a", 6)
     assert started is not None
     store.assume("a", Assumed("5" * 32, started.digest, 4))
@@ -283,7 +262,7 @@ def test_above_a_bound_what_nothing_names_is_removed_without_systemd_s_word(loop
 
 def test_what_another_process_seals_does_not_fill_the_store(loop: Loop) -> None:
     """The agent removes what is too much, though it has sealed nothing itself."""
-    store_of(loop).hold("a", held=True)
+    loop.store.hold("a", held=True)
     loop.turn()
     for number in range(10):
         loop.publish(x=str(number))
@@ -294,7 +273,7 @@ def test_what_another_process_seals_does_not_fill_the_store(loop: Loop) -> None:
 
 def test_sealing_alone_does_not_fill_the_store(tmp_path: Path) -> None:
     """Where no agent runs, what seals removes what is too much."""
-    made = Loop(tmp_path, VM)
+    made = Loop(tmp_path, ONE_VM)
     most = 0
     with made.made():
         for number in range(2 * _MOST):
@@ -311,7 +290,7 @@ def test_many_generations_do_not_keep_a_change_from_being_sealed(loop: Loop) -> 
     add(loop, to=KEEP + _MOST + 5)
     loop.publish(x="two")
     loop.turn()
-    assert store_of(loop).current_number("a") == KEEP + _MOST + 6
+    assert loop.store.current_number("a") == KEEP + _MOST + 6
 
 
 def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> None:
@@ -322,13 +301,13 @@ def test_a_source_that_comes_and_goes_does_not_fill_the_store(loop: Loop) -> Non
         (loop.top / "secrets").unlink()
         loop.turn(lambda: True)
         assert len(numbers(loop)) <= KEEP + WORKED_MAX
-    assert store_of(loop).current_number("a") == 31
+    assert loop.store.current_number("a") == 31
 
 
 def test_no_more_is_sealed_than_a_bound_while_a_restart_lasts(loop: Loop) -> None:
     """A restart may need what nothing names yet, so older generations stay. What is published waits then."""
-    loop.service._session.store.hold("a", held=True)
-    with store_of(loop).lock(rollout_lock("a")):
+    loop.store.hold("a", held=True)
+    with loop.store.lock(rollout_lock("a")):
         for number in range(_MOST + 5):
             loop.publish(x=str(number))
             loop.turn()
@@ -343,7 +322,7 @@ def test_no_more_is_sealed_than_a_bound_while_a_restart_lasts(loop: Loop) -> Non
 def test_what_a_crash_left_goes_with_the_first_look(loop: Loop, how: str) -> None:
     """An agent that ended before it removed older generations does so at its next start, or at a reload."""
     add(loop, to=9)
-    store_of(loop).revert("a", 9)
+    loop.store.revert("a", 9)
     if how == "reload":
         loop.service._reload()
         loop.turn()

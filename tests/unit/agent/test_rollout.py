@@ -68,7 +68,7 @@ class Host:
     @property
     def store(self) -> Store:
         """The service's own."""
-        return self.loop.service._session.store
+        return self.loop.store
 
     def timed(self) -> Rollout:
         """The service's own, with the test's clock."""

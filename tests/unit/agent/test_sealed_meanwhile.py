@@ -13,7 +13,7 @@ from credferry.agent.store import generations
 from credferry.agent.store.files import point
 from credferry.agent.store.generations import Store
 from credferry.agent.store.locks import rollout_lock
-from tests.support.loop import Loop
+from tests.support.loop import Loop, one_vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,26 +21,12 @@ if TYPE_CHECKING:
 
     from credferry.launcher.handoff import Manifest
 
-VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
-UNIT = "microvm@a.service"
-
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Loop]:
-    """A service with one VM, which runs generation 1, and is restarted once for each change."""
-    made = Loop(tmp_path, VM)
-    made.configure(VM, "attempts = 1")
-    made.publish(x="one")
-    with made.running():
-        made.turn()
-        made.start_vm("a")
-        made.turn()
+    """A service with one VM."""
+    with one_vm(tmp_path) as made:
         yield made
-
-
-def store_of(loop: Loop) -> Store:
-    """The store of the service."""
-    return loop.service._session.store
 
 
 @pytest.mark.parametrize("first", ["sealed", "rolled back"])
@@ -53,10 +39,9 @@ def test_the_vm_gets_the_newer_change_and_rests(
     revert = Store.revert
 
     def start(_unit: str) -> str:
-        started_on.append(number := store_of(loop).current_number("a"))
+        started_on.append(number := loop.store.current_number("a"))
         if number == 2:
-            loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-            return "failed"
+            return loop.fail_vm("a")
         loop.start_vm("a")
         return "done"
 
@@ -85,10 +70,10 @@ def test_the_vm_gets_the_newer_change_and_rests(
     assert is_due.wait(20)
     loop.publish(x="good")
     loop.turn(lambda: is_back.is_set() and loop.decision("a").state is State.IN_STEP)
-    with store_of(loop).lock(rollout_lock("a")):  # the worker has done its work
+    with loop.store.lock(rollout_lock("a")):  # the worker has done its work
         pass
     loop.turn()
-    store = store_of(loop)
+    store = loop.store
     now = store.current("a")
     assert now is not None
     assert now.generation == store.current_number("a") == started_on[-1]

@@ -63,7 +63,7 @@ def in_step(loop: Loop) -> None:
 
 def behind_and_held(loop: Loop) -> None:
     """Have something newer sealed for the VM, which an operator holds."""
-    loop.service._session.store.hold("a", held=True)
+    loop.store.hold("a", held=True)
     loop.publish(x="two")
     loop.turn(lambda: loop.decision("a").state is State.HELD)
 
@@ -79,7 +79,7 @@ def test_a_held_vm_stays_behind_while_the_host_s_key_changes(loop: Loop, how: st
     assert loop.decision("a").state is State.HELD
     assert loop.events().count(Event.HOST_KEY) == 1
     assert loop.verify() == ()
-    loop.service._session.store.hold("a", held=False)
+    loop.store.hold("a", held=False)
     loop.turn(lambda: loop.units.restarts)
     assert loop.decision("a").state is State.IN_STEP
     assert loop.units.restarts == [UNIT]
@@ -111,7 +111,7 @@ def test_a_vm_is_not_left_down_where_a_unit_that_it_requires_fails(loop: Loop, f
     loop.publish(x="two")
     loop.turn(lambda: len(loop.units.restarts) > failures)
     assert loop.units.unit(UNIT).is_active
-    in_force = loop.service._session.store.current("a")
+    in_force = loop.store.current("a")
     assert in_force is not None
     assert in_force.generation == (2 if failures == 1 else 1)
 
@@ -181,7 +181,7 @@ def test_what_a_vm_runs_is_kept_while_there_is_no_bus(loop: Loop) -> None:
         loop.publish(x=f"value {number}")
         loop.turn(lambda: loop.decision_without_bus("a").seal is None)
     connection._manager = loop.units
-    assert loop.service._session.store.generation("a", 1) is not None
+    assert loop.store.generation("a", 1) is not None
 
 
 def test_a_vm_stays_behind_while_the_key_changes_and_its_secret_is_lacking(loop: Loop) -> None:
@@ -225,7 +225,7 @@ def test_a_vm_that_runs_what_is_published_again_after_a_change_of_the_key_is_not
     assert loop.decision("a").state is State.HELD
     loop.publish(x="one")
     loop.turn()
-    loop.service._session.store.hold("a", held=False)
+    loop.store.hold("a", held=False)
     for _ in range(3):
         loop.turn()
     assert loop.decision("a").state is State.IN_STEP
@@ -236,9 +236,9 @@ def failing(loop: Loop, value: str) -> None:
     """Publish what the VM does not start on, and have it rolled back."""
 
     def job(unit: str) -> str:
-        current = loop.service._session.store.current("a")
+        current = loop.store.current("a")
         assert current is not None
-        if loop.service._session.store.values("a")["X"] != Secret(value.encode()):
+        if loop.store.values("a")["X"] != Secret(value.encode()):
             return loop._restart(unit)
         number = int(loop.units.unit(unit).invocation_id, 16) + 1
         loop.units.set(
@@ -262,10 +262,10 @@ def test_a_vm_that_fails_after_a_change_of_the_key_goes_back(loop: Loop, keys: i
     failing(loop, "bad")
     assert Event.ROLLBACK_FAILED not in loop.events()
     assert loop.units.unit(UNIT).is_active
-    current = loop.service._session.store.current("a")
+    current = loop.store.current("a")
     assert current is not None
     assert current.generation == 2
-    assert loop.service._session.store.values("a") == {"X": Secret(b"two")}
+    assert loop.store.values("a") == {"X": Secret(b"two")}
     assert loop.decision("a").state is State.FAILED
 
 
@@ -316,7 +316,7 @@ def test_a_generation_is_not_to_blame_where_the_key_changes_while_its_vm_is_rest
     loop.units.job = job
     loop.publish(x="two")
     loop.turn(lambda: changed.is_set() and loop.decision("a").state is State.IN_STEP)
-    current = loop.service._session.store.current("a")
+    current = loop.store.current("a")
     assert current is not None
     assert current.generation == 2
     assert not {Event.ROLLED_BACK, Event.ROLLBACK_FAILED} & set(loop.events())
@@ -351,13 +351,13 @@ def test_a_full_disk_while_all_is_sealed_anew_loses_nothing(
     monkeypatch.setattr(os, "fsync", real)
     if again:
         loop.new_key()
-    loop.turn(lambda: loop.service._session.store.key == open_store(loop.service._session.config).key)
+    loop.turn(lambda: loop.store.key == open_store(loop.service._session.config).key)
     assert loop.decision("a").state is State.HELD
-    store = loop.service._session.store
+    store = loop.store
     assert [store.values("a", number) for number in (1, 2)] == [{"X": Secret(b"one")}, {"X": Secret(b"two")}]
     loop.publish(x="one")
     loop.turn()
-    loop.service._session.store.hold("a", held=False)
+    loop.store.hold("a", held=False)
     loop.turn()
     assert loop.decision("a").state is State.IN_STEP
     assert loop.units.restarts == []
@@ -376,7 +376,7 @@ def test_what_is_sealed_for_the_guest_is_known_with_another_key(tmp_path: Path) 
         for _ in range(3):
             loop.turn()
         assert loop.decision("a").state is State.IN_STEP
-        current = loop.service._session.store.current("a")
+        current = loop.store.current("a")
         assert current is not None
         assert current.generation == 1
         assert loop.units.restarts == []
@@ -422,7 +422,7 @@ def test_a_key_that_is_replaced_while_it_is_read_is_noticed(
 
     loop.new_key()
     monkeypatch.setattr(service, "open_store", replaced)
-    loop.turn(lambda: loop.service._session.store.key == real(loop.service._session.config).key)
+    loop.turn(lambda: loop.store.key == real(loop.service._session.config).key)
 
 
 def test_a_restart_under_way_while_the_key_changes_is_no_tampering(loop: Loop) -> None:
@@ -483,7 +483,7 @@ def test_an_earlier_key_that_comes_back_is_compared_with_as_ever(tmp_path: Path)
 
 def test_an_edited_head_is_taken_for_no_new_key(loop: Loop) -> None:
     """Only another key of the host is told as one."""
-    path = loop.service._session.store.state / journal.HEAD_FILE
+    path = loop.store.state / journal.HEAD_FILE
     path.write_text(path.read_text().replace("sealed", "unsealed"))
     loop.publish(x="two")
     loop.turn(lambda: Event.RESTARTED in loop.events())
@@ -696,19 +696,19 @@ def test_a_vm_that_is_stopped_while_its_health_is_checked_is_not_sick(tmp_path: 
 
 def test_what_a_vm_runs_is_told_though_something_newer_is_sealed(loop: Loop) -> None:
     """A restart that ended while no agent ran is recorded with the generation that the VM was started on."""
-    loop.service._session.store.hold("a", held=True)
+    loop.store.hold("a", held=True)
     loop.publish(x="two")
     loop.turn(lambda: loop.decision("a").state is State.HELD)
-    manifest = loop.service._session.store.current("a")
+    manifest = loop.store.current("a")
     assert manifest is not None
     attempt = Attempt(manifest.digest, Outcome.RESTARTING, previous=1, run=manifest.run, before="0" * 32)
-    loop.service._session.store.record_attempt("a", attempt)
+    loop.store.record_attempt("a", attempt)
     loop.start_vm("a")
     loop.publish(x="three")
     config = loop.service._session.config
     look = loop.service._session.observer.look(config.vms.values(), None)
     assert loop.service._session.sealer.seal_due(look) == ["a"]  # as credferry-seal.service does
-    loop.turn(lambda: loop.service._session.store.attempt("a") is None)
+    loop.turn(lambda: loop.store.attempt("a") is None)
     assert (Event.RESTARTED, "a: runs generation 2") in loop.told()
 
 
@@ -866,10 +866,10 @@ def test_a_generation_that_does_not_open_is_sealed_anew_before_a_restart(loop: L
         value.unlink()
     else:
         value.write_bytes((loop.top / "state/vms/a/generations/1/value.X").read_bytes())
-    loop.service._session.store.hold("a", held=False)
+    loop.store.hold("a", held=False)
     loop.turn(lambda: loop.decision("a").state is State.IN_STEP)
     assert loop.units.restarts == [UNIT]
-    current = loop.service._session.store.current("a")
+    current = loop.store.current("a")
     assert current is not None
     assert current.generation == 3
     assert Event.RESTART_FAILED not in loop.events()
@@ -934,7 +934,7 @@ def test_an_order_restarts_no_vm_that_would_not_start_again(loop: Loop, order: O
     assert "would not start again" in loop.service._orders.result("a")
     assert "chmod 0400" in loop.service._orders.result("a")
     assert loop.units.restarts == [UNIT]
-    assert loop.service._session.store.attempt("a") is None
+    assert loop.store.attempt("a") is None
 
 
 def test_an_order_does_not_go_back_to_what_does_not_open(loop: Loop) -> None:
@@ -945,9 +945,9 @@ def test_an_order_does_not_go_back_to_what_does_not_open(loop: Loop) -> None:
     with pytest.raises(OrderError, match="generation 1, the one before, cannot be opened"):
         loop.service._orders.give("a", Order.ROLL_BACK, Operator.of_user(0, ""))
     loop.turn()
-    assert loop.service._session.store.current_number("a") == 2
+    assert loop.store.current_number("a") == 2
     assert loop.units.restarts == [UNIT]
-    assert loop.service._session.store.attempt("a") is None
+    assert loop.store.attempt("a") is None
 
 
 def test_a_vm_is_not_put_back_onto_what_does_not_open(tmp_path: Path) -> None:
@@ -958,8 +958,7 @@ def test_a_vm_is_not_put_back_onto_what_does_not_open(tmp_path: Path) -> None:
 
     def job(_unit: str) -> str:
         damage(loop.top / "state/vms/a/generations/1/value.X")
-        loop.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-        return "failed"
+        return loop.fail_vm("a")
 
     with loop.running() as service:
         in_step(loop)

@@ -62,7 +62,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 
 def generation(loop: Loop, vm: str) -> int:
     """The number of a VM's current generation."""
-    return loop.service._session.store.current_number(vm)
+    return loop.store.current_number(vm)
 
 
 def test_each_source_reaches_the_vms_that_use_it(loop: Loop) -> None:

@@ -15,37 +15,28 @@ from credferry.agent.rollout.operators import Operator
 from credferry.agent.store.locks import rollout_lock
 from credferry.agent.store.record_files import WORKED_MAX
 from tests.support.host import patience
-from tests.support.loop import Loop
+from tests.support.loop import ONE_VM, Loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from credferry.agent.store.generations import Store
 
-VM = '[vms.a.credentials]\nX = { secret = "x" }\n'
-UNIT = "microvm@a.service"
 ROOT = Operator(0)
 
 
 class Site(Loop):
-    """A service with one VM, which starts on each generation but the bad ones."""
+    """A service with one ONE_VM, which starts on each generation but the bad ones."""
 
     tried: list[int]
     bad: set[int]
-
-    @property
-    def store(self) -> Store:
-        """The store of the service."""
-        return self.service._session.store
 
     def start(self, _unit: str) -> str:
         """The VM's restart, as systemd does it."""
         number = self.store.current_number("a")
         self.tried.append(number)
         if number in self.bad:
-            self.units.set(UNIT, active="failed", sub="failed", result="exit-code", invocation_id="9" * 32)
-            return "failed"
+            return self.fail_vm("a")
         self.start_vm("a")
         return "done"
 
@@ -87,8 +78,8 @@ class Site(Loop):
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """The VM runs generation 1."""
-    made = Site(tmp_path, VM)
-    made.configure(VM, "attempts = 1")
+    made = Site(tmp_path, ONE_VM)
+    made.configure(ONE_VM, "attempts = 1")
     made.publish(x="one")
     made.tried, made.bad = [], set()
     with made.running():
