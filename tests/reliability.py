@@ -29,8 +29,8 @@ _HEAD: Final = """\
 # Reliability
 
 This page has the results of tests that try hard to break credferry, in numbers. Each number is from the
-last run of its test (for the soak: the last run of full length), on any machine. `make reliability` writes
-the page. The section below the tables says how each number is counted.
+last run of its test (for the soak and for fuzzing: the last run of full length), on any machine.
+`make reliability` writes the page. The section below the tables says how each number is counted.
 
 | what | number | when (UTC) |
 |---|---:|---|

@@ -43,7 +43,8 @@ def main(targets: Mapping[str, Target], argv: Sequence[str]) -> int:
     limits = Limits(seconds=seconds, runs=asked.runs, seed=asked.seed)
     runs = [_run(target, limits, fresh=asked.fresh) for target in chosen]
     total = sum(run.inputs for run in runs)
-    note(Number.FUZZED, total)
+    if seconds and not asked.target:  # the page is of the last run of full length
+        note(Number.FUZZED, total)
     bad = sum(not run.good for run in runs)
     sys.stdout.write(f"{total} inputs, {len(chosen)} targets, {bad} findings\n")
     return 1 if bad else 0
