@@ -154,15 +154,14 @@ SOURCES: Final = {
 
 
 def render(numbers: Mapping[Number, tuple[float, str]], page: str, scores: Iterable[Score] = ()) -> str:
-    """The page with these numbers, and where there is none or the same, what the present page says."""
+    """The page with these numbers and their days. Where there is none, what the present page says."""
     present = _present(page)
     rows = []
     for number in Number:
         value, when = present.get(number, _NONE)
         if number in numbers:
             new, moment = numbers[number]
-            if value != _shown(new):
-                value, when = _shown(new), moment[:10]
+            value, when = _shown(new), moment[:10]
         rows.append(f"| {number.value} | {value} | {when} |\n")
     details = (
         f"- **{number.value}**: {source.meaning} [`{source.path}`](../{source.path}), `{source.command}`.\n"

@@ -50,11 +50,12 @@ def test_a_number_changes_its_own_row(page: str) -> None:
     assert is_well_formed(after)
 
 
-def test_the_same_number_changes_nothing(page: str) -> None:
-    """A later run with the same result leaves the page as it is; so does a run that keeps no number."""
+def test_the_same_number_has_the_day_of_its_last_run(page: str) -> None:
+    """A later run with the same result changes the day. A run that keeps no number changes nothing."""
     before = render({Number.LEAKS: (0, WHEN), Number.SECURITY_SCORE: (0.8, WHEN)}, page)
-    later = "2026-04-01T12:00:00+00:00"
-    assert render({Number.LEAKS: (0, later), Number.SECURITY_SCORE: (0.8, later)}, before) == before
+    after = render({Number.LEAKS: (0, "2026-04-01T12:00:00+00:00")}, before)
+    what = Number.LEAKS.value
+    assert after == before.replace(f"| {what} | 0 | 2026-03-01 |", f"| {what} | 0 | 2026-04-01 |")
     assert render({}, before) == before
 
 
