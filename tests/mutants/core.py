@@ -56,7 +56,6 @@ MODULES: Final = {
     "agent/rollout/rollback.py": _ROLLOUT,
     "agent/rollout/rollout.py": _ROLLOUT,
     "agent/reconcile/sealer.py": _near(_AGENT, "sealer", "aging", "pairs"),
-    "agent/reconcile/pruning.py": _near(_AGENT, "needed", "pruning", "worked"),
     "agent/daemon/hints.py": _near(_AGENT, "hints"),
     "agent/rollout/dispatcher.py": _near(_AGENT, "dispatch"),
     "agent/sealing/credential.py": _near(_AGENT, "sealing"),
