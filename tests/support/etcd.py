@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -22,7 +23,6 @@ from credferry.agent.fleet.transport import Tls
 from tests.support.host import patience
 
 if TYPE_CHECKING:
-    import signal
     from pathlib import Path
 
 _START_SECONDS: Final = 60.0
@@ -100,6 +100,8 @@ class RealEtcd:
         """Send it a signal, such as SIGSTOP: it then accepts connections and does not answer."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:  # a thread may go on for a moment, and answer, until all have stopped
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def kill(self) -> None:
         """End it at once."""
