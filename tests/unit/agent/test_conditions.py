@@ -27,7 +27,7 @@ def test_another_text_is_told() -> None:
 
 
 def test_texts_of_several_faults_are_told_once() -> None:
-    """Where several faults last at once, each is told once, and only so many are remembered."""
+    """The agent reports each of several faults once. It remembers a bounded number of them."""
     conditions = Conditions()
 
     def told(*texts: str) -> list[bool]:

@@ -147,10 +147,7 @@ class Fleet:
         manifest = self.loop.store.current(vm)
         assert manifest is not None
         if manifest.generation == 2:
-            self.loop.units.set(
-                unit, active="failed", sub="failed", result="exit-code", invocation_id="e" * 32
-            )
-            return "failed"
+            return self.loop.fail_vm(vm)
         return self.loop._restart(unit)
 
     def fail_and_lose(self, unit: str) -> str:

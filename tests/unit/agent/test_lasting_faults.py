@@ -110,8 +110,7 @@ def test_a_rollback_waits_until_its_generation_is_sealed_with_another_host_key(
         if loop.units.restarts == [A]:
             refusing_renewal(patched, "a")
             loop.new_key()
-        loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="e" * 32)
-        return "failed"
+        return loop.fail_vm("a")
 
     loop.units.job = job
     try:
@@ -150,7 +149,7 @@ def test_a_vm_waits_no_longer_where_the_host_has_the_agents_key_again(loop: Loop
 def test_what_cannot_be_sealed_with_another_host_key_is_told(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One VM's generations stay with the earlier key: this is told until they are sealed anew."""
+    """The agent reports generations of the earlier key until it has sealed them anew."""
     conditions = loop.service._conditions
     with monkeypatch.context() as patched:
         refusing_renewal(patched, "a")
@@ -276,7 +275,7 @@ def test_a_directory_that_takes_no_generation_keeps_no_other_vm_waiting(
 def test_a_record_that_cannot_be_removed_keeps_no_other_vm_waiting(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One VM's restart is over, and its record stays: both are told once, and other VMs go on."""
+    """The agent reports once that a restart is over and its record stays. Other VMs go on."""
     store = loop.store
     now = store.current("a")
     assert now is not None
@@ -348,8 +347,7 @@ def test_a_vm_that_is_down_is_put_back_where_the_disk_is_not_synced(
         if store.current_number("a") == 1:
             return loop._restart(unit)
         failing_sync(monkeypatch, directory)
-        loop.units.set(unit, active="failed", sub="failed", result="exit-code", invocation_id="e" * 32)
-        return "failed"
+        return loop.fail_vm("a")
 
     loop.units.job = job
     loop.publish(x="bad", y="one")

@@ -68,10 +68,8 @@ def test_whole_generations_stay_after_the_agent_starts_anew(store: Store, key: C
     assert numbers(store) == {2, 3, 4}
 
 
-def test_generations_that_are_known_to_be_whole_are_not_opened_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only a new process opens the generations that are there, once. Other writes open none, of any VM."""
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The sealed files that the store opens from now on."""
     read: list[Path] = []
 
     def counted(path: Path, *, limit: int, below: Path) -> bytes:
@@ -79,6 +77,14 @@ def test_generations_that_are_known_to_be_whole_are_not_opened_again(
         return read_untrusted(path, limit=limit, below=below)
 
     monkeypatch.setattr("credferry.agent.store.sealed_files.read_untrusted", counted)
+    return read
+
+
+def test_generations_that_are_known_to_be_whole_are_not_opened_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a new process opens the generations that are there, once. Other writes open none, of any VM."""
+    read = opened(monkeypatch)
     for number in range(1, 6):
         for vm in ("web", "db"):
             store.write(manifest(number, vm=vm), {})
@@ -98,13 +104,7 @@ def test_what_stays_is_not_opened_again(store: Store, monkeypatch: pytest.Monkey
     store.revert("web", 2)
     assert [store.find("web", f"{number:064x}", 0) for number in range(1, 9)] == [*range(1, 9)]
     store.prune("web", 2, {4})
-    read: list[Path] = []
-
-    def counted(path: Path, *, limit: int, below: Path) -> bytes:
-        read.append(path)
-        return read_untrusted(path, limit=limit, below=below)
-
-    monkeypatch.setattr("credferry.agent.store.sealed_files.read_untrusted", counted)
+    read = opened(monkeypatch)
     assert [store.find("web", f"{number:064x}", 0) for number in range(1, 9)] == [1, 2, 0, 4, 0, 6, 7, 8]
     assert read == []
 
